@@ -1,0 +1,339 @@
+"""Every setting of an experiment, as frozen dataclasses that refuse what cannot work.
+
+In: a Python file under `configs/` with `get_config() -> Config`, and command-line flags on top of it.
+Out: one `Config`, saved as JSON beside each checkpoint and read back with `Config.from_json`.
+
+Nothing here imports jax, so `--help` is instant. Derived quantities are properties, never fields.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+PathName = Literal["linear", "gvp", "vp"]
+PredictionName = Literal["velocity", "score", "noise"]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Flag-DiT (Lumina-T2X, arXiv 2405.05945, section 2). Named sizes: `models/presets.py`."""
+
+    layers: int
+    heads: int
+    width: int
+    kv_heads: int | None = None
+    """Key/value heads shared by groups of query heads; None: one for each query head."""
+    patch_size: int = 2
+    channels: int = 4
+    """Channels of the latent (3 when training on pixels)."""
+    conditioning: Literal["text", "label"] = "text"
+    text_width: int = 4096
+    """Width of the caption features (text-conditional models only)."""
+    classes: int = 1000
+    """Number of labels (label-conditional models only); one extra row means 'no label'."""
+    qk_norm: bool = True
+    mlp_multiple_of: int = 256
+    mlp_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    nextline: bool = True
+    """A learned [nextline] token after every row of patches; the label-conditional models have none."""
+    nextframe: bool = True
+    """A learned [nextframe] token after every frame of a sample with several frames."""
+    pad_token: bool = False
+    """Keep the learned embedding of padding that released checkpoints carry; it never reaches an output."""
+    predict_sigma: bool = False
+    """Twice the output channels, of which the second half is thrown away (released checkpoints)."""
+    rope_theta: float = 10_000.0
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    remat: Literal["none", "full", "dots"] = "full"
+    """What the backward pass recomputes: nothing, each layer, or each layer except its matrix products."""
+    unroll: int = 1
+    """Layers unrolled per iteration of the scan over layers."""
+    attention: Literal["auto", "reference", "xla"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name}={value} must be at least 1")
+        _require(
+            self.width % self.heads == 0,
+            f"model.width={self.width} must be a multiple of model.heads={self.heads}; change one of them",
+        )
+        _require(
+            self.head_width % 2 == 0,
+            f"width / heads = {self.head_width} must be even, because rotary embeddings turn pairs; "
+            f"choose another model.heads for model.width={self.width}",
+        )
+        _require(
+            self.heads % self.key_heads == 0,
+            f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}",
+        )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def condition_width(self) -> int:
+        """Width of the time and caption embedding that feeds adaLN."""
+        return min(self.width, 1024)
+
+    @property
+    def mlp_width(self) -> int:
+        hidden = int(2 * 4 * self.width / 3)
+        if self.mlp_multiplier is not None:
+            hidden = int(self.mlp_multiplier * hidden)
+        return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)
+
+    @property
+    def patch_values(self) -> int:
+        return self.patch_size**2 * self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """The probability path and what the network is trained to predict (`flow/`)."""
+
+    path: PathName = "linear"
+    prediction: PredictionName = "velocity"
+    loss_weight: Literal["none", "velocity", "likelihood"] = "none"
+    times: Literal["uniform", "lognorm"] = "lognorm"
+    """Distribution of the training times; lognorm is the sigmoid of a standard normal."""
+    time_shift: float = 1.0
+    """Training times t become t / (t + m - m t): m > 1 spends more of them near noise."""
+
+    def __post_init__(self) -> None:
+        _require(self.time_shift > 0, f"flow.time_shift={self.time_shift} must be positive; 1 means no shift")
+        _require(
+            self.prediction != "velocity" or self.loss_weight == "none",
+            f"flow.loss_weight={self.loss_weight!r} needs flow.prediction 'score' or 'noise'; "
+            "the velocity loss has no weighting",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The frozen encoder that turns captions into features."""
+
+    encoder: str = "minilm"
+    """'minilm' (the one that `make setup` installs) or a folder holding a BERT encoder and its tokenizer."""
+    max_tokens: int = 32
+    """Longer captions are cut (the released text-to-image models use 128)."""
+    cache: str = ".cache/text"
+    """Folder in which encoded caption sets are kept."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 2, f"text.max_tokens={self.max_tokens} must be at least 2: [CLS] and [SEP]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the examples come from, and how they become rows of tokens."""
+
+    source: Literal["emoji", "folder", "lumina", "tfds"] = "emoji"
+    """emoji: embedded. folder: images and a captions .jsonl. lumina: the authors' YAML. tfds: a builder."""
+    path: str = ""
+    """folder: the folder or the .jsonl file. lumina: the .yaml file. tfds: builder name, such as cifar10:3.*.*"""
+    split: str = "train"
+    """emoji: train, held_out or all. tfds: any split expression."""
+    image_size: int = 32
+    """Pixels of a square image; with buckets, the side of a square of equal area."""
+    crop: Literal["square", "buckets"] = "square"
+    """square: shorter side resized, centre cropped. buckets: the authors' aspect-ratio buckets."""
+    emoji_names: int = 48
+    """Number of emoji names in the embedded set; each name is drawn in two styles."""
+    image_key: str = "image"
+    caption_key: str = "caption"
+    label_key: str = "label"
+    """Feature names of a tfds builder; a caption may also be the name of the label."""
+    data_dir: str | None = None
+    """Folder of prepared tfds data; None: the default of tensorflow-datasets."""
+    batch_rows: int = 32
+    """Rows of tokens in a batch, over all devices."""
+    row_tokens: int | None = None
+    """Tokens in a row; None: as many as one sample of image_size needs. More packs several samples into a row."""
+    samples_per_row: int = 1
+    """At most so many samples share a row."""
+    caption_dropout: float = 0.1
+    """Share of captions replaced by the empty one, for classifier-free guidance."""
+    workers: int = 0
+    """Processes that read and decode; 0: threads of this process."""
+    prefetch: int = 16
+    """Examples (or batches) held ready."""
+    bad_samples: int = 100
+    """Unreadable samples that are skipped, each reported by name, before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "batch_rows", "samples_per_row", "prefetch", "emoji_names"):
+            _require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
+        _require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
+        _require(self.bad_samples >= 0, f"data.bad_samples={self.bad_samples} must not be negative")
+        _require(
+            0 <= self.caption_dropout < 1,
+            f"data.caption_dropout={self.caption_dropout} must lie in [0, 1); 0.1 is usual",
+        )
+        _require(
+            self.source == "emoji" or bool(self.path),
+            f"data.source={self.source!r} needs data.path; see --help for what it names",
+        )
+        _require(
+            self.samples_per_row == 1 or self.row_tokens is not None,
+            f"data.samples_per_row={self.samples_per_row} needs data.row_tokens, the length of a packed row",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warmup, a schedule, clipping and an exponential moving average of the parameters."""
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What follows the warmup: constant, or decay to zero at the last step."""
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 2.0
+    """Gradients of a larger global norm are scaled down to it; None: never."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are averaged into one update."""
+    ema_decay: float = 0.9999
+    ema_warmup: bool = False
+    """Start the average quickly: decay = min(ema_decay, (1 + step) / (10 + step))."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
+        _require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
+        _require(self.accumulate >= 1, f"optimizer.accumulate={self.accumulate} must be at least 1")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optimizer.clip_norm={self.clip_norm} must be positive, or None for no clipping",
+        )
+        for name in ("beta1", "beta2", "ema_decay"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"optimizer.{name}={value} must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; `data` takes what the others leave."""
+
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("fsdp", "tensor"):
+            _require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How pictures are drawn from a trained model (`sample.py`, and the sheets of a training run)."""
+
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "dopri8", "tsit5", "euler_maruyama", "sde_heun"] = (
+        "midpoint"
+    )
+    steps: int = 30
+    """Intervals of the time grid; the adaptive solvers choose their own steps and ignore it."""
+    guidance: float = 4.0
+    """Scale s of v_null + s (v_text - v_null); 1: no guidance."""
+    guided_channels: int | None = None
+    """Guide only so many leading channels (the released code: 3); None: all."""
+    time_shift: float = 1.0
+    """The time grid t becomes t / (t + m - m t)."""
+    rtol: float = 1e-3
+    atol: float = 1e-6
+    """Tolerances of the adaptive solvers."""
+    diffusion: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
+    diffusion_norm: float = 1.0
+    """Diffusion coefficient of the stochastic solvers."""
+    last_step: Literal["none", "mean", "tweedie", "euler"] = "mean"
+    last_step_size: float = 0.04
+    """How the stochastic solvers end."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
+        _require(self.time_shift > 0, f"sample.time_shift={self.time_shift} must be positive; 1 means no shift")
+        for name in ("rtol", "atol", "diffusion_norm", "last_step_size"):
+            _require(getattr(self, name) > 0, f"sample.{name}={getattr(self, name)} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Length of the run, and what it writes where."""
+
+    name: str = "run"
+    root: str = "runs"
+    """The run lives in root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files, samples/."""
+    steps: int = 1000
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    keep_every: int | None = None
+    """Besides the newest, keep every checkpoint whose step is a multiple of this."""
+    sample_every: int | None = None
+    """Draw a sheet of sample_prompts so often; None: never."""
+    sample_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)} must be at least 1")
+        _require(
+            bool(self.name) and "/" not in self.name,
+            f"run.name={self.name!r} must be a plain folder name; put the parent folder into run.root",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment."""
+
+    model: ModelConfig
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        unit = self.model.patch_size
+        _require(
+            self.data.image_size % unit == 0,
+            f"data.image_size={self.data.image_size} must be a multiple of model.patch_size={unit}",
+        )
+        _require(
+            self.data.batch_rows % self.optimizer.accumulate == 0,
+            f"data.batch_rows={self.data.batch_rows} must be a multiple of "
+            f"optimizer.accumulate={self.optimizer.accumulate}",
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Config":
+        """The configuration that `to_json` wrote; a wrong or unknown field is a ValueError that names it."""
+        from pydantic import TypeAdapter  # slow to import, and --help never needs it
+
+        for section in (Config, *(f.type for f in dataclasses.fields(Config))):
+            section.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[union-attr]
+        return TypeAdapter(Config).validate_json(text)
+
+    def replace(self, **sections: dict[str, Any]) -> "Config":
+        """A copy with fields changed: `config.replace(run={"steps": 10})`."""
+        changed = {name: dataclasses.replace(getattr(self, name), **new) for name, new in sections.items()}
+        return dataclasses.replace(self, **changed)

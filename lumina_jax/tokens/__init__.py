@@ -1,0 +1,23 @@
+"""Latents of any shape to one sequence of tokens, and back."""
+
+from lumina_jax.tokens.grid import Grid, Kind, Layout, latent_grid
+from lumina_jax.tokens.packing import Fit, Tokens, first_fit, pack, spread, tokens_of, unpack
+from lumina_jax.tokens.patchify import patchify, pixels_to_unit, unit_to_pixels, unpatchify
+
+__all__ = [
+    "Fit",
+    "Grid",
+    "Kind",
+    "Layout",
+    "Tokens",
+    "first_fit",
+    "latent_grid",
+    "pack",
+    "patchify",
+    "pixels_to_unit",
+    "spread",
+    "tokens_of",
+    "unit_to_pixels",
+    "unpack",
+    "unpatchify",
+]

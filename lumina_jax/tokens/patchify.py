@@ -1,0 +1,51 @@
+"""Latents to the patches of one sequence and back, exactly.
+
+In: latents [b f h w c], channels last. Out: patches [b l p] in the order of `Grid`, zeros at the markers.
+The values of a patch are ordered (channel, row in patch, column in patch), as the released models read them.
+Works on numpy and jax arrays alike, and never copies between the two.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float, Num
+
+from lumina_jax.tokens.grid import Grid
+
+AnyArray = jax.Array | np.ndarray
+
+
+def patchify(latents: Num[AnyArray, "b f h w c"], grid: Grid, patch_size: int) -> Num[AnyArray, "b l p"]:
+    """The sequence of patches of each latent; `grid` must be the grid of these latents."""
+    expected = (grid.frames, grid.rows * patch_size, grid.columns * patch_size)
+    if latents.shape[1:4] != expected:
+        raise ValueError(f"latents of {latents.shape[1:4]=} do not have the {expected} of {grid=}; {patch_size=}")
+    patches = rearrange(latents, "b f (r i) (w j) c -> b f r w (c i j)", i=patch_size, j=patch_size)
+    xp = jnp if isinstance(latents, jax.Array) else np
+    if grid.nextline:
+        patches = xp.pad(patches, ((0, 0), (0, 0), (0, 0), (0, 1), (0, 0)))
+    lines = rearrange(patches, "b f r w p -> b f (r w) p")
+    if grid.has_frame_markers:
+        lines = xp.pad(lines, ((0, 0), (0, 0), (0, 1), (0, 0)))
+    return rearrange(lines, "b f l p -> b (f l) p")
+
+
+def unpatchify(patches: Num[AnyArray, "b l p"], grid: Grid, patch_size: int) -> Num[AnyArray, "b f h w c"]:
+    """The inverse of `patchify`; what stands at the markers is dropped."""
+    if patches.shape[1] != grid.length:
+        raise ValueError(f"{patches.shape[1]} tokens are not the {grid.length} of {grid=}")
+    lines = rearrange(patches, "b (f l) p -> b f l p", f=grid.frames)
+    lines = lines[:, :, : grid.rows * (grid.columns + grid.nextline)]
+    rows = rearrange(lines, "b f (r w) p -> b f r w p", r=grid.rows)[:, :, :, : grid.columns]
+    return rearrange(rows, "b f r w (c i j) -> b f (r i) (w j) c", i=patch_size, j=patch_size)
+
+
+def pixels_to_unit(pixels: Num[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Bytes 0..255 to floats -1..1, the range in which a model without an autoencoder sees pixels."""
+    return (pixels.astype(np.float32) / 127.5) - 1.0
+
+
+def unit_to_pixels(values: Float[np.ndarray, "*shape"]) -> Num[np.ndarray, "*shape"]:
+    """The inverse of `pixels_to_unit`, clipped to the range of a byte and rounded."""
+    return np.rint((np.clip(values, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
