@@ -1,0 +1,89 @@
+"""The embedded pictures: emoji of two styles, each captioned "<name>, <style> style".
+
+In: the arrays beside this file, or a folder of larger ones made by `tools/build_emoji.py`. Out: records, by index.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lumina_jax.data.example import Record
+
+STYLES = ("fluent", "noto")
+EMBEDDED = Path(__file__).parent / "emoji"
+HELD_OUT_EVERY = 4
+"""One picture of every fourth name, so one in eight, is held out."""
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+
+class EmojiSource:
+    """The first `names` emoji that both styles draw, as (name, style) pairs.
+
+    Split "held_out" has one in eight pairs, the other style of which is in "train"; "all" has both. Which pair is
+    held out does not depend on `names`. Labels are places in the list of names.
+
+    Raises:
+      ValueError: an unknown split, more names than there are, no pair in the split, or no arrays in `folder`.
+    """
+
+    def __init__(
+        self,
+        names: int,
+        split: Literal["train", "held_out", "all"] | str,
+        image_size: int = 32,
+        *,
+        folder: str | Path = EMBEDDED,
+    ) -> None:
+        if split not in ("train", "held_out", "all"):
+            raise ValueError(f"data.split={split!r} of the emoji must be 'train', 'held_out' or 'all'")
+        self._repr = f"EmojiSource({names}, {split!r}, {image_size}, folder={str(folder)!r})"
+        pictures = {style: _load(Path(folder), style, image_size) for style in STYLES}
+        ordered = _ordered_names(pictures)
+        if names > len(ordered):
+            raise ValueError(f"data.emoji_names={names}, but both styles share only {len(ordered)} names")
+        self._records = [
+            Record(f"{name}, {style}", pictures[style][name], f"{name}, {style} style", place)
+            for place, name in enumerate(ordered[:names])
+            for style in STYLES
+            if split == "all" or _is_held_out(place, style) == (split == "held_out")
+        ]
+        if not self._records:
+            raise ValueError(f"no pair is in split={split!r} of {names} names; raise data.emoji_names to 4 or more")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[index]
+
+    def __repr__(self) -> str:
+        return self._repr
+
+
+def _is_held_out(place: int, style: str) -> bool:
+    group, within = divmod(place, HELD_OUT_EVERY)
+    return within == HELD_OUT_EVERY - 1 and style == STYLES[group % len(STYLES)]
+
+
+def _ordered_names(pictures: dict[str, dict[str, Pixels]]) -> list[str]:
+    """The chosen names of names.txt, then the other shared ones in an order that is random but always the same."""
+    shared = set.intersection(*(set(named) for named in pictures.values()))
+    chosen = [name for name in (EMBEDDED / "names.txt").read_text().splitlines() if name in shared]
+    others = {name for name in shared if "skin tone" not in name}.difference(chosen)
+    return chosen + sorted(others, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def _load(folder: Path, style: str, image_size: int) -> dict[str, Pixels]:
+    found = {file.name: file for file in sorted(folder.glob(f"emoji_{style}_*.npz"))}
+    name = f"emoji_{style}_{image_size}.npz" if len(found) != 1 else next(iter(found))
+    if name not in found:
+        raise ValueError(
+            f"data.path={str(folder)!r} has no {name}; make it with "
+            f"`python tools/build_emoji.py --size {image_size} --out {folder}`"
+        )
+    with np.load(found[name]) as arrays:
+        return dict(zip(arrays["names"].tolist(), arrays["X"]))

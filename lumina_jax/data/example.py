@@ -1,0 +1,69 @@
+"""What the stages of the data path hand to each other.
+
+    source[index]  ->  Record or BadSample      what is known before the picture is decoded
+    preparation    ->  Example or BadSample     decoded, cropped, in the range -1..1
+    stream         ->  Batch                    rows of tokens (`batches.py`)
+
+A sample that cannot be used never raises: it becomes a BadSample that says why.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+
+class BadSample(NamedTuple):
+    """A sample that is skipped: which one, and why."""
+
+    name: str
+    reason: str
+
+
+class Record(NamedTuple):
+    """A sample before decoding. `image` is a file, the bytes of an encoded picture, or pixels uint8 [h w 3]."""
+
+    name: str
+    image: Path | bytes | np.ndarray
+    caption: str | None
+    label: int | None
+
+
+class Example(NamedTuple):
+    """A sample ready to be packed: channels last, -1..1; `name` is the file or sample name for reports."""
+
+    name: str
+    latents: Float[np.ndarray, "f h w c"]
+    caption: str | None
+    label: int | None
+
+
+class Source(Protocol):
+    """Random access to records. `repr` must be the same in every process, and opening must not read pictures."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record | BadSample: ...
+
+
+def record_of(name: str, image: Path | bytes | np.ndarray, caption: Any, label: Any) -> Record | BadSample:
+    """A record whose caption is text (surrounding white space dropped) and whose label is a whole number, if given."""
+    if not (caption is None or isinstance(caption, str)):
+        return BadSample(name, f"the caption is {caption!r}, which is not text")
+    if not (label is None or (isinstance(label, int | np.integer) and not isinstance(label, bool))):
+        return BadSample(name, f"the label is {label!r}, which is not a whole number")
+    return Record(name, image, None if caption is None else caption.strip(), None if label is None else int(label))
+
+
+def captions(source: Source) -> list[str]:
+    """The different captions of a whole source, the empty one first; no picture is decoded, bad samples are skipped."""
+    return list(dict.fromkeys(["", *_captions(source)]))
+
+
+def _captions(source: Source) -> Iterator[str]:
+    for index in range(len(source)):
+        record = source[index]
+        if isinstance(record, Record) and record.caption is not None:
+            yield record.caption

@@ -1,0 +1,46 @@
+"""The order in which an endless stream visits a source: every sample once an epoch, each epoch in another order.
+
+In: a global index, from 0 without end. Out: the record whose turn it is. The order is a keyed permutation that is
+computed for one index alone (a Feistel network, walked until it falls inside the source), so seeking costs nothing and
+no list of a billion samples is kept. grain's own shuffle needs up to 50 ms an index when a source is small.
+"""
+
+import hashlib
+import sys
+
+from lumina_jax.data.example import BadSample, Record, Source
+
+ROUNDS = 6
+
+
+class EndlessSource:
+    """`source`, shuffled and repeated: index to (index, record)."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self._source, self._seed, self._samples = source, seed, len(source)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, Record | BadSample]:
+        epoch, place = divmod(index, self._samples)
+        return index, self._source[shuffled(place, self._samples, f"{self._seed} {epoch}")]
+
+    def __repr__(self) -> str:
+        return f"EndlessSource({self._source!r}, {self._seed})"
+
+
+def shuffled(place: int, count: int, key: str) -> int:
+    """Where `place` of 0..count-1 goes in the permutation that `key` chooses."""
+    bits = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << bits) - 1
+    keyed = hashlib.blake2b(key=key.encode()[:64], digest_size=8)
+    while True:
+        left, right = place >> bits, place & mask
+        for step in range(ROUNDS):
+            block = keyed.copy()
+            block.update(b"%d %d" % (step, right))
+            left, right = right, left ^ (int.from_bytes(block.digest(), "little") & mask)
+        place = left << bits | right
+        if place < count:
+            return place

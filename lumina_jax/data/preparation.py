@@ -1,0 +1,65 @@
+"""A record to an example: decoding, cropping, and dropping the caption or label for classifier-free guidance.
+
+Runs inside grain's threads or worker processes. Every random choice depends on the run's seed and the sample's global
+index alone, so neither the number of workers nor that of hosts changes it.
+"""
+
+import dataclasses
+import random
+
+import numpy as np
+from PIL import Image
+
+from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.data.buckets import Size, bucket_crop, center_square, crop_sizes
+from lumina_jax.data.example import BadSample, Example, Record
+from lumina_jax.data.pictures import check_resizable, open_picture
+from lumina_jax.tokens import pixels_to_unit
+
+
+def possible_sizes(data: DataConfig, model: ModelConfig) -> list[Size]:
+    """All (width, height) that a sample may have after cropping."""
+    if data.crop == "square":
+        return [(data.image_size, data.image_size)]
+    return crop_sizes((data.image_size // model.patch_size) ** 2, model.patch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """The map of the pipeline: (global index, record) to (global index, Example or BadSample)."""
+
+    data: DataConfig
+    model: ModelConfig
+    seed: int
+    sizes: tuple[Size, ...]
+    """What `possible_sizes` returns for these settings."""
+
+    def __call__(self, numbered: tuple[int, Record | BadSample]) -> tuple[int, Example | BadSample]:
+        index, record = numbered
+        if isinstance(record, BadSample):
+            return index, record
+        draws = random.Random(f"{self.seed} {index}")
+        try:
+            caption, label = self._condition(record, is_dropped=draws.random() < self.data.caption_dropout)
+            pixels = np.asarray(self._crop(open_picture(record.image), draws))
+        except ValueError as error:
+            return index, BadSample(record.name, str(error))
+        return index, Example(record.name, pixels_to_unit(pixels)[None], caption, label)
+
+    def _condition(self, record: Record, *, is_dropped: bool) -> tuple[str | None, int | None]:
+        if self.model.conditioning == "text":
+            if not record.caption:
+                raise ValueError("there is no caption" if record.caption is None else "the caption is empty")
+            return "" if is_dropped else record.caption, record.label
+        classes = self.model.classes
+        if record.label is None:
+            raise ValueError("there is no label")
+        if not 0 <= record.label < classes:
+            raise ValueError(f"the label {record.label} is not in 0..{classes - 1}; see model.classes")
+        return record.caption, classes if is_dropped else record.label
+
+    def _crop(self, picture: Image.Image, draws: random.Random) -> Image.Image:
+        check_resizable(picture, least=self.model.patch_size, side=self.data.image_size)
+        if self.data.crop == "square":
+            return center_square(picture, self.data.image_size)
+        return bucket_crop(picture, self.sizes, draws)

@@ -1,0 +1,92 @@
+"""The loss of each sample of a batch of packed rows.
+
+In: the network's output on tokens [b l p], what it was made from, and which sample each token belongs to.
+Out: the mean over each sample's own patch elements [b s]. Samples count equally, whatever their size: the loss of a
+batch is the mean over samples, not over tokens (Lumina-T2X, arXiv 2405.05945, eq. 4; weightings of SiT,
+arXiv 2401.08740, section 2.3).
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.flow.paths import Path, Prediction, interpolate, over, wronskian
+from lumina_jax.tokens.grid import Kind
+from lumina_jax.tokens.packing import spread
+
+Weighting = Literal["none", "velocity", "likelihood"]
+AnyArray = jax.Array | np.ndarray
+
+
+class Losses(NamedTuple):
+    """The loss of every sample, and 1 where there is one: rows may hold fewer samples than others."""
+
+    per_sample: Float[Array, "b s"]
+    present: Float[Array, "b s"]
+
+    def mean(self) -> Float[Array, ""]:
+        """The mean over the samples of the batch, 0 when it has none."""
+        return jnp.sum(self.per_sample * self.present) / jnp.maximum(jnp.sum(self.present), 1)
+
+
+def flow_loss(
+    output: Float[Array, "b l p"],
+    x0: Float[AnyArray, "b l p"],
+    x1: Float[AnyArray, "b l p"],
+    t: Float[AnyArray, "b s"],
+    kinds: Int[AnyArray, "b l"],
+    segment_ids: Int[AnyArray, "b l"],
+    *,
+    path: Path,
+    prediction: Prediction,
+    weighting: Weighting = "none",
+) -> Losses:
+    """The loss of each sample, in float32.
+
+    Velocity: |output - v|^2. Noise: w |output - x0|^2. Score: w |sigma output + x0|^2. The weight w is 1 ('none'),
+    (W / alpha)^2 ('velocity', which makes it the velocity loss) or W / (alpha sigma) ('likelihood').
+
+    Args:
+      x0, x1: patches of noise and of data, of which x_t was interpolated.
+      t: the time of each sample.
+      kinds: what each token is; only patches count.
+      segment_ids: 0 for padding, else the sample of the row, from 1.
+
+    Raises:
+      ValueError: a weighting is given for a velocity.
+    """
+    if prediction == "velocity" and weighting != "none":
+        raise ValueError(f"{weighting=} is for 'score' and 'noise' predictions; the velocity loss has none")
+    t = jnp.asarray(t, jnp.float32)
+    output = output.astype(jnp.float32)
+    if prediction == "noise":
+        errors = output - x0
+    else:
+        token_times = over(spread(t, segment_ids), x1)
+        if prediction == "velocity":
+            errors = output - interpolate(path, x0, x1, token_times).velocity
+        else:
+            errors = output * path.coefficients(token_times).sigma + x0
+    losses = sample_means(errors**2, kinds, segment_ids, segments=t.shape[1])
+    if weighting == "none":
+        return losses
+    c = path.coefficients(t)
+    ratio = wronskian(path, t) / c.alpha
+    weight = ratio**2 if weighting == "velocity" else ratio / c.sigma
+    # A segment that no token belongs to may carry any time; its weight may be infinite.
+    return losses._replace(per_sample=jnp.where(losses.present > 0, weight, 0) * losses.per_sample)
+
+
+def sample_means(
+    values: Float[AnyArray, "b l p"], kinds: Int[AnyArray, "b l"], segment_ids: Int[AnyArray, "b l"], *, segments: int
+) -> Losses:
+    """The mean over the patch elements of each of the `segments` samples of a row; 0 where there is none."""
+    patches = (segment_ids[..., None] == jnp.arange(1, segments + 1)) & (kinds == Kind.PATCH)[..., None]
+    token_means = jnp.mean(values, axis=-1)[..., None]
+    count = jnp.sum(patches, axis=1)
+    sums = jnp.sum(jnp.where(patches, token_means, 0), axis=1)
+    return Losses(sums / jnp.maximum(count, 1), (count > 0).astype(jnp.float32))
+

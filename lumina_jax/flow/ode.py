@@ -1,0 +1,131 @@
+"""Solvers of the probability flow dx/dt = v(t, x), from noise to data or back.
+
+In: a drift, a state (an array or a tree of them) and a grid of times. Out: the state at the end of the grid, or at each
+of its times. A decreasing grid integrates towards noise. `solvers.py` tells which solver does what at which cost.
+Everything is one traced loop without callbacks to the host; the drift's weights travel through `args`, so that a jitted
+sampler compiles once.
+
+Adaptive solvers choose steps so that the root mean square, over the whole batch, of error / (atol + rtol |x|) is at
+most 1. They walk from the first to the last time of the grid and interpolate in between when asked for all times.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from lumina_jax.flow.adams import adams
+from lumina_jax.flow.solvers import Solver, solver_named
+
+State = PyTree[Float[jax.Array | np.ndarray, "..."]]
+Drift = Callable[[Float[Array, ""], Any, Any], Any]
+
+MAX_ADAPTIVE_STEPS = 10_000
+
+
+def integrate(
+    drift: Drift,
+    x: State,
+    grid: Float[jax.Array | np.ndarray, " n"],
+    *,
+    solver: str | Solver,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    args: Any = None,
+    save_at: Literal["end", "grid"] = "end",
+) -> State:
+    """Follow dx/dt = drift(t, x, args) along `grid`, in float32.
+
+    Call it inside the jitted sampler. The drift gets a scalar time. An adaptive solver that doesn't reach the end within
+    10,000 steps, because the drift is stiff or not finite, returns NaN.
+
+    Args:
+      solver: a name of `solvers.SOLVERS`, or a Solver of your own.
+      x: the state at the first time: an array, or a tree of arrays.
+      grid: at least two times, strictly increasing or strictly decreasing; may be traced.
+      rtol, atol: tolerances of the adaptive solvers and of the corrections of implicit_adams.
+      save_at: 'end' returns the last state; 'grid' the states at all times of the grid, along a new first axis.
+
+    Raises:
+      ValueError: unknown solver, or a grid without an interval.
+    """
+    found = solver_named(solver) if isinstance(solver, str) else solver
+    if grid.shape[0] < 2:
+        raise ValueError(f"a grid of {grid.shape=} has no interval; give at least two times")
+    grid = jnp.asarray(grid, jnp.float32)
+    x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
+    if found.method is None:
+        states = adams(lambda t, x: drift(t, x, args), x, grid, implicit=found.calls > 1, rtol=rtol, atol=atol)
+        return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
+    last, event = grid[-1], None
+    controller: Any = _Grid(ts=grid)
+    saved = diffrax.SaveAt(t1=True) if save_at == "end" else diffrax.SaveAt(t0=True, steps=True)
+    if found.adaptive:
+        controller = _Adaptive(rtol=rtol, atol=atol, norm=_largest_root_mean_square)
+        saved = diffrax.SaveAt(t1=True) if save_at == "end" else diffrax.SaveAt(ts=grid)
+    if found.overshoots:
+        direction = jnp.sign(last - grid[0])
+        event = diffrax.Event(lambda t, *_, **__: t >= direction * grid[-1])  # diffrax counts time upwards
+        saved = diffrax.SaveAt(ts=grid[-1:] if save_at == "end" else grid)
+        last = direction * jnp.inf
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(drift),
+        found.method(),
+        t0=grid[0],
+        t1=last,
+        dt0=None,
+        y0=x,
+        args=args,
+        saveat=saved,
+        stepsize_controller=controller,
+        adjoint=diffrax.ForwardMode(),
+        max_steps=MAX_ADAPTIVE_STEPS if found.adaptive else grid.shape[0] - 1,
+        event=event,
+        throw=False,
+    )
+    finished = diffrax.is_okay(solution.result)
+    states = jax.tree.map(lambda states: jnp.where(finished, states, jnp.nan), solution.ys)
+    return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
+
+
+class _Grid(diffrax.StepTo):
+    """Steps exactly to given times. Unlike its parent it compiles no check of traced times, which is a host callback."""
+
+    def wrap(self, direction: Any) -> "_Grid":
+        return _Grid(ts=self.ts * direction)
+
+    def init(self, *unused: Any, **also_unused: Any) -> tuple[Array, int]:
+        return self.ts[1], 2
+
+
+class _Adaptive(diffrax.PIDController):
+    """Steps by tolerance, the first one too: its parent starts every ODE with a step of 0.01."""
+
+    def init(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: None, args: Any, func: Any, error_order: Any
+    ) -> tuple[Any, Any]:
+        """The first step of Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4."""
+
+        def size(values: PyTree) -> Float[Array, ""]:
+            return self.norm(jax.tree.map(lambda v, y: v / (self.atol + self.rtol * jnp.abs(y)), values, y0))
+
+        slope = func(terms, t0, y0, args)
+        x_size, slope_size = size(y0), size(slope)
+        tiny = (x_size < 1e-5) | (slope_size < 1e-5)
+        trial = jnp.where(tiny, 1e-6, 0.01 * x_size / jnp.where(tiny, 1, slope_size))
+        moved = jax.tree.map(jnp.add, y0, terms.prod(slope, terms.contr(t0, t0 + trial)))
+        bend = size(jax.tree.map(jnp.subtract, func(terms, t0 + trial, moved, args), slope)) / trial
+        steepest = jnp.maximum(slope_size, bend)
+        flat = steepest <= 1e-15
+        by_slope = (0.01 / jnp.where(flat, 1, steepest)) ** (1 / error_order)
+        first = jnp.minimum(100 * trial, jnp.where(flat, jnp.maximum(1e-6, 1e-3 * trial), by_slope))
+        return super().init(terms, t0, t1, y0, first, args, func, error_order)
+
+
+def _largest_root_mean_square(errors: PyTree) -> Float[Array, ""]:
+    """The norm over a whole batch; of a tree, the largest of its leaves' norms."""
+    return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(leaf**2)) for leaf in jax.tree.leaves(errors)]))

@@ -1,0 +1,91 @@
+"""The one door to attention: `attend`, not causal, over packed rows, with gated text attention added.
+
+In: queries, keys and values [b l h d], segment ids that say who may see whom, and text keys and values with one gate
+a head. Out: softmax(scale q k^T) v + tanh(gate) softmax(q k_text^T / sqrt(d)) v_text (Lumina-T2X, section 2.2), each
+softmax with its own denominator. Tokens that may see nothing get zeros.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Implementation = Literal["auto", "reference", "xla"]
+
+
+class GatedText(NamedTuple):
+    """Text to attend to: keys, values, a gate a head (before its tanh), and the sample each text token belongs to."""
+
+    keys: Float[Array, "b t k d"]
+    values: Float[Array, "b t k d"]
+    gate: Float[Array, " h"]
+    segment_ids: Int[Array, "b t"]
+
+
+def attend(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b l k d"],
+    v: Float[Array, "b l k d"],
+    *,
+    segment_ids: Int[Array, "b l"],
+    scale: float,
+    text: GatedText | None = None,
+    implementation: Implementation = "auto",
+) -> Float[Array, "b l h d"]:
+    """Attention within segments, plus gated attention to the text of the same segment.
+
+    Args:
+      segment_ids: 0 is padding, which sees nothing and is seen by nothing.
+      scale: factor of the self-attention logits; the text logits always have 1/sqrt(d).
+      text: what to add, or None.
+      implementation: `reference` forms every logit in float32; `xla` leaves the layout to XLA; `auto` is `xla`.
+        Key/value heads may be fewer than query heads, in groups.
+    """
+    heads, key_heads = q.shape[2], k.shape[2]
+    if heads % key_heads:
+        raise ValueError(f"{heads} query heads must be a multiple of {key_heads} key/value heads")
+    softmax_attention = _reference if implementation == "reference" else _xla
+    visible = _same_segment(segment_ids, segment_ids)
+    out = softmax_attention(q, k, v, visible, scale)
+    if text is None:
+        return out
+    visible = _same_segment(segment_ids, text.segment_ids)
+    from_text = softmax_attention(q, text.keys, text.values, visible, 1 / math.sqrt(q.shape[-1]))
+    return out + jnp.tanh(text.gate).astype(out.dtype)[:, None] * from_text
+
+
+def _same_segment(queries: Int[Array, "b l"], keys: Int[Array, "b n"]) -> Bool[Array, "b l n"]:
+    return (queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0)
+
+
+def _reference(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b n k d"],
+    v: Float[Array, "b n k d"],
+    visible: Bool[Array, "b l n"],
+    scale: float,
+) -> Float[Array, "b l h d"]:
+    """The definition, in float32."""
+    group = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x, group, axis=2).astype(jnp.float32) for x in (k, v))
+    logits = jnp.einsum("blhd,bnhd->bhln", q.astype(jnp.float32), k, precision="highest") * scale
+    logits = jnp.where(visible[:, None], logits, -jnp.inf)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - jnp.where(jnp.isfinite(largest), largest, 0.0))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1.0, total)
+    return jnp.einsum("bhln,bnhd->blhd", weights, v, precision="highest").astype(q.dtype)
+
+
+def _xla(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b n k d"],
+    v: Float[Array, "b n k d"],
+    visible: Bool[Array, "b l n"],
+    scale: float,
+) -> Float[Array, "b l h d"]:
+    out = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], scale=scale, implementation="xla")
+    sees_any = jnp.any(visible, axis=-1)[:, :, None, None]
+    return jnp.where(sees_any, out, jnp.zeros((), out.dtype))

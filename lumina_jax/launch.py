@@ -1,0 +1,37 @@
+"""What must be settled before jax is imported: the memory allocator of a run on CPU.
+
+glibc gives the temporaries of each step back to the kernel and faults them in again at the next one, which costs a
+training step on CPU a sixth to a third of its time. Environment variables that keep them are read when a process
+starts, so the entry scripts start themselves again once.
+"""
+
+import glob
+import os
+import platform
+import sys
+
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+}
+DEVICE_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+
+
+def keep_memory_on_cpu() -> None:
+    """Restart this program with `KEEP_MEMORY` set, once, if it will run on CPU under glibc.
+
+    A variable that is already set is respected; LUMINA_ALLOCATOR=system turns the restart off.
+    """
+    if os.environ.get("LUMINA_ALLOCATOR") == "system" or platform.libc_ver()[0] != "glibc":
+        return
+    if any(name in os.environ for name in KEEP_MEMORY) or not _runs_on_cpu():
+        return
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP_MEMORY)
+
+
+def _runs_on_cpu() -> bool:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms == "cpu"
+    return not any(glob.glob(pattern) for pattern in DEVICE_FILES)

@@ -1,0 +1,105 @@
+"""Self-attention with QK-norm and rotary embedding, and the zero-initialised text attention beside it.
+
+In: tokens [b l m] and the text of each sample. Out: [b l m]. Queries serve both attentions; the sum goes through one
+output projection (Lumina-T2X, section 2.2). The softmax itself is `kernels.attend`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.config import ModelConfig
+from lumina_jax.kernels.attention import GatedText, attend
+from lumina_jax.models.layers import LayerNorm, Linear, RMSNorm, param, zeros
+from lumina_jax.models.rope import Rotation, rotate
+
+Attend = Callable[..., Float[Array, "b l h d"]]
+
+
+class Sequence(NamedTuple):
+    """What every layer needs to know of the tokens besides their activations."""
+
+    segment_ids: Int[Array, "b l"]
+    rotation: Rotation
+    key_scale: Float[Array, "b l 1 1"] | None
+    """Factor of each token's keys: proportional attention, one factor a sample; None when it is 1."""
+
+
+class TextKeys(NamedTuple):
+    """Keys and values of the text for one layer, or for all layers with a leading layer axis."""
+
+    keys: Float[Array, "*n b t k d"]
+    values: Float[Array, "*n b t k d"]
+
+
+class TextProjection(nnx.Module):
+    """Caption features to keys and values: RMSNorm, two linears, LayerNorm of the keys."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        kv_width = config.key_heads * config.head_width
+        self.norm = RMSNorm(rngs, config.text_width, config.norm_eps)
+        self.key = Linear(rngs, config.text_width, kv_width, axes=("text", "kv_heads"))
+        self.value = Linear(rngs, config.text_width, kv_width, axes=("text", "kv_heads"))
+        self.key_norm = LayerNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
+        self.gate = param(rngs, (config.heads,), zeros, axes=("heads",))
+        self.head_width = config.head_width
+
+    def __call__(self, features: Float[Array, "b t c"]) -> TextKeys:
+        normed = self.norm(features)
+        keys = self.key(normed)
+        if self.key_norm is not None:
+            keys = self.key_norm(keys)
+        split = (*features.shape[:2], -1, self.head_width)
+        return TextKeys(keys.reshape(split), self.value(normed).reshape(split))
+
+
+class Attention(nnx.Module):
+    """Self-attention within each sample, plus gated attention to its text."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        width, kv_width = config.width, config.key_heads * config.head_width
+        self.query = Linear(rngs, width, width, axes=("embed", "heads"))
+        self.key = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"))
+        self.value = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"))
+        self.out = Linear(rngs, width, width, axes=("heads", "embed"))
+        self.query_norm = LayerNorm(rngs, width, axis="heads") if config.qk_norm else None
+        self.key_norm = LayerNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
+        self.head_width = config.head_width
+
+    def __call__(
+        self,
+        x: Float[Array, "b l m"],
+        sequence: Sequence,
+        text: GatedText | None,
+        attend: Attend,
+    ) -> Float[Array, "b l m"]:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, v))
+        q, k = rotate(q, sequence.rotation), rotate(k, sequence.rotation)
+        if sequence.key_scale is not None:
+            k = k * sequence.key_scale.astype(k.dtype)
+        out = attend(q, k, v, segment_ids=sequence.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
+        return self.out(out.reshape(x.shape))
+
+
+def attend_with(config: ModelConfig) -> Attend:
+    """`attend` by the back end that the configuration names."""
+    return functools.partial(attend, implementation=config.attention)
+
+
+def proportional_scale(
+    segment_ids: Int[Array, "b l"], segments: int, base_length: int
+) -> Float[Array, "b l 1 1"]:
+    """sqrt(log_base(L)) for the L tokens of each token's sample, markers included (Lumina-T2X, section 2.3)."""
+    one_hot = segment_ids[:, :, None] == jnp.arange(1, segments + 1)
+    lengths = jnp.sum(one_hot, axis=1)
+    own = jnp.sum(jnp.where(one_hot, lengths[:, None, :], 0), axis=-1)
+    factor = jnp.sqrt(jnp.log(jnp.maximum(own, 1).astype(jnp.float32)) / math.log(base_length))
+    return factor[:, :, None, None]

@@ -1,0 +1,230 @@
+"""Flag-DiT, the flow-based large diffusion transformer (Lumina-T2X, arXiv 2405.05945, section 2.2 and figure 3).
+
+In: a batch of packed tokens, the time of each sample, and its caption or label. Out: what the flow's prediction is
+(by default the velocity) for each patch, in the order of the input patch, zeros nowhere: markers and padding carry
+values that mean nothing.
+
+A row may hold several samples: times, captions and labels are per segment, [b s]. Parameters of all layers are
+stacked; one scan runs them, so compile time does not grow with depth.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.config import ModelConfig
+from lumina_jax.encoders.text import TextFeatures
+from lumina_jax.kernels.attention import GatedText
+from lumina_jax.models.attention import (
+    Attend,
+    Attention,
+    Sequence,
+    TextKeys,
+    TextProjection,
+    attend_with,
+    proportional_scale,
+)
+from lumina_jax.models.layers import (
+    LabelEmbedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    TimeEmbedding,
+    normalize,
+    param,
+    small_normal,
+    zeros,
+)
+from lumina_jax.models.rope import RopeScaling, rotation
+from lumina_jax.tokens import Kind, Tokens, spread
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+class TextContext(NamedTuple):
+    """All that the network makes of the captions alone: computed once, used at every step of the sampler."""
+
+    pooled: Float[Array, "b s c"]
+    keys: TextKeys
+    segment_ids: Int[Array, "b t"]
+
+
+Condition = TextFeatures | TextContext | Int[Array, "b s"]
+
+
+class Modulation(nnx.Module):
+    """adaLN: SiLU and a zero-initialised linear from the condition to so many values of model width."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig, parts: int):
+        outputs = parts * config.width
+        axes = ("condition", "modulation")
+        self.linear = Linear(rngs, config.condition_width, outputs, axes=axes, init=zeros, bias=True)
+        self.parts = parts
+
+    def __call__(
+        self, condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]
+    ) -> list[Float[Array, "b _ m"]]:
+        values = jnp.split(self.linear(jax.nn.silu(condition)), self.parts, axis=-1)
+        return [spread(value, segment_ids) for value in values]
+
+
+class Block(nnx.Module):
+    """One layer: x += gate * attention(modulated x); x += gate * feed_forward(modulated x)."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        self.modulation = Modulation(rngs, config, parts=6)
+        self.attention_norm = RMSNorm(rngs, config.width, config.norm_eps)
+        self.attention = Attention(rngs, config)
+        self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
+        self.mlp_norm = RMSNorm(rngs, config.width, config.norm_eps)
+        self.mlp = SwiGLU(rngs, config.width, config.mlp_width)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l m"],
+        condition: Float[Array, "b s c"],
+        sequence: Sequence,
+        text: GatedText | None,
+        attend: Attend,
+    ) -> Float[Array, "b l m"]:
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, sequence.segment_ids)
+        x = x + gate * self.attention(self.attention_norm(x) * (1 + scale) + shift, sequence, text, attend)
+        return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift)
+
+
+class CaptionPooling(nnx.Module):
+    """The mean of each caption's features through LayerNorm and a zero-initialised linear."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        self.norm = LayerNorm(rngs, config.text_width)
+        axes = ("text", "condition")
+        self.linear = Linear(rngs, config.text_width, config.condition_width, axes=axes, init=zeros, bias=True)
+
+    def __call__(self, text: TextFeatures, segments: int) -> Float[Array, "b s c"]:
+        member = (text.segment_ids[:, None, :] == jnp.arange(1, segments + 1)[:, None]).astype(jnp.float32)
+        total = jnp.einsum("bst,btc->bsc", member, text.features.astype(jnp.float32), precision="highest")
+        mean = total / jnp.maximum(jnp.sum(member, axis=-1, keepdims=True), 1)
+        return self.linear(self.norm(mean))
+
+
+class FinalLayer(nnx.Module):
+    """LayerNorm without parameters, shift and scale, and a zero-initialised linear to the values of a patch."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        outputs = config.patch_values * (2 if config.predict_sigma else 1)
+        self.modulation = Modulation(rngs, config, parts=2)
+        self.linear = Linear(rngs, config.width, outputs, axes=("embed", None), init=zeros, bias=True)
+
+    def __call__(
+        self, x: Float[Array, "b l m"], condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]
+    ) -> Float[Array, "b l o"]:
+        shift, scale = self.modulation(condition, segment_ids)
+        return self.linear(normalize(x, 1e-6).astype(x.dtype) * (1 + scale) + shift)
+
+
+class FlagDiT(nnx.Module):
+    """The whole network. Sizes: `models/presets.py`."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.width
+        self.patch_embedding = Linear(rngs, config.patch_values, width, axes=(None, "embed"), bias=True)
+        markers = {Kind.PAD: config.pad_token, Kind.NEXTLINE: config.nextline, Kind.NEXTFRAME: config.nextframe}
+        for kind, wanted in markers.items():
+            token = param(rngs, (width,), small_normal, axes=(None,)) if wanted else None
+            setattr(self, f"{kind.name.lower()}_token", token)
+        self.time_embedding = TimeEmbedding(rngs, config.condition_width)
+        if config.conditioning == "text":
+            self.caption_pooling = CaptionPooling(rngs, config)
+        else:
+            self.label_embedding = LabelEmbedding(rngs, config.classes, config.condition_width)
+        keys = jax.random.split(rngs.params(), config.layers)
+        self.blocks = jax.vmap(lambda key: Block(nnx.Rngs(key), config))(keys)
+        self.final_layer = FinalLayer(rngs, config)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        t: Float[Array, "b s"],
+        condition: Condition,
+        *,
+        rope: RopeScaling = RopeScaling(),  # noqa: B008 (an immutable value)
+        base_length: int | None = None,
+        attend: Attend | None = None,
+    ) -> Float[Array, "b l p"]:
+        """The prediction for each patch, float32.
+
+        Args:
+          tokens: noised patches x_t in their rows.
+          t: time of each sample, 0 noise, 1 data.
+          condition: caption features, or what `encode_text` made of them; labels for a label-conditional model.
+          rope: rotary scalings for lengths beyond training.
+          base_length: training length for proportional attention; None: the plain softmax scale.
+          attend: attention to use instead of the one that the configuration names.
+        """
+        config, segments = self.config, t.shape[1]
+        dtype = jnp.dtype(config.compute_dtype)
+        scale = None if base_length is None else proportional_scale(tokens.segment_ids, segments, base_length)
+        places = tokens.positions[:, :, 0]
+        turns = rotation(places, head_width=config.head_width, theta=config.rope_theta, scaling=rope)
+        sequence = Sequence(tokens.segment_ids, turns, scale)
+        conditioning = (self.time_embedding(t) + self._pooled(condition, segments)).astype(dtype)
+        x = self.embed(tokens).astype(dtype)
+        x = self._run_blocks(x, conditioning, sequence, condition, attend or attend_with(config))
+        out = self.final_layer(x, conditioning, sequence.segment_ids).astype(jnp.float32)
+        p = config.patch_size
+        out = rearrange(out, "b l (i j c) -> b l c (i j)", i=p, j=p)[:, :, : config.channels]
+        return rearrange(out, "b l c v -> b l (c v)")
+
+    def embed(self, tokens: Tokens) -> Float[Array, "b l m"]:
+        """Patches through the input projection, learned tokens at the markers, in float32."""
+        x = self.patch_embedding(tokens.patches.astype(jnp.float32))
+        for kind in (Kind.PAD, Kind.NEXTLINE, Kind.NEXTFRAME):
+            token = getattr(self, f"{kind.name.lower()}_token")
+            value = 0.0 if token is None else token[...]
+            x = jnp.where((tokens.kinds == kind)[:, :, None], value, x)
+        return x
+
+    def encode_text(self, text: TextFeatures, segments: int = 1) -> TextContext:
+        """What depends on the captions alone: the pooled caption, and keys and values of every layer."""
+        features = text.features.astype(jnp.dtype(self.config.compute_dtype))
+        keys = jax.lax.map(lambda block: block.text(features), self.blocks)
+        return TextContext(self.caption_pooling(text, segments), keys, text.segment_ids)
+
+    def _pooled(self, condition: Condition, segments: int) -> Float[Array, "b s c"]:
+        if self.config.conditioning == "label":
+            return self.label_embedding(condition)
+        if isinstance(condition, TextContext):
+            return condition.pooled
+        return self.caption_pooling(condition, segments)
+
+    def _run_blocks(
+        self,
+        x: Float[Array, "b l m"],
+        conditioning: Float[Array, "b s c"],
+        sequence: Sequence,
+        condition: Condition,
+        attend: Attend,
+    ) -> Float[Array, "b l m"]:
+        given = condition.keys if isinstance(condition, TextContext) else None
+
+        def layer(x: Float[Array, "b l m"], inputs: tuple[Block, TextKeys | None]) -> tuple[Array, None]:
+            block, keys = inputs
+            text = None
+            if block.text is not None:
+                if keys is None:
+                    keys = block.text(condition.features.astype(x.dtype))
+                text = GatedText(*keys, block.text.gate[...], condition.segment_ids)
+            return block(x, conditioning, sequence, text, attend), None
+
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
+        return jax.lax.scan(layer, x, (self.blocks, given), unroll=self.config.unroll)[0]

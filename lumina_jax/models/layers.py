@@ -1,0 +1,117 @@
+"""The small parts of the network, each a parameter declaration and one formula.
+
+Parameters are float32 and carry one logical axis name a dimension, which `parallel/axes.py` maps to the mesh; they are
+cast to the type of the activations where they are used. Norms and embeddings of time are computed in float32.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+from jaxtyping import Array, Float, Int
+
+Initializer = Callable[..., Array]
+Axes = tuple[str | None, ...]
+
+zeros, ones, xavier = initializers.zeros, initializers.ones, initializers.xavier_uniform()
+small_normal = initializers.normal(0.02)
+
+
+def param(rngs: nnx.Rngs, shape: Sequence[int], init: Initializer, *, axes: Axes) -> nnx.Param:
+    """A float32 parameter with one logical axis name for each dimension (None: never sharded)."""
+    if len(shape) != len(axes):
+        raise ValueError(f"{axes=} must name every dimension of {shape=}")
+    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=axes)
+
+
+class Linear(nnx.Module):
+    """x W (+ b)."""
+
+    def __init__(
+        self, rngs: nnx.Rngs, inputs: int, outputs: int, *, axes: Axes, init: Initializer = xavier, bias: bool = False
+    ):
+        self.kernel = param(rngs, (inputs, outputs), init, axes=axes)
+        self.bias = param(rngs, (outputs,), zeros, axes=axes[1:]) if bias else None
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) in float32, cast back, then times a weight (the order of the released models)."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, eps: float):
+        self.weight = param(rngs, (width,), ones, axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * self.weight[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm with weight and bias over the whole last axis."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, *, axis: str | None = None, eps: float = 1e-5):
+        self.weight = param(rngs, (width,), ones, axes=(axis,))
+        self.bias = param(rngs, (width,), zeros, axes=(axis,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+        normed = normalize(x, self.eps)
+        return (normed * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+def normalize(x: Float[Array, "*b m"], eps: float) -> Float[Array, "*b m"]:
+    """Zero mean and unit variance along the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean((x - mean) ** 2, axis=-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+class SwiGLU(nnx.Module):
+    """silu(x W_gate) * (x W_up) W_down."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int):
+        self.gate = Linear(rngs, width, hidden, axes=("embed", "mlp"))
+        self.up = Linear(rngs, width, hidden, axes=("embed", "mlp"))
+        self.down = Linear(rngs, hidden, width, axes=("mlp", "embed"))
+
+    def __call__(self, x: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class TimeEmbedding(nnx.Module):
+    """Sinusoids of t in [0, 1] through Linear, SiLU, Linear."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, frequencies: int = 256):
+        self.inner = Linear(rngs, frequencies, width, axes=(None, "condition"), init=small_normal, bias=True)
+        self.outer = Linear(rngs, width, width, axes=("condition", None), init=small_normal, bias=True)
+        self.frequencies = frequencies
+
+    def __call__(self, t: Float[Array, "b s"]) -> Float[Array, "b s c"]:
+        return self.outer(jax.nn.silu(self.inner(sinusoids(t, self.frequencies))))
+
+
+def sinusoids(t: Float[Array, "*b"], width: int, max_period: float = 10_000.0) -> Float[Array, "*b w"]:
+    """cos then sin of t at `width` / 2 geometric frequencies, from 1 down to almost 1 / `max_period`."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class LabelEmbedding(nnx.Module):
+    """A row for each label, and a last one for 'no label'."""
+
+    def __init__(self, rngs: nnx.Rngs, classes: int, width: int):
+        self.table = param(rngs, (classes + 1, width), small_normal, axes=(None, "condition"))
+
+    def __call__(self, labels: Int[Array, "b s"]) -> Float[Array, "b s c"]:
+        return self.table[...][labels]

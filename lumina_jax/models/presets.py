@@ -1,0 +1,32 @@
+"""The published sizes, as changes to a `ModelConfig`.
+
+S to XL: Lumina-T2X report (arXiv 2405.05945), table of text-to-speech models; 600M, 3B, 7B: label-conditional
+ImageNet; 2B: text to video and multi-view; 5B: text to image. "3B" and "5B" differ by their text attention.
+"""
+
+from typing import Any
+
+from lumina_jax.config import ModelConfig
+
+SIZES: dict[str, dict[str, int]] = {
+    "S": {"layers": 4, "heads": 8, "width": 768},
+    "B": {"layers": 8, "heads": 12, "width": 768},
+    "L": {"layers": 12, "heads": 24, "width": 1024},
+    "XL": {"layers": 20, "heads": 28, "width": 1152},
+    "600M": {"layers": 16, "heads": 32, "width": 1536},
+    "2B": {"layers": 24, "heads": 32, "width": 2304},
+    "3B": {"layers": 32, "heads": 32, "width": 3072},
+    "5B": {"layers": 32, "heads": 32, "width": 3072},
+    "7B": {"layers": 32, "heads": 32, "width": 4096},
+}
+
+
+def preset(size: str, **changes: Any) -> ModelConfig:
+    """The configuration of a published size with `changes`: `preset("5B", text_width=4096)`.
+
+    Raises:
+      ValueError: no size of that name.
+    """
+    if size not in SIZES:
+        raise ValueError(f"{size=} is not a published size; choose one of {', '.join(SIZES)}")
+    return ModelConfig(**(SIZES[size] | changes))

@@ -1,0 +1,114 @@
+"""One table from the names of array dimensions to the axes of the mesh: all sharding of parameters is decided here.
+
+In: parameters as `nnx.Variable`s, each with `axes` in its metadata: one logical name, or None, for each dimension.
+Out: the same tree with a `NamedSharding` in the place of each array.
+
+A model says what a dimension means ("embed"), never where it lies, so the same model runs under every table. FSDP
+cuts each matrix along one dimension, gathers it where it is used, and scatters its gradient. Tensor parallelism divides
+the products themselves: by heads in attention, by hidden width in the feed-forward.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import TypeVar
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+Rules = Mapping[str, str | None]
+Tree = TypeVar("Tree")
+
+FSDP: Rules = {
+    "layers": None,  # the scan over layers reads one layer at a time: never cut
+    "embed": "fsdp",  # the width of the model
+    "heads": None,  # all query heads, flattened with their width
+    "kv_heads": None,  # all key or value heads, likewise
+    "mlp": None,  # the hidden width of the feed-forward
+    "modulation": "fsdp",  # shifts, scales and gates of adaLN, side by side
+    "condition": None,  # the embedding of time and caption that feeds adaLN
+    "text": "fsdp",  # the width of the caption features
+    "patch": None,  # the values of a patch
+    "vocab": None,  # rows of an embedding table
+}
+"""Parameters, gradients and moments cut over fsdp; every product is computed whole."""
+
+FSDP_TENSOR: Rules = {**FSDP, "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+"""The same, and attention heads and MLP width divided over tensor."""
+
+
+def shardings(parameters: Tree, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
+    """The tree again, with a `NamedSharding` in the place of each array.
+
+    Args:
+      parameters: an nnx.State or module, abstract (`jax.eval_shape`) or real; its leaves are `nnx.Variable`s. A
+        stacked parameter has one leading dimension more than names: "layers".
+      mesh: from `make_mesh`, or abstract, to plan for devices that are not here.
+      rules: logical name to mesh axis, or to None for not cut.
+
+    A dimension that its fsdp axis does not divide is kept whole, which is logged; only memory is lost by that.
+
+    Raises:
+      ValueError: a name is missing from the rules; two dimensions of an array would lie on one mesh axis; a dimension
+        is not divisible by its tensor axis.
+    """
+    kept_whole: list[str] = []
+
+    def one(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return variable.replace(NamedSharding(mesh, _spec(name, variable, mesh, rules, kept_whole)))
+
+    tree = jax.tree.map_with_path(one, parameters, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    if kept_whole:
+        logging.getLogger(__name__).warning(
+            "Not divisible by the %d devices of fsdp, so every device holds all of: %s",
+            mesh.shape["fsdp"],
+            "; ".join(kept_whole),
+        )
+    return tree
+
+
+def _spec(
+    name: str, variable: nnx.Variable, mesh: Mesh | AbstractMesh, rules: Rules, kept_whole: list[str]
+) -> PartitionSpec:
+    """The mesh axis of each dimension of one parameter; adds to `kept_whole` what fsdp does not divide."""
+    shape = variable.shape
+    axes = _axes(name, variable, rules)
+    spec = [rules[axis] if axis else None for axis in axes]
+    used = [mesh_axis for mesh_axis in spec if mesh_axis]
+    if len(set(used)) != len(used):
+        raise ValueError(
+            f"the dimensions of one array must lie on different mesh axes, but parameter {name} with {axes=} "
+            f"would lie on {spec}; change the rules, or name one of its dimensions None"
+        )
+    for dimension, mesh_axis in enumerate(spec):
+        if mesh_axis is None or shape[dimension] % mesh.shape[mesh_axis] == 0:
+            continue
+        if mesh_axis != "fsdp":
+            raise ValueError(
+                f"mesh.{mesh_axis}={mesh.shape[mesh_axis]} must divide dimension {axes[dimension]!r} of parameter "
+                f"{name}, but its shape is {shape}; choose another mesh.{mesh_axis}"
+            )
+        spec[dimension] = None
+        kept_whole.append(f"{name} {shape}")
+    return PartitionSpec(*spec)
+
+
+def _axes(name: str, variable: nnx.Variable, rules: Rules) -> tuple[str | None, ...]:
+    """The logical name of each dimension, with "layers" for the one that stacking adds."""
+    declared = variable.get_metadata().get("axes")
+    if declared is None:
+        raise ValueError(f"every parameter must name its dimensions, but {name} has no axes; declare it with param()")
+    axes = (*("layers",) * (len(variable.shape) - len(declared)), *declared)
+    if len(axes) != len(variable.shape) or len(axes) > len(declared) + 1:
+        raise ValueError(
+            f"axes must name each dimension but a stacked first one, but parameter {name} has {declared} for shape "
+            f"{variable.shape}; change its declaration"
+        )
+    unknown = sorted({axis for axis in axes if axis is not None} - set(rules))
+    if unknown:
+        raise ValueError(
+            f"dimensions must have names of the rules table, but parameter {name} has {unknown}; choose from "
+            f"{sorted(rules)}, or add the name to parallel/axes.py"
+        )
+    return axes

@@ -1,0 +1,104 @@
+"""Recorded runs of the authors' models: reading the files, and comparing our results with them.
+
+In: a .safetensors file with arrays `param/<name>`, `in/<case>/<name>` and `out/<case>/<name>` (`<name>.0`, `<name>.1`, ...
+for a list) and JSON metadata `meta`: `cls`, `config`, and `calls`, which gives the arguments of each case.
+Out: dictionaries of numpy arrays, and one `Comparison` a case.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+Pair = tuple[str, Any, Any, float, float]
+
+
+class Golden:
+    """One file: `name`, `cls`, `config`, `calls`, all of `meta`, `parameters` by their original names, `raw` arrays.
+
+    Raises:
+      ValueError: the file is not of this format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.name = Path(path).name
+        try:
+            with safe_open(str(path), "np") as file:
+                metadata = file.metadata() or {}
+                self.raw: dict[str, np.ndarray] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self.meta: dict[str, Any] = json.loads(metadata["meta"])
+            self.cls: str = self.meta["cls"]
+            self.calls: dict[str, Any] = self.meta["calls"]
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is no golden file ({type(error).__name__}: {error}); it must be .safetensors with JSON metadata "
+                "'meta' that holds 'cls' and 'calls'"
+            ) from error
+        self.config: dict[str, Any] = self.meta.get("config", {})
+        self.parameters = self._under("param/")
+
+    def inputs(self, case: str) -> dict[str, Any]:
+        """Arrays `in/<case>/...` by name; a list argument is a list."""
+        return _lists(self._under(f"in/{case}/"))
+
+    def outputs(self, case: str) -> dict[str, Any]:
+        """Arrays `out/<case>/...` by name; a list is a list."""
+        return _lists(self._under(f"out/{case}/"))
+
+    def _under(self, prefix: str) -> dict[str, np.ndarray]:
+        return {key.removeprefix(prefix): value for key, value in self.raw.items() if key.startswith(prefix)}
+
+
+class Comparison(NamedTuple):
+    """How far one case is from the recorded one; `note` says what is wrong, or special."""
+
+    case: str
+    max_error: float
+    tolerance: float
+    passed: bool
+    note: str = ""
+
+
+def compare(case: str, pairs: Iterable[Pair]) -> Comparison:
+    """Compare arrays (name, ours, theirs, atol, rtol): passed when |ours - theirs| <= atol + rtol |theirs| everywhere.
+
+    The tolerance reported is that of the array which comes nearest to its own, or goes furthest beyond.
+    """
+    largest, worst, tolerance, note = 0.0, -1.0, 0.0, "the case has no outputs to compare"
+    for name, ours, theirs, atol, rtol in pairs:
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        if ours.shape != theirs.shape:
+            return Comparison(case, math.inf, atol, False, f"{name}: shape {ours.shape}, expected {theirs.shape}")
+        if ours.size == 0 or not np.isfinite(ours - theirs).all():
+            return Comparison(case, math.inf, atol, False, f"{name}: not finite" if ours.size else f"{name}: empty")
+        error, allowed = np.abs(ours - theirs), np.maximum(atol + rtol * np.abs(theirs), 1e-30)
+        place = np.argmax(error / allowed)
+        excess = error.flat[place] / allowed.flat[place]
+        largest = max(largest, float(np.max(error)))
+        if excess > worst:
+            worst, tolerance = float(excess), float(allowed.flat[place])
+            note = f"{name}: {worst:.3g} times its tolerance"
+    passed = 0 <= worst <= 1
+    return Comparison(case, largest if worst >= 0 else math.inf, tolerance, passed, "" if passed else note)
+
+
+def attempt(case: str, run: Callable[[], Comparison]) -> Comparison:
+    """The comparison, or a failed one when the case raises."""
+    try:
+        return run()
+    except Exception as error:  # whatever is wrong with one case, the others must run
+        return Comparison(case, math.inf, 0.0, False, f"{type(error).__name__}: {error}")
+
+
+def _lists(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """x.0, x.1, ... become a list under x."""
+    found: dict[str, Any] = {name: value for name, value in arrays.items() if not re.search(r"\.\d+$", name)}
+    members: Iterator[str] = (name for name in arrays if name not in found)
+    for name in sorted(members, key=lambda name: int(name.rsplit(".", 1)[1])):
+        found.setdefault(name.rsplit(".", 1)[0], []).append(arrays[name])
+    return found

@@ -1,0 +1,106 @@
+"""Recorded training of the authors' text-conditional Flag-DiT: losses, every gradient, AdamW steps and the average.
+
+In: a golden file of a few steps on a list of pictures with fixed noise and times. Out: one comparison for the losses of
+the first step, one for its gradients, one for the trajectory, one for the final and averaged parameters.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lumina_jax.config import FlowConfig, OptimizerConfig
+from lumina_jax.interop.lumina import lumina_tensors
+from lumina_jax.parity.golden import Comparison, Golden, Pair, attempt, compare
+from lumina_jax.parity.models import condition_of, packed_list, released_model
+from lumina_jax.tokens import Tokens
+from lumina_jax.training.optimizer import ema_update, optimizer
+from lumina_jax.training.state import split_model
+from lumina_jax.training.step import Draw, TrainBatch, batch_losses, gradient
+
+LOSS, GRADIENT, TRAJECTORY = 1e-4, 1e-3, 1e-3
+FLOW = FlowConfig(times="uniform")
+
+
+def run(golden: Golden) -> Iterator[Comparison]:
+    """Every call of the file."""
+    for case, call in golden.calls.items():
+        try:
+            trained = _train(golden, case, call["kwargs"])
+        except Exception as error:
+            yield attempt(case, lambda error=error: _raise(error))  # type: ignore[misc]
+            continue
+        for part, pairs in trained.items():
+            yield attempt(f"{case} {part}", lambda part=part, pairs=pairs: compare(f"{case} {part}", pairs))  # type: ignore[misc]
+
+
+def _raise(error: Exception) -> Comparison:
+    raise error
+
+
+def _train(golden: Golden, case: str, arguments: dict[str, Any]) -> dict[str, list[Pair]]:
+    model = released_model(golden)
+    graph, parameters = split_model(model)
+    inputs, outputs = golden.inputs(case), golden.outputs(case)
+    x1, _ = packed_list(model, inputs["x1"])
+    x0, _ = packed_list(model, inputs["x0"])
+    count = jnp.ones((len(inputs["x1"]), 1))
+    batch = TrainBatch(Tokens(*map(jnp.asarray, x1)), condition_of(model, inputs), count)
+    drawn = Draw(jnp.asarray(x0.patches), jnp.asarray(inputs["t"])[:, None])
+    per_item = batch_losses(model, batch, drawn, FLOW).per_sample[:, 0]
+
+    transform = optimizer(_optimizer_config(arguments), total_steps=arguments["steps"])
+    moments, ema = transform.init(parameters), parameters
+    losses, norms, first = [], [], None
+
+    @jax.jit
+    def step(parameters: dict, moments: Any, ema: dict) -> tuple:
+        loss, _, gradients = gradient(graph, parameters, batch, drawn, FLOW, 1)
+        updates, moments = transform.update(gradients, moments, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+        return loss, gradients, parameters, moments, ema_update(ema, parameters, arguments["ema_decay"])
+
+    for _ in range(arguments["steps"]):
+        loss, gradients, parameters, moments, ema = step(parameters, moments, ema)
+        first = gradients if first is None else first
+        losses.append(float(loss))
+        norms.append(float(optax.global_norm(gradients)))
+
+    config = model.config
+    return {
+        "losses": [("per_item", per_item, outputs["per_item"], LOSS, LOSS)],
+        "gradients": _named_pairs(golden, "grad/", lumina_tensors(config, first or {}), GRADIENT),
+        "trajectory": [
+            ("losses", losses, outputs["losses"], 0.0, TRAJECTORY),
+            ("grad_norms", norms, outputs["grad_norms"], 0.0, TRAJECTORY),
+        ],
+        "parameters": _named_pairs(golden, "final/", lumina_tensors(config, parameters), TRAJECTORY),
+        "ema": _named_pairs(golden, "ema/", lumina_tensors(config, ema), TRAJECTORY),
+    }
+
+
+def _optimizer_config(arguments: dict[str, Any]) -> OptimizerConfig:
+    """Constant rate, torch's AdamW constants, clipping by norm."""
+    return OptimizerConfig(
+        learning_rate=arguments["lr"],
+        weight_decay=arguments["wd"],
+        clip_norm=arguments["clip"],
+        ema_decay=arguments["ema_decay"],
+    )
+
+
+def _named_pairs(golden: Golden, prefix: str, ours: dict[str, np.ndarray], relative: float) -> list[Pair]:
+    """Each recorded tensor against ours, within `relative` of its largest element.
+
+    The gradient of a key's bias is zero but for rounding, as softmax does not see it: nothing is held to less than a
+    millionth of the largest element of all tensors.
+    """
+    theirs = {name.removeprefix(prefix): value for name, value in golden.raw.items() if name.startswith(prefix)}
+    largest = {name: float(np.abs(value).max()) for name, value in theirs.items()}
+    floor = 1e-6 * max(largest.values(), default=0.0)
+    return [
+        (name, ours[name], value, max(relative * largest[name], floor), 0.0) for name, value in theirs.items()
+    ]

@@ -1,0 +1,68 @@
+"""A run folder, and the configuration that starts it.
+
+In: `python train.py configs/emoji.py --optimizer.learning-rate 1e-4`. Out: one `Config`. A run lives in root/name:
+config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lumina_jax.config import Config, ModelConfig
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+def run_folder(config: Config) -> Path:
+    return Path(config.run.root) / config.run.name
+
+
+def parse_config(arguments: Sequence[str], description: str) -> Config:
+    """The configuration file named first, with the flags that follow it on top; --help and bad flags exit."""
+    import tyro
+
+    words = list(arguments)
+    if words and not words[0].startswith("-"):
+        default = load_config(words.pop(0))
+    elif "-h" in words or "--help" in words:
+        default = Config(model=ModelConfig(layers=4, heads=8, width=768))
+    else:
+        print(f"{description}\nName a configuration file first, such as configs/emoji.py", file=sys.stderr)
+        raise SystemExit(2)
+    return tyro.cli(Config, default=default, args=words, description=description, prog="train.py CONFIG")
+
+
+def load_config(path: str | Path) -> Config:
+    """The result of `get_config()` in a Python file, or a saved config.json.
+
+    Raises:
+      ValueError: the file is missing, or defines no `get_config`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(file) for file in Path("configs").glob("*.py")))
+        raise ValueError(f"there is no configuration file {path}; configurations here: {known or 'none'}")
+    if path.suffix == ".json":
+        return Config.from_json(path.read_text())
+    spec = importlib.util.spec_from_file_location(f"lumina_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"the configuration {path} must be a .py or .json file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} must define get_config() -> Config")
+    return module.get_config()
+
+
+def read_run(folder: str | Path) -> Config:
+    """The configuration of a run that was trained in `folder`.
+
+    Raises:
+      ValueError: the folder holds no run.
+    """
+    file = Path(folder) / CONFIG_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with train.py")
+    return Config.from_json(file.read_text())

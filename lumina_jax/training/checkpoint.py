@@ -1,0 +1,226 @@
+"""Checkpoints of a run: written in the background, whole or not at all, restored onto any mesh.
+
+In: a state (any tree of arrays, typed random keys included), the place in the data (a JSON dictionary) and the
+configuration. Out: a folder for each step, of which the newest and every `keep_every`-th are kept.
+
+On disk the state is flat: each array under its path, such as `ema.blocks.mlp.up.kernel`, so that a part of it can be
+read alone. A step's folder gets its name only when it is complete; what a killed process leaves behind has another
+name, is never read, and is removed when the next run opens the folder.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from lumina_jax.config import Config
+
+Tree = TypeVar("Tree")
+
+EXECUTION_FIELDS = frozenset({"compute_dtype", "remat", "unroll", "attention"})
+"""Fields of ModelConfig that say how a model is computed; a run may change them when it resumes."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    Args:
+      folder: created if missing, unless `read_only`.
+      keep: so many of the newest are kept.
+      keep_every: besides those, every step that is a multiple of it is kept.
+      read_only: neither create, nor write, nor clean up: the way to read the checkpoints of a run that still trains.
+
+    Raises:
+      ValueError: `read_only`, and there is no such folder.
+      OSError: the folder cannot be created.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 1, keep_every: int | None = None, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax reports there, it also raises
+        self._folder = Path(folder).absolute()
+        if read_only and not self._folder.is_dir():
+            raise ValueError(f"there are no checkpoints in {self._folder}; name the folder of a run that has saved one")
+        if not read_only:
+            with self._writing():
+                self._folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            keep_period=keep_every,
+            cleanup_tmp_directories=not read_only,
+            create=False,
+            read_only=read_only,
+        )
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, state: Any, data_state: dict[str, Any], config_json: str) -> None:
+        """Copy the state and write it in the background; a step that was saved before is left as it is.
+
+        On return the state may be donated or overwritten. Waits for the previous save, if it still runs.
+
+        Raises:
+          OSError: this or the previous checkpoint cannot be written; it names the folder.
+        """
+        if step in self._manager.all_steps():
+            return
+        parts = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(_flat(state)),
+            data=ocp.args.JsonSave(data_state),
+            config=ocp.args.JsonSave(json.loads(config_json)),
+        )
+        with self._writing():
+            self._manager.save(step, args=parts, force=True)
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Every complete step, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, step: int, abstract_state: Tree) -> Tree:
+        """The state of a step.
+
+        Args:
+          step: one of `steps()`.
+          abstract_state: the tree of `jax.ShapeDtypeStruct`s with shardings to restore onto; they need not be those
+            under which the state was saved.
+
+        Raises:
+          ValueError: the state has other arrays or shapes, or the checkpoint cannot be read; it names the folder.
+        """
+        return self._restore(step, abstract_state, prefix="", whole=True)
+
+    def restore_subtree(self, step: int, name: str, abstract: Tree) -> Tree:
+        """A part of the state, such as "ema", without reading the rest; see `restore`."""
+        return self._restore(step, abstract, prefix=f"{name}.", whole=False)
+
+    def restore_data(self, step: int) -> dict[str, Any]:
+        """The place in the data that was saved with a step."""
+        return self._read(step, data=ocp.args.JsonRestore())["data"]
+
+    def restore_config(self, step: int) -> Config:
+        """The configuration that was saved with a step."""
+        return Config.from_json(json.dumps(self._read(step, config=ocp.args.JsonRestore())["config"]))
+
+    def wait(self) -> None:
+        """Return when the last save is complete.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the last save, and release the folder."""
+        try:
+            self.wait()
+        finally:
+            with self._writing():
+                self._manager.close()
+
+    def _restore(self, step: int, abstract: Tree, *, prefix: str, whole: bool) -> Tree:
+        wanted = {prefix + name: leaf for name, leaf in _flat(abstract).items()}
+        self._check_arrays(step, wanted, whole=whole)
+        places = ocp.checkpoint_utils.construct_restore_args(wanted)
+        read = self._read(step, state=ocp.args.PyTreeRestore(wanted, restore_args=places, partial_restore=True))
+        return jax.tree.unflatten(jax.tree.structure(abstract), [read["state"][name] for name in wanted])
+
+    def _check_arrays(self, step: int, wanted: dict[str, Any], *, whole: bool) -> None:
+        """Refuse to restore into a tree whose names and shapes are not those of the checkpoint."""
+        with self._reading(step):
+            index = ocp.PyTreeCheckpointer().metadata(self._folder / str(step) / "state").item_metadata
+            if index is None:
+                raise OSError("the list of its arrays is damaged or missing")
+            saved = {name: tuple(array.shape) for name, array in index.tree.items()}
+        shapes = {name: jax.eval_shape(_plain, leaf).shape for name, leaf in wanted.items()}
+        wrong = [
+            f"{name} is {saved.get(name, 'missing')} and should be {shape}"
+            for name, shape in shapes.items()
+            if saved.get(name) != shape
+        ]
+        wrong += [f"{name} is not wanted" for name in saved if whole and name not in shapes]
+        if wrong:
+            shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            raise ValueError(
+                f"the checkpoint {self._folder / str(step)} must hold the arrays of this model and optimizer, but "
+                f"{shown}; use the configuration it was saved with, or another run.name"
+            )
+
+    def _read(self, step: int, **parts: Any) -> Any:
+        with self._reading(step):
+            return self._manager.restore(step, args=ocp.args.Composite(**parts))
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Name the folder of a checkpoint that cannot be read, and what to do about it."""
+        if step not in self._manager.all_steps():
+            raise ValueError(f"there is no checkpoint of {step=} in {self._folder}; there are {self.steps()}")
+        try:
+            yield
+        except Exception as error:  # Orbax raises nothing narrower for a file that is damaged
+            older = [other for other in self.steps() if other < step]
+            remedy = f"resume from step {older[-1]}" if older else "start again"
+            raise ValueError(
+                f"a checkpoint must be whole, but {self._folder / str(step)} cannot be read ({_reason(error)}); "
+                f"delete that folder to {remedy}"
+            ) from None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Name the folder into which nothing can be written."""
+        try:
+            yield
+        except Exception as error:  # TensorStore reports a full disk as a ValueError, the file system as an OSError
+            raise OSError(
+                f"a checkpoint cannot be written to {self._folder} ({_reason(error)}); complete checkpoints "
+                "are untouched; free space there, or choose another run.root, and start the same command again"
+            ) from error
+
+
+def check_same_model(saved: Config, current: Config) -> None:
+    """Refuse to resume a model with the configuration of another.
+
+    Raises:
+      ValueError: it lists each field of `model` that differs, except those of `EXECUTION_FIELDS`.
+    """
+    before, now = dataclasses.asdict(saved.model), dataclasses.asdict(current.model)
+    changed = [
+        f"model.{name} was {before[name]!r} and is {now[name]!r}"
+        for name in before
+        if name not in EXECUTION_FIELDS and before[name] != now[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"a run must resume with the model it was started with, but {'; '.join(changed)}; "
+            "restore these settings, or choose another run.name"
+        )
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Each leaf under its path, such as optimizer.0.mu.blocks.mlp.up.kernel."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _plain(leaf: Any) -> Any:
+    """The array as it is stored: random keys as their words."""
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _reason(error: BaseException) -> str:
+    """The cause at the root of an error; of a system error inside a report of TensorStore, that alone."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    system = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(system[1])) if system else f"{type(error).__name__}: {error}"[:400]

