@@ -320,6 +320,11 @@ class Config:
             f"data.batch_rows={self.data.batch_rows} must be a multiple of "
             f"optimizer.accumulate={self.optimizer.accumulate}",
         )
+        _require(
+            self.optimizer.schedule == "constant" or self.optimizer.warmup_steps < self.run.steps,
+            f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be less than run.steps={self.run.steps} when "
+            f"the schedule is {self.optimizer.schedule!r}; shorten the warmup or lengthen the run",
+        )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

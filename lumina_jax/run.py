@@ -5,6 +5,8 @@ config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
 """
 
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,3 +68,27 @@ def read_run(folder: str | Path) -> Config:
     if not file.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with train.py")
     return Config.from_json(file.read_text())
+
+
+def write_config(config: Config) -> None:
+    """Save config.json in the run's folder, at once or not at all."""
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{CONFIG_FILE}.tmp"
+    temporary.write_text(config.to_json())
+    os.replace(temporary, folder / CONFIG_FILE)
+
+
+def read_prompts(file: Path | None) -> list[str]:
+    """The lines of a text file that are not empty."""
+    if file is None:
+        return []
+    if not file.is_file():
+        raise ValueError(f"there is no file of prompts {file}; write one caption a line into it")
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+
+
+def sample_name(index: int, prompt: str) -> str:
+    """A file name that sorts by index and can be read: 003-red-heart-noto-style.png."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+    return f"{index:03}-{words}.png" if words else f"{index:03}.png"

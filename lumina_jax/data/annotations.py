@@ -7,9 +7,10 @@ import array
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Annotations(Protocol):
     """Random access to the items of one file."""
 

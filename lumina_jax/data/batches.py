@@ -12,7 +12,7 @@ out, never what was read ahead, and restoring seeks to it.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -23,7 +23,7 @@ from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Example, Source
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
-from lumina_jax.encoders.text import TextFeatures
+from lumina_jax.encoders.text import TextFeatures, pack_text
 from lumina_jax.tokens import Tokens, first_fit, latent_grid, pack
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,13 @@ logger = logging.getLogger(__name__)
 READING_THREADS = 16
 
 
+@runtime_checkable
 class CaptionLookup(Protocol):
-    """Encoded captions: `lookup[caption]` is (features [t c] float32, number of its tokens that count)."""
+    """Encoded captions: `lookup[caption]` is the features [t c] of its own tokens, at most `max_tokens` of them."""
 
-    def __getitem__(self, caption: str, /) -> tuple[Float[np.ndarray, "t c"], int]: ...
+    max_tokens: int
+
+    def __getitem__(self, caption: str, /) -> Float[np.ndarray, "t c"]: ...
 
 
 class Batch(NamedTuple):
@@ -42,7 +45,7 @@ class Batch(NamedTuple):
 
     tokens: Tokens
     text: TextFeatures | None
-    """Captions of a row side by side, each in its own slot; segment ids as in `tokens`."""
+    """Captions of a row one after another; segment ids as in `tokens`."""
     labels: Int[np.ndarray, "b s"] | None
     """Labels of label-conditional models; model.classes stands for 'no label'."""
     present: Float[np.ndarray, "b s"]
@@ -242,8 +245,11 @@ class Stream:
             present[place, : len(row)] = 1
         if model.conditioning == "label":
             return Batch(tokens, None, _labels(rows, segments, model.classes), present)
-        text = None if self._features is None else _text(rows, segments, self._features)
-        return Batch(tokens, text, None, present)
+        lookup = self._features
+        if lookup is None:
+            return Batch(tokens, None, None, present)
+        captions = [[lookup[example.caption or ""] for example in row] for row in rows]
+        return Batch(tokens, pack_text(captions, segments * lookup.max_tokens), None, present)
 
 
 def _labels(rows: list[list[Example]], segments: int, no_label: int) -> Int[np.ndarray, "b s"]:
@@ -251,19 +257,6 @@ def _labels(rows: list[list[Example]], segments: int, no_label: int) -> Int[np.n
     for place, row in enumerate(rows):
         labels[place, : len(row)] = [example.label for example in row if example.label is not None]
     return labels
-
-
-def _text(rows: list[list[Example]], segments: int, lookup: CaptionLookup) -> TextFeatures:
-    encoded = [[lookup[example.caption or ""] for example in row] for row in rows]
-    slot, width = encoded[0][0][0].shape
-    features = np.zeros((len(rows), segments * slot, width), np.float32)
-    segment_ids = np.zeros((len(rows), segments * slot), np.int32)
-    for place, row in enumerate(encoded):
-        for segment, (values, length) in enumerate(row):
-            start = segment * slot
-            features[place, start : start + slot] = values
-            segment_ids[place, start : start + length] = segment + 1
-    return TextFeatures(features, segment_ids)
 
 
 def _length(height: int, width: int, model: ModelConfig) -> int:

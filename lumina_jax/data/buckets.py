@@ -6,21 +6,13 @@ models of pixels. Behaviour and the order of random draws (size, left, upper) ar
 `random.Random(seed)` gives the same crop.
 """
 
+import random
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 from PIL import Image
 
 Size = tuple[int, int]
-Element = TypeVar("Element")
-
-
-class Draws(Protocol):
-    """The random numbers a crop needs: `random` the module, or a `random.Random`."""
-
-    def choice(self, options: Sequence[Element], /) -> Element: ...
-
-    def randint(self, lowest: int, highest: int, /) -> int: ...
 
 
 class Step(NamedTuple):
@@ -50,7 +42,7 @@ def crop_sizes(patches: int, unit: int, *, max_ratio: float = 4.0) -> list[Size]
     return sizes
 
 
-def choose_size(size: Size, sizes: Sequence[Size], draws: Draws, *, top_k: int) -> Size:
+def choose_size(size: Size, sizes: Sequence[Size], draws: random.Random, *, top_k: int) -> Size:
     """One of the `top_k` sizes that lose least of a picture's area; of equals, the larger tuple comes first."""
 
     def kept_share(target: Size) -> float:
@@ -71,14 +63,14 @@ def covering_steps(size: Size, target: Size) -> list[Step]:
     return [*steps, Step((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)]
 
 
-def random_box(size: Size, target: Size, draws: Draws) -> tuple[int, int, int, int]:
+def random_box(size: Size, target: Size, draws: random.Random) -> tuple[int, int, int, int]:
     """Left, upper, right and lower edge of a crop of `target` pixels anywhere inside `size`."""
     left = draws.randint(0, size[0] - target[0])
     upper = draws.randint(0, size[1] - target[1])
     return left, upper, left + target[0], upper + target[1]
 
 
-def bucket_crop(image: Image.Image, sizes: Sequence[Size], draws: Draws, *, top_k: int = 4) -> Image.Image:
+def bucket_crop(image: Image.Image, sizes: Sequence[Size], draws: random.Random, *, top_k: int = 4) -> Image.Image:
     """The picture, resized to cover a well-fitting size of `sizes` and cropped to it at a random place."""
     target = choose_size(image.size, sizes, draws, top_k=top_k)
     image = _resize(image, covering_steps(image.size, target))

@@ -9,7 +9,7 @@ A sample that cannot be used never raises: it becomes a BadSample that says why.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -40,6 +40,7 @@ class Example(NamedTuple):
     label: int | None
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to records. `repr` must be the same in every process, and opening must not read pictures."""
 

@@ -1,7 +1,7 @@
 """Adams multistep solvers on an even grid: one or a few model calls a step, of an order that grows with the history.
 
-In: a drift, a state and a grid of times. Out: the states at every time of the grid. The first two steps are Runge-Kutta
-steps (3/8 rule); from then on the method has the order of the number of slopes known, up to 11 (Hairer, Norsett, Wanner,
+In: a drift, a state and a grid of times. Out: the states at every time of the grid. The first two steps are
+Runge-Kutta steps (3/8 rule); from then on the order is the number of slopes known, up to 11 (Hairer, Norsett, Wanner,
 Solving Ordinary Differential Equations I, section III.1). 'explicit_adams' extrapolates the slopes (Adams-Bashforth);
 'implicit_adams' corrects that by fixed-point iterations of the Adams-Moulton formula, which has one order more.
 
@@ -111,9 +111,7 @@ def _corrected(
     def unfinished(carry: tuple[State, Array, Array]) -> Array:
         return (carry[1] < CORRECTIONS) & ~carry[2]
 
-    increment, _, converged = jax.lax.while_loop(
-        unfinished, correct, (increment, jnp.asarray(0), jnp.asarray(False))
-    )
+    increment, _, converged = jax.lax.while_loop(unfinished, correct, (increment, jnp.asarray(0), jnp.asarray(False)))
     return increment, converged
 
 

@@ -34,7 +34,7 @@ def guide(
       ValueError: `guided_channels` is not between 1 and the channels of a patch.
     """
     scale = jnp.asarray(scale, conditional.dtype)
-    scale = scale.reshape(scale.shape + (1, 1)) if scale.ndim else scale
+    scale = scale.reshape((*scale.shape, 1, 1)) if scale.ndim else scale
     guided = unconditional + scale * (conditional - unconditional)
     if guided_channels is None:
         return guided

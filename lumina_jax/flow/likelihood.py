@@ -58,7 +58,8 @@ def log_likelihood(
         return v, jnp.sum(pull_back(signs)[0] * signs, axis=axes)
 
     start = (jnp.asarray(x, jnp.float32), jnp.zeros(x.shape[0], jnp.float32))
-    latent, change = integrate(drift, start, grid, solver=solver, rtol=rtol, atol=atol, args=args)
+    end: Any = integrate(drift, start, grid, solver=solver, rtol=rtol, atol=atol, args=args)
+    latent, change = end
     prior = -0.5 * jnp.sum(weight * (latent**2 + math.log(2 * math.pi)), axis=axes)
     return Likelihood(prior + change, latent)
 

@@ -89,4 +89,3 @@ def sample_means(
     count = jnp.sum(patches, axis=1)
     sums = jnp.sum(jnp.where(patches, token_means, 0), axis=1)
     return Losses(sums / jnp.maximum(count, 1), (count > 0).astype(jnp.float32))
-

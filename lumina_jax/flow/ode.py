@@ -22,7 +22,7 @@ from lumina_jax.flow.adams import adams
 from lumina_jax.flow.solvers import Solver, solver_named
 
 State = PyTree[Float[jax.Array | np.ndarray, "..."]]
-Drift = Callable[[Float[Array, ""], Any, Any], Any]
+Drift = Callable[[Any, Any, Any], Any]
 
 MAX_ADAPTIVE_STEPS = 10_000
 
@@ -40,13 +40,14 @@ def integrate(
 ) -> State:
     """Follow dx/dt = drift(t, x, args) along `grid`, in float32.
 
-    Call it inside the jitted sampler. The drift gets a scalar time. An adaptive solver that doesn't reach the end within
-    10,000 steps, because the drift is stiff or not finite, returns NaN.
+    Call it inside the jitted sampler. The drift gets a scalar time. An adaptive solver that doesn't reach the end
+    within 10,000 steps, because the drift is stiff or not finite, returns NaN.
 
     Args:
       solver: a name of `solvers.SOLVERS`, or a Solver of your own.
       x: the state at the first time: an array, or a tree of arrays.
-      grid: at least two times, strictly increasing or strictly decreasing; may be traced.
+      grid: at least two times, increasing or decreasing; may be traced. The last time may be repeated: those steps are
+        not taken, so that one compiled loop serves grids of several lengths.
       rtol, atol: tolerances of the adaptive solvers and of the corrections of implicit_adams.
       save_at: 'end' returns the last state; 'grid' the states at all times of the grid, along a new first axis.
 
@@ -93,7 +94,7 @@ def integrate(
 
 
 class _Grid(diffrax.StepTo):
-    """Steps exactly to given times. Unlike its parent it compiles no check of traced times, which is a host callback."""
+    """Steps exactly to given times. Its parent's check of them would be compiled as a callback to the host."""
 
     def wrap(self, direction: Any) -> "_Grid":
         return _Grid(ts=self.ts * direction)
@@ -106,11 +107,11 @@ class _Adaptive(diffrax.PIDController):
     """Steps by tolerance, the first one too: its parent starts every ODE with a step of 0.01."""
 
     def init(
-        self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: None, args: Any, func: Any, error_order: Any
+        self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any, error_order: Any
     ) -> tuple[Any, Any]:
         """The first step of Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4."""
 
-        def size(values: PyTree) -> Float[Array, ""]:
+        def size(values: PyTree) -> Any:
             return self.norm(jax.tree.map(lambda v, y: v / (self.atol + self.rtol * jnp.abs(y)), values, y0))
 
         slope = func(terms, t0, y0, args)

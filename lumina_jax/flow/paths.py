@@ -11,8 +11,8 @@ With the Wronskian W = alpha' sigma - alpha sigma', which vanishes nowhere, each
     noise = (alpha' x - alpha v) / W     score = (alpha v - alpha' x) / (sigma W)
     v = (alpha' x - W noise) / alpha     v = (alpha' x + sigma W score) / alpha
 
-so that from a velocity the noise is finite everywhere and the score is finite at t = 0. What is infinite by nature stays
-so: the score at t = 1, where the density of x_t has no width, and a velocity made from a score or from noise at
+so that from a velocity the noise is finite everywhere and the score is finite at t = 0. What is infinite by nature
+stays so: the score at t = 1, where the density of x_t has no width, and a velocity made from a score or from noise at
 t = 0 where alpha = 0. `interval` says where to stop.
 
 A time has the leading axes of the array it belongs to ([b] for one sample a row, [b l] for tokens) or none at all.
@@ -59,8 +59,8 @@ class Interpolant(NamedTuple):
 class Path:
     """One way from noise to data.
 
-    `coefficients(t)` are alpha, sigma and their derivatives. `sigma_wronskian(t)` is sigma (alpha' sigma - alpha sigma')
-    in a form that stays finite where sigma' does not.
+    `coefficients(t)` are alpha, sigma and their derivatives. `sigma_wronskian(t)` is
+    sigma (alpha' sigma - alpha sigma') in a form that stays finite where sigma' does not.
     """
 
     name: PathName
@@ -85,7 +85,7 @@ def interpolate(path: Path, x0: Values, x1: Values, t: Times) -> Interpolant:
     return Interpolant(c.alpha * x1 + c.sigma * x0, c.d_alpha * x1 + c.d_sigma * x0)
 
 
-def over(t: Times, x: Values) -> Float[Array, "*times"]:
+def over(t: Times, x: Values) -> Float[Array, "..."]:
     """The time as a float32 array that broadcasts against `x`: its axes are the leading ones of `x`."""
     t = jnp.asarray(t, jnp.float32)
     if t.ndim > x.ndim:
@@ -175,8 +175,8 @@ def interval(
 ) -> tuple[float, float]:
     """First and last time at which the network may be asked, away from the ends where its use is infinite.
 
-    A velocity on the linear and gvp paths needs no margin in training and in the ODE. Otherwise the ends where a formula
-    is infinite are left out by `margin`, by default the released one: 1e-5 for training on vp, else 1e-3.
+    A velocity on the linear and gvp paths needs no margin in training and in the ODE. Otherwise the ends where a
+    formula is infinite are left out by `margin`, by default the released one: 1e-5 for training on vp, else 1e-3.
 
     Args:
       sde: form of the diffusion, when the times are those of the SDE sampler. 'sbdm' starts late, as it is infinite at

@@ -1,8 +1,9 @@
 """Stochastic samplers: dx = (v + w score) dt + sqrt(2 w) dW, from noise to data.
 
-In: the velocity field, noise x and a grid of times. Out: a sample. For every diffusion coefficient w(t) >= 0 the law of
-x_t is that of the probability flow (SiT, arXiv 2401.08740, eq. 5-7), but errors made early are forgotten. The score comes
-from the same model call as the velocity. The last step, from the last time of the grid to t = 1, is deterministic.
+In: the velocity field, noise x and a grid of times. Out: a sample. For every diffusion coefficient w(t) >= 0 the law
+of x_t is that of the probability flow (SiT, arXiv 2401.08740, section 2.2), but errors made early are forgotten. The
+score comes from the same model call as the velocity. The last step, from the last time of the grid to t = 1, is
+deterministic.
 
 | solver | weak order | model calls a step | grid |
 |---|---|---|---|
@@ -64,8 +65,10 @@ def integrate(
     steps = grid.shape[0] - 1
     if steps < 1 or (noise is not None and noise.shape[0] != steps):
         given = None if noise is None else noise.shape
-        raise ValueError(f"a grid of {grid.shape=} has {steps} steps, but the noise is of shape {given}; give one a step")
-    grid, x = jnp.asarray(grid, jnp.float32), jnp.asarray(x, jnp.float32)
+        raise ValueError(
+            f"a grid of {grid.shape=} has {steps} steps, but noise of shape {given}; give one array a step"
+        )
+    times, start_x = jnp.asarray(grid, jnp.float32), jnp.asarray(x, jnp.float32)
 
     def drift(t: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         v = velocity(t, x, args)
@@ -85,9 +88,9 @@ def integrate(
         return x, x
 
     sources = jnp.asarray(noise, jnp.float32) if key is None else jax.random.split(key, steps)
-    x, states = jax.lax.scan(step, x, (grid[:-1], grid[1:], sources))
-    x = _last(last_step, drift, velocity, x, grid[-1], last_step_size, path, args)
-    return x if save_at == "end" else jnp.concatenate([states, x[None]])
+    end, states = jax.lax.scan(step, start_x, (times[:-1], times[1:], sources))
+    end = _last(last_step, drift, velocity, end, times[-1], last_step_size, path, args)
+    return end if save_at == "end" else jnp.concatenate([states, end[None]])
 
 
 def _last(

@@ -111,5 +111,3 @@ SOLVERS: dict[str, Solver] = {
     "tsit5": Solver(5, 6, True, diffrax.Tsit5),
     "dopri8": Solver(8, 13, True, diffrax.Dopri8),
 }
-
-

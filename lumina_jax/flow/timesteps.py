@@ -76,8 +76,7 @@ def sampling_grid(
     skipped = int((steps + 1) * (1 - strength))
     if steps < 1 or not 0 < strength <= 1 or skipped >= steps:
         raise ValueError(
-            f"a grid of {steps=} at {strength=} has no interval; take 0 < strength <= 1 and at least one step "
-            "within it"
+            f"a grid of {steps=} at {strength=} has no interval; take 0 < strength <= 1 and at least one step within it"
         )
     start, end = interval
     return shifted(jnp.linspace(start, end, steps + 1, dtype=jnp.float32), shift)[skipped:]

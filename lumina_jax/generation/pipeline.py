@@ -178,9 +178,7 @@ def _walk(
         grid = start + (end - start) * unit_grid
         return ode.integrate(velocity, x, grid, solver=settings.solver, rtol=settings.rtol, atol=settings.atol)
     last = 0.0 if settings.last_step == "none" else settings.last_step_size
-    start, end = paths.interval(
-        path, prediction, sde=settings.diffusion, last_step_size=last, steps=settings.steps
-    )
+    start, end = paths.interval(path, prediction, sde=settings.diffusion, last_step_size=last, steps=settings.steps)
     draws = jax.vmap(lambda key: jax.random.normal(key, (settings.steps, *x.shape[1:])), out_axes=1)(keys)
     return sde.integrate(
         velocity,

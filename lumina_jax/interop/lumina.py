@@ -13,7 +13,7 @@ from flax import nnx
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.interop.rules import Named, Rule, linear, norm, to_ours, to_theirs
-from lumina_jax.models.flag_dit import FlagDiT
+from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 
 
 def model_config(theirs: Mapping[str, Any], parameters: Mapping[str, np.ndarray], **changes: Any) -> ModelConfig:
@@ -94,7 +94,7 @@ def from_lumina(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> FlagD
       ValueError: tensors are missing, unknown or of the wrong shape; the message names them.
     """
     ours = to_ours(tensors, flag_dit_rules(config), layers=config.layers)
-    graph, state = nnx.split(nnx.eval_shape(lambda: FlagDiT(config, rngs=nnx.Rngs(0))))
+    graph, state = abstract_model(config)
     abstract = nnx.to_pure_dict(state)
     wrong = {
         name: (ours[name].shape, parameter.shape)

@@ -94,9 +94,7 @@ def attend_with(config: ModelConfig) -> Attend:
     return functools.partial(attend, implementation=config.attention)
 
 
-def proportional_scale(
-    segment_ids: Int[Array, "b l"], segments: int, base_length: int
-) -> Float[Array, "b l 1 1"]:
+def proportional_scale(segment_ids: Int[Array, "b l"], segments: int, base_length: int) -> Float[Array, "b l 1 1"]:
     """sqrt(log_base(L)) for the L tokens of each token's sample, markers included (Lumina-T2X, section 2.3)."""
     one_hot = segment_ids[:, :, None] == jnp.arange(1, segments + 1)
     lengths = jnp.sum(one_hot, axis=1)

@@ -69,9 +69,7 @@ class Modulation(nnx.Module):
         self.linear = Linear(rngs, config.condition_width, outputs, axes=axes, init=zeros, bias=True)
         self.parts = parts
 
-    def __call__(
-        self, condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]
-    ) -> list[Float[Array, "b _ m"]]:
+    def __call__(self, condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]) -> list[Float[Array, "b _ m"]]:
         values = jnp.split(self.linear(jax.nn.silu(condition)), self.parts, axis=-1)
         return [spread(value, segment_ids) for value in values]
 
@@ -228,3 +226,8 @@ class FlagDiT(nnx.Module):
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         return jax.lax.scan(layer, x, (self.blocks, given), unroll=self.config.unroll)[0]
+
+
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure, shapes and logical axes of a model, without computing a value."""
+    return nnx.split(nnx.eval_shape(lambda: FlagDiT(config, rngs=nnx.Rngs(0))))

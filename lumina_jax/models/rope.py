@@ -25,9 +25,7 @@ class Rotation(NamedTuple):
     sin: Float[Array, "b l 1 half"]
 
 
-def rotation(
-    places: Int[Array, "b l"], *, head_width: int, theta: float, scaling: RopeScaling
-) -> Rotation:
+def rotation(places: Int[Array, "b l"], *, head_width: int, theta: float, scaling: RopeScaling) -> Rotation:
     """The angles of tokens at `places`, in float32."""
     exponents = jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width
     frequencies = 1.0 / (theta * scaling.ntk) ** exponents

@@ -1,7 +1,7 @@
 """Recorded runs of the authors' models: reading the files, and comparing our results with them.
 
-In: a .safetensors file with arrays `param/<name>`, `in/<case>/<name>` and `out/<case>/<name>` (`<name>.0`, `<name>.1`, ...
-for a list) and JSON metadata `meta`: `cls`, `config`, and `calls`, which gives the arguments of each case.
+In: a .safetensors file with arrays `param/<name>`, `in/<case>/<name>` and `out/<case>/<name>` (`<name>.0`,
+`<name>.1`, ... for a list) and JSON metadata `meta`: `cls`, `config`, and `calls`, the arguments of each case.
 Out: dictionaries of numpy arrays, and one `Comparison` a case.
 """
 
@@ -36,8 +36,8 @@ class Golden:
             self.calls: dict[str, Any] = self.meta["calls"]
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{path} is no golden file ({type(error).__name__}: {error}); it must be .safetensors with JSON metadata "
-                "'meta' that holds 'cls' and 'calls'"
+                f"{path} is no golden file ({type(error).__name__}: {error}); it must be .safetensors with JSON "
+                "metadata 'meta' that holds 'cls' and 'calls'"
             ) from error
         self.config: dict[str, Any] = self.meta.get("config", {})
         self.parameters = self._under("param/")

@@ -101,6 +101,4 @@ def _named_pairs(golden: Golden, prefix: str, ours: dict[str, np.ndarray], relat
     theirs = {name.removeprefix(prefix): value for name, value in golden.raw.items() if name.startswith(prefix)}
     largest = {name: float(np.abs(value).max()) for name, value in theirs.items()}
     floor = 1e-6 * max(largest.values(), default=0.0)
-    return [
-        (name, ours[name], value, max(relative * largest[name], floor), 0.0) for name, value in theirs.items()
-    ]
+    return [(name, ours[name], value, max(relative * largest[name], floor), 0.0) for name, value in theirs.items()]

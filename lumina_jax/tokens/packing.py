@@ -82,7 +82,7 @@ def tokens_of(
 
 
 def pack(
-    rows: Sequence[Sequence[Float[np.ndarray, "f h w c"]]],
+    rows: Sequence[Sequence[Float[np.ndarray, "_ _ _ c"]]],
     *,
     row_tokens: int,
     patch_size: int,
@@ -117,7 +117,7 @@ def pack(
 
 def unpack(
     patches: Num[AnyArray, "b l p"], grids: Sequence[Sequence[Grid]], *, patch_size: int
-) -> list[list[Num[AnyArray, "f h w c"]]]:
+) -> list[list[Num[AnyArray, "_ _ _ c"]]]:
     """The inverse of `pack`: the latents of each row, in order."""
     rows = []
     for row, row_grids in zip(patches, grids):

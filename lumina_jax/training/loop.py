@@ -15,25 +15,24 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
+from jax.sharding import Mesh
 
 from lumina_jax.config import Config
-from lumina_jax.training.checkpoint import Checkpoints
+from lumina_jax.training.checkpoint import Checkpoints, check_same_model
+from lumina_jax.training.feed import Feed
 from lumina_jax.training.metrics import MetricWriter, Progress
 from lumina_jax.training.optimizer import learning_rate
-from lumina_jax.training.state import Parameters, TrainState
-from lumina_jax.training.step import Step, StepMetrics, TrainBatch
-
-
-class Batches(Protocol):
-    """Batches on the devices, and the place in the data after the last one handed out."""
-
-    def __next__(self) -> TrainBatch: ...
-
-    def state(self) -> dict[str, Any]: ...
-
+from lumina_jax.training.state import Parameters, TrainState, abstract_state, create_state
+from lumina_jax.training.step import Step, StepMetrics
 
 Show = Callable[[int, Parameters], None]
 """Draws and writes a sheet of pictures for a step, from the averaged parameters."""
+
+
+class Restorable(Protocol):
+    """A stream of data that can be put back to a recorded place."""
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class NotFiniteError(RuntimeError):
@@ -44,7 +43,7 @@ def train(
     config: Config,
     state: TrainState,
     step: Step,
-    batches: Batches,
+    batches: Feed,
     *,
     checkpoints: Checkpoints,
     writer: MetricWriter,
@@ -81,7 +80,7 @@ def train(
                     "gradient_norm": checked.gradient_norm,
                     "learning_rate": float(rate(number - 1)),
                     "images_per_second": images / (now - since),
-                    "bad_samples": batches.state().get("bad", 0),
+                    "bad_samples": len(batches.state()["bad"]),
                 }
                 writer.write(number, values)
                 progress.advance(number, values)
@@ -94,6 +93,22 @@ def train(
             if stopping:
                 break
     checkpoints.wait()
+    return state
+
+
+def restored_or_new(config: Config, mesh: Mesh, checkpoints: Checkpoints, stream: Restorable) -> TrainState:
+    """The state of the newest checkpoint, with the stream put where it was; or a new state from the seed.
+
+    Raises:
+      ValueError: the checkpoint is of another model, or cannot be read.
+    """
+    newest = checkpoints.latest()
+    if newest is None:
+        return create_state(config, mesh)
+    check_same_model(checkpoints.restore_config(newest), config)
+    state = checkpoints.restore(newest, abstract_state(config, mesh))
+    stream.restore(checkpoints.restore_data(newest))
+    print(f"continuing from step {newest} of {config.run.steps}", flush=True)
     return state
 
 

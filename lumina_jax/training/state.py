@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from lumina_jax.config import Config, ModelConfig
-from lumina_jax.models.flag_dit import FlagDiT
+from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parallel.axes import FSDP, FSDP_TENSOR, shardings
 from lumina_jax.training.optimizer import optimizer
 
@@ -36,11 +36,6 @@ def split_model(model: FlagDiT) -> tuple[nnx.GraphDef, Parameters]:
     """The structure of a model and its parameters; `nnx.merge` undoes it."""
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
-
-
-def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure, shapes and logical axes of a model, without computing a value."""
-    return nnx.split(nnx.eval_shape(lambda: FlagDiT(config, rngs=nnx.Rngs(0))))
 
 
 def parameter_shardings(config: ModelConfig, mesh: Mesh) -> Parameters:

@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.config import Config, FlowConfig
 from lumina_jax.encoders.text import TextFeatures
 from lumina_jax.flow import losses, paths, timesteps
-from lumina_jax.models.flag_dit import FlagDiT
+from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parallel.mesh import batch_sharding
 from lumina_jax.tokens import Tokens, spread
 from lumina_jax.training.optimizer import ema_decay, ema_update, optimizer
-from lumina_jax.training.state import Parameters, TrainState, abstract_model, state_shardings
+from lumina_jax.training.state import Parameters, TrainState, state_shardings
 
 
 class TrainBatch(NamedTuple):
@@ -87,9 +87,7 @@ def gradient(
 ) -> tuple[Float[Array, ""], Float[Array, ""], Parameters]:
     """Mean loss over the samples of the batch, their number, and the gradient of that mean."""
 
-    def total_loss(
-        parameters: Parameters, batch: TrainBatch, drawn: Draw
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def total_loss(parameters: Parameters, batch: TrainBatch, drawn: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
         sample_losses = batch_losses(nnx.merge(graph, parameters), batch, drawn, flow)
         return jnp.sum(sample_losses.per_sample * batch.present), jnp.sum(batch.present)
 

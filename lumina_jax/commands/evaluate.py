@@ -1,0 +1,96 @@
+"""python -m lumina_jax evaluate RUN: draw every caption of a run's data, and count the pictures that match theirs.
+
+A drawn picture matches when, of all true pictures, the one of its own caption is nearest by pixels. Embedded emoji are
+counted apart for the pairs trained on and for those held out.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from lumina_jax.config import Config
+from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.run import read_run
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    step: int | None = None
+    """Checkpoint to draw from; default: the newest."""
+    seed: int = 1
+    limit: int = 512
+    """At most so many samples of the data."""
+    batch: int = 32
+    """Pictures drawn at once."""
+
+
+def main(words: Sequence[str]) -> int:
+    arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax evaluate", description=__doc__)
+    keep_memory_on_cpu()
+    try:
+        evaluate(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    return 0
+
+
+def evaluate(arguments: Arguments) -> None:
+    from lumina_jax.evaluation.retrieval import nearest
+    from lumina_jax.generation.media import contact_sheet, save_png
+    from lumina_jax.generation.pipeline import Shape
+    from lumina_jax.trained import open_run
+
+    config = read_run(arguments.run)
+    prompts, true, is_held_out = true_pictures(config, arguments.limit)
+    pipeline, step = open_run(arguments.run, arguments.step)
+    height, width = true.shape[1:3]
+    print(f"drawing {len(prompts)} captions at step {step}", flush=True)
+    drawn = np.stack(
+        pipeline(prompts, config.sample, seed=arguments.seed, shape=Shape(height, width), batch=arguments.batch)
+    )
+    matches = nearest(drawn, true) == np.arange(len(true))
+    for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out), ("all", is_held_out | True)):
+        if chosen.any():
+            share = matches[chosen].mean()
+            print(
+                f"  {name:<11} {matches[chosen].sum():4} of {chosen.sum():4} nearest to their own picture: {share:.1%}"
+            )
+    sheet = arguments.run / "samples" / f"{step}" / "all.png"
+    save_png(sheet, contact_sheet(list(drawn), prompts), {"step": step, "seed": arguments.seed})
+    print(f"contact sheet: {sheet}")
+
+
+def true_pictures(config: Config, limit: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Captions (or labels), pictures uint8 [n h w 3] as training crops them, and which were held out."""
+    from lumina_jax.data.example import Example
+    from lumina_jax.data.preparation import Preparation, possible_sizes
+    from lumina_jax.data.sources import open_source
+    from lumina_jax.tokens import unit_to_pixels
+
+    data = dataclasses.replace(config.data, caption_dropout=0.0, crop="square")
+    held_out: set[str] = set()
+    if data.source == "emoji":
+        held_out = {
+            record.name for record in _records(open_source(dataclasses.replace(data, split="held_out"), config.model))
+        }
+        data = dataclasses.replace(data, split="all")
+    source = open_source(data, config.model)
+    prepare = Preparation(data, config.model, 0, tuple(possible_sizes(data, config.model)))
+    prepared = [prepare((index, source[index]))[1] for index in range(min(limit, len(source)))]
+    examples = [example for example in prepared if isinstance(example, Example)]
+    prompts = [
+        example.caption or "" if config.model.conditioning == "text" else f"{example.label}" for example in examples
+    ]
+    pictures = np.stack([unit_to_pixels(example.latents[0]) for example in examples])
+    return prompts, pictures, np.array([example.name in held_out for example in examples])
+
+
+def _records(source):
+    return (source[index] for index in range(len(source)))

@@ -1,0 +1,68 @@
+"""python -m lumina_jax parity FILE...: recorded runs of the authors' models against ours, a row for each case."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.parity.golden import Comparison, Golden
+
+
+@dataclass(frozen=True)
+class Arguments:
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Golden files: .safetensors (or the .json of crops)."""
+
+
+def main(words: Sequence[str]) -> int:
+    """0 when every case of every file passes, else 1."""
+    arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax parity", description=__doc__)
+    if not arguments.files:
+        print("name at least one golden file")
+        return 2
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    keep_memory_on_cpu()
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    failures = 0
+    for file in arguments.files:
+        print(f"{file}", flush=True)
+        for row in comparisons(file):
+            failures += not row.passed
+            verdict = "PASS" if row.passed else "FAIL"
+            print(f"  {row.case:<36} {row.max_error:10.2e} {row.tolerance:10.2e}  {verdict}  {row.note}", flush=True)
+    print("all cases pass" if not failures else f"{failures} cases FAIL")
+    return min(failures, 1)
+
+
+def comparisons(file: Path) -> Iterator[Comparison]:
+    """One comparison for each case of a file; one failed row when it cannot be read or is of an unknown class."""
+    try:
+        run = _runner(file)
+        yield from run()
+    except ValueError as error:
+        yield Comparison("-", float("nan"), float("nan"), False, str(error))
+
+
+def _runner(file: Path) -> Callable[[], Iterator[Comparison]]:
+    from lumina_jax.parity import crops, models, training, transport
+
+    if crops.is_crops(file):
+        return lambda: crops.run(file)
+    golden = Golden(file)
+    known: dict[str, Callable[[Golden], Iterator[Comparison]]] = {
+        "lumina_t2i/models/model.py:DiT_Llama": models.run,
+        "Flag-DiT-ImageNet/models/model.py:DiT_Llama": models.run,
+        "lumina_t2i DiT_Llama + linear flow matching loss": training.run,
+        "Flag-DiT-ImageNet/transport/path.py": transport.run,
+        "transport Sampler.sample_ode": transport.run,
+    }
+    for prefix, run in known.items():
+        if golden.cls.startswith(prefix):
+            return lambda: run(golden)
+    raise ValueError(f"cls={golden.cls!r} is not a class that can be compared; known are {', '.join(known)}")

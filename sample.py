@@ -1,0 +1,90 @@
+"""Draw pictures from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style"
+
+Each picture is a PNG that carries its settings; sheet.png shows them all with their captions. Settings that are not
+given are those of the run. A label-conditional model takes the numbers of labels as prompts.
+"""
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lumina_jax.config import SampleConfig
+from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.run import read_prompts, read_run, sample_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Captions to draw."""
+    prompts_file: Path | None = None
+    """A text file with more captions, one a line."""
+    out: Path | None = None
+    """Where the pictures go; default: samples/STEP in the folder of the run."""
+    step: int | None = None
+    """Checkpoint to draw from; default: the newest."""
+    seed: int = 0
+    size: int | None = None
+    """Height and width in pixels; default: those of training."""
+    height: int | None = None
+    width: int | None = None
+    batch: int = 16
+    """Pictures drawn at once."""
+    sample: Annotated[SampleConfig, tyro.conf.arg(name="")]
+
+
+def main() -> None:
+    folder = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    try:
+        default = read_run(folder).sample if folder and (Path(folder) / "config.json").exists() else SampleConfig()
+        arguments = tyro.cli(Arguments, description=__doc__, default=Arguments(run=Path(folder or "."), sample=default))
+        keep_memory_on_cpu()
+        draw(arguments)
+    except (ValueError, OSError) as error:
+        if os.environ.get("LUMINA_TRACEBACK"):
+            raise
+        raise SystemExit(f"error: {error}") from None
+
+
+def draw(arguments: Arguments) -> None:
+    config = read_run(arguments.run)
+    prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
+    if not prompts:
+        raise ValueError('there is nothing to draw; name captions after the run, as in: sample.py RUN "red heart"')
+
+    from lumina_jax.generation.media import contact_sheet, save_png
+    from lumina_jax.generation.pipeline import Shape, check_shape
+    from lumina_jax.trained import open_run
+
+    size = arguments.size or config.data.image_size
+    shape = Shape(arguments.height or size, arguments.width or size)
+    check_shape(shape, config.model.patch_size)
+    pipeline, step = open_run(arguments.run, arguments.step)
+    batch = min(arguments.batch, len(prompts))
+    pictures = pipeline(prompts, arguments.sample, seed=arguments.seed, shape=shape, batch=batch)
+
+    out = arguments.out or arguments.run / "samples" / f"{step}"
+    settings = {
+        "run": config.run.name,
+        "step": step,
+        "seed": arguments.seed,
+        "height": shape.height,
+        "width": shape.width,
+        "batch": batch,
+        **dataclasses.asdict(arguments.sample),
+    }
+    for index, (prompt, picture) in enumerate(zip(prompts, pictures)):
+        save_png(out / sample_name(index, prompt), picture, {"prompt": prompt, "index": index, **settings})
+    save_png(out / "sheet.png", contact_sheet(pictures, prompts), {"prompts": prompts, **settings})
+    print(f"{len(pictures)} pictures and {out / 'sheet.png'}")
+
+
+if __name__ == "__main__":
+    main()

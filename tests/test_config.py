@@ -1,0 +1,142 @@
+"""Configurations survive JSON, refuse what cannot work with the field's name, and every experiment builds."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lumina_jax.config import (
+    Config,
+    DataConfig,
+    FlowConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SampleConfig,
+    TextConfig,
+)
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+MODEL = {"layers": 2, "heads": 4, "width": 48}
+CONFIG = Config(model=ModelConfig(**MODEL))
+
+
+def test_json_gives_the_same_configuration_back():
+    config = Config(
+        model=ModelConfig(**MODEL, kv_heads=2, mlp_multiplier=1.3, conditioning="label"),
+        flow=FlowConfig(path="vp", prediction="noise", loss_weight="likelihood", time_shift=4.0),
+        data=DataConfig(source="folder", path="pictures", row_tokens=512, samples_per_row=4),
+        optimizer=OptimizerConfig(clip_norm=None, accumulate=4),
+        sample=SampleConfig(guided_channels=3),
+        run=RunConfig(sample_prompts=("red heart, noto style", "日本")),
+    )
+    assert Config.from_json(config.to_json()) == config
+    assert Config.from_json(CONFIG.to_json()) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "depth", 3),
+        ("run", "widht", 3),
+        ("model", "layers", "many"),
+        ("data", "crop", "circle"),
+        ("optimizer", "clip_norm", [1]),
+    ],
+)
+def test_a_wrong_or_unknown_field_in_json_is_named(section, field, value):
+    changed = json.loads(CONFIG.to_json())
+    changed[section][field] = value
+    with pytest.raises(ValueError, match=re.escape(f"{section}.{field}")):
+        Config.from_json(json.dumps(changed))
+
+
+def test_an_unknown_section_in_json_is_named():
+    changed = json.loads(CONFIG.to_json()) | {"optimiser": {}}
+    with pytest.raises(ValueError, match="optimiser"):
+        Config.from_json(json.dumps(changed))
+
+
+REFUSED = [
+    *[(ModelConfig, MODEL, name, 0) for name in ("layers", "heads", "width", "patch_size", "channels", "unroll")],
+    *[(ModelConfig, MODEL, name, 0) for name in ("classes", "text_width")],
+    (ModelConfig, MODEL, "heads", 5),
+    (ModelConfig, MODEL, "kv_heads", 3),
+    (FlowConfig, {}, "time_shift", 0.0),
+    (FlowConfig, {}, "loss_weight", "velocity"),
+    (TextConfig, {}, "max_tokens", 1),
+    *[(DataConfig, {}, name, 0) for name in ("image_size", "batch_rows", "samples_per_row", "prefetch", "emoji_names")],
+    *[(DataConfig, {}, name, -1) for name in ("workers", "bad_samples")],
+    (DataConfig, {}, "caption_dropout", 1.0),
+    (DataConfig, {}, "caption_dropout", -0.1),
+    (DataConfig, {}, "source", "folder"),
+    (DataConfig, {}, "samples_per_row", 2),
+    (OptimizerConfig, {}, "learning_rate", 0.0),
+    (OptimizerConfig, {}, "warmup_steps", -1),
+    (OptimizerConfig, {}, "accumulate", 0),
+    (OptimizerConfig, {}, "clip_norm", 0.0),
+    *[(OptimizerConfig, {}, name, 1.0) for name in ("beta1", "beta2", "ema_decay")],
+    *[(MeshConfig, {}, name, 0) for name in ("fsdp", "tensor")],
+    (SampleConfig, {}, "steps", 0),
+    *[(SampleConfig, {}, name, 0.0) for name in ("time_shift", "rtol", "atol", "diffusion_norm", "last_step_size")],
+    *[(RunConfig, {}, name, 0) for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints")],
+    (RunConfig, {}, "name", ""),
+    (RunConfig, {}, "name", "a/b"),
+]
+
+
+@pytest.mark.parametrize(("section", "settings", "name", "value"), REFUSED)
+def test_what_cannot_work_is_refused_by_its_name_and_value(section, settings, name, value):
+    prefix = section.__name__.removesuffix("Config").lower()
+    section(**settings)
+    with pytest.raises(ValueError, match=rf"{prefix}.{name}=") as error:
+        section(**(settings | {name: value}))
+    assert str(value) in str(error.value)
+
+
+def test_heads_of_odd_width_are_refused():
+    with pytest.raises(ValueError, match=r"width / heads = 3 must be even"):
+        ModelConfig(**(MODEL | {"heads": 16}))
+
+
+def test_rules_between_sections_are_checked():
+    with pytest.raises(ValueError, match=r"data.image_size=33 must be a multiple of model.patch_size=2"):
+        CONFIG.replace(data={"image_size": 33})
+    with pytest.raises(ValueError, match=r"data.batch_rows=32 must be a multiple of optimizer.accumulate=5"):
+        CONFIG.replace(optimizer={"accumulate": 5})
+
+
+def test_a_configuration_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CONFIG.model.width = 3  # type: ignore[misc]
+    assert CONFIG.replace(model={"width": 64}).model.width == 64
+    assert CONFIG.model.width == 48
+
+
+def test_derived_sizes_are_those_of_the_released_models():
+    large = ModelConfig(layers=32, heads=32, width=3072)
+    assert (large.head_width, large.key_heads, large.condition_width) == (96, 32, 1024)
+    assert (large.mlp_width, large.patch_values) == (8192, 16)
+    assert ModelConfig(layers=24, heads=32, width=2304, kv_heads=8).key_heads == 8
+    assert ModelConfig(**MODEL, mlp_multiple_of=32).mlp_width == 128
+    assert ModelConfig(**MODEL, mlp_multiple_of=32, mlp_multiplier=0.5).mlp_width == 64
+
+
+def test_there_is_a_demo_to_configure():
+    assert "emoji" in {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_experiment_builds_its_configuration(path):
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__doc__, "the docstring is the lab note"
+    config = module.get_config()
+    assert Config.from_json(config.to_json()) == config

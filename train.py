@@ -1,0 +1,74 @@
+"""Train a Lumina model: python train.py configs/emoji.py [--section.field value ...]
+
+The same command continues a run that was stopped, killed or preempted, from its last checkpoint and bit for bit.
+"""
+
+import os
+import sys
+
+from lumina_jax.config import Config
+from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.run import parse_config, run_folder, write_config
+
+
+def main() -> None:
+    config = parse_config(sys.argv[1:], __doc__ or "")
+    keep_memory_on_cpu()
+    try:
+        run(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("LUMINA_TRACEBACK"):
+            raise
+        raise SystemExit(f"error: {error}\n(LUMINA_TRACEBACK=1 shows where)") from None
+
+
+def run(config: Config) -> None:
+    """The whole run, top to bottom. jax is imported here, after the flags were read."""
+    from lumina_jax.data.batches import Stream
+    from lumina_jax.data.example import captions
+    from lumina_jax.data.sources import open_source
+    from lumina_jax.encoders.text import encode_captions
+    from lumina_jax.generation.sheets import encoder_of, sheet_writer
+    from lumina_jax.parallel.mesh import check_rows, make_mesh
+    from lumina_jax.run import CHECKPOINTS
+    from lumina_jax.training.checkpoint import Checkpoints
+    from lumina_jax.training.feed import Feed
+    from lumina_jax.training.loop import restored_or_new, train
+    from lumina_jax.training.metrics import MetricWriter
+    from lumina_jax.training.step import train_step
+
+    # Devices
+    folder = run_folder(config)
+    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
+
+    # Data: captions are encoded once, and read from a file from then on
+    source = open_source(config.data, config.model)
+    encoder = encoder_of(config)
+    features = None
+    if encoder is not None:
+        print(f"{len(source)} samples of {source!r}; encoding their captions", flush=True)
+        features = encode_captions(captions(source), encoder, config.text.cache)
+
+    # State: the newest checkpoint of this run, or a new one from the seed
+    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
+    with Stream(source, config.data, config.model, seed=config.run.seed, features=features) as stream:
+        state = restored_or_new(config, mesh, checkpoints, stream)
+        write_config(config)
+        writer = MetricWriter(folder, resumed_step=int(state.step))
+        show = sheet_writer(config, encoder, writer) if config.run.sample_prompts else None
+
+        # Steps
+        try:
+            state = train(
+                config, state, train_step(config, mesh), Feed(stream, mesh),
+                checkpoints=checkpoints, writer=writer, show=show,
+            )  # fmt: skip
+        finally:
+            writer.close()
+            checkpoints.close()
+    print(f"step {int(state.step)} of {config.run.steps} in {folder}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
