@@ -29,6 +29,8 @@ class ModelConfig:
     width: int
     kv_heads: int | None = None
     """Key/value heads shared by groups of query heads; None: one for each query head."""
+    attention_width: int | None = None
+    """Width of all query heads together; None: the width of the model."""
     patch_size: int = 2
     channels: int = 4
     """Channels of the latent (3 when training on pixels)."""
@@ -62,13 +64,10 @@ class ModelConfig:
             value = getattr(self, name)
             _require(value >= 1, f"model.{name}={value} must be at least 1")
         _require(
-            self.width % self.heads == 0,
-            f"model.width={self.width} must be a multiple of model.heads={self.heads}; change one of them",
-        )
-        _require(
-            self.head_width % 2 == 0,
-            f"width / heads = {self.head_width} must be even, because rotary embeddings turn pairs; "
-            f"choose another model.heads for model.width={self.width}",
+            self.heads_width % (2 * self.heads) == 0,
+            f"a head must be an even number of values wide, because rotary embeddings turn pairs, but "
+            f"{self.heads_width} values are shared by model.heads={self.heads}; change model.width or model.heads, "
+            "or set model.attention_width to a multiple of twice the heads",
         )
         _require(
             self.heads % self.key_heads == 0,
@@ -76,8 +75,13 @@ class ModelConfig:
         )
 
     @property
+    def heads_width(self) -> int:
+        """Width of all query heads together."""
+        return self.attention_width or self.width
+
+    @property
     def head_width(self) -> int:
-        return self.width // self.heads
+        return self.heads_width // self.heads
 
     @property
     def key_heads(self) -> int:

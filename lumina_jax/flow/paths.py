@@ -21,7 +21,7 @@ A time has the leading axes of the array it belongs to ([b] for one sample a row
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ class Path:
     sigma_wronskian: Callable[[Times], Float[Array, "*times"]]
 
 
-def path(name: PathName) -> Path:
+def path(name: str) -> Path:
     """The path of this name: 'linear' (alpha = t), 'gvp' (sine and cosine) or 'vp' (beta from 0.1 to 20).
 
     Raises:
@@ -139,7 +139,7 @@ def velocity_from(prediction: Prediction, path: Path, output: Values, x: Values,
     return (velocity_from_score if prediction == "score" else velocity_from_noise)(path, output, x, t)
 
 
-def diffusion(path: Path, form: Diffusion, t: Times, *, norm: float = 1.0) -> Float[Array, "*times"]:
+def diffusion(path: Path, form: str, t: Times, *, norm: float = 1.0) -> Float[Array, "*times"]:
     """The diffusion coefficient w(t) >= 0 of dx = (v + w score) dt + sqrt(2 w) dW, which keeps every p_t for any w.
 
     Forms of SiT, section 3 and table 6; 'sbdm' is `score_weight`, infinite at t = 0 where alpha = 0.
@@ -160,7 +160,7 @@ def diffusion(path: Path, form: Diffusion, t: Times, *, norm: float = 1.0) -> Fl
         return 0.25 * (norm * jnp.cos(math.pi * t) + 1) ** 2
     if form == "increasing-decreasing":
         return norm * jnp.sin(math.pi * t) ** 2
-    raise ValueError(f"diffusion {form=} is unknown; choose one of {Diffusion.__args__}")
+    raise ValueError(f"diffusion {form=} is unknown; choose one of {get_args(Diffusion)}")
 
 
 def interval(

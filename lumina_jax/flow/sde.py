@@ -19,12 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from lumina_jax.flow.paths import Diffusion, Path, diffusion, score_from_velocity
+from lumina_jax.flow.paths import Path, diffusion, score_from_velocity
 
 AnyArray = jax.Array | np.ndarray
 Velocity = Callable[[Float[Array, ""], Float[Array, "*shape"], Any], Float[Array, "*shape"]]
-Solver = Literal["euler_maruyama", "sde_heun"]
-LastStep = Literal["none", "mean", "tweedie", "euler"]
 
 
 def integrate(
@@ -33,10 +31,10 @@ def integrate(
     grid: Float[AnyArray, " n"],
     *,
     path: Path,
-    solver: Solver,
-    form: Diffusion,
+    solver: str,
+    form: str,
     norm: float = 1.0,
-    last_step: LastStep = "mean",
+    last_step: str = "mean",
     last_step_size: float = 0.04,
     key: Key[Array, ""] | None = None,
     noise: Float[AnyArray, "steps *shape"] | None = None,
@@ -58,16 +56,7 @@ def integrate(
     Raises:
       ValueError: unknown names, both or neither of `key` and `noise`, or noise of another number of steps.
     """
-    if solver not in ("euler_maruyama", "sde_heun"):
-        raise ValueError(f"{solver=} of the SDE is unknown; choose 'euler_maruyama' or 'sde_heun'")
-    if (key is None) == (noise is None):
-        raise ValueError("give either key= to draw the increments, or noise= with one array a step")
-    steps = grid.shape[0] - 1
-    if steps < 1 or (noise is not None and noise.shape[0] != steps):
-        given = None if noise is None else noise.shape
-        raise ValueError(
-            f"a grid of {grid.shape=} has {steps} steps, but noise of shape {given}; give one array a step"
-        )
+    _check(solver, grid, key, noise)
     times, start_x = jnp.asarray(grid, jnp.float32), jnp.asarray(x, jnp.float32)
 
     def drift(t: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -87,14 +76,27 @@ def integrate(
             x = x + 0.5 * dt * (slope + drift(end, x + dt * slope))
         return x, x
 
-    sources = jnp.asarray(noise, jnp.float32) if key is None else jax.random.split(key, steps)
+    sources = jnp.asarray(noise, jnp.float32) if key is None else jax.random.split(key, grid.shape[0] - 1)
     end, states = jax.lax.scan(step, start_x, (times[:-1], times[1:], sources))
     end = _last(last_step, drift, velocity, end, times[-1], last_step_size, path, args)
     return end if save_at == "end" else jnp.concatenate([states, end[None]])
 
 
+def _check(solver: str, grid: AnyArray, key: Any, noise: AnyArray | None) -> None:
+    if solver not in ("euler_maruyama", "sde_heun"):
+        raise ValueError(f"{solver=} of the SDE is unknown; choose 'euler_maruyama' or 'sde_heun'")
+    if (key is None) == (noise is None):
+        raise ValueError("give either key= to draw the increments, or noise= with one array a step")
+    steps = grid.shape[0] - 1
+    if steps < 1 or (noise is not None and noise.shape[0] != steps):
+        given = None if noise is None else noise.shape
+        raise ValueError(
+            f"a grid of {grid.shape=} has {steps} steps, but noise of shape {given}; give one array a step"
+        )
+
+
 def _last(
-    last_step: LastStep,
+    last_step: str,
     drift: Callable[[Float[Array, ""], Any], Any],
     velocity: Velocity,
     x: Float[Array, "*shape"],
@@ -114,4 +116,4 @@ def _last(
     if last_step == "tweedie":
         c = path.coefficients(t)
         return (x + c.sigma**2 * score_from_velocity(path, v, x, t)) / c.alpha
-    raise ValueError(f"{last_step=} is unknown; choose one of {LastStep.__args__}")
+    raise ValueError(f"{last_step=} is unknown; choose 'none', 'mean', 'tweedie' or 'euler'")

@@ -9,7 +9,7 @@ Names are torchdiffeq's, which the released samplers used. All but the Adams one
 | heun (heun2) | 2 | 2 a step | any |
 | heun3 | 3 | 3 a step | any |
 | rk4 (3/8 rule) | 4 | 4 a step | any |
-| explicit_adams | 3 to 11 | 1 a step, 4 in each of the first two | even |
+| explicit_adams | 3 to 11, unstable from some 20 steps on | 1 a step, 4 in each of the first two | even |
 | implicit_adams (fixed_adams) | 4 to 12 | 2 to 5 a step | even |
 | adaptive_heun, fehlberg2 | 2 | 2, 3 a tried step | only its ends |
 | bosh3 | 3 | 3 a tried step | only its ends |

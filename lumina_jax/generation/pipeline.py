@@ -18,10 +18,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from lumina_jax.config import Config, SampleConfig
-from lumina_jax.encoders.text import TextEncoder, TextFeatures
+from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.models.flag_dit import Condition, FlagDiT
-from lumina_jax.tokens import tokens_of, unit_to_pixels, unpatchify
+from lumina_jax.tokens import TextFeatures, tokens_of, unit_to_pixels, unpatchify
 
 
 class Shape(NamedTuple):

@@ -10,9 +10,14 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 Implementation = Literal["auto", "reference", "xla"]
+
+
+NEVER = -1e30
+"""Added to the logits of what may not be seen: far below any logit, and finite."""
 
 
 class GatedText(NamedTuple):
@@ -86,6 +91,15 @@ def _xla(
     visible: Bool[Array, "b l n"],
     scale: float,
 ) -> Float[Array, "b l h d"]:
-    out = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], scale=scale, implementation="xla")
+    """Two batched matrix products with heads in front; queries that share a key head are rows of one product."""
+    group = q.shape[2] // k.shape[2]
+    q = rearrange(q, "b l (k g) d -> b k (g l) d", g=group)
+    k, v = rearrange(k, "b n k d -> b k n d"), rearrange(v, "b n k d -> b k n d")
+    logits = jnp.einsum("bkld,bknd->bkln", q, k, preferred_element_type=jnp.float32) * scale
+    hidden = jnp.where(visible, 0.0, NEVER)[:, None, None]
+    logits = rearrange(logits, "b k (g l) n -> b k g l n", g=group) + hidden
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkln,bknd->bkld", rearrange(weights, "b k g l n -> b k (g l) n"), v)
+    out = rearrange(out, "b k (g l) d -> b l (k g) d", g=group)
     sees_any = jnp.any(visible, axis=-1)[:, :, None, None]
     return jnp.where(sees_any, out, jnp.zeros((), out.dtype))

@@ -62,12 +62,12 @@ class Attention(nnx.Module):
     """Self-attention within each sample, plus gated attention to its text."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        width, kv_width = config.width, config.key_heads * config.head_width
-        self.query = Linear(rngs, width, width, axes=("embed", "heads"))
+        width, heads_width, kv_width = config.width, config.heads_width, config.key_heads * config.head_width
+        self.query = Linear(rngs, width, heads_width, axes=("embed", "heads"))
         self.key = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"))
         self.value = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"))
-        self.out = Linear(rngs, width, width, axes=("heads", "embed"))
-        self.query_norm = LayerNorm(rngs, width, axis="heads") if config.qk_norm else None
+        self.out = Linear(rngs, heads_width, width, axes=("heads", "embed"))
+        self.query_norm = LayerNorm(rngs, heads_width, axis="heads") if config.qk_norm else None
         self.key_norm = LayerNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
         self.head_width = config.head_width
 
@@ -86,7 +86,7 @@ class Attention(nnx.Module):
         if sequence.key_scale is not None:
             k = k * sequence.key_scale.astype(k.dtype)
         out = attend(q, k, v, segment_ids=sequence.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
-        return self.out(out.reshape(x.shape))
+        return self.out(out.reshape(*x.shape[:2], -1))
 
 
 def attend_with(config: ModelConfig) -> Attend:

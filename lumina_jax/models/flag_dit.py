@@ -17,7 +17,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.encoders.text import TextFeatures
 from lumina_jax.kernels.attention import GatedText
 from lumina_jax.models.attention import (
     Attend,
@@ -41,7 +40,7 @@ from lumina_jax.models.layers import (
     zeros,
 )
 from lumina_jax.models.rope import RopeScaling, rotation
-from lumina_jax.tokens import Kind, Tokens, spread
+from lumina_jax.tokens import Kind, TextFeatures, Tokens, spread
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,

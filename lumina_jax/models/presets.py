@@ -2,6 +2,7 @@
 
 S to XL: Lumina-T2X report (arXiv 2405.05945), table of text-to-speech models; 600M, 3B, 7B: label-conditional
 ImageNet; 2B: text to video and multi-view; 5B: text to image. "3B" and "5B" differ by their text attention.
+The published widths of L and XL are no multiples of their heads; their heads here are 42 values wide.
 """
 
 from typing import Any
@@ -11,8 +12,8 @@ from lumina_jax.config import ModelConfig
 SIZES: dict[str, dict[str, int]] = {
     "S": {"layers": 4, "heads": 8, "width": 768},
     "B": {"layers": 8, "heads": 12, "width": 768},
-    "L": {"layers": 12, "heads": 24, "width": 1024},
-    "XL": {"layers": 20, "heads": 28, "width": 1152},
+    "L": {"layers": 12, "heads": 24, "width": 1024, "attention_width": 24 * 42},
+    "XL": {"layers": 20, "heads": 28, "width": 1152, "attention_width": 28 * 42},
     "600M": {"layers": 16, "heads": 32, "width": 1536},
     "2B": {"layers": 24, "heads": 32, "width": 2304},
     "3B": {"layers": 32, "heads": 32, "width": 3072},

@@ -13,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from lumina_jax.encoders.text import TextFeatures
 from lumina_jax.flow.guidance import guide_doubled
 from lumina_jax.interop.lumina import from_lumina, model_config
 from lumina_jax.models.flag_dit import Condition, FlagDiT
 from lumina_jax.models.rope import RopeScaling
 from lumina_jax.parity.golden import Comparison, Golden, Pair, attempt, compare
-from lumina_jax.tokens import Tokens, pack, tokens_of, unpack, unpatchify
+from lumina_jax.tokens import TextFeatures, Tokens, pack, tokens_of, unpack, unpatchify
 
 FORWARD, GUIDED, RELATIVE = 3e-5, 2e-4, 1e-4
 GUIDED_CHANNELS = 3
+
+
+_run = jax.jit(FlagDiT.__call__, static_argnames="base_length")
 
 
 def run(golden: Golden) -> Iterator[Comparison]:
@@ -122,4 +124,4 @@ def _call(
     model: FlagDiT, tokens: Tokens, inputs: dict[str, Any], rope: RopeScaling, base_length: int | None
 ) -> jax.Array:
     t = jnp.asarray(inputs["t"])[:, None]
-    return model(tokens, t, condition_of(model, inputs), rope=rope, base_length=base_length)
+    return _run(model, tokens, t, condition_of(model, inputs), rope=rope, base_length=base_length)

@@ -126,6 +126,7 @@ def _list_loss_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Compar
     path, t = _path(kwargs), given["t"]
     columns: list[list[np.ndarray]] = [[], [], [], []]
     for segment, (x0, x1, time) in enumerate(zip(given["x0"], given["x1"], t), start=1):
+        time = float(time)
         x = paths.interpolate(path, x0, x1, time).x
         for column, picture in zip(columns, (jnp.tanh(x) * time, x0, x1)):
             column.append(np.reshape(picture, (x0.shape[0], -1)).T)

@@ -3,16 +3,19 @@
 from lumina_jax.tokens.grid import Grid, Kind, Layout, latent_grid
 from lumina_jax.tokens.packing import Fit, Tokens, first_fit, pack, spread, tokens_of, unpack
 from lumina_jax.tokens.patchify import patchify, pixels_to_unit, unit_to_pixels, unpatchify
+from lumina_jax.tokens.text import TextFeatures, pack_text
 
 __all__ = [
     "Fit",
     "Grid",
     "Kind",
     "Layout",
+    "TextFeatures",
     "Tokens",
     "first_fit",
     "latent_grid",
     "pack",
+    "pack_text",
     "patchify",
     "pixels_to_unit",
     "spread",

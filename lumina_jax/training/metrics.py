@@ -46,7 +46,10 @@ class MetricWriter:
         if path.exists():
             _drop_after(path, resumed_step)
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=resumed_step + 1)
+        attempt = f".{os.getpid()}.{resumed_step}"  # else a restart within the second would overwrite the file
+        self._tensorboard = SummaryWriter(
+            str(folder / TENSORBOARD_FOLDER), purge_step=resumed_step + 1, filename_suffix=attempt
+        )
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """One line, and one TensorBoard scalar for each metric; a number that is not finite becomes null."""

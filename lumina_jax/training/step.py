@@ -16,11 +16,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import Config, FlowConfig
-from lumina_jax.encoders.text import TextFeatures
 from lumina_jax.flow import losses, paths, timesteps
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parallel.mesh import batch_sharding
-from lumina_jax.tokens import Tokens, spread
+from lumina_jax.tokens import TextFeatures, Tokens, spread
 from lumina_jax.training.optimizer import ema_decay, ema_update, optimizer
 from lumina_jax.training.state import Parameters, TrainState, state_shardings
 

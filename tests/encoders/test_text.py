@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lumina_jax.encoders.text import BATCH, CHUNK, TextFeatures, encode_captions, pack_text, text_encoder
+from lumina_jax.encoders.text import BATCH, CHUNK, encode_captions, text_encoder
+from lumina_jax.tokens import TextFeatures, pack_text
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "bert_tiny"
 CAPTIONS = ["red heart, noto style", "", "an unknown zebra", "blue circle"]

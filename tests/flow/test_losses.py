@@ -20,7 +20,7 @@ def arrays(seed=0):
 
 
 def expected_loss(output, x0, x1, row, segment, path, prediction, weighting):
-    t = TIMES[row, segment - 1]
+    t = float(TIMES[row, segment - 1])
     alpha, sigma, d_alpha, d_sigma = (float(c) for c in path.coefficients(t))
     own = (SEGMENTS[row] == segment) & (KINDS[row] == 1)
     output, x0, x1 = output[row, own].astype(np.float64), x0[row, own], x1[row, own]

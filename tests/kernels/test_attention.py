@@ -54,9 +54,7 @@ def test_padding_gets_zeros_and_no_gradient_is_nan(implementation):
     q, k, v, text = inputs()
 
     def total(q, k, v):
-        out = attend(
-            q, k, v, segment_ids=jnp.asarray(SEGMENTS), scale=1.0, text=text, implementation=implementation
-        )
+        out = attend(q, k, v, segment_ids=jnp.asarray(SEGMENTS), scale=1.0, text=text, implementation=implementation)
         return jnp.sum(out**2), out
 
     gradients, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*map(jnp.asarray, (q, k, v)))

@@ -1,5 +1,6 @@
 """Every recorded case of the released transport, and the format's own errors."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_files_with_other_shapes_steps_and_no_shift_are_run_by_what_they_record(
     for shift in (1.0, 6.0):
         times, y = grid / (grid + shift - shift * grid), x
         states.append([y])
-        for start, end in zip(times[:-1], times[1:]):
+        for start, end in itertools.pairwise(times):
             y = y + (end - start) * model(y, start)
             states[-1].append(y)
     arrays = {"in/x": x}
@@ -93,7 +94,9 @@ def test_other_files_are_no_golden_files(tmp_path):
 
 def test_a_comparison_passes_within_its_tolerance_and_names_the_worst_array():
     theirs = np.array([1.0, 100.0])
-    assert compare("case", [("a", theirs + [0, 0.5], theirs, 0.0, 0.01)]) == Comparison("case", 0.5, 1.0, True)
+    assert compare("case", [("a", theirs + np.array([0, 0.5]), theirs, 0.0, 0.01)]) == Comparison(
+        "case", 0.5, 1.0, True
+    )
     failed = compare("case", [("a", theirs + 0.1, theirs, 0.2, 0.0), ("b", theirs + 0.3, theirs, 0.1, 0.0)])
     assert not failed.passed
     assert failed.note.startswith("b: 3")

@@ -68,16 +68,18 @@ def test_updates_equal_adamw_with_clipping_and_decoupled_decay(clip_norm, schedu
         np.testing.assert_allclose(got[name], expected[name], rtol=2e-5, atol=1e-6)
 
 
-def test_first_update_of_the_released_training_run_is_reproduced():
+def test_gradients_of_the_released_training_run_give_the_update_of_the_formula():
     golden = load_file(GOLDEN)
     parameters = {name[6:]: value for name, value in golden.items() if name.startswith("param/")}
     gradients = {name[5:]: value for name, value in golden.items() if name.startswith("grad/")}
     norm = float(optax.tree.norm(gradients))
     np.testing.assert_allclose(norm, golden["out/train/grad_norms"][0], rtol=1e-5)
     config = OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, clip_norm=2.0)
-    got, _ = trained({name: parameters[name] for name in gradients}, [gradients], config, 5)
-    expected = numpy_adamw({name: parameters[name] for name in gradients}, [gradients], config, [1e-3])
-    for name in gradients:
+    names = sorted(gradients)[::8]
+    parameters, gradients = ({name: tree[name] for name in names} for tree in (parameters, gradients))
+    got, _ = trained(parameters, [gradients], config, 5)
+    expected = numpy_adamw(parameters, [gradients], config, [1e-3])
+    for name in names:
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 

@@ -1,0 +1,166 @@
+"""Whole runs through train.py: killed and continued bit for bit, stopped politely, stopped by a loss that diverges."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import config, label_config
+
+from lumina_jax.parallel.mesh import make_mesh
+from lumina_jax.run import read_run
+from lumina_jax.training.checkpoint import Checkpoints
+from lumina_jax.training.state import abstract_state
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+
+
+def command(settings, *flags):
+    folder = Path(settings.run.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{settings.run.name}.json"
+    file.write_text(settings.to_json())
+    return [sys.executable, str(ROOT / "train.py"), str(file), *flags]
+
+
+def run(settings, *flags):
+    return subprocess.run(
+        command(settings, *flags), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+
+
+def final_state(settings):
+    """The newest step, and its state but for the random key, which numpy cannot compare."""
+    checkpoints = Checkpoints(Path(settings.run.root) / settings.run.name / "checkpoints", read_only=True)
+    step = checkpoints.latest()
+    state = checkpoints.restore(step, abstract_state(settings, make_mesh(devices=jax.devices()[:1])))
+    return step, jax.device_get(state._replace(key=None))
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        np.testing.assert_array_equal(a, b)
+
+
+def kill_and_continue(tmp_path, kills, seed):
+    """A run of 40 steps killed at random moments, and the same run undisturbed."""
+    whole, broken = (
+        label_config(tmp_path / name, run={"steps": 40, "log_every": 1, "checkpoint_every": 3})
+        for name in ("whole", "broken")
+    )
+    done = run(whole)
+    assert done.returncode == 0, done.stderr
+    moments = random.Random(seed)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(broken), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        for line in process.stdout:
+            if "loss" in line:  # training: now at any moment
+                break
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+    done = run(broken)
+    assert done.returncode == 0, done.stderr
+    (last, ours), (_, theirs) = final_state(broken), final_state(whole)
+    assert last == 40
+    assert_same(ours, theirs)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "broken/tiny/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
+    kill_and_continue(tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path):
+    kill_and_continue(tmp_path, kills=10, seed=1)
+
+
+def test_sigterm_saves_and_ends_well(tmp_path):
+    settings = label_config(tmp_path, run={"steps": 100_000, "log_every": 1, "checkpoint_every": 50_000})
+    process = subprocess.Popen(
+        command(settings), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "loss" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.stdout.read()
+    assert process.wait(timeout=60) == 0
+    saved = Checkpoints(tmp_path / "tiny/checkpoints", read_only=True).latest()
+    assert saved is not None
+    assert saved < 50_000
+
+
+def test_a_diverging_loss_stops_with_its_step_and_keeps_good_checkpoints(tmp_path):
+    settings = label_config(
+        tmp_path, optimizer={"learning_rate": 1e38, "clip_norm": None}, run={"steps": 50, "checkpoint_every": 1}
+    )
+    done = run(settings)
+    assert done.returncode == 1
+    assert "of step" in done.stderr
+    assert "must be finite" in done.stderr
+    checkpoints = Checkpoints(tmp_path / "tiny/checkpoints", read_only=True)
+    for step in checkpoints.steps():
+        state = checkpoints.restore(step, abstract_state(settings, make_mesh(devices=jax.devices()[:1])))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.optimizer)))
+
+
+def test_a_folder_with_broken_pictures_trains_and_names_them(tmp_path):
+    """50 pictures of the user's own: 3 of them corrupt, 2 without a caption."""
+    random_pixels = np.random.default_rng(0)
+    captions = []
+    for index in range(50):
+        name = f"picture{index:02}.png"
+        pixels = random_pixels.integers(0, 255, (20 + index % 7, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+        captions.append({"image": name, "caption": "" if index in (7, 31) else f"noise number {index}"})
+    for index in (3, 19, 42):
+        (tmp_path / f"picture{index:02}.png").write_bytes(b"\x89PNG broken")
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in captions))
+    settings = config(
+        tmp_path / "runs",
+        model={"text_width": 384},
+        data={"source": "folder", "path": str(tmp_path), "image_size": 16, "batch_rows": 8},
+        text={"max_tokens": 8, "cache": str(tmp_path / "cache")},
+        run={"steps": 14},
+    )
+    done = run(settings)
+    assert done.returncode == 0, done.stderr
+    for index in (3, 19, 42, 7, 31):
+        assert done.stderr.count(f"picture{index:02}.png") >= 1
+    skipped = [line for line in done.stderr.splitlines() if "skipped" in line]
+    assert len(skipped) == 5
+
+
+def test_another_model_in_the_same_folder_is_refused(tmp_path):
+    settings = label_config(tmp_path, run={"steps": 2})
+    assert run(settings).returncode == 0
+    done = run(settings, "--model.width", "32", "--run.steps", "4")
+    assert done.returncode == 1
+    assert "model.width was 16 and is 32" in done.stderr
+    assert read_run(tmp_path / "tiny").model.width == 16
+
+
+def test_help_needs_no_configuration_and_no_jax(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "--help"],
+        env=ENVIRONMENT | {"COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "--optimizer.learning-rate" in done.stdout
+    assert "| jax\n" not in done.stderr

@@ -1,0 +1,118 @@
+"""The training step: what it optimises, that it compiles once, and that machines and micro-batches don't change it."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import config, packed_batch
+
+from lumina_jax.config import FlowConfig
+from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.parallel.mesh import make_mesh
+from lumina_jax.training.state import create_state
+from lumina_jax.training.step import batch_losses, draw, gradient, train_step
+
+
+def test_the_step_compiles_once_whatever_the_batch_holds():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    settings = config()
+    state, step = create_state(settings, mesh), train_step(settings, mesh)
+    for seed in range(3):
+        state, _ = step(state, packed_batch(seed=seed))
+    assert step._cache_size() == 1
+    assert int(state.step) == 3
+
+
+def test_the_loss_falls_on_a_batch_seen_again_and_again():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    settings = config(optimizer={"learning_rate": 1e-2})
+    state, step, batch = create_state(settings, mesh), train_step(settings, mesh), packed_batch()
+    losses = []
+    for _ in range(150):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert np.mean(losses[-20:]) < 0.95 * np.mean(losses[:5])  # the noise does not fit through 16 values
+
+
+def test_the_loss_is_the_mean_over_samples_of_the_velocity_error():
+    settings, batch = config(), packed_batch()
+    state = create_state(settings, make_mesh(devices=jax.devices()[:1]))
+    model = nnx.merge(abstract_model(settings.model)[0], state.parameters)
+    drawn = draw(jax.random.key(1), batch, settings.flow)
+    ours = batch_losses(model, batch, drawn, settings.flow)
+
+    tokens, t = jax.tree.map(np.asarray, batch.tokens), np.asarray(drawn.t)
+    for row, segment in np.ndindex(*t.shape):
+        own = (tokens.segment_ids[row] == segment + 1) & (tokens.kinds[row] == 1)
+        error = np.asarray(drawn.x0)[row, own] - tokens.patches[row, own]  # a new model predicts 0
+        expected = np.mean(error**2) if own.any() else 0.0
+        assert float(ours.per_sample[row, segment]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(micro_batches):
+    settings, batch = config(), packed_batch()
+    graph, _ = abstract_model(settings.model)
+    parameters = jax.tree.map(
+        lambda leaf: leaf + 0.1, create_state(settings, make_mesh(devices=jax.devices()[:1])).parameters
+    )
+    drawn = draw(jax.random.key(1), batch, FlowConfig())
+    run = jax.jit(gradient, static_argnums=(0, 4, 5))
+    whole, parts = (run(graph, parameters, batch, drawn, FlowConfig(), count) for count in (1, micro_batches))
+    assert float(whole[1]) == 6.0
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
+def test_eight_devices_train_like_one():
+    """A mesh of data x fsdp x tensor against a single device, on packed rows, in one process of 8 virtual devices."""
+    script = textwrap.dedent("""
+        import sys
+        sys.path.insert(0, "tests/training")
+        import jax, jax.numpy as jnp, numpy as np
+        from tiny import config, packed_batch
+        from lumina_jax.parallel.mesh import batch_sharding, make_mesh
+        from lumina_jax.training.state import create_state
+        from lumina_jax.training.step import train_step
+
+        def trained(settings, mesh):
+            state, step = create_state(settings, mesh), train_step(settings, mesh)
+            for seed in range(3):
+                state, metrics = step(state, jax.device_put(packed_batch(8, seed), batch_sharding(mesh)))
+            return jax.device_get((metrics, state.parameters, state.ema))
+
+        settings = config(optimizer={"clip_norm": None, "learning_rate": 1e-3})
+        one = trained(settings, make_mesh(devices=jax.devices()[:1]))
+        for shape in ({"fsdp": 8}, {"fsdp": 2, "tensor": 2}, {}):
+            many = trained(settings, make_mesh(**shape))
+            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many)):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+        print("same", len(jax.devices()))
+    """)
+    root = Path(__file__).parents[2]
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PATH": "/usr/bin",
+        "PYTHONPATH": str(root),
+    }
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("same 8"), done.stderr[-3000:]
+
+
+def test_the_average_follows_the_parameters():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    settings = config(optimizer={"ema_decay": 0.5})
+    state, step = create_state(settings, mesh), train_step(settings, mesh)
+    before = jax.device_get(state.ema)
+    state, _ = step(state, packed_batch())
+    expected = jax.tree.map(lambda a, p: 0.5 * a + 0.5 * p, before, jax.device_get(state.parameters))
+    for a, b in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    assert not all(jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state.ema)))
