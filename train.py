@@ -24,6 +24,8 @@ def main() -> None:
 
 def run(config: Config) -> None:
     """The whole run, top to bottom. jax is imported here, after the flags were read."""
+    import jax
+
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.example import captions
     from lumina_jax.data.sources import open_source
@@ -52,7 +54,8 @@ def run(config: Config) -> None:
 
     # State: the newest checkpoint of this run, or a new one from the seed
     checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
-    with Stream(source, config.data, config.model, seed=config.run.seed, features=features) as stream:
+    shard = (jax.process_index(), jax.process_count())
+    with Stream(source, config.data, config.model, seed=config.run.seed, features=features, shard=shard) as stream:
         state = restored_or_new(config, mesh, checkpoints, stream)
         write_config(config)
         writer = MetricWriter(folder, resumed_step=int(state.step))

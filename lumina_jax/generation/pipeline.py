@@ -81,7 +81,7 @@ class Pipeline:
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
-        return self._draw._cache_size()
+        return self._draw._cache_size()  # type: ignore[attr-defined]
 
     def _condition(self, prompts: Sequence[str]) -> Condition:
         if self._encoder is not None:
@@ -144,8 +144,10 @@ def _draw(
         def guided() -> Float[Array, "b l p"]:
             twice = jnp.concatenate([x, x])
             outputs = model(doubled._replace(patches=twice), jnp.full((len(twice), 1), t), both)
+            with_text, without_text = jnp.split(outputs, 2)
             return guidance.guide(
-                *jnp.split(outputs, 2),
+                with_text,
+                without_text,
                 guidance_scale,
                 patch_size=config.model.patch_size,
                 guided_channels=settings.guided_channels,

@@ -197,11 +197,11 @@ class FlagDiT(nnx.Module):
         return TextContext(self.caption_pooling(text, segments), keys, text.segment_ids)
 
     def _pooled(self, condition: Condition, segments: int) -> Float[Array, "b s c"]:
-        if self.config.conditioning == "label":
-            return self.label_embedding(condition)
         if isinstance(condition, TextContext):
             return condition.pooled
-        return self.caption_pooling(condition, segments)
+        if isinstance(condition, TextFeatures):
+            return self.caption_pooling(condition, segments)
+        return self.label_embedding(condition)
 
     def _run_blocks(
         self,
@@ -217,9 +217,11 @@ class FlagDiT(nnx.Module):
             block, keys = inputs
             text = None
             if block.text is not None:
-                if keys is None:
-                    keys = block.text(condition.features.astype(x.dtype))
-                text = GatedText(*keys, block.text.gate[...], condition.segment_ids)
+                assert isinstance(condition, TextFeatures | TextContext)
+                if isinstance(condition, TextFeatures):
+                    keys = block.text(jnp.asarray(condition.features, x.dtype))
+                assert keys is not None
+                text = GatedText(*keys, block.text.gate[...], jnp.asarray(condition.segment_ids))
             return block(x, conditioning, sequence, text, attend), None
 
         if self.config.remat != "none":

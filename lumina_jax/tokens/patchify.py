@@ -5,6 +5,8 @@ The values of a patch are ordered (channel, row in patch, column in patch), as t
 Works on numpy and jax arrays alike, and never copies between the two.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,10 @@ from jaxtyping import Float, Num
 
 from lumina_jax.tokens.grid import Grid
 
-AnyArray = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    AnyArray = Any
+else:
+    AnyArray = jax.Array | np.ndarray
 
 
 def patchify(latents: Num[AnyArray, "b f h w c"], grid: Grid, patch_size: int) -> Num[AnyArray, "b l p"]:

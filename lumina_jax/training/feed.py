@@ -4,7 +4,6 @@ In: a stream of rows made by this process. Out: the same rows as arrays of the w
 part of.
 """
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -38,6 +37,6 @@ class Feed:
         local = TrainBatch(batch.tokens, condition, batch.present)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._sharding, x), local)
 
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> dict[str, Any]:
         """The place in the data after the last batch handed out."""
         return self._stream.state()

@@ -10,7 +10,6 @@ continues bit for bit.
 import contextlib
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from jax.sharding import Mesh
 from lumina_jax.config import Config
 from lumina_jax.training.checkpoint import Checkpoints, check_same_model
 from lumina_jax.training.feed import Feed
-from lumina_jax.training.metrics import MetricWriter, Progress
+from lumina_jax.training.metrics import MetricWriter, Progress, Speed
 from lumina_jax.training.optimizer import learning_rate
 from lumina_jax.training.state import Parameters, TrainState, abstract_state, create_state
 from lumina_jax.training.step import Step, StepMetrics
@@ -57,12 +56,12 @@ def train(
     run, rate = config.run, learning_rate(config.optimizer, config.run.steps)
     start = int(state.step)
     pending: tuple[int, StepMetrics] | None = None
-    images, since = 0.0, time.perf_counter()
+    speed = Speed()
     with stop_requests() as stop_requested, Progress(run.steps, start, run.name) as progress:
         for number in range(start + 1, run.steps + 1):
             state, metrics = step(state, next(batches))
             if pending is not None:
-                images += _check(*pending).samples  # the step before, so that the device never waits for the host
+                speed.count(_check(*pending)["samples"])  # the step before, so that the device never waits for the host
             pending = (number, metrics)
             stopping = stop_requested() or number == run.steps
             logging = stopping or number % run.log_every == 0
@@ -72,24 +71,20 @@ def train(
                 progress.advance(number)
                 continue
             checked, pending = _check(number, metrics), None
-            images += checked.samples
+            speed.count(checked["samples"])
             if logging:
-                now = time.perf_counter()
-                values = {
-                    "loss": checked.loss,
-                    "gradient_norm": checked.gradient_norm,
+                values = checked | {
                     "learning_rate": float(rate(number - 1)),
-                    "images_per_second": images / (now - since),
+                    "images_per_second": speed.measure() or 0.0,
                     "bad_samples": len(batches.state()["bad"]),
                 }
                 writer.write(number, values)
                 progress.advance(number, values)
-                images, since = 0.0, now
             if saving:
                 checkpoints.save(number, state, batches.state(), config.to_json())
             if showing and show is not None:
                 show(number, state.ema)
-                images, since = 0.0, time.perf_counter()
+                speed.restart()
             if stopping:
                 break
     checkpoints.wait()
@@ -128,13 +123,13 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check(number: int, metrics: StepMetrics) -> StepMetrics:
+def _check(number: int, metrics: StepMetrics) -> dict[str, float]:
     """The metrics as Python numbers, once the device has them."""
-    values = StepMetrics(*(float(value) for value in jax.device_get(metrics)))
-    if not (math.isfinite(values.loss) and math.isfinite(values.gradient_norm)):
+    values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
+    if not all(math.isfinite(value) for value in values.values()):
         raise NotFiniteError(
-            f"loss={values.loss} and gradient_norm={values.gradient_norm} of step {number} must be finite; nothing was "
-            "saved since the last checkpoint. Start again from it with a lower optimizer.learning_rate, more "
+            f"loss, gradient and parameters must be finite, but at step {number} they are {values}; nothing was saved "
+            "since the last checkpoint. Start again from it with a lower optimizer.learning_rate, more "
             "optimizer.warmup_steps or a smaller optimizer.clip_norm"
         )
     return values

@@ -53,7 +53,7 @@ def state_shardings(config: Config, mesh: Mesh) -> TrainState:
     moments = optax.tree_map_params(
         transform, lambda _, place: place, abstract.optimizer, of_parameters, transform_non_params=lambda _: everywhere
     )
-    return TrainState(everywhere, of_parameters, of_parameters, moments, everywhere)
+    return TrainState(everywhere, of_parameters, of_parameters, moments, everywhere)  # type: ignore[arg-type]
 
 
 def create_state(config: Config, mesh: Mesh) -> TrainState:

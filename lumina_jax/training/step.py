@@ -41,10 +41,12 @@ class Draw(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Mean loss of the samples, norm of their gradient before clipping, and how many samples there were."""
+    """Mean loss of the samples, norm of their gradient before clipping, norm of the new parameters, and how many
+    samples there were."""
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    parameter_norm: Float[Array, ""]
     samples: Float[Array, ""]
 
 
@@ -64,7 +66,7 @@ def train_step(config: Config, mesh: Mesh) -> Step:
         updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         ema = ema_update(state.ema, parameters, ema_decay(config.optimizer, state.step))
-        metrics = StepMetrics(loss, optax.global_norm(gradients), samples)
+        metrics = StepMetrics(loss, optax.global_norm(gradients), optax.global_norm(parameters), samples)
         return TrainState(state.step + 1, parameters, ema, moments, state.key), metrics
 
     places = state_shardings(config, mesh)

@@ -1,0 +1,121 @@
+"""Drawing pictures: what a picture depends on, and that one program serves all prompts."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lumina_jax.config import SampleConfig
+from lumina_jax.generation.pipeline import Pipeline, Shape
+from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.tokens import TextFeatures
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from tiny import config, label_config
+
+SETTINGS = SampleConfig(solver="euler", steps=3, guidance=3.0)
+SHAPE = Shape(16, 24)
+
+
+class Words:
+    """A text encoder that knows each letter."""
+
+    width, max_tokens, fingerprint = 6, 5, "words"
+
+    def encode(self, captions):
+        features = np.zeros((len(captions), 5, 6), np.float32)
+        for row, caption in enumerate(captions):
+            for place, letter in enumerate(f"^{caption}"[:5]):
+                features[row, place] = np.sin(np.arange(1, 7) * ord(letter))
+        lengths = np.array([min(5, len(caption) + 1) for caption in captions])
+        return TextFeatures(features, (np.arange(5) < lengths[:, None]).astype(np.int32))
+
+
+def random_parameters(model):
+    shapes = nnx.to_pure_dict(abstract_model(model)[1])
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return jax.tree.unflatten(tree, [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)])
+
+
+def new_pipeline(settings, encoder=None):
+    return Pipeline(settings, abstract_model(settings.model)[0], random_parameters(settings.model), encoder)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return new_pipeline(config(), Words())
+
+
+def draw(pipeline, prompts, seed=0, batch=2, shape=SHAPE, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return pipeline(prompts, settings, seed=seed, shape=shape, batch=batch)
+
+
+def test_one_program_serves_every_prompt_seed_guidance_and_time_shift(pipeline):
+    draw(pipeline, ["a", "b"])
+    before = pipeline.compilations
+    draw(pipeline, ["something else"], seed=5)
+    draw(pipeline, ["a", "b", "c"], guidance=1.0)
+    draw(pipeline, ["a"], guidance=7.5, time_shift=4.0)
+    assert pipeline.compilations == before
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_seed_another(pipeline):
+    first, again, other = (draw(pipeline, ["cat"], seed=seed)[0] for seed in (3, 3, 4))
+    assert first.shape == (16, 24, 3)
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(pipeline):
+    together = draw(pipeline, ["cat", "dog", "sea"], batch=2)
+    changed = draw(pipeline, ["cat", "owl", "sea"], batch=2)
+    assert np.abs(together[0].astype(int) - changed[0]).max() <= 1
+    assert np.abs(together[2].astype(int) - changed[2]).max() <= 1
+    assert np.abs(together[1].astype(int) - changed[1]).max() > 1
+
+
+def test_prompt_guidance_steps_and_shift_change_the_picture(pipeline):
+    base = draw(pipeline, ["cat"])[0]
+    for change in ({"guidance": 1.0}, {"steps": 4}, {"time_shift": 6.0}, {"guided_channels": 1}):
+        assert np.any(draw(pipeline, ["cat"], **change)[0] != base), change
+
+
+def test_guidance_one_is_the_network_without_guidance(pipeline):
+    plain = draw(pipeline, ["cat"], guidance=1.0)[0]
+    almost = draw(pipeline, ["cat"], guidance=1.0 + 1e-6)[0]
+    assert np.abs(plain.astype(int) - almost).max() <= 1
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun", "rk4", "dopri5", "euler_maruyama", "sde_heun"])
+def test_every_solver_draws(pipeline, solver):
+    picture = draw(pipeline, ["cat"], solver=solver, steps=4)[0]
+    assert picture.std() > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "prediction"), [("gvp", "velocity"), ("vp", "velocity"), ("linear", "noise"), ("vp", "score")]
+)
+def test_every_path_and_prediction_draws_something_finite(path, prediction):
+    settings = config(flow={"path": path, "prediction": prediction})
+    parameters = random_parameters(settings.model)
+    drawer = Pipeline(settings, abstract_model(settings.model)[0], parameters, Words())
+    assert draw(drawer, ["cat"], steps=4)[0].std() > 1
+
+
+def test_labels_are_prompts_of_a_label_model():
+    labels = new_pipeline(label_config())
+    one, other = draw(labels, ["3", "4"])
+    assert np.any(one != other)
+    with pytest.raises(ValueError, match="by a label from 0 to 47, but got prompt='cat'"):
+        draw(labels, ["cat"])
+
+
+def test_a_size_that_patches_do_not_divide_is_refused(pipeline):
+    with pytest.raises(ValueError, match="multiples of the patch_size=8"):
+        draw(pipeline, ["cat"], shape=Shape(16, 20))
