@@ -6,7 +6,6 @@ given are those of the run. A label-conditional model takes the numbers of label
 
 import dataclasses
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -41,16 +40,19 @@ class Arguments:
 
 
 def main() -> None:
-    folder = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
-        default = read_run(folder).sample if folder and (Path(folder) / "config.json").exists() else SampleConfig()
-        arguments = tyro.cli(Arguments, description=__doc__, default=Arguments(run=Path(folder or "."), sample=default))
+        arguments = parse(Arguments(run=Path("."), sample=SampleConfig()))
+        arguments = parse(Arguments(run=arguments.run, sample=read_run(arguments.run).sample))
         keep_memory_on_cpu()
         draw(arguments)
     except (ValueError, OSError) as error:
         if os.environ.get("LUMINA_TRACEBACK"):
             raise
         raise SystemExit(f"error: {error}") from None
+
+
+def parse(default: Arguments) -> Arguments:
+    return tyro.cli(Arguments, description=__doc__, default=default)
 
 
 def draw(arguments: Arguments) -> None:

@@ -147,7 +147,8 @@ class DataConfig:
     source: Literal["emoji", "folder", "lumina", "tfds"] = "emoji"
     """emoji: embedded. folder: images and a captions .jsonl. lumina: the authors' YAML. tfds: a builder."""
     path: str = ""
-    """folder: the folder or the .jsonl file. lumina: the .yaml file. tfds: builder name, such as cifar10:3.*.*"""
+    """emoji: nothing, or a folder that tools/build_emoji.py filled. folder: the folder, or its .jsonl file. lumina: the
+    .yaml file. tfds: a builder, such as cifar10:3.*.*"""
     split: str = "train"
     """emoji: train, held_out or all. tfds: any split expression."""
     image_size: int = 32

@@ -130,7 +130,8 @@ def _caption_lines(caption: str, font: FreeTypeFont, width: int) -> list[str]:
         while font.getlength(f"{last}...") > width:
             last = last[:-1]
         return [*lines[: CAPTION_LINES - 1], f"{last.rstrip()}..."]
-    for narrower in range(width, width // 3, -4):
+    longest_word = math.ceil(max((font.getlength(word) for word in caption.split()), default=0))
+    for narrower in range(width, max(width // 3, longest_word), -4):
         balanced = _wrapped(caption, font, narrower)
         if len(balanced) > len(lines):
             break

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from tiny import config, label_config
 
+from lumina_jax.generation.media import read_png_metadata
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import read_run
 from lumina_jax.training.checkpoint import Checkpoints
@@ -165,3 +166,35 @@ def test_help_needs_no_configuration_and_no_jax(tmp_path):
     assert done.returncode == 0
     assert "--optimizer.learning-rate" in done.stdout
     assert "| jax\n" not in done.stderr
+
+
+def test_the_sample_command_draws_the_same_pictures_again_and_says_how(tmp_path):
+    settings = label_config(tmp_path, run={"steps": 2})
+    assert run(settings).returncode == 0
+    folder = tmp_path / "tiny"
+    for out in ("a", "b"):
+        arguments = [str(folder), "3", "5", "--seed", "7", "--out", str(tmp_path / out), "--guidance", "2.5"]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "sample.py"), *arguments],
+            cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    files = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert files == ["000-3.png", "001-5.png", "sheet.png"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    settings_of_picture = read_png_metadata(tmp_path / "a" / "001-5.png")
+    assert settings_of_picture["prompt"] == "5"
+    assert (settings_of_picture["seed"], settings_of_picture["guidance"], settings_of_picture["step"]) == (7, 2.5, 2)
+
+
+def test_the_evaluate_command_counts_matches_of_trained_and_held_out_pictures(tmp_path):
+    settings = label_config(tmp_path, run={"steps": 1})
+    assert run(settings).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "lumina_jax", "evaluate", str(tmp_path / "tiny")],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "of   14 nearest" in done.stdout
+    assert "of    2 nearest" in done.stdout
+    assert (tmp_path / "tiny/samples/1/all.png").exists()
