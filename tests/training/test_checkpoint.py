@@ -255,7 +255,7 @@ print("passed")
 
 def test_a_state_is_restored_on_another_number_of_devices_and_back(tmp_path, monkeypatch):
     saved(tmp_path, [1], keep=3)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4")
     run = run_script(RESHARDED, str(tmp_path))
     assert run.stdout.strip() == "passed", run.stderr
     assert_same_bits(Checkpoints(tmp_path).restore(2, abstract(make_state())), make_state(1, 1))
