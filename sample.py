@@ -58,6 +58,8 @@ def parse(default: Arguments) -> Arguments:
 def draw(arguments: Arguments) -> None:
     config = read_run(arguments.run)
     prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
+    if arguments.batch < 1:
+        raise ValueError(f"batch={arguments.batch} must be at least 1")
     if not prompts:
         raise ValueError('there is nothing to draw; name captions after the run, as in: sample.py RUN "red heart"')
 

@@ -12,9 +12,9 @@ from lumina_jax.run import parse_config, run_folder, write_config
 
 
 def main() -> None:
-    config = parse_config(sys.argv[1:], __doc__ or "")
-    keep_memory_on_cpu()
     try:
+        config = parse_config(sys.argv[1:], __doc__ or "")
+        keep_memory_on_cpu()
         run(config)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("LUMINA_TRACEBACK"):

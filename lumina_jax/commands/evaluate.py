@@ -47,6 +47,9 @@ def evaluate(arguments: Arguments) -> None:
     from lumina_jax.generation.pipeline import Shape
     from lumina_jax.trained import open_run
 
+    for name in ("batch", "limit"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
     config = read_run(arguments.run)
     prompts, true, is_held_out = true_pictures(config, arguments.limit)
     pipeline, step = open_run(arguments.run, arguments.step)
@@ -77,9 +80,8 @@ def true_pictures(config: Config, limit: int) -> tuple[list[str], np.ndarray, np
     data = dataclasses.replace(config.data, caption_dropout=0.0, crop="square")
     held_out: set[str] = set()
     if data.source == "emoji":
-        held_out = {
-            record.name for record in _records(open_source(dataclasses.replace(data, split="held_out"), config.model))
-        }
+        hidden = open_source(dataclasses.replace(data, split="held_out"), config.model)
+        held_out = {hidden[index].name for index in range(len(hidden))}
         data = dataclasses.replace(data, split="all")
     source = open_source(data, config.model)
     prepare = Preparation(data, config.model, 0, tuple(possible_sizes(data, config.model)))
@@ -90,7 +92,3 @@ def true_pictures(config: Config, limit: int) -> tuple[list[str], np.ndarray, np
     ]
     pictures = np.stack([unit_to_pixels(example.latents[0]) for example in examples])
     return prompts, pictures, np.array([example.name in held_out for example in examples])
-
-
-def _records(source):
-    return (source[index] for index in range(len(source)))
