@@ -57,7 +57,7 @@ def get_config() -> Config:
         sample=SampleConfig(solver="midpoint", steps=20, guidance=3.0),
         run=RunConfig(
             name="emoji",
-            steps=800,
+            steps=1100,
             log_every=50,
             checkpoint_every=400,
             sample_every=400,
