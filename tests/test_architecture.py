@@ -17,6 +17,7 @@ FLOORS = {
     "kernels": 1,
     "flow": 1,
     "parallel": 2,
+    "weights": 2,
     "models": 3,
     "encoders": 3,
     "data": 4,

@@ -6,14 +6,13 @@ Layouts: `lumina_t2i` (text-conditional) and `Flag-DiT-ImageNet` (label-conditio
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.interop.rules import Named, Rule, linear, norm, to_ours, to_theirs
-from lumina_jax.models.flag_dit import FlagDiT, abstract_model
+from lumina_jax.models.flag_dit import FlagDiT
+from lumina_jax.weights.modules import fill, named_parameters
+from lumina_jax.weights.rules import Named, Rule, linear, norm, to_theirs
 
 
 def model_config(theirs: Mapping[str, Any], parameters: Mapping[str, np.ndarray], **changes: Any) -> ModelConfig:
@@ -71,16 +70,16 @@ def flag_dit_rules(config: ModelConfig) -> list[Rule]:
         rules += norm(f"{attention}.q_norm", "blocks.attention.query_norm", bias=True)
         rules += norm(f"{attention}.k_norm", "blocks.attention.key_norm", bias=True)
     if not text:
-        return [*rules, Rule("y_embedder.embedding_table.weight", "label_embedding.table", False)]
+        return [*rules, Rule("y_embedder.embedding_table.weight", "label_embedding.table")]
     rules += [
-        Rule("eol_token", "nextline_token", False),
-        Rule("pad_token", "pad_token", False),
+        Rule("eol_token", "nextline_token"),
+        Rule("pad_token", "pad_token"),
         *norm("cap_embedder.0", "caption_pooling.norm", bias=True),
         *linear("cap_embedder.1", "caption_pooling.linear", bias=True),
         *norm(f"{layer}.attention_y_norm", "blocks.text.norm", bias=False),
         *linear(f"{attention}.wk_y", "blocks.text.key", bias=False),
         *linear(f"{attention}.wv_y", "blocks.text.value", bias=False),
-        Rule(f"{attention}.gate", "blocks.text.gate", False),
+        Rule(f"{attention}.gate", "blocks.text.gate"),
     ]
     if config.qk_norm:
         rules += norm(f"{attention}.ky_norm", "blocks.text.key_norm", bias=True)
@@ -93,17 +92,7 @@ def from_lumina(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> FlagD
     Raises:
       ValueError: tensors are missing, unknown or of the wrong shape; the message names them.
     """
-    ours = to_ours(tensors, flag_dit_rules(config), layers=config.layers)
-    graph, state = abstract_model(config)
-    abstract = nnx.to_pure_dict(state)
-    wrong = {
-        name: (ours[name].shape, parameter.shape)
-        for name, parameter in named_parameters(abstract).items()
-        if ours[name].shape != parameter.shape
-    }
-    if wrong:
-        raise ValueError(f"these tensors have another shape (given, expected) than the configuration asks for: {wrong}")
-    return nnx.merge(graph, with_values(abstract, ours))
+    return fill(lambda: FlagDiT(config, rngs=nnx.Rngs(0)), tensors, flag_dit_rules(config), layers=config.layers)
 
 
 def to_lumina(model: FlagDiT) -> Named:
@@ -115,17 +104,3 @@ def lumina_tensors(config: ModelConfig, parameters: dict[str, Any]) -> Named:
     """A tree of our parameters, or of anything of their shape such as gradients, under their names."""
     ours = {name: np.asarray(value) for name, value in named_parameters(parameters).items()}
     return to_theirs(ours, flag_dit_rules(config), layers=config.layers)
-
-
-def named_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of nested dictionaries by dotted path, such as `blocks.attention.query.kernel`."""
-    return {_dotted(path): value for path, value in jax.tree_util.tree_leaves_with_path(parameters)}
-
-
-def with_values(parameters: dict[str, Any], named: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The tree with the values of `named`, as float32."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(named[_dotted(path)], jnp.float32), parameters)
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(str(entry.key) for entry in path)

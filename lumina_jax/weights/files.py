@@ -1,0 +1,89 @@
+"""Tensor files, read one tensor at a time.
+
+In: a .safetensors file, or a folder with one, or with several and the index that says which tensor lies where.
+Out: a mapping from names to numpy arrays, in which each access reads one tensor from disk.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (numpy's bfloat16)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+INDEX = "*.safetensors.index.json"
+
+
+class TensorFiles(Mapping[str, np.ndarray]):
+    """The tensors under `path` by name, in the type they are stored in.
+
+    Raises:
+      ValueError: there are no tensors, a file that the index names is missing, or a file is damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._where: dict[str, Path] = {}
+        for file in _files(self.path):
+            for name in _names(file):
+                if name in self._where:
+                    raise ValueError(f"tensor {name} is both in {self._where[name]} and in {file}; remove one of them")
+                self._where[name] = file
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with _open(self._where[name]) as tensors:
+            return tensors.get_tensor(name)
+
+    def part(self, name: str, index: int) -> np.ndarray:
+        """Row `index` of the first axis, alone read from disk."""
+        with _open(self._where[name]) as tensors:
+            return tensors.get_slice(name)[index]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with _open(self._where[name]) as tensors:
+            return tuple(tensors.get_slice(name).get_shape())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"there is no file or folder {path}; name a .safetensors file, or the folder that holds it")
+    indices = sorted(path.glob(INDEX))
+    if not indices:
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise ValueError(
+                f"{path} must hold one .safetensors file, or several with a {INDEX}, but it holds {len(found)} "
+                "files and no index; name the file itself"
+            )
+        return found
+    if len(indices) > 1:
+        raise ValueError(f"{path} holds {len(indices)} indices of tensors; name the folder or file of one model")
+    try:
+        files = sorted({path / name for name in json.loads(indices[0].read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{indices[0]} is no index of tensors ({error!r}); copy it again") from error
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which {indices[0].name} names; copy them there")
+    return files
+
+
+def _names(file: Path) -> list[str]:
+    with _open(file) as tensors:
+        return list(tensors.keys())
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a readable safetensors file ({error}); copy it again") from error
