@@ -98,9 +98,10 @@ def test_what_cannot_work_is_refused_by_its_name_and_value(section, settings, na
     assert str(value) in str(error.value)
 
 
-def test_heads_of_odd_width_are_refused():
-    with pytest.raises(ValueError, match="a head must be an even number of values wide"):
-        ModelConfig(**(MODEL | {"heads": 16}))
+@pytest.mark.parametrize(("change", "unit"), [({"heads": 16}, 2), ({"rope_axes": 3, "heads": 3}, 6)])
+def test_heads_that_no_whole_pairs_fill_are_refused(change, unit):
+    with pytest.raises(ValueError, match=f"the width of a head must be a multiple of {unit}"):
+        ModelConfig(**(MODEL | change))
 
 
 def test_rules_between_sections_are_checked():

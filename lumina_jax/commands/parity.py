@@ -56,11 +56,10 @@ def _runner(file: Path) -> Callable[[], Iterator[Comparison]]:
         return lambda: crops.run(file)
     golden = Golden(file)
     known: dict[str, Callable[[Golden], Iterator[Comparison]]] = {
-        "lumina_t2i/models/model.py:DiT_Llama": models.run,
-        "Flag-DiT-ImageNet/models/model.py:DiT_Llama": models.run,
         "lumina_t2i DiT_Llama + linear flow matching loss": training.run,
         "Flag-DiT-ImageNet/transport/path.py": transport.run,
         "transport Sampler.sample_ode": transport.run,
+        **dict.fromkeys(models.CLASSES, models.run),
     }
     for prefix, run in known.items():
         if golden.cls.startswith(prefix):

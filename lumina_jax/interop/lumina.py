@@ -1,61 +1,114 @@
-"""The authors' Flag-DiT checkpoints: their configuration, their tensors, and our model made of them.
+"""The authors' checkpoints: their configuration and the names of their tensors.
 
-Layouts: `lumina_t2i` (text-conditional) and `Flag-DiT-ImageNet` (label-conditional), model-parallel size 1.
+Their models: Flag-DiT text to image (`lumina_t2i`) and label-conditional (`Flag-DiT-ImageNet`), Next-DiT likewise
+(`lumina_next_t2i`, `Next-DiT-ImageNet`), and the one-dimensional Flag-DiT of `lumina_audio` and `lumina_music`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.models.flag_dit import FlagDiT
-from lumina_jax.weights.modules import fill, named_parameters
-from lumina_jax.weights.rules import Named, Rule, linear, norm, to_theirs
+from lumina_jax.weights.rules import Rule, linear, norm
 
 
-def model_config(theirs: Mapping[str, Any], parameters: Mapping[str, np.ndarray], **changes: Any) -> ModelConfig:
-    """Our configuration of a model built with their constructor arguments (theirs default as in their code).
+def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
+    """Our configuration of a model built with their constructor arguments.
 
-    Whether it is conditioned by text or labels, and how many labels, is read off the parameters: a table of labels
-    without a row for 'no label' gives its last row that meaning.
+    Which of their models it is, is read off the tensors, and so is each size that the arguments leave out. What no
+    tensor tells (heads of a label-conditional model, patch size, multiple of the feed-forward) has their default. A
+    table of labels without a row for 'no label' gives its last row that meaning.
     """
-    text = "eol_token" in parameters
-    labels = parameters.get("y_embedder.embedding_table.weight")
-    settings = {
-        "layers": theirs.get("n_layers", 32),
-        "heads": theirs.get("n_heads", 32),
-        "width": theirs.get("dim", 4096),
-        "kv_heads": theirs.get("n_kv_heads"),
-        "patch_size": theirs.get("patch_size", 2),
-        "channels": theirs.get("in_channels", 4),
+    audio, text = "proj_in.bias" in tensors, "cap_embedder.1.bias" in tensors
+    layer = "blocks" if audio else "layers"
+    entry, final = tensors["proj_in.weight" if audio else "x_embedder.weight"], tensors["final_layer.linear.bias"]
+    width, patch_size = len(entry), 1 if audio else theirs.get("patch_size", 2)
+    channels = theirs.get("in_channels", entry.shape[1] // patch_size**2)
+    next_dit = len(tensors[f"{layer}.0.adaLN_modulation.1.bias"]) == 4 * width
+    attention = f"{layer}.0.attention"
+    heads = len(tensors[f"{attention}.gate"]) if text else theirs.get("n_heads", 32)
+    kv_heads = len(tensors[f"{attention}.wk.weight"]) * heads // width
+    counted = 1 + max((int(name.split(".")[1]) for name in tensors if name.startswith(f"{layer}.")), default=0)
+    settings: dict[str, Any] = {
+        "layers": theirs.get("depth" if audio else "n_layers", counted),
+        "heads": theirs.get("num_heads" if audio else "n_heads", heads),
+        "width": theirs.get("hidden_size" if audio else "dim", width),
+        "kv_heads": theirs.get("n_kv_heads", kv_heads if kv_heads != heads else None),
+        "block": "next" if next_dit else "flag",
+        "norm_weights": text or not next_dit,
+        "final_shift": len(tensors["final_layer.adaLN_modulation.1.bias"]) == 2 * width,
+        "condition_limit": None if audio else 1024,
+        "patch_size": patch_size,
+        "channels": channels,
         "conditioning": "text" if text else "label",
-        "qk_norm": theirs.get("qk_norm", False),
+        "qk_norm": theirs.get("qk_norm", f"{attention}.q_norm.weight" in tensors) or False,
         "mlp_multiple_of": theirs.get("multiple_of", 256),
         "mlp_multiplier": theirs.get("ffn_dim_multiplier"),
         "norm_eps": theirs.get("norm_eps", 1e-5),
-        "predict_sigma": theirs.get("learn_sigma", True),
-        "nextline": text,
+        "predict_sigma": theirs.get("learn_sigma", len(final) == 2 * channels * patch_size**2) and not audio,
+        "nextline": "eol_token" in tensors,
         "nextframe": False,
-        "pad_token": text,
-        "text_width": theirs.get("cap_feat_dim", 5120) if text else 4096,
-        "classes": 1000 if labels is None else max(1, labels.shape[0] - 1),
+        "pad_token": "pad_token" in tensors,
+        "rope_axes": 2 if next_dit else 1,
     }
-    return ModelConfig(**(settings | changes))
+    if text:
+        settings["text_width"] = len(tensors["cap_embedder.0.bias"])
+    else:
+        settings["classes"] = max(1, len(tensors["y_embedder.embedding_table.weight"]) - 1)
+    return ModelConfig(**settings)
+
+
+def their_config(config: ModelConfig) -> dict[str, Any]:
+    """The constructor arguments of their model: the inverse of `model_config`.
+
+    Raises:
+      ValueError: none of their models is like this one; the message says why.
+    """
+    audio, label, next_dit = config.condition_limit is None, config.conditioning == "label", config.block == "next"
+    expected: dict[str, Any] = {
+        "attention_width": None,
+        "own_text_query": False,
+        "rope_theta": 10_000.0,
+        "rope_axes": 2 if next_dit else 1,
+        "final_shift": label or not next_dit,
+        "norm_weights": not (label and next_dit),
+        "nextline": not (audio or label or next_dit),
+        "pad_token": not (audio or label),
+    }
+    other = {name: getattr(config, name) for name, value in expected.items() if getattr(config, name) != value}
+    if other or (audio and (label or next_dit or config.patch_size != 1)):
+        raise ValueError(
+            f"the released {'audio' if audio else config.block} models with conditioning={config.conditioning!r} have "
+            f"{expected}, but this one has {other or config}; their code could not run it"
+        )
+    shared = {
+        "n_kv_heads": config.kv_heads,
+        "multiple_of": config.mlp_multiple_of,
+        "ffn_dim_multiplier": config.mlp_multiplier,
+        "norm_eps": config.norm_eps,
+        "qk_norm": config.qk_norm,
+        "in_channels": config.channels,
+    }
+    if audio:
+        sizes = {"hidden_size": config.width, "depth": config.layers, "num_heads": config.heads}
+        return sizes | shared | {"context_dim": config.text_width}
+    sizes = {"dim": config.width, "n_layers": config.layers, "n_heads": config.heads, "patch_size": config.patch_size}
+    condition = {"num_classes": config.classes} if label else {"cap_feat_dim": config.text_width}
+    return sizes | shared | condition | {"learn_sigma": config.predict_sigma}
 
 
 def flag_dit_rules(config: ModelConfig) -> list[Rule]:
-    """The rules for a Flag-DiT of this configuration."""
-    text = config.conditioning == "text"
-    layer, attention = "layers.{layer}", "layers.{layer}.attention"
+    """The rules for a model of this configuration; the audio model has other names for its layers and its entry."""
+    audio = config.condition_limit is None
+    layer, entry = ("blocks.{layer}", "proj_in") if audio else ("layers.{layer}", "x_embedder")
+    attention = f"{layer}.attention"
     rules = [
-        *linear("x_embedder", "patch_embedding", bias=True),
+        *linear(entry, "patch_embedding", bias=True),
         *linear("t_embedder.mlp.0", "time_embedding.inner", bias=True),
         *linear("t_embedder.mlp.2", "time_embedding.outer", bias=True),
         *linear(f"{layer}.adaLN_modulation.1", "blocks.modulation.linear", bias=True),
-        *norm(f"{layer}.attention_norm", "blocks.attention_norm", bias=False),
-        *norm(f"{layer}.ffn_norm", "blocks.mlp_norm", bias=False),
+        *_norm_rules(config, layer),
         *linear(f"{layer}.feed_forward.w1", "blocks.mlp.gate", bias=False),
         *linear(f"{layer}.feed_forward.w2", "blocks.mlp.down", bias=False),
         *linear(f"{layer}.feed_forward.w3", "blocks.mlp.up", bias=False),
@@ -69,11 +122,13 @@ def flag_dit_rules(config: ModelConfig) -> list[Rule]:
     if config.qk_norm:
         rules += norm(f"{attention}.q_norm", "blocks.attention.query_norm", bias=True)
         rules += norm(f"{attention}.k_norm", "blocks.attention.key_norm", bias=True)
-    if not text:
+    if config.nextline:
+        rules.append(Rule("eol_token", "nextline_token"))
+    if config.pad_token:
+        rules.append(Rule("pad_token", "pad_token"))
+    if config.conditioning == "label":
         return [*rules, Rule("y_embedder.embedding_table.weight", "label_embedding.table")]
     rules += [
-        Rule("eol_token", "nextline_token"),
-        Rule("pad_token", "pad_token"),
         *norm("cap_embedder.0", "caption_pooling.norm", bias=True),
         *linear("cap_embedder.1", "caption_pooling.linear", bias=True),
         *norm(f"{layer}.attention_y_norm", "blocks.text.norm", bias=False),
@@ -86,21 +141,15 @@ def flag_dit_rules(config: ModelConfig) -> list[Rule]:
     return rules
 
 
-def from_lumina(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> FlagDiT:
-    """Our model with their weights.
-
-    Raises:
-      ValueError: tensors are missing, unknown or of the wrong shape; the message names them.
-    """
-    return fill(lambda: FlagDiT(config, rngs=nnx.Rngs(0)), tensors, flag_dit_rules(config), layers=config.layers)
-
-
-def to_lumina(model: FlagDiT) -> Named:
-    """Their tensors of our model: the inverse of `from_lumina`, bit for bit."""
-    return lumina_tensors(model.config, nnx.to_pure_dict(nnx.state(model)))
-
-
-def lumina_tensors(config: ModelConfig, parameters: dict[str, Any]) -> Named:
-    """A tree of our parameters, or of anything of their shape such as gradients, under their names."""
-    ours = {name: np.asarray(value) for name, value in named_parameters(parameters).items()}
-    return to_theirs(ours, flag_dit_rules(config), layers=config.layers)
+def _norm_rules(config: ModelConfig, layer: str) -> list[Rule]:
+    """The norms around the branches; "1" and "2" count those before and after, and one model has no weights before."""
+    if config.block == "flag":
+        names = {"attention_norm": "attention_norm", "ffn_norm": "mlp_norm"}
+    elif config.norm_weights:
+        names = {
+            "attention_norm1": "attention_norm", "attention_norm2": "attention_out_norm",
+            "ffn_norm1": "mlp_norm", "ffn_norm2": "mlp_out_norm",
+        }  # fmt: skip
+    else:
+        names = {"attention_norm": "attention_out_norm", "ffn_norm": "mlp_out_norm"}
+    return [rule for theirs, ours in names.items() for rule in norm(f"{layer}.{theirs}", f"blocks.{ours}", bias=False)]

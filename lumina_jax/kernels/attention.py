@@ -27,6 +27,8 @@ class GatedText(NamedTuple):
     values: Float[Array, "b t k d"]
     gate: Float[Array, " h"]
     segment_ids: Int[Array, "b t"]
+    queries: Float[Array, "b l h d"] | None = None
+    """Queries of the text attention where they are not those of the self-attention."""
 
 
 def attend(
@@ -57,7 +59,8 @@ def attend(
     if text is None:
         return out
     visible = _same_segment(segment_ids, text.segment_ids)
-    from_text = softmax_attention(q, text.keys, text.values, visible, 1 / math.sqrt(q.shape[-1]))
+    queries = q if text.queries is None else text.queries
+    from_text = softmax_attention(queries, text.keys, text.values, visible, 1 / math.sqrt(q.shape[-1]))
     return out + jnp.tanh(text.gate).astype(out.dtype)[:, None] * from_text
 
 

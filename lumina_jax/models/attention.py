@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.kernels.attention import GatedText, attend
-from lumina_jax.models.layers import LayerNorm, Linear, RMSNorm, param, zeros
+from lumina_jax.models.layers import LayerNorm, Linear, RMSNorm, normed, param, zeros
 from lumina_jax.models.rope import Rotation, rotate
 
 Attend = Callable[..., Float[Array, "b l h d"]]
@@ -50,12 +50,10 @@ class TextProjection(nnx.Module):
         self.head_width = config.head_width
 
     def __call__(self, features: Float[Array, "b t c"]) -> TextKeys:
-        normed = self.norm(features)
-        keys = self.key(normed)
-        if self.key_norm is not None:
-            keys = self.key_norm(keys)
+        features = self.norm(features)
+        keys, values = normed(self.key(features), self.key_norm), self.value(features)
         split = (*features.shape[:2], -1, self.head_width)
-        return TextKeys(keys.reshape(split), self.value(normed).reshape(split))
+        return TextKeys(keys.reshape(split), values.reshape(split))
 
 
 class Attention(nnx.Module):
@@ -69,6 +67,9 @@ class Attention(nnx.Module):
         self.out = Linear(rngs, heads_width, width, axes=("heads", "embed"))
         self.query_norm = LayerNorm(rngs, heads_width, axis="heads") if config.qk_norm else None
         self.key_norm = LayerNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
+        own = config.own_text_query and config.conditioning == "text"
+        self.text_query = Linear(rngs, width, heads_width, axes=("embed", "heads")) if own else None
+        self.text_query_norm = LayerNorm(rngs, heads_width, axis="heads") if own and config.qk_norm else None
         self.head_width = config.head_width
 
     def __call__(
@@ -78,11 +79,12 @@ class Attention(nnx.Module):
         text: GatedText | None,
         attend: Attend,
     ) -> Float[Array, "b l m"]:
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = normed(self.query(x), self.query_norm), normed(self.key(x), self.key_norm), self.value(x)
         q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, v))
         q, k = rotate(q, sequence.rotation), rotate(k, sequence.rotation)
+        if text is not None and self.text_query is not None:
+            own = normed(self.text_query(x), self.text_query_norm).reshape(q.shape)
+            text = text._replace(queries=rotate(own, sequence.rotation))
         if sequence.key_scale is not None:
             k = k * sequence.key_scale.astype(k.dtype)
         out = attend(q, k, v, segment_ids=sequence.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)

@@ -1,4 +1,5 @@
-"""Flag-DiT, the flow-based large diffusion transformer (Lumina-T2X, arXiv 2405.05945, section 2.2 and figure 3).
+"""Flag-DiT, the flow-based large diffusion transformer (Lumina-T2X, arXiv 2405.05945, section 2.2 and figure 3), and
+Next-DiT, which differs in its block, its rotary embedding and its final layer (Lumina-Next, arXiv 2406.18583).
 
 In: a batch of packed tokens, the time of each sample, and its caption or label. Out: what the flow's prediction is
 (by default the velocity) for each patch, in the order of the input patch, zeros nowhere: markers and padding carry
@@ -74,15 +75,23 @@ class Modulation(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: x += gate * attention(modulated x); x += gate * feed_forward(modulated x)."""
+    """One layer: x += gate * attention(modulated x); x += gate * feed_forward(modulated x).
+
+    Flag-DiT modulates by scale and shift. Next-DiT ("sandwich norm") has scales alone, norms what a branch returns once
+    more, and takes the tanh of its gates.
+    """
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        self.modulation = Modulation(rngs, config, parts=6)
-        self.attention_norm = RMSNorm(rngs, config.width, config.norm_eps)
+        width, eps = config.width, config.norm_eps
+        sandwich = config.block == "next"
+        self.modulation = Modulation(rngs, config, parts=4 if sandwich else 6)
+        self.attention_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
         self.attention = Attention(rngs, config)
+        self.attention_out_norm = RMSNorm(rngs, width, eps) if sandwich else None
         self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
-        self.mlp_norm = RMSNorm(rngs, config.width, config.norm_eps)
-        self.mlp = SwiGLU(rngs, config.width, config.mlp_width)
+        self.mlp_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
+        self.mlp = SwiGLU(rngs, width, config.mlp_width)
+        self.mlp_out_norm = RMSNorm(rngs, width, eps) if sandwich else None
 
     def __call__(
         self,
@@ -92,9 +101,16 @@ class Block(nnx.Module):
         text: GatedText | None,
         attend: Attend,
     ) -> Float[Array, "b l m"]:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, sequence.segment_ids)
-        x = x + gate * self.attention(self.attention_norm(x) * (1 + scale) + shift, sequence, text, attend)
-        return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift)
+        parts = self.modulation(condition, sequence.segment_ids)
+        if self.attention_out_norm is None or self.mlp_out_norm is None:
+            shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
+            y = self.attention(self.attention_norm(x) * (1 + scale) + shift, sequence, text, attend)
+            x = x + gate * y
+            return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift)
+        scale, gate, mlp_scale, mlp_gate = parts
+        y = self.attention(self.attention_norm(x) * (1 + scale), sequence, text, attend)
+        x = x + jnp.tanh(gate) * self.attention_out_norm(y)
+        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(self.mlp(self.mlp_norm(x) * (1 + mlp_scale)))
 
 
 class CaptionPooling(nnx.Module):
@@ -113,18 +129,19 @@ class CaptionPooling(nnx.Module):
 
 
 class FinalLayer(nnx.Module):
-    """LayerNorm without parameters, shift and scale, and a zero-initialised linear to the values of a patch."""
+    """LayerNorm without parameters, scale and perhaps shift, a zero-initialised linear to the values of a patch."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         outputs = config.patch_values * (2 if config.predict_sigma else 1)
-        self.modulation = Modulation(rngs, config, parts=2)
+        self.modulation = Modulation(rngs, config, parts=2 if config.final_shift else 1)
         self.linear = Linear(rngs, config.width, outputs, axes=("embed", None), init=zeros, bias=True)
 
     def __call__(
         self, x: Float[Array, "b l m"], condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]
     ) -> Float[Array, "b l o"]:
-        shift, scale = self.modulation(condition, segment_ids)
-        return self.linear(normalize(x, 1e-6).astype(x.dtype) * (1 + scale) + shift)
+        *shift, scale = self.modulation(condition, segment_ids)
+        x = normalize(x, 1e-6).astype(x.dtype) * (1 + scale)
+        return self.linear(x + shift[0] if shift else x)
 
 
 class FlagDiT(nnx.Module):
@@ -156,6 +173,7 @@ class FlagDiT(nnx.Module):
         rope: RopeScaling = RopeScaling(),  # noqa: B008 (an immutable value)
         base_length: int | None = None,
         attend: Attend | None = None,
+        keep_sigma: bool = False,
     ) -> Float[Array, "b l p"]:
         """The prediction for each patch, float32.
 
@@ -166,20 +184,25 @@ class FlagDiT(nnx.Module):
           rope: rotary scalings for lengths beyond training.
           base_length: training length for proportional attention; None: the plain softmax scale.
           attend: attention to use instead of the one that the configuration names.
+          keep_sigma: return the second half of the channels too, where `predict_sigma` makes one.
         """
         config, segments = self.config, t.shape[1]
         dtype = jnp.dtype(config.compute_dtype)
         scale = None if base_length is None else proportional_scale(tokens.segment_ids, segments, base_length)
-        places = tokens.positions[:, :, 0]
-        turns = rotation(places, head_width=config.head_width, theta=config.rope_theta, scaling=rope)
+        turns = rotation(
+            coordinates(tokens.positions, config.rope_axes),
+            head_width=config.head_width,
+            theta=config.rope_theta,
+            scaling=rope,
+        )
         sequence = Sequence(tokens.segment_ids, turns, scale)
         conditioning = (self.time_embedding(t) + self._pooled(condition, segments)).astype(dtype)
         x = self.embed(tokens).astype(dtype)
         x = self._run_blocks(x, conditioning, sequence, condition, attend or attend_with(config))
         out = self.final_layer(x, conditioning, sequence.segment_ids).astype(jnp.float32)
         p = config.patch_size
-        out = rearrange(out, "b l (i j c) -> b l c (i j)", i=p, j=p)[:, :, : config.channels]
-        return rearrange(out, "b l c v -> b l (c v)")
+        out = rearrange(out, "b l (i j c) -> b l c (i j)", i=p, j=p)
+        return rearrange(out if keep_sigma else out[:, :, : config.channels], "b l c v -> b l (c v)")
 
     def embed(self, tokens: Tokens) -> Float[Array, "b l m"]:
         """Patches through the input projection, learned tokens at the markers, in float32."""
@@ -227,6 +250,11 @@ class FlagDiT(nnx.Module):
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         return jax.lax.scan(layer, x, (self.blocks, given), unroll=self.config.unroll)[0]
+
+
+def coordinates(positions: Int[Array, "b l 4"], axes: int) -> Int[Array, "b l n"]:
+    """What rotary embeddings turn by: the place in the sequence (1), row and column (2), or the frame as well (3)."""
+    return positions[:, :, :1] if axes == 1 else positions[:, :, -axes:]
 
 
 def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:

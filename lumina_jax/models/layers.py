@@ -44,16 +44,16 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) in float32, cast back, then times a weight (the order of the released models)."""
+    """x / rms(x) in float32, cast back, then times a weight if there is one (the order of the released models)."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, eps: float):
-        self.weight = param(rngs, (width,), ones, axes=(None,))
+    def __init__(self, rngs: nnx.Rngs, width: int, eps: float, *, weight: bool = True):
+        self.weight = param(rngs, (width,), ones, axes=(None,)) if weight else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
         x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * self.weight[...].astype(x.dtype)
+        y = (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)).astype(x.dtype)
+        return y if self.weight is None else y * self.weight[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -65,8 +65,12 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-        normed = normalize(x, self.eps)
-        return (normed * self.weight[...] + self.bias[...]).astype(x.dtype)
+        return (normalize(x, self.eps) * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+def normed(x: Float[Array, "*b m"], norm: LayerNorm | RMSNorm | None) -> Float[Array, "*b m"]:
+    """x through a norm that a model may not have."""
+    return x if norm is None else norm(x)
 
 
 def normalize(x: Float[Array, "*b m"], eps: float) -> Float[Array, "*b m"]:

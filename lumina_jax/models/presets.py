@@ -2,6 +2,7 @@
 
 S to XL: Lumina-T2X report (arXiv 2405.05945), table of text-to-speech models; 600M, 3B, 7B: label-conditional
 ImageNet; 2B: text to video and multi-view; 5B: text to image. "3B" and "5B" differ by their text attention.
+Next-2B and Next-2B-GQA: text-conditional Next-DiT (arXiv 2406.18583); Next-600M to Next-7B: the label-conditional ones.
 The published widths of L and XL are no multiples of their heads; their heads here are 42 values wide.
 """
 
@@ -9,7 +10,11 @@ from typing import Any
 
 from lumina_jax.config import ModelConfig
 
-SIZES: dict[str, dict[str, int]] = {
+NEXT: dict[str, Any] = {"block": "next", "rope_axes": 2, "nextline": False, "nextframe": False}
+NEXT_TEXT = NEXT | {"final_shift": False, "text_width": 2048}
+NEXT_LABEL = NEXT | {"norm_weights": False, "conditioning": "label"}
+
+SIZES: dict[str, dict[str, Any]] = {
     "S": {"layers": 4, "heads": 8, "width": 768},
     "B": {"layers": 8, "heads": 12, "width": 768},
     "L": {"layers": 12, "heads": 24, "width": 1024, "attention_width": 24 * 42},
@@ -19,6 +24,11 @@ SIZES: dict[str, dict[str, int]] = {
     "3B": {"layers": 32, "heads": 32, "width": 3072},
     "5B": {"layers": 32, "heads": 32, "width": 3072},
     "7B": {"layers": 32, "heads": 32, "width": 4096},
+    "Next-2B": NEXT_TEXT | {"layers": 24, "heads": 32, "width": 2304},
+    "Next-2B-GQA": NEXT_TEXT | {"layers": 24, "heads": 32, "width": 2304, "kv_heads": 8},
+    "Next-600M": NEXT_LABEL | {"layers": 16, "heads": 32, "width": 1536},
+    "Next-3B": NEXT_LABEL | {"layers": 32, "heads": 32, "width": 3072},
+    "Next-7B": NEXT_LABEL | {"layers": 32, "heads": 32, "width": 4096},
 }
 
 

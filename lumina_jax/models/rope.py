@@ -1,8 +1,9 @@
 """Rotary position embedding over interleaved pairs, with the scalings that let a model leave its training length.
 
-Let p be a token's place in its sample. The pair (2i, 2i + 1) of a head of width d turns by the angle
-(p / linear) * (theta * ntk) ** (-2i / d): `linear` squeezes positions (position interpolation), `ntk` slows the low
-frequencies (NTK-aware scaling; Lumina-T2X, section 2.3).
+A token stands at n coordinates p_0 ... p_(n-1): its place in the sample (n = 1, Flag-DiT), its row and column (n = 2,
+Next-DiT), or its frame, row and column (n = 3). Pair j = n i + a of a head of width d turns by coordinate a, by the
+angle (p_a / linear) * (theta * ntk) ** (-2 n i / d): `linear` squeezes positions (position interpolation), `ntk` slows
+the low frequencies (NTK-aware scaling; Lumina-T2X, section 2.3).
 """
 
 from typing import NamedTuple
@@ -25,11 +26,23 @@ class Rotation(NamedTuple):
     sin: Float[Array, "b l 1 half"]
 
 
-def rotation(places: Int[Array, "b l"], *, head_width: int, theta: float, scaling: RopeScaling) -> Rotation:
-    """The angles of tokens at `places`, in float32."""
-    exponents = jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width
+def time_aware(factor: float, watershed: float, t: float | Float[Array, ""]) -> RopeScaling:
+    """Positions squeezed by `factor` before the time `watershed`, low frequencies slowed by it from then on.
+
+    Early steps decide what is where in the picture, late ones its detail (Lumina-Next, section 2.2). A watershed of 0
+    is NTK-aware scaling alone, one above 1 position interpolation alone.
+    """
+    early = jnp.asarray(t) < watershed
+    return RopeScaling(linear=jnp.where(early, factor, 1.0), ntk=jnp.where(early, 1.0, factor))
+
+
+def rotation(coordinates: Int[Array, "b l n"], *, head_width: int, theta: float, scaling: RopeScaling) -> Rotation:
+    """The angles of tokens at `coordinates`, in float32."""
+    axes = coordinates.shape[-1]
+    exponents = jnp.arange(0, head_width, 2 * axes, dtype=jnp.float32) / head_width
     frequencies = 1.0 / (theta * scaling.ntk) ** exponents
-    angles = (places.astype(jnp.float32) / scaling.linear)[..., None, None] * frequencies
+    angles = (coordinates.astype(jnp.float32) / scaling.linear)[..., None, :] * frequencies[:, None]
+    angles = angles.reshape(*coordinates.shape[:2], 1, -1)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 

@@ -1,12 +1,12 @@
-"""Recorded forward passes of the authors' Flag-DiT, text- and label-conditional.
+"""Recorded forward passes of the released models: Flag-DiT, Next-DiT and the audio model, theirs and diffusers'.
 
-In: a golden file of `lumina_t2i` or `Flag-DiT-ImageNet`. Out: one comparison for each forward or guided call, made in
-float32 with the weights converted by `interop`. The released model keeps the rotary scaling of the last guided call
-that named one; cases run in their recorded order and so do we.
+In: a golden file of one of `CLASSES`. Out: one comparison for each forward or guided call, made in float32 with the
+weights converted by `interop`. Where a released model keeps the rotary scaling of an earlier guided call, so do we:
+cases run in their recorded order.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,82 +14,137 @@ import numpy as np
 from einops import rearrange
 
 from lumina_jax.flow.guidance import guide_doubled
-from lumina_jax.interop.lumina import from_lumina, model_config
-from lumina_jax.models.flag_dit import FlagDiT
-from lumina_jax.models.rope import RopeScaling
+from lumina_jax.interop.layouts import LAYOUTS, load_model
+from lumina_jax.models.flag_dit import FlagDiT, coordinates
+from lumina_jax.models.rope import RopeScaling, rotation, time_aware
 from lumina_jax.parity.golden import Comparison, Golden, Pair, attempt, compare
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid, pack, tokens_of, unpack, unpatchify
 
 FORWARD, GUIDED, RELATIVE = 3e-5, 2e-4, 1e-4
 GUIDED_CHANNELS = 3
+ANGLES = 5e-6
+"""Tolerance of cosines and sines of angles up to about 40, in float32."""
+
+Arguments = Mapping[str, Any]
 
 
-_run = jax.jit(FlagDiT.__call__, static_argnames="base_length")
+class Released(NamedTuple):
+    """How a class of released models names its parameters, and which rotary scaling a call uses."""
+
+    layout: str
+    scaling: Callable[[Golden, str, RopeScaling], RopeScaling]
+    """The file, the case, and the scaling that the case before it left."""
+    keeps_sigma: bool = False
+
+
+def _until_changed(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
+    """Flag-DiT, and the label-conditional Next-DiT: an argument replaces one factor, for good."""
+    given = map(golden.calls[case]["kwargs"].get, ("rope_scaling_factor", "ntk_factor"))
+    return RopeScaling(*(old if new is None else new for new, old in zip(given, current)))
+
+
+def _time_aware(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
+    """Next-DiT: a guided call sets the scaling by its first time; other calls leave it."""
+    arguments = golden.calls[case]["kwargs"]
+    if "cfg_scale" not in arguments:
+        return current
+    factor, watershed = arguments.get("scale_factor", 1.0), arguments.get("scale_watershed", 1.0)
+    return time_aware(factor, watershed, float(golden.inputs(case)["t"][0]))
+
+
+def _of_the_call(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
+    """diffusers: the embedding is an argument of every call."""
+    arguments = golden.calls[case]["kwargs"]
+    return RopeScaling(arguments.get("linear_factor", 1.0), arguments.get("ntk_factor", 1.0))
+
+
+CLASSES = {
+    "lumina_t2i/models/model.py:DiT_Llama": Released("lumina", _until_changed),
+    "Flag-DiT-ImageNet/models/model.py:DiT_Llama": Released("lumina", _until_changed),
+    "Next-DiT-ImageNet/models/models.py:DiT_Llama": Released("lumina", _until_changed),
+    "lumina_next_t2i_mini/models/nextdit.py:NextDiT": Released("lumina", _time_aware),
+    "lumina_next_t2i/models/model.py:NextDiT": Released("lumina", _time_aware),
+    "lumina_audio": Released("lumina", _until_changed),
+    "lumina_music": Released("lumina", _until_changed),
+    "lumina_t2i DiT_Llama": Released("lumina", _until_changed),
+    "diffusers LuminaNextDiT2DModel": Released("diffusers", _of_the_call, keeps_sigma=True),
+}
+"""By the beginning of what a file calls its class."""
+
+_run = jax.jit(FlagDiT.__call__, static_argnames=("base_length", "keep_sigma"))
 
 
 def run(golden: Golden) -> Iterator[Comparison]:
     """Every call of the file."""
-    model = released_model(golden)
-    rope = RopeScaling(golden.config.get("rope_scaling_factor", 1.0), golden.config.get("ntk_factor", 1.0))
-    for case, call in golden.calls.items():
-        arguments = call["kwargs"]
-        rope = RopeScaling(
-            *(new if new is not None else old for new, old in zip(map(arguments.get, _ROPE_ARGUMENTS), rope))
+    released, model = released_class(golden), released_model(golden)
+    factors = golden.config.get("rope_scaling_factor", 1.0), golden.config.get("ntk_factor", 1.0)
+    scaling = RopeScaling(factors[0], factors[1] * golden.config.get("scale_factor", 1.0))
+    for case in golden.calls:
+        scaling = released.scaling(golden, case, scaling)
+        yield attempt(
+            case,
+            lambda case=case, scaling=scaling: compare(case, _pairs(model, golden, case, scaling)),  # type: ignore[misc]
         )
-        yield attempt(case, lambda case=case, rope=rope: compare(case, _pairs(model, golden, case, rope)))  # type: ignore[misc]
 
 
-_ROPE_ARGUMENTS = ("rope_scaling_factor", "ntk_factor")
+def released_class(golden: Golden) -> Released:
+    """Raises ValueError for a class that isn't known."""
+    for prefix, released in CLASSES.items():
+        if golden.cls.startswith(prefix):
+            return released
+    raise ValueError(f"cls={golden.cls!r} is not a released model that is known; known are {', '.join(CLASSES)}")
 
 
 def released_model(golden: Golden) -> FlagDiT:
     """Our model with the file's weights, in float32."""
-    config = model_config(golden.config, golden.parameters, compute_dtype="float32", remat="none")
-    return from_lumina(config, golden.parameters)
+    layout = LAYOUTS[released_class(golden).layout]
+    config = layout.read_config(golden.config, golden.parameters)
+    return load_model(layout, config, golden.parameters, compute_dtype="float32", remat="none")
 
 
-def _pairs(model: FlagDiT, golden: Golden, case: str, rope: RopeScaling) -> Iterator[Pair]:
+def _pairs(model: FlagDiT, golden: Golden, case: str, scaling: RopeScaling) -> Iterator[Pair]:
     inputs, arguments = golden.inputs(case), golden.calls[case]["kwargs"]
     if isinstance(inputs["x"], list):
-        yield from _list_pairs(model, inputs, golden.outputs(case), rope)
+        yield from _list_pairs(model, inputs, golden.outputs(case), scaling)
         return
     guided = "cfg_scale" in arguments
-    yield (
-        "y",
-        _forward(model, inputs, arguments, rope),
-        golden.outputs(case)["y"],
-        GUIDED if guided else FORWARD,
-        RELATIVE,
-    )
+    ours = _forward(model, inputs, arguments, scaling, released_class(golden).keeps_sigma)
+    yield "y", ours, golden.outputs(case)["y"], GUIDED if guided else FORWARD, RELATIVE
 
 
-def _forward(model: FlagDiT, inputs: dict[str, Any], arguments: dict[str, Any], rope: RopeScaling) -> np.ndarray:
-    """The output [b c h w] of a batch of pictures of one size."""
+def _forward(
+    model: FlagDiT, inputs: dict[str, Any], arguments: Arguments, scaling: RopeScaling, keep_sigma: bool
+) -> np.ndarray:
+    """The output [b c h w] (sounds: [b c w]) of a batch of samples of one size."""
     config, x = model.config, inputs["x"]
     guided = "cfg_scale" in arguments
     if guided:
         half = x[: len(x) // 2]
         x = np.concatenate([half, half])
-    latents = rearrange(jnp.asarray(x), "b c h w -> b 1 h w c")
+    sound = x.ndim == 3
+    latents = rearrange(jnp.asarray(x[:, :, None] if sound else x), "b c h w -> b 1 h w c")
     tokens, grid = tokens_of(
         latents, patch_size=config.patch_size, nextline=config.nextline, nextframe=config.nextframe
     )
     base_length = arguments.get("base_seqlen") if arguments.get("proportional_attn") else None
-    output = _call(model, tokens, inputs, rope, base_length)
+    output = _call(model, tokens, inputs, scaling, base_length, keep_sigma)
     if guided:
         channels = min(GUIDED_CHANNELS, config.channels)
         output = guide_doubled(output, arguments["cfg_scale"], patch_size=config.patch_size, guided_channels=channels)
-    return np.asarray(rearrange(unpatchify(output, grid, config.patch_size), "b 1 h w c -> b c h w"))
+    pictures = np.asarray(rearrange(unpatchify(output, grid, config.patch_size), "b 1 h w c -> b c h w"))
+    return pictures[:, :, 0] if sound else pictures
 
 
-def _list_pairs(model: FlagDiT, inputs: dict[str, Any], outputs: dict[str, Any], rope: RopeScaling) -> Iterator[Pair]:
+def _list_pairs(
+    model: FlagDiT, inputs: dict[str, Any], outputs: dict[str, Any], scaling: RopeScaling
+) -> Iterator[Pair]:
     """Pictures of several sizes, each in a row of its own that ends in padding.
 
-    Rows of padding carry values that nothing reads, and ours differ; they are left out of `tokens`.
+    Rows of padding carry values that nothing reads, and ours differ; they are left out.
     """
     config = model.config
     tokens, grids = packed_list(model, inputs["x"])
-    output = _call(model, Tokens(*map(jnp.asarray, tokens)), inputs, rope, None)
+    output = _call(model, Tokens(*map(jnp.asarray, tokens)), inputs, scaling, None)
     valid = tokens.segment_ids > 0
     latents = [row[0] for row in unpack(np.asarray(output), grids, patch_size=config.patch_size)]
     for index, (ours, theirs) in enumerate(zip(latents, outputs["y"])):
@@ -98,6 +153,10 @@ def _list_pairs(model: FlagDiT, inputs: dict[str, Any], outputs: dict[str, Any],
         yield "embed", model.embed(Tokens(*map(jnp.asarray, tokens))), outputs["embed"], FORWARD, RELATIVE
     if "mask" in outputs:
         yield "mask", valid, outputs["mask"], 0.0, 0.0
+    if "freqs" in outputs:
+        places = coordinates(jnp.asarray(tokens.positions), config.rope_axes)
+        turns = rotation(places, head_width=config.head_width, theta=config.rope_theta, scaling=scaling)
+        yield "freqs", jnp.stack(turns, axis=-1)[:, :, 0][valid], outputs["freqs"][valid], ANGLES, 0.0
     if "tokens" in outputs:
         p = config.patch_size
         theirs = rearrange(outputs["tokens"], "b l (i j c) -> b l c (i j)", i=p, j=p)[:, :, : config.channels]
@@ -120,11 +179,19 @@ def condition_of(model: FlagDiT, inputs: dict[str, Any]) -> TextFeatures | jax.A
     """Caption features and their mask, or labels."""
     if model.config.conditioning == "label":
         return jnp.asarray(inputs["y"])[:, None]
+    if "context" in inputs:
+        features = jnp.asarray(inputs["context"])
+        return TextFeatures(features, jnp.ones(features.shape[:2], jnp.int32))
     return TextFeatures(jnp.asarray(inputs["cap_feats"]), jnp.asarray(inputs["cap_mask"]))
 
 
 def _call(
-    model: FlagDiT, tokens: Tokens, inputs: dict[str, Any], rope: RopeScaling, base_length: int | None
+    model: FlagDiT,
+    tokens: Tokens,
+    inputs: dict[str, Any],
+    scaling: RopeScaling,
+    base_length: int | None,
+    keep_sigma: bool = False,
 ) -> jax.Array:
-    t = jnp.asarray(inputs["t"])[:, None]
-    return _run(model, tokens, t, condition_of(model, inputs), rope=rope, base_length=base_length)
+    t, condition = jnp.asarray(inputs["t"])[:, None], condition_of(model, inputs)
+    return _run(model, tokens, t, condition, rope=scaling, base_length=base_length, keep_sigma=keep_sigma)

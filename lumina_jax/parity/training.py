@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from lumina_jax.config import FlowConfig, OptimizerConfig
-from lumina_jax.interop.lumina import lumina_tensors
+from lumina_jax.interop.layouts import LAYOUTS, their_tensors
 from lumina_jax.parity.golden import Comparison, Golden, Pair, compare
 from lumina_jax.parity.models import condition_of, packed_list, released_model
 from lumina_jax.tokens import Tokens
@@ -69,13 +69,13 @@ def _train(golden: Golden, case: str, arguments: dict[str, Any]) -> dict[str, li
     config = model.config
     return {
         "losses": [("per_item", per_item, outputs["per_item"], LOSS, LOSS)],
-        "gradients": _named_pairs(golden, "grad/", lumina_tensors(config, first or {}), GRADIENT),
+        "gradients": _named_pairs(golden, "grad/", their_tensors(LAYOUTS["lumina"], config, first or {}), GRADIENT),
         "trajectory": [
             ("losses", losses, outputs["losses"], 0.0, TRAJECTORY),
             ("grad_norms", norms, outputs["grad_norms"], 0.0, TRAJECTORY),
         ],
-        "parameters": _named_pairs(golden, "final/", lumina_tensors(config, parameters), TRAJECTORY),
-        "ema": _named_pairs(golden, "ema/", lumina_tensors(config, ema), TRAJECTORY),
+        "parameters": _named_pairs(golden, "final/", their_tensors(LAYOUTS["lumina"], config, parameters), TRAJECTORY),
+        "ema": _named_pairs(golden, "ema/", their_tensors(LAYOUTS["lumina"], config, ema), TRAJECTORY),
     }
 
 

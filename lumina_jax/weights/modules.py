@@ -39,7 +39,7 @@ def fill(
     check_names(list(tensors), rules, layers=layers)
     graph, state = nnx.split(nnx.eval_shape(build))
     abstract = nnx.to_pure_dict(state)
-    by_name = {rule.ours: rule for rule in rules}
+    by_name = {rule.ours: rule for rule in reversed(rules)}
 
     def value(path: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> jax.Array:
         name = dotted(path)

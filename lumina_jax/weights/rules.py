@@ -16,7 +16,10 @@ MATRIX, CONVOLUTION = (1, 0), (2, 3, 1, 0)
 
 
 class Rule(NamedTuple):
-    """Two names of one parameter; `axes`: where each axis of ours lies in theirs, None: in the same order."""
+    """Two names of one parameter; `axes`: where each axis of ours lies in theirs, None: in the same order.
+
+    Where theirs has two tensors for one parameter of ours, each has a rule: the first is read, both are written.
+    """
 
     theirs: str
     ours: str
@@ -78,7 +81,7 @@ def to_ours(theirs: Mapping[str, np.ndarray], rules: Sequence[Rule], *, layers: 
       ValueError: a rule finds no tensor, a tensor finds no rule, or the layers differ in shape; the message lists them.
     """
     check_names(theirs, rules, layers=layers)
-    return {rule.ours: parameter(theirs, rule, layers=layers) for rule in rules}
+    return {rule.ours: parameter(theirs, rule, layers=layers) for rule in reversed(rules)}
 
 
 def parameter(theirs: Mapping[str, np.ndarray], rule: Rule, *, layers: int) -> np.ndarray:

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from lumina_jax.commands.parity import comparisons
 from lumina_jax.commands.parity import main as parity_command
-from lumina_jax.interop.lumina import to_lumina
+from lumina_jax.interop.layouts import LAYOUTS, load_model, their_tensors
 from lumina_jax.parity.golden import Golden
-from lumina_jax.parity.models import released_model
+from lumina_jax.parity.models import released_class, released_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-MODELS = ["lumina_t2i", "lumina_t2i_noqk", "flagdit_imagenet"]
+MODELS = [
+    *("lumina_t2i", "lumina_t2i_noqk", "flagdit_imagenet", "nextdit", "nextdit_imagenet"),
+    *("diffusers_luminanext", "audio_flagdit"),
+]
 
 
 @pytest.mark.parametrize("name", [*MODELS, "lumina_t2i_train"])
@@ -24,7 +28,8 @@ def test_every_recorded_case_agrees(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_survive_the_way_there_and_back_bit_for_bit(name):
     golden = Golden(GOLDEN / f"{name}.safetensors")
-    returned = to_lumina(released_model(golden))
+    model, layout = released_model(golden), LAYOUTS[released_class(golden).layout]
+    returned = their_tensors(layout, model.config, nnx.to_pure_dict(nnx.state(model)))
     assert returned.keys() == golden.parameters.keys()
     for key, value in golden.parameters.items():
         np.testing.assert_array_equal(returned[key], value)
@@ -43,12 +48,40 @@ def test_missing_and_unknown_tensors_are_listed():
     golden = Golden(GOLDEN / "lumina_t2i.safetensors")
     golden.parameters["surprise"] = golden.parameters.pop("eol_token")
     golden.parameters["eol_token.x"] = golden.parameters["pad_token"]
-    from lumina_jax.interop.lumina import from_lumina, model_config
-
     whole = Golden(GOLDEN / "lumina_t2i.safetensors")
-    config = model_config(whole.config, whole.parameters)
-    with pytest.raises(ValueError, match=r"missing \['eol_token'\], unknown \['eol_token.x', 'surprise'\]"):
-        from_lumina(config, golden.parameters)
+    layout = LAYOUTS["lumina"]
+    config = layout.read_config(whole.config, whole.parameters)
+    with pytest.raises(ValueError, match=r"missing eol_token, unknown eol_token.x, surprise"):
+        load_model(layout, config, golden.parameters)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_configuration_survives_the_way_there_and_back(name):
+    golden = Golden(GOLDEN / f"{name}.safetensors")
+    layout = LAYOUTS[released_class(golden).layout]
+    config = layout.read_config(golden.config, golden.parameters)
+    assert layout.read_config(layout.write_config(config), golden.parameters) == config
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "diffusers_luminanext"])
+def test_sizes_that_the_arguments_leave_out_are_read_off_the_tensors(name):
+    golden = Golden(GOLDEN / f"{name}.safetensors")
+    untold = {name: golden.config[name] for name in ("n_heads", "num_heads", "multiple_of") if name in golden.config}
+    read_config = LAYOUTS["lumina"].read_config
+    assert read_config(untold, golden.parameters) == read_config(golden.config, golden.parameters)
+
+
+def test_a_text_query_that_is_a_copy_of_the_other_is_shared():
+    golden = Golden(GOLDEN / "diffusers_luminanext.safetensors")
+    layout = LAYOUTS["diffusers"]
+    for name in [name for name in golden.parameters if ".attn2.to_q" in name or ".attn2.norm_q" in name]:
+        golden.parameters[name] = golden.parameters[name.replace("attn2", "attn1")]
+    model = load_model(layout, layout.read_config(golden.config, golden.parameters), golden.parameters)
+    assert not model.config.own_text_query
+    returned = their_tensors(layout, model.config, nnx.to_pure_dict(nnx.state(model)))
+    assert returned.keys() == golden.parameters.keys()
+    for key, value in golden.parameters.items():
+        np.testing.assert_array_equal(returned[key], value)
 
 
 def test_a_file_of_another_kind_fails_with_a_reason(tmp_path, capsys):

@@ -11,97 +11,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lumina_jax.config.model import ModelConfig as ModelConfig
+from lumina_jax.config.model import require
+
 PathName = Literal["linear", "gvp", "vp"]
 PredictionName = Literal["velocity", "score", "noise"]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A Flag-DiT (Lumina-T2X, arXiv 2405.05945, section 2). Named sizes: `models/presets.py`."""
-
-    layers: int
-    heads: int
-    width: int
-    kv_heads: int | None = None
-    """Key/value heads shared by groups of query heads; None: one for each query head."""
-    attention_width: int | None = None
-    """Width of all query heads together; None: the width of the model."""
-    patch_size: int = 2
-    channels: int = 4
-    """Channels of the latent (3 when training on pixels)."""
-    conditioning: Literal["text", "label"] = "text"
-    text_width: int = 4096
-    """Width of the caption features (text-conditional models only)."""
-    classes: int = 1000
-    """Number of labels (label-conditional models only); one extra row means 'no label'."""
-    qk_norm: bool = True
-    mlp_multiple_of: int = 256
-    mlp_multiplier: float | None = None
-    norm_eps: float = 1e-5
-    nextline: bool = True
-    """A learned [nextline] token after every row of patches; the label-conditional models have none."""
-    nextframe: bool = True
-    """A learned [nextframe] token after every frame of a sample with several frames."""
-    pad_token: bool = False
-    """Keep the learned embedding of padding that released checkpoints carry; it never reaches an output."""
-    predict_sigma: bool = False
-    """Twice the output channels, of which the second half is thrown away (released checkpoints)."""
-    rope_theta: float = 10_000.0
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    remat: Literal["none", "full", "dots"] = "full"
-    """What the backward pass recomputes: nothing, each layer, or each layer except its matrix products."""
-    unroll: int = 1
-    """Layers unrolled per iteration of the scan over layers."""
-    attention: Literal["auto", "reference", "xla"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):
-            value = getattr(self, name)
-            _require(value >= 1, f"model.{name}={value} must be at least 1")
-        _require(
-            self.heads_width % (2 * self.heads) == 0,
-            f"a head must be an even number of values wide, because rotary embeddings turn pairs, but "
-            f"{self.heads_width} values are shared by model.heads={self.heads}; change model.width or model.heads, "
-            "or set model.attention_width to a multiple of twice the heads",
-        )
-        _require(
-            self.heads % self.key_heads == 0,
-            f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}",
-        )
-
-    @property
-    def heads_width(self) -> int:
-        """Width of all query heads together."""
-        return self.attention_width or self.width
-
-    @property
-    def head_width(self) -> int:
-        return self.heads_width // self.heads
-
-    @property
-    def key_heads(self) -> int:
-        return self.kv_heads or self.heads
-
-    @property
-    def condition_width(self) -> int:
-        """Width of the time and caption embedding that feeds adaLN."""
-        return min(self.width, 1024)
-
-    @property
-    def mlp_width(self) -> int:
-        hidden = int(2 * 4 * self.width / 3)
-        if self.mlp_multiplier is not None:
-            hidden = int(self.mlp_multiplier * hidden)
-        return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)
-
-    @property
-    def patch_values(self) -> int:
-        return self.patch_size**2 * self.channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +31,8 @@ class FlowConfig:
     """Training times t become t / (t + m - m t): m > 1 spends more of them near noise."""
 
     def __post_init__(self) -> None:
-        _require(self.time_shift > 0, f"flow.time_shift={self.time_shift} must be positive; 1 means no shift")
-        _require(
+        require(self.time_shift > 0, f"flow.time_shift={self.time_shift} must be positive; 1 means no shift")
+        require(
             self.prediction != "velocity" or self.loss_weight == "none",
             f"flow.loss_weight={self.loss_weight!r} needs flow.prediction 'score' or 'noise'; "
             "the velocity loss has no weighting",
@@ -137,7 +51,7 @@ class TextConfig:
     """Folder in which encoded caption sets are kept."""
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 2, f"text.max_tokens={self.max_tokens} must be at least 2: [CLS] and [SEP]")
+        require(self.max_tokens >= 2, f"text.max_tokens={self.max_tokens} must be at least 2: [CLS] and [SEP]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,18 +94,18 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "batch_rows", "samples_per_row", "prefetch", "emoji_names"):
-            _require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
-        _require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
-        _require(self.bad_samples >= 0, f"data.bad_samples={self.bad_samples} must not be negative")
-        _require(
+            require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
+        require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
+        require(self.bad_samples >= 0, f"data.bad_samples={self.bad_samples} must not be negative")
+        require(
             0 <= self.caption_dropout < 1,
             f"data.caption_dropout={self.caption_dropout} must lie in [0, 1); 0.1 is usual",
         )
-        _require(
+        require(
             self.source == "emoji" or bool(self.path),
             f"data.source={self.source!r} needs data.path; see --help for what it names",
         )
-        _require(
+        require(
             self.samples_per_row == 1 or self.row_tokens is not None,
             f"data.samples_per_row={self.samples_per_row} needs data.row_tokens, the length of a packed row",
         )
@@ -218,16 +132,16 @@ class OptimizerConfig:
     """Start the average quickly: decay = min(ema_decay, (1 + step) / (10 + step))."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
-        _require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
-        _require(self.accumulate >= 1, f"optimizer.accumulate={self.accumulate} must be at least 1")
-        _require(
+        require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
+        require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
+        require(self.accumulate >= 1, f"optimizer.accumulate={self.accumulate} must be at least 1")
+        require(
             self.clip_norm is None or self.clip_norm > 0,
             f"optimizer.clip_norm={self.clip_norm} must be positive, or None for no clipping",
         )
         for name in ("beta1", "beta2", "ema_decay"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"optimizer.{name}={value} must lie in [0, 1)")
+            require(0 <= value < 1, f"optimizer.{name}={value} must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +153,7 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         for name in ("fsdp", "tensor"):
-            _require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
+            require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,10 +182,10 @@ class SampleConfig:
     """How the stochastic solvers end."""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
-        _require(self.time_shift > 0, f"sample.time_shift={self.time_shift} must be positive; 1 means no shift")
+        require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
+        require(self.time_shift > 0, f"sample.time_shift={self.time_shift} must be positive; 1 means no shift")
         for name in ("rtol", "atol", "diffusion_norm", "last_step_size"):
-            _require(getattr(self, name) > 0, f"sample.{name}={getattr(self, name)} must be positive")
+            require(getattr(self, name) > 0, f"sample.{name}={getattr(self, name)} must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,8 +208,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
-            _require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)} must be at least 1")
-        _require(
+            require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)} must be at least 1")
+        require(
             bool(self.name) and "/" not in self.name,
             f"run.name={self.name!r} must be a plain folder name; put the parent folder into run.root",
         )
@@ -316,16 +230,16 @@ class Config:
 
     def __post_init__(self) -> None:
         unit = self.model.patch_size
-        _require(
+        require(
             self.data.image_size % unit == 0,
             f"data.image_size={self.data.image_size} must be a multiple of model.patch_size={unit}",
         )
-        _require(
+        require(
             self.data.batch_rows % self.optimizer.accumulate == 0,
             f"data.batch_rows={self.data.batch_rows} must be a multiple of "
             f"optimizer.accumulate={self.optimizer.accumulate}",
         )
-        _require(
+        require(
             self.optimizer.schedule == "constant" or self.optimizer.warmup_steps < self.run.steps,
             f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be less than run.steps={self.run.steps} when "
             f"the schedule is {self.optimizer.schedule!r}; shorten the warmup or lengthen the run",

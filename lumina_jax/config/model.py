@@ -1,0 +1,107 @@
+"""The network of an experiment: what there is to choose, and what cannot work."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Flag-DiT (Lumina-T2X, arXiv 2405.05945, section 2), or with block="next" a Next-DiT (Lumina-Next, arXiv
+    2406.18583). Named sizes: `models/presets.py`."""
+
+    layers: int
+    heads: int
+    width: int
+    kv_heads: int | None = None
+    """Key/value heads shared by groups of query heads; None: one for each query head."""
+    attention_width: int | None = None
+    """Width of all query heads together; None: the width of the model."""
+    block: Literal["flag", "next"] = "flag"
+    """flag: adaLN with shift, scale and gate. next: scale and tanh gate, and a second norm on what a branch returns."""
+    norm_weights: bool = True
+    """A learned weight in the norm before each branch (the label-conditional Next-DiT has none)."""
+    final_shift: bool = True
+    """A shift beside the scale before the output projection (the text-conditional Next-DiT has none)."""
+    own_text_query: bool = False
+    """Text attention with a query projection of its own, as diffusers has it; released models share one."""
+    condition_limit: int | None = 1024
+    """Greatest width of the embedding that feeds adaLN; None: the width of the model (the audio models)."""
+    patch_size: int = 2
+    channels: int = 4
+    """Channels of the latent (3 when training on pixels)."""
+    conditioning: Literal["text", "label"] = "text"
+    text_width: int = 4096
+    """Width of the caption features (text-conditional models only)."""
+    classes: int = 1000
+    """Number of labels (label-conditional models only); one extra row means 'no label'."""
+    qk_norm: bool = True
+    mlp_multiple_of: int = 256
+    mlp_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    nextline: bool = True
+    """A learned [nextline] token after every row of patches; the label-conditional models have none."""
+    nextframe: bool = True
+    """A learned [nextframe] token after every frame of a sample with several frames."""
+    pad_token: bool = False
+    """Keep the learned embedding of padding that released checkpoints carry; it never reaches an output."""
+    predict_sigma: bool = False
+    """Twice the output channels, of which the second half is thrown away (released checkpoints)."""
+    rope_axes: Literal[1, 2, 3] = 1
+    """What rotary embeddings turn by. 1: the place in the sequence. 2: row and column. 3: frame, row and column."""
+    rope_theta: float = 10_000.0
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    remat: Literal["none", "full", "dots"] = "full"
+    """What the backward pass recomputes: nothing, each layer, or each layer except its matrix products."""
+    unroll: int = 1
+    """Layers unrolled per iteration of the scan over layers."""
+    attention: Literal["auto", "reference", "xla"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name}={value} must be at least 1")
+        unit = 2 * self.rope_axes
+        require(
+            self.heads_width % (unit * self.heads) == 0,
+            f"the width of a head must be a multiple of {unit}, because rotary embeddings turn pairs along "
+            f"{self.rope_axes} axes, but {self.heads_width} values are shared by model.heads={self.heads}; change "
+            f"model.width or model.heads, or set model.attention_width to a multiple of {unit} times the heads",
+        )
+        require(
+            self.heads % self.key_heads == 0,
+            f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}",
+        )
+
+    @property
+    def heads_width(self) -> int:
+        """Width of all query heads together."""
+        return self.attention_width or self.width
+
+    @property
+    def head_width(self) -> int:
+        return self.heads_width // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def condition_width(self) -> int:
+        """Width of the time and caption embedding that feeds adaLN."""
+        return min(self.width, self.condition_limit or self.width)
+
+    @property
+    def mlp_width(self) -> int:
+        hidden = int(2 * 4 * self.width / 3)
+        if self.mlp_multiplier is not None:
+            hidden = int(self.mlp_multiplier * hidden)
+        return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)
+
+    @property
+    def patch_values(self) -> int:
+        return self.patch_size**2 * self.channels

@@ -1,0 +1,124 @@
+"""The layout of diffusers' `LuminaNextDiT2DModel`: the text-conditional Next-DiT under other names.
+
+It gives the text attention a query projection of its own, which in the released checkpoints is a copy of the one that
+the self-attention has. A model that shares them is written twice, and read back as shared when the copies are equal.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lumina_jax.config import ModelConfig
+from lumina_jax.weights.rules import Rule, linear, norm
+
+
+def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
+    """Our configuration of a model with their config.json, whose defaults are theirs."""
+    layers = theirs.get("num_layers", 32)
+    copies = (("to_q.weight", "to_q.weight"), ("norm_q.weight", "norm_q.weight"), ("norm_q.bias", "norm_q.bias"))
+    shared = all(
+        np.array_equal(tensors[f"layers.{layer}.attn1.{own}"], tensors[f"layers.{layer}.attn2.{copy}"])
+        for layer in range(layers)
+        for own, copy in copies
+        if f"layers.{layer}.attn2.{copy}" in tensors and f"layers.{layer}.attn1.{own}" in tensors
+    )
+    return ModelConfig(
+        layers=layers,
+        heads=theirs.get("num_attention_heads", 32),
+        width=theirs.get("hidden_size", 2304),
+        kv_heads=theirs.get("num_kv_heads"),
+        block="next",
+        final_shift=False,
+        own_text_query=not shared,
+        patch_size=theirs.get("patch_size", 2),
+        channels=theirs.get("in_channels", 4),
+        text_width=theirs.get("cross_attention_dim", 2048),
+        qk_norm=theirs.get("qk_norm", True),
+        mlp_multiple_of=theirs.get("multiple_of", 256),
+        mlp_multiplier=theirs.get("ffn_dim_multiplier"),
+        norm_eps=theirs.get("norm_eps", 1e-5),
+        nextline=False,
+        nextframe=False,
+        pad_token=True,
+        predict_sigma=theirs.get("learn_sigma", True),
+        rope_axes=2,
+    )
+
+
+def their_config(config: ModelConfig, *, sample_size: int = 128) -> dict[str, Any]:
+    """Their config.json of our configuration.
+
+    Args:
+      sample_size: side of the latents that the model was trained on.
+
+    Raises:
+      ValueError: the model is not one that diffusers can hold; the message names the fields.
+    """
+    fixed = {
+        "block": "next", "conditioning": "text", "rope_axes": 2, "nextline": False, "norm_weights": True,
+        "final_shift": False, "condition_limit": 1024, "rope_theta": 10_000.0, "attention_width": None,
+        "pad_token": True,
+    }  # fmt: skip
+    other = {name: getattr(config, name) for name, value in fixed.items() if getattr(config, name) != value}
+    if other:
+        raise ValueError(
+            f"diffusers' LuminaNextDiT2DModel is a text-conditional Next-DiT with {fixed}, but this model has {other}; "
+            "convert it to the lumina layout instead"
+        )
+    return {
+        "_class_name": "LuminaNextDiT2DModel",
+        "sample_size": sample_size,
+        "patch_size": config.patch_size,
+        "in_channels": config.channels,
+        "hidden_size": config.width,
+        "num_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_kv_heads": config.kv_heads,
+        "multiple_of": config.mlp_multiple_of,
+        "ffn_dim_multiplier": config.mlp_multiplier,
+        "norm_eps": config.norm_eps,
+        "learn_sigma": config.predict_sigma,
+        "qk_norm": config.qk_norm,
+        "cross_attention_dim": config.text_width,
+        "scaling_factor": 1.0,
+    }
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    """The rules for a Next-DiT of this configuration."""
+    layer, embedding = "layers.{layer}", "time_caption_embed"
+    query = "text_query" if config.own_text_query else "query"
+    table = [
+        Rule("pad_token", "pad_token"),
+        *linear("patch_embedder.proj", "patch_embedding", bias=True),
+        *linear(f"{embedding}.timestep_embedder.linear_1", "time_embedding.inner", bias=True),
+        *linear(f"{embedding}.timestep_embedder.linear_2", "time_embedding.outer", bias=True),
+        *norm(f"{embedding}.caption_embedder.0", "caption_pooling.norm", bias=True),
+        *linear(f"{embedding}.caption_embedder.1", "caption_pooling.linear", bias=True),
+        *linear(f"{layer}.norm1.linear", "blocks.modulation.linear", bias=True),
+        *norm(f"{layer}.norm1.norm", "blocks.attention_norm", bias=False),
+        *norm(f"{layer}.norm2", "blocks.attention_out_norm", bias=False),
+        *norm(f"{layer}.ffn_norm1", "blocks.mlp_norm", bias=False),
+        *norm(f"{layer}.ffn_norm2", "blocks.mlp_out_norm", bias=False),
+        *linear(f"{layer}.feed_forward.linear_1", "blocks.mlp.gate", bias=False),
+        *linear(f"{layer}.feed_forward.linear_2", "blocks.mlp.down", bias=False),
+        *linear(f"{layer}.feed_forward.linear_3", "blocks.mlp.up", bias=False),
+        *linear(f"{layer}.attn1.to_q", "blocks.attention.query", bias=False),
+        *linear(f"{layer}.attn1.to_k", "blocks.attention.key", bias=False),
+        *linear(f"{layer}.attn1.to_v", "blocks.attention.value", bias=False),
+        *linear(f"{layer}.attn2.to_q", f"blocks.attention.{query}", bias=False),
+        *linear(f"{layer}.attn2.to_out.0", "blocks.attention.out", bias=False),
+        *norm(f"{layer}.norm1_context", "blocks.text.norm", bias=False),
+        *linear(f"{layer}.attn2.to_k", "blocks.text.key", bias=False),
+        *linear(f"{layer}.attn2.to_v", "blocks.text.value", bias=False),
+        Rule(f"{layer}.gate", "blocks.text.gate"),
+        *linear("norm_out.linear_1", "final_layer.modulation.linear", bias=True),
+        *linear("norm_out.linear_2", "final_layer.linear", bias=True),
+    ]
+    if config.qk_norm:
+        table += norm(f"{layer}.attn1.norm_q", "blocks.attention.query_norm", bias=True)
+        table += norm(f"{layer}.attn1.norm_k", "blocks.attention.key_norm", bias=True)
+        table += norm(f"{layer}.attn2.norm_q", f"blocks.attention.{query}_norm", bias=True)
+        table += norm(f"{layer}.attn2.norm_k", "blocks.text.key_norm", bias=True)
+    return table
