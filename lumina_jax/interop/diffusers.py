@@ -15,7 +15,7 @@ from lumina_jax.weights.rules import Rule, linear, norm
 
 def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
     """Our configuration of a model with their config.json, whose defaults are theirs."""
-    layers = theirs.get("num_layers", 32)
+    layers, heads = theirs.get("num_layers", 32), theirs.get("num_attention_heads", 32)
     copies = (("to_q.weight", "to_q.weight"), ("norm_q.weight", "norm_q.weight"), ("norm_q.bias", "norm_q.bias"))
     shared = all(
         np.array_equal(tensors[f"layers.{layer}.attn1.{own}"], tensors[f"layers.{layer}.attn2.{copy}"])
@@ -25,9 +25,9 @@ def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
     )
     return ModelConfig(
         layers=layers,
-        heads=theirs.get("num_attention_heads", 32),
+        heads=heads,
         width=theirs.get("hidden_size", 2304),
-        kv_heads=theirs.get("num_kv_heads"),
+        kv_heads=None if theirs.get("num_kv_heads") == heads else theirs.get("num_kv_heads"),
         block="next",
         final_shift=False,
         own_text_query=not shared,
@@ -74,7 +74,7 @@ def their_config(config: ModelConfig, *, sample_size: int = 128) -> dict[str, An
         "hidden_size": config.width,
         "num_layers": config.layers,
         "num_attention_heads": config.heads,
-        "num_kv_heads": config.kv_heads,
+        "num_kv_heads": config.key_heads,  # None, their default, cannot be built
         "multiple_of": config.mlp_multiple_of,
         "ffn_dim_multiplier": config.mlp_multiplier,
         "norm_eps": config.norm_eps,

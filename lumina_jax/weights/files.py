@@ -5,17 +5,21 @@ Out: a mapping from names to numpy arrays, in which each access reads one tensor
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes  # noqa: F401  (numpy's bfloat16)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lumina_jax.weights.tensors import Tensors
+
 INDEX = "*.safetensors.index.json"
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types of weights by their names in safetensors files."""
 
 
-class TensorFiles(Mapping[str, np.ndarray]):
+class TensorFiles(Tensors):
     """The tensors under `path` by name, in the type they are stored in.
 
     Raises:
@@ -35,14 +39,20 @@ class TensorFiles(Mapping[str, np.ndarray]):
         with _open(self._where[name]) as tensors:
             return tensors.get_tensor(name)
 
-    def part(self, name: str, index: int) -> np.ndarray:
-        """Row `index` of the first axis, alone read from disk."""
+    def part(self, name: str, index: Any) -> np.ndarray:
         with _open(self._where[name]) as tensors:
             return tensors.get_slice(name)[index]
 
     def shape(self, name: str) -> tuple[int, ...]:
         with _open(self._where[name]) as tensors:
             return tuple(tensors.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        with _open(self._where[name]) as tensors:
+            stored = tensors.get_slice(name).get_dtype()
+        if stored not in DTYPES:
+            raise ValueError(f"{name} is stored as {stored}, but weights must be one of {', '.join(DTYPES)}")
+        return np.dtype(DTYPES[stored])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)

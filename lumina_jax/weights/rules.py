@@ -69,8 +69,8 @@ def check_names(names: Sequence[str] | Mapping, rules: Sequence[Rule], *, layers
     missing, unknown = sorted(wanted - set(names)), sorted(set(names) - wanted)
     if missing or unknown:
         raise ValueError(
-            f"the tensors do not match the layout of this model: missing {_listed(missing)}, unknown "
-            f"{_listed(unknown)}; check the configuration against the checkpoint"
+            f"the tensors do not match the layout of this model: missing {listed(missing)}, unknown "
+            f"{listed(unknown)}; check the configuration against the checkpoint"
         )
 
 
@@ -105,8 +105,8 @@ def to_theirs(ours: Mapping[str, np.ndarray], rules: Sequence[Rule], *, layers: 
     wanted = {rule.ours for rule in rules}
     if wanted != ours.keys():
         raise ValueError(
-            f"the parameters do not match the layout: missing {_listed(sorted(wanted - ours.keys()))}, "
-            f"unknown {_listed(sorted(ours.keys() - wanted))}"
+            f"the parameters do not match the layout: missing {listed(sorted(wanted - ours.keys()))}, "
+            f"unknown {listed(sorted(ours.keys() - wanted))}"
         )
     theirs = {}
     for rule in rules:
@@ -117,7 +117,8 @@ def to_theirs(ours: Mapping[str, np.ndarray], rules: Sequence[Rule], *, layers: 
     return theirs
 
 
-def _listed(names: Sequence[str], most: int = 12) -> str:
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """The first `most` names and how many more there are, for a message."""
     if not names:
         return "none"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
