@@ -12,17 +12,19 @@ from typing import Annotated
 
 import tyro
 
-from lumina_jax.config import SampleConfig
+from lumina_jax.config import Config, SampleConfig
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import read_prompts, read_run, sample_name
+from lumina_jax.run import load_config, read_prompts, read_run, sample_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, or of weights made by `convert --to jax`."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Captions to draw."""
+    config: Path | None = None
+    """A configuration file, for converted weights: it names the text encoder and the autoencoder."""
     prompts_file: Path | None = None
     """A text file with more captions, one a line."""
     out: Path | None = None
@@ -42,7 +44,7 @@ class Arguments:
 def main() -> None:
     try:
         arguments = parse(Arguments(run=Path("."), sample=SampleConfig()))
-        arguments = parse(Arguments(run=arguments.run, sample=read_run(arguments.run).sample))
+        arguments = parse(Arguments(run=arguments.run, sample=configuration(arguments).sample))
         keep_memory_on_cpu()
         draw(arguments)
     except (ValueError, OSError) as error:
@@ -55,8 +57,13 @@ def parse(default: Arguments) -> Arguments:
     return tyro.cli(Arguments, description=__doc__, default=default)
 
 
+def configuration(arguments: Arguments) -> Config:
+    """That of the run, or the one named."""
+    return read_run(arguments.run) if arguments.config is None else load_config(arguments.config)
+
+
 def draw(arguments: Arguments) -> None:
-    config = read_run(arguments.run)
+    config = configuration(arguments)
     prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
     if arguments.batch < 1:
         raise ValueError(f"batch={arguments.batch} must be at least 1")
@@ -65,12 +72,13 @@ def draw(arguments: Arguments) -> None:
 
     from lumina_jax.generation.media import contact_sheet, save_png
     from lumina_jax.generation.pipeline import Shape, check_shape
+    from lumina_jax.generation.sheets import patch_pixels
     from lumina_jax.trained import open_run
 
     size = arguments.size or config.data.image_size
     shape = Shape(arguments.height or size, arguments.width or size)
-    check_shape(shape, config.model.patch_size)
-    pipeline, step = open_run(arguments.run, arguments.step)
+    check_shape(shape, patch_pixels(config))
+    pipeline, step = open_run(arguments.run, arguments.step, config)
     batch = min(arguments.batch, len(prompts))
     pictures = pipeline(prompts, arguments.sample, seed=arguments.seed, shape=shape, batch=batch)
 

@@ -2,11 +2,13 @@
 
 parity FILE...   run recorded cases of the authors' models and compare
 evaluate RUN     draw every caption of a run's data and count the pictures that match theirs
+convert SRC DST  weights from one layout to another: the authors', diffusers', ours
 """
 
+import importlib
 import sys
 
-COMMANDS = ("parity", "evaluate")
+COMMANDS = ("parity", "evaluate", "convert")
 
 
 def main() -> None:
@@ -14,11 +16,7 @@ def main() -> None:
     if command not in COMMANDS:
         print(__doc__)
         raise SystemExit(0 if command in ("-h", "--help") else 2)
-    if command == "parity":
-        from lumina_jax.commands.parity import main as run
-    else:
-        from lumina_jax.commands.evaluate import main as run
-    raise SystemExit(run(sys.argv[2:]))
+    raise SystemExit(importlib.import_module(f"lumina_jax.commands.{command}").main(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
 """
 
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -67,7 +68,10 @@ def read_run(folder: str | Path) -> Config:
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with train.py")
-    return Config.from_json(file.read_text())
+    text = file.read_text()
+    if "run" not in json.loads(text):
+        raise ValueError(f"{folder} holds converted weights, no run; name its configuration with --config FILE")
+    return Config.from_json(text)
 
 
 def write_config(config: Config) -> None:

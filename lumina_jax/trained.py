@@ -1,37 +1,66 @@
-"""A trained run, opened for drawing.
+"""Trained models, opened for drawing or for further training.
 
-In: the folder of a run. Out: a pipeline with the averaged parameters of one of its checkpoints, on this machine's
-devices, whatever mesh they were trained on.
+In: the folder of a run, or one made by `convert --to jax`. Out: its parameters where they are wanted, or a pipeline on
+this machine's devices, whatever mesh the model was trained on.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
 
 from lumina_jax.config import Config
 from lumina_jax.generation.pipeline import Pipeline
-from lumina_jax.generation.sheets import encoder_of, new_pipeline
+from lumina_jax.generation.sheets import encoder_of, new_pipeline, vae_of
+from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.run import CHECKPOINTS, read_run
-from lumina_jax.training.checkpoint import Checkpoints
+from lumina_jax.training.checkpoint import Checkpoints, check_same_model
 
 
-def open_run(folder: str | Path, step: int | None = None) -> tuple[Pipeline, int]:
-    """The pipeline of a run, and the step its parameters are from: the newest, or the one asked for.
+def open_run(folder: str | Path, step: int | None = None, config: Config | None = None) -> tuple[Pipeline, int]:
+    """The pipeline of a trained model, and the step its parameters are from (0 for a converted one).
+
+    Args:
+      step: of the checkpoint; None: the newest.
+      config: None: that of the run.
 
     Raises:
-      ValueError: the folder holds no run, or no such checkpoint.
+      ValueError: the folder holds no trained model, or no such checkpoint.
     """
-    config: Config = read_run(folder)
+    config = read_run(folder) if config is None else config
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
+    parameters, step = trained_parameters(folder, config, jax.tree.map(lambda _: here, abstract), step)
+    return new_pipeline(config, parameters, encoder_of(config), vae_of(config)), step
+
+
+def check_trained(folder: str | Path, config: Config) -> None:
+    """Raises ValueError unless the folder holds a model of this configuration."""
+    check_same_model(read_model(folder), config.model, f"the model must be the one in {folder}")
+
+
+def trained_parameters(
+    folder: str | Path, config: Config, shardings: dict[str, Any], step: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """The averaged parameters of a run or the parameters of a converted folder, born where `shardings` says.
+
+    Raises:
+      ValueError: there are none, they cannot be read, or they are of another model than the configuration's.
+    """
+    check_trained(folder, config)
+    if not (Path(folder) / CHECKPOINTS).is_dir():
+        if step is not None:
+            raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
+        return load_parameters(folder, config.model, shardings), 0
     checkpoints = Checkpoints(Path(folder) / CHECKPOINTS, read_only=True)
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise ValueError(f"{folder} has no checkpoint yet; train it further")
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         nnx.to_pure_dict(abstract_model(config.model)[1]),
+        shardings,
     )
-    parameters = checkpoints.restore_subtree(step, "ema", abstract)
-    return new_pipeline(config, parameters, encoder_of(config)), step
+    return checkpoints.restore_subtree(step, "ema", abstract), step

@@ -44,14 +44,33 @@ class TextConfig:
     """The frozen encoder that turns captions into features."""
 
     encoder: str = "minilm"
-    """'minilm' (the one that `make setup` installs) or a folder holding a BERT encoder and its tokenizer."""
+    """'minilm' (which `make setup` installs), or a folder or downloaded repository: see docs/text-encoders.md."""
     max_tokens: int = 32
     """Longer captions are cut (the released text-to-image models use 128)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the encoder's parameters and activations; bfloat16 for those of billions of parameters."""
     cache: str = ".cache/text"
     """Folder in which encoded caption sets are kept."""
 
     def __post_init__(self) -> None:
         require(self.max_tokens >= 2, f"text.max_tokens={self.max_tokens} must be at least 2: [CLS] and [SEP]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig:
+    """The frozen autoencoder whose latents the model is trained on."""
+
+    path: str = ""
+    """A folder with AutoencoderKL as diffusers saves it (or a pipeline with one), or a repository of the Hugging Face
+    hub that was downloaded, such as stabilityai/sdxl-vae. Nothing: the model is trained on pixels."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    tile: int | None = 1024
+    """Pictures larger than so many pixels a side are encoded and decoded in overlapping tiles; None: never."""
+    cache: str = ".cache/latents"
+    """Folder in which the latents of the pictures are kept."""
+
+    def __post_init__(self) -> None:
+        require(self.tile is None or self.tile >= 1, f"vae.tile={self.tile} must be at least 1, or None for no tiles")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +190,13 @@ class SampleConfig:
     """Guide only so many leading channels (the released code: 3); None: all."""
     time_shift: float = 1.0
     """The time grid t becomes t / (t + m - m t)."""
+    rope_factor: float | None = None
+    """Rotary scaling for pictures larger than those of training; 1: none; None: as many times as they are larger."""
+    rope_watershed: float = 0.0
+    """Time up to which positions are squeezed by that factor; afterwards low frequencies are slowed by it (NTK). The
+    released Next-DiT: 0.3."""
+    proportional_attention: bool = True
+    """Sharpen the softmax of pictures of more tokens than those of training, by sqrt(log length / log trained)."""
     rtol: float = 1e-3
     atol: float = 1e-6
     """Tolerances of the adaptive solvers."""
@@ -184,6 +210,10 @@ class SampleConfig:
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
         require(self.time_shift > 0, f"sample.time_shift={self.time_shift} must be positive; 1 means no shift")
+        require(
+            self.rope_factor is None or self.rope_factor > 0,
+            f"sample.rope_factor={self.rope_factor} must be positive; 1 means no scaling, None as the size needs",
+        )
         for name in ("rtol", "atol", "diffusion_norm", "last_step_size"):
             require(getattr(self, name) > 0, f"sample.{name}={getattr(self, name)} must be positive")
 
@@ -195,6 +225,8 @@ class RunConfig:
     name: str = "run"
     root: str = "runs"
     """The run lives in root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files, samples/."""
+    init_from: str = ""
+    """A run, or a folder made by `convert --to jax`: a new run starts from its (averaged) parameters, at step 0."""
     steps: int = 1000
     seed: int = 0
     log_every: int = 20
@@ -222,6 +254,7 @@ class Config:
     model: ModelConfig
     flow: FlowConfig = field(default_factory=FlowConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    vae: VaeConfig = field(default_factory=VaeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

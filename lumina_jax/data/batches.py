@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Example, Source
+from lumina_jax.data.latents import LatentSource
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.tokens import TextFeatures, Tokens, first_fit, latent_grid, pack, pack_text
@@ -88,7 +89,7 @@ class Stream:
     """An endless iterator of batches, of which this process makes data.batch_rows / shards rows.
 
     Args:
-      source: records by index.
+      source: records by index; of a `LatentSource`, data.image_size is that of the latents (`latent_data`).
       seed: of the order, the crops and the dropped captions.
       features: encoded captions, for text-conditional models; None: batches carry no text.
       shard: (index, count) of this process.
@@ -114,8 +115,11 @@ class Stream:
         index, count = shard
         if data.batch_rows % count or not 0 <= index < count:
             raise ValueError(f"{shard=} needs 0 <= index < count, and a count that divides {data.batch_rows=}")
-        if model.channels != 3:
-            raise ValueError(f"pictures have 3 channels, but model.channels={model.channels}; set it to 3")
+        if not isinstance(source, LatentSource) and model.channels != 3:
+            raise ValueError(
+                f"pictures have 3 channels, but model.channels={model.channels}; set it to 3, or name an autoencoder "
+                "in vae.path"
+            )
         if not len(source):
             raise ValueError(f"{source!r} holds no sample")
         self.bad: dict[str, str] = {}

@@ -77,11 +77,20 @@ def bucket_crop(image: Image.Image, sizes: Sequence[Size], draws: random.Random,
     return image.crop(random_box(image.size, target, draws))
 
 
+def best_crop(image: Image.Image, sizes: Sequence[Size]) -> Image.Image:
+    """The middle of the picture, in the size of `sizes` that keeps most of it: `bucket_crop` without its draws."""
+    target = choose_size(image.size, sizes, random.Random(0), top_k=1)
+    return _middle(_resize(image, covering_steps(image.size, target)), target)
+
+
 def center_square(image: Image.Image, side: int) -> Image.Image:
     """The middle of the picture, `side` x `side` pixels, after its shorter side was resized to `side`."""
-    image = _resize(image, covering_steps(image.size, (side, side)))
-    left, upper = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, upper, left + side, upper + side))
+    return _middle(_resize(image, covering_steps(image.size, (side, side))), (side, side))
+
+
+def _middle(image: Image.Image, target: Size) -> Image.Image:
+    left, upper = (image.width - target[0]) // 2, (image.height - target[1]) // 2
+    return image.crop((left, upper, left + target[0], upper + target[1]))
 
 
 def _resize(image: Image.Image, steps: Sequence[Step]) -> Image.Image:

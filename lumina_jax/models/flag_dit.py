@@ -9,7 +9,7 @@ A row may hold several samples: times, captions and labels are per segment, [b s
 stacked; one scan runs them, so compile time does not grow with depth.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -249,7 +249,27 @@ class FlagDiT(nnx.Module):
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-        return jax.lax.scan(layer, x, (self.blocks, given), unroll=self.config.unroll)[0]
+        if self.config.unroll < self.config.layers:
+            return jax.lax.scan(layer, x, (self.blocks, given), unroll=self.config.unroll)[0]
+        for inputs in unstack((self.blocks, given)):
+            x, _ = layer(x, inputs)
+        return x
+
+
+@jax.custom_vjp
+def unstack(stacked: Any) -> list[Any]:
+    """The layers of a tree that holds all of them along its first axes.
+
+    Its gradient is one stack; that of plain indexing adds up as many stacks as there are layers.
+    """
+    layers = jax.tree.leaves(stacked)[0].shape[0]
+    return [jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked) for layer in range(layers)]
+
+
+unstack.defvjp(
+    lambda stacked: (unstack(stacked), None),
+    lambda _, layers: (jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers),),
+)
 
 
 def coordinates(positions: Int[Array, "b l 4"], axes: int) -> Int[Array, "b l n"]:

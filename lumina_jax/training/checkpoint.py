@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, ModelConfig
 
 Tree = TypeVar("Tree")
 
@@ -188,23 +188,20 @@ class Checkpoints:
             ) from error
 
 
-def check_same_model(saved: Config, current: Config) -> None:
-    """Refuse to resume a model with the configuration of another.
+def check_same_model(saved: ModelConfig, current: ModelConfig, rule: str) -> None:
+    """Refuse the parameters of a model with the configuration of another.
 
     Raises:
-      ValueError: it lists each field of `model` that differs, except those of `EXECUTION_FIELDS`.
+      ValueError: it gives the rule, and lists each field that differs, except those of `EXECUTION_FIELDS`.
     """
-    before, now = dataclasses.asdict(saved.model), dataclasses.asdict(current.model)
+    before, now = dataclasses.asdict(saved), dataclasses.asdict(current)
     changed = [
         f"model.{name} was {before[name]!r} and is {now[name]!r}"
         for name in before
         if name not in EXECUTION_FIELDS and before[name] != now[name]
     ]
     if changed:
-        raise ValueError(
-            f"a run must resume with the model it was started with, but {'; '.join(changed)}; "
-            "restore these settings, or choose another run.name"
-        )
+        raise ValueError(f"{rule}, but {'; '.join(changed)}; restore these settings, or choose another run.name")
 
 
 def _flat(tree: Any) -> dict[str, Any]:

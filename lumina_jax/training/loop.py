@@ -91,16 +91,25 @@ def train(
     return state
 
 
-def restored_or_new(config: Config, mesh: Mesh, checkpoints: Checkpoints, stream: Restorable) -> TrainState:
-    """The state of the newest checkpoint, with the stream put where it was; or a new state from the seed.
+def restored_or_new(
+    config: Config,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    stream: Restorable,
+    initial: Callable[[], Parameters] | None = None,
+) -> TrainState:
+    """The state of the newest checkpoint, with the stream put where it was; or a new state.
+
+    Args:
+      initial: makes the parameters of a new state; None: they are random, from the seed.
 
     Raises:
       ValueError: the checkpoint is of another model, or cannot be read.
     """
     newest = checkpoints.latest()
     if newest is None:
-        return create_state(config, mesh)
-    check_same_model(checkpoints.restore_config(newest), config)
+        return create_state(config, mesh, None if initial is None else initial())
+    check_same_model(checkpoints.restore_config(newest).model, config.model, "a run must resume with its own model")
     state = checkpoints.restore(newest, abstract_state(config, mesh))
     stream.restore(checkpoints.restore_data(newest))
     print(f"continuing from step {newest} of {config.run.steps}", flush=True)

@@ -56,9 +56,13 @@ def state_shardings(config: Config, mesh: Mesh) -> TrainState:
     return TrainState(everywhere, of_parameters, of_parameters, moments, everywhere)  # type: ignore[arg-type]
 
 
-def create_state(config: Config, mesh: Mesh) -> TrainState:
-    """The state at step 0, from `run.seed`."""
-    return jax.jit(lambda: _initial_state(config), out_shardings=state_shardings(config, mesh))()
+def create_state(config: Config, mesh: Mesh, parameters: Parameters | None = None) -> TrainState:
+    """The state at step 0, from `run.seed`, or around given parameters, which are used up."""
+    places = state_shardings(config, mesh)
+    if parameters is None:
+        return jax.jit(lambda: _initial_state(config), out_shardings=places)()
+    around = jax.jit(lambda parameters: _state(config, parameters), out_shardings=places, donate_argnums=0)
+    return around(parameters)
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
@@ -72,8 +76,12 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 
 def _initial_state(config: Config) -> TrainState:
-    key_model, key_run = jax.random.split(jax.random.key(config.run.seed))
-    parameters = split_model(FlagDiT(config.model, rngs=nnx.Rngs(key_model)))[1]
+    key_model, _ = jax.random.split(jax.random.key(config.run.seed))
+    return _state(config, split_model(FlagDiT(config.model, rngs=nnx.Rngs(key_model)))[1])
+
+
+def _state(config: Config, parameters: Parameters) -> TrainState:
+    _, key_run = jax.random.split(jax.random.key(config.run.seed))
     transform = optimizer(config.optimizer, config.run.steps)
     ema = jax.tree.map(jnp.copy, parameters)
     return TrainState(jnp.zeros((), jnp.int32), parameters, ema, transform.init(parameters), key_run)

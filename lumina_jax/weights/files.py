@@ -1,11 +1,12 @@
 """Tensor files, read one tensor at a time.
 
 In: a .safetensors file, or a folder with one, or with several and the index that says which tensor lies where.
-Out: a mapping from names to numpy arrays, in which each access reads one tensor from disk.
+Out: a mapping from names to numpy arrays, in which each access reads one tensor from disk. `Renamed` shows such a
+mapping under other names, and without the tensors that are not wanted.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,17 @@ class TensorFiles(Tensors):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._where: dict[str, Path] = {}
+        self._stored: dict[str, tuple[tuple[int, ...], str]] = {}
         for file in _files(self.path):
-            for name in _names(file):
+            for name, stored in _contents(file).items():
                 if name in self._where:
                     raise ValueError(f"tensor {name} is both in {self._where[name]} and in {file}; remove one of them")
-                self._where[name] = file
+                self._where[name], self._stored[name] = file, stored
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted(set(self._where.values()))
 
     def __getitem__(self, name: str) -> np.ndarray:
         with _open(self._where[name]) as tensors:
@@ -44,12 +51,10 @@ class TensorFiles(Tensors):
             return tensors.get_slice(name)[index]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        with _open(self._where[name]) as tensors:
-            return tuple(tensors.get_slice(name).get_shape())
+        return self._stored[name][0]
 
     def dtype(self, name: str) -> np.dtype:
-        with _open(self._where[name]) as tensors:
-            stored = tensors.get_slice(name).get_dtype()
+        stored = self._stored[name][1]
         if stored not in DTYPES:
             raise ValueError(f"{name} is stored as {stored}, but weights must be one of {', '.join(DTYPES)}")
         return np.dtype(DTYPES[stored])
@@ -59,6 +64,34 @@ class TensorFiles(Tensors):
 
     def __len__(self) -> int:
         return len(self._where)
+
+
+class Renamed(Mapping[str, np.ndarray]):
+    """Tensors under the names that `rename` gives them; those that it gives None are left out, and never read.
+
+    Raises:
+      ValueError: two tensors would have one name.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], rename: Callable[[str], str | None]):
+        self._tensors = tensors
+        self._stored: dict[str, str] = {}
+        for stored in tensors:
+            name = rename(stored)
+            if name is None:
+                continue
+            if name in self._stored:
+                raise ValueError(f"{self._stored[name]} and {stored} both stand for {name}; remove one of them")
+            self._stored[name] = stored
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[self._stored[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 def _files(path: Path) -> list[Path]:
@@ -87,9 +120,11 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _names(file: Path) -> list[str]:
+def _contents(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each tensor of a file, from its header."""
     with _open(file) as tensors:
-        return list(tensors.keys())
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        return {name: (tuple(tensor.get_shape()), tensor.get_dtype()) for name, tensor in slices.items()}
 
 
 def _open(file: Path) -> safe_open:

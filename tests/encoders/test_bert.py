@@ -139,7 +139,7 @@ def test_prefixed_names_and_the_first_names_of_norms_are_read(tmp_path):
 def test_missing_and_unknown_tensors_are_listed(tmp_path):
     lost = "encoder.layer.1.output.dense.bias"
     folder = changed_copy(tmp_path / "model", lambda name: "adapter.bias" if name == lost else name)
-    with pytest.raises(ValueError, match=rf"missing \['{lost}'\], unknown \['adapter.bias'\]"):
+    with pytest.raises(ValueError, match=rf"model.safetensors .* missing {lost}, unknown adapter.bias"):
         load_bert(folder)
 
 
@@ -149,8 +149,8 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path):
         ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"is_decoder": True}, "is_decoder=True"),
-        ({"num_hidden_layers": 2}, r"unknown \['encoder.layer.2"),
-        ({"intermediate_size": 48}, r"layers.up.kernel is \(3, 24, 40\) instead of \(3, 24, 48\)"),
+        ({"num_hidden_layers": 2}, "unknown encoder.layer.2"),
+        ({"intermediate_size": 48}, r"layers.down.kernel of shape \(3, 40, 24\), .* asks for \(3, 48, 24\)"),
         ({"layer_norm_eps": None}, "has no layer_norm_eps"),
     ],
 )

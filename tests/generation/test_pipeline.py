@@ -108,6 +108,40 @@ def test_every_path_and_prediction_draws_something_finite(path, prediction):
     assert draw(drawer, ["cat"], steps=4)[0].std() > 1
 
 
+ODE = SampleConfig(solver="midpoint", steps=20, guidance=1.0)
+
+
+def test_inverting_a_picture_gives_the_noise_it_was_drawn_from(pipeline):
+    noise = np.asarray(jax.random.normal(jax.random.key(1), (2, 1, *SHAPE, 3)))
+    drawn = np.asarray(pipeline.latents(noise, ["cat", "dog"], ODE))
+    assert np.abs(drawn - noise).max() > 0.5
+    np.testing.assert_allclose(pipeline.invert(drawn, ["cat", "dog"], ODE), noise, atol=2e-3)
+    other = np.asarray(pipeline.invert(drawn, ["dog", "cat"], ODE))
+    assert np.abs(other - noise).max() > 0.05
+
+
+def test_the_density_of_an_untrained_model_is_that_of_its_noise():
+    """With a zero final layer nothing moves: data is noise, and its density the normal one."""
+    still = new_pipeline(config(), Words())
+    still.parameters["final_layer"]["linear"] = jax.tree.map(np.zeros_like, still.parameters["final_layer"]["linear"])
+    x = np.asarray(jax.random.normal(jax.random.key(2), (2, 1, *SHAPE, 3)))
+    found = still.log_density(x, ["cat", "dog"], ODE, seed=0)
+    np.testing.assert_allclose(found, -0.5 * (x**2 + np.log(2 * np.pi)).sum(axis=(1, 2, 3, 4)), rtol=1e-5)
+
+
+def test_a_stochastic_path_cannot_be_walked_back(pipeline):
+    with pytest.raises(ValueError, match="solver='sde_heun' is stochastic; choose an ODE solver"):
+        pipeline.invert(np.zeros((1, 1, *SHAPE, 3)), ["cat"], SampleConfig(solver="sde_heun"))
+
+
+def test_pictures_of_other_sizes_than_those_of_training_are_drawn_with_scaled_rotary_embedding(pipeline):
+    large = Shape(40, 32)
+    scaled = draw(pipeline, ["cat"], shape=large, steps=1)[0]
+    plain = draw(pipeline, ["cat"], shape=large, steps=1, rope_factor=1.0, proportional_attention=False)[0]
+    assert scaled.shape == (40, 32, 3)
+    assert np.any(scaled != plain)
+
+
 def test_labels_are_prompts_of_a_label_model():
     labels = new_pipeline(label_config())
     one, other = draw(labels, ["3", "4"])
@@ -117,5 +151,5 @@ def test_labels_are_prompts_of_a_label_model():
 
 
 def test_a_size_that_patches_do_not_divide_is_refused(pipeline):
-    with pytest.raises(ValueError, match="multiples of the patch_size=8"):
+    with pytest.raises(ValueError, match="multiples of the 8 pixels of a patch"):
         draw(pipeline, ["cat"], shape=Shape(16, 20))

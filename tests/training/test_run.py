@@ -1,8 +1,8 @@
 """Whole runs through train.py: killed and continued bit for bit, stopped politely, stopped by a loss that diverges."""
 
 import json
-import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import ENVIRONMENT, ROOT, module, sampling, training, training_command
 from tiny import config, label_config
 
 from lumina_jax.generation.media import read_png_metadata
@@ -20,23 +21,6 @@ from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import read_run
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.training.state import abstract_state
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-
-
-def command(settings, *flags):
-    folder = Path(settings.run.root)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{settings.run.name}.json"
-    file.write_text(settings.to_json())
-    return [sys.executable, str(ROOT / "train.py"), str(file), *flags]
-
-
-def run(settings, *flags):
-    return subprocess.run(
-        command(settings, *flags), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
 
 
 def final_state(settings):
@@ -58,12 +42,17 @@ def kill_and_continue(tmp_path, kills, seed):
         label_config(tmp_path / name, run={"steps": 40, "log_every": 1, "checkpoint_every": 3})
         for name in ("whole", "broken")
     )
-    done = run(whole)
+    done = training(whole)
     assert done.returncode == 0, done.stderr
     moments = random.Random(seed)
     for _ in range(kills):
         process = subprocess.Popen(
-            command(broken), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            training_command(broken),
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         for line in process.stdout:
             if "loss" in line:  # training: now at any moment
@@ -71,7 +60,7 @@ def kill_and_continue(tmp_path, kills, seed):
         time.sleep(moments.uniform(0, 0.5))
         process.kill()
         process.wait()
-    done = run(broken)
+    done = training(broken)
     assert done.returncode == 0, done.stderr
     (last, ours), (_, theirs) = final_state(broken), final_state(whole)
     assert last == 40
@@ -92,7 +81,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path):
 def test_sigterm_saves_and_ends_well(tmp_path):
     settings = label_config(tmp_path, run={"steps": 100_000, "log_every": 1, "checkpoint_every": 50_000})
     process = subprocess.Popen(
-        command(settings), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        training_command(settings), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stdout:
         if "loss" in line:
@@ -109,7 +98,7 @@ def test_a_diverging_loss_stops_with_its_step_and_keeps_good_checkpoints(tmp_pat
     settings = label_config(
         tmp_path, optimizer={"learning_rate": 1e38, "clip_norm": None}, run={"steps": 50, "checkpoint_every": 1}
     )
-    done = run(settings)
+    done = training(settings)
     assert done.returncode == 1
     assert "must be finite, but at step" in done.stderr
     checkpoints = Checkpoints(tmp_path / "tiny/checkpoints", read_only=True)
@@ -139,7 +128,7 @@ def test_a_folder_with_broken_pictures_trains_and_names_them(tmp_path):
         text={"max_tokens": 8, "cache": str(tmp_path / "cache")},
         run={"steps": 14},
     )
-    done = run(settings)
+    done = training(settings)
     assert done.returncode == 0, done.stderr
     for index in (3, 19, 42, 7, 31):
         assert done.stderr.count(f"picture{index:02}.png") >= 1
@@ -151,13 +140,13 @@ def test_a_folder_with_broken_pictures_trains_and_names_them(tmp_path):
 def trained(tmp_path_factory):
     """A run of two steps."""
     settings = label_config(tmp_path_factory.mktemp("trained"), run={"steps": 2})
-    done = run(settings)
+    done = training(settings)
     assert done.returncode == 0, done.stderr
     return settings
 
 
 def test_another_model_in_the_same_folder_is_refused(trained):
-    done = run(trained, "--model.width", "32", "--run.steps", "4")
+    done = training(trained, "--model.width", "32", "--run.steps", "4")
     assert done.returncode == 1
     assert "model.width was 16 and is 32" in done.stderr
     assert read_run(Path(trained.run.root) / "tiny").model.width == 16
@@ -179,10 +168,7 @@ def test_the_sample_command_draws_the_same_pictures_again_and_says_how(trained, 
     folder = Path(trained.run.root) / "tiny"
     for out in ("a", "b"):
         arguments = [str(folder), "3", "5", "--seed", "7", "--out", str(tmp_path / out), "--guidance", "2.5"]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "sample.py"), *arguments],
-            cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = sampling(*arguments)
         assert done.returncode == 0, done.stderr
     files = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert files == ["000-3.png", "001-5.png", "sheet.png"]
@@ -194,11 +180,9 @@ def test_the_sample_command_draws_the_same_pictures_again_and_says_how(trained, 
 
 def test_the_evaluate_command_counts_matches_of_trained_and_held_out_pictures(trained):
     folder = Path(trained.run.root) / "tiny"
-    done = subprocess.run(
-        [sys.executable, "-m", "lumina_jax", "evaluate", str(folder)],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = module("evaluate", folder, "--likelihood", "2")
     assert done.returncode == 0, done.stderr
     assert "of   14 nearest" in done.stdout
     assert "of    2 nearest" in done.stdout
+    assert re.search(r"2 pictures have \d+\.\d+ bits a value", done.stdout)
     assert (folder / "samples/2/all.png").exists()

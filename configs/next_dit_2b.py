@@ -1,0 +1,46 @@
+"""Next-DiT 2B text to image at 1024 pixels (Lumina-Next, arXiv 2406.18583), in the layout of the released weights.
+
+24 layers of 2304 with 8 key heads shared by 32 query heads, latents of the SDXL autoencoder, captions through Gemma-2B.
+Fine-tune the released checkpoint:
+  hf download Alpha-VLLM/Lumina-Next-SFT-diffusers; hf download stabilityai/sdxl-vae; hf download google/gemma-2b
+  python -m lumina_jax convert SNAPSHOT lumina_next --from diffusers --to jax
+  python train.py configs/next_dit_2b.py --data.path pictures.yaml --run.init-from lumina_next
+Draw from it as it is: python sample.py lumina_next "a painting of a whale" --config configs/next_dit_2b.py
+Hardware: a TPU slice of 16 chips or more for training, one chip for drawing.
+"""
+
+from lumina_jax.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    SampleConfig,
+    TextConfig,
+    VaeConfig,
+)
+from lumina_jax.models.presets import preset
+
+
+def get_config() -> Config:
+    return Config(
+        model=preset("Next-2B-GQA", pad_token=True, predict_sigma=True),
+        text=TextConfig(encoder="google/gemma-2b", max_tokens=256, dtype="bfloat16"),
+        vae=VaeConfig(path="stabilityai/sdxl-vae"),
+        data=DataConfig(
+            source="lumina",
+            path="pictures.yaml",
+            image_size=1024,
+            crop="buckets",
+            batch_rows=256,
+            workers=8,
+            prefetch=64,
+            bad_samples=100_000,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        mesh=MeshConfig(fsdp=16),
+        sample=SampleConfig(
+            solver="midpoint", steps=30, guidance=4.0, guided_channels=3, time_shift=4.0, rope_watershed=0.3
+        ),
+        run=RunConfig(name="next_dit_2b", steps=1_000_000, log_every=100, checkpoint_every=2_000),
+    )

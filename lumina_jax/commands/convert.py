@@ -1,0 +1,161 @@
+"""python -m lumina_jax convert SRC DST --from LAYOUT --to LAYOUT: weights from one layout to another.
+
+lumina: the authors' checkpoints, consolidated.00-of-01 with model_args.pth or config.json beside it, or one file.
+diffusers: a pipeline or its transformer/. jax: our own; as a source also the folder of a run of train.py.
+The tensors go through memory one at a time, and DST appears when all is written.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lumina_jax.run import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from lumina_jax.interop.sources import Source
+
+LayoutName = Literal["lumina", "diffusers", "jax"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """Folder or file to read."""
+    destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Folder to write; it must not exist, or be empty."""
+    source_layout: Annotated[LayoutName, tyro.conf.arg(name="from")]
+    """Layout of SRC."""
+    layout: Annotated[LayoutName, tyro.conf.arg(name="to")]
+    """Layout of DST."""
+    dry_run: bool = False
+    """Print what would become of each parameter, and write nothing."""
+    weights: Literal["ema", "params"] | None = None
+    """Moving average or parameters as trained, where SRC holds both; default: the average where there is one."""
+    step: int | None = None
+    """Checkpoint of a run; default: the newest."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type to write; default: the one that is stored."""
+    shard_gb: float = 5.0
+    """Files larger than this are split (never in the lumina layout, whose readers take one file)."""
+    overwrite: bool = False
+    """Replace an earlier export in DST."""
+    components: Path | None = None
+    """A folder whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers pipeline."""
+
+
+def main(words: Sequence[str]) -> int:
+    arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax convert", description=__doc__)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    try:
+        convert(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    return 0
+
+
+def convert(arguments: Arguments) -> None:
+    """Check everything, then write.
+
+    Raises:
+      ValueError, OSError: something is wrong with the source or the destination; nothing was written.
+    """
+    from lumina_jax.interop.export import mapping_table, plan_export, write_export
+    from lumina_jax.weights.writer import total_bytes
+
+    if arguments.shard_gb <= 0:
+        raise ValueError(f"--shard-gb {arguments.shard_gb} must be positive")
+    _check_apart(arguments.source, arguments.destination)
+    source = opened(arguments)
+    export = plan_export(source, arguments.layout, arguments.dtype)
+    total, count = total_bytes(export.plan), sum(tensor.size for tensor in export.plan)
+    for line in (f"from {source.origin}", *source.notes):
+        print(line)
+    if arguments.dry_run:
+        print_table(mapping_table(export), arguments.layout)
+    print(f"{count:,} parameters in {len(export.plan)} tensors, {total / 1e9:.3f} GB")
+    if arguments.dry_run:
+        return
+    with progress_bar(total) as progress:
+        write_export(
+            export,
+            arguments.destination,
+            shard_bytes=int(arguments.shard_gb * 1e9),
+            overwrite=arguments.overwrite,
+            components=arguments.components,
+            progress=progress,
+        )
+    print(f"written to {arguments.destination}")
+
+
+def opened(arguments: Arguments) -> "Source":
+    """The source that the arguments name: a checkpoint, or a run of train.py."""
+    from lumina_jax.interop.sources import open_source
+
+    folder = arguments.source
+    if arguments.source_layout == "jax" and (folder / CHECKPOINTS).is_dir():
+        return open_run(folder, arguments.step, arguments.weights or "ema")
+    if arguments.step is not None:
+        raise ValueError(f"--step {arguments.step} needs the folder of a run of train.py, but {folder} is none")
+    return open_source(folder, arguments.source_layout, arguments.weights)
+
+
+def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"]) -> "Source":
+    """A checkpoint of a run, read one parameter at a time."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from lumina_jax.interop.converted import parameter_shapes
+    from lumina_jax.interop.sources import Source
+    from lumina_jax.training.checkpoint import Checkpoints
+    from lumina_jax.weights.tensors import ComputedTensors
+
+    checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
+    step = checkpoints.latest() if step is None else step
+    if step is None:
+        raise ValueError(f"{folder} has no checkpoint yet; train it further")
+    config = checkpoints.restore_config(step).model
+    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    shapes = {name: (shape, np.dtype(np.float32)) for name, shape in parameter_shapes(config).items()}
+    abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, (shape, _) in shapes.items()}
+    part = {"ema": "ema", "params": "parameters"}[weights]
+
+    @functools.lru_cache(maxsize=1)
+    def read(name: str) -> np.ndarray:
+        return np.asarray(checkpoints.restore_subtree(step, part, {name: abstract[name]})[name])
+
+    note = f"weights: {'the moving average (ema)' if weights == 'ema' else 'the parameters as trained (params)'}"
+    origin = f"{folder.resolve().name} at step {step}, a run of lumina_jax"
+    return Source(config, ComputedTensors(shapes, read), origin, (note,))
+
+
+def print_table(rows: Sequence[tuple[str, str, str, str, str]], layout: str) -> None:
+    """What becomes of each parameter, a line each."""
+    for source, ours, target, kind, steps in rows:
+        names = list(dict.fromkeys((source, ours, target) if layout != "jax" else (source, ours)))
+        print(f"{' -> '.join(names)}  {kind}  {steps}")
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[int], object]]:
+    """A function to be told of bytes written, which a terminal shows."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _check_apart(source: Path, destination: Path) -> None:
+    read, written = source.resolve(), destination.resolve()
+    if read == written or written in read.parents or read in written.parents:
+        raise ValueError(f"{destination} must lie apart from {source}, which is read meanwhile; name another folder")

@@ -1,0 +1,155 @@
+"""The features of a set of captions, encoded once and then read from a memory-mapped file.
+
+In: captions, a `TextEncoder` and a folder. Out: `CaptionFeatures`, the features of each caption by the caption.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lumina_jax.encoders.text import BATCH, TextEncoder
+
+CHUNK = 4 * BATCH
+"""Captions held in memory while a set is encoded."""
+_FEATURES, _INDEX, _ABOUT = "features.f32", "index.npy", "about.json"
+
+
+def encode_captions(
+    captions: Iterable[str],
+    encoder: TextEncoder,
+    cache_folder: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> "CaptionFeatures":
+    """The features of every caption of a set, read from the cache or, the first time, encoded into it.
+
+    An entry of the cache is one folder, renamed into place when it is complete, named by the encoder and the set. A
+    damaged entry is encoded anew. Memory stays bounded by CHUNK captions, whatever the size of the set.
+
+    Args:
+      captions: any order; repeated ones count once. Include "" for the unconditional half of guidance.
+      progress: called with (captions encoded, captions in all) after each chunk.
+
+    Raises:
+      ValueError: there are no captions.
+    """
+    unique = sorted(set(captions))
+    if not unique:
+        raise ValueError('there are no captions to encode; give at least one, such as ""')
+    name = f"{encoder.fingerprint}-{_digest_of_set(unique)}"
+    folder = Path(cache_folder) / name
+    if not _is_intact(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        partial = folder.with_name(f"{name}.partial-{uuid.uuid4().hex}")
+        partial.mkdir(parents=True)
+        try:
+            _write(partial, unique, encoder, progress)
+            os.replace(partial, folder)
+        except OSError:
+            if not _is_intact(folder):  # else another process has just finished the same set
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return CaptionFeatures(folder)
+
+
+class CaptionFeatures:
+    """Features of a set of captions, looked up by caption.
+
+    The features lie in a memory-mapped file, so processes on one machine share them; pickling hands over the name of
+    the folder only.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        about = json.loads((self.folder / _ABOUT).read_text())
+        self.width: int = about["width"]
+        self.max_tokens: int = about["max_tokens"]
+        self._digests, self._ends = np.load(self.folder / _INDEX, mmap_mode="r")
+        self._features = np.memmap(self.folder / _FEATURES, np.float32, "r").reshape(-1, self.width)
+
+    def __getitem__(self, caption: str) -> Float[np.ndarray, "t c"]:
+        """Features of the caption's own tokens, at most `max_tokens` of them and without padding; read-only.
+
+        Raises:
+          KeyError: the caption is not in the set.
+        """
+        place = self._place(caption)
+        if place is None:
+            raise KeyError(f"caption {caption!r} was not encoded; add it to the captions given to encode_captions")
+        start = int(self._ends[place - 1]) if place else 0
+        return np.asarray(self._features[start : int(self._ends[place])])
+
+    def __contains__(self, caption: str) -> bool:
+        return self._place(caption) is not None
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CaptionFeatures, (self.folder,)
+
+    def __repr__(self) -> str:
+        return f"CaptionFeatures({str(self.folder)!r})"
+
+    def _place(self, caption: str) -> int | None:
+        digest = _digest_of_caption(caption)
+        place = int(np.searchsorted(self._digests, digest))
+        return place if place < len(self) and self._digests[place] == digest else None
+
+
+def _write(
+    folder: Path, captions: list[str], encoder: TextEncoder, progress: Callable[[int, int], None] | None
+) -> None:
+    """Features in the order of the captions' digests; the index: digests, and where each caption's tokens end."""
+    digests = np.array([_digest_of_caption(caption) for caption in captions], np.uint64)
+    order = np.argsort(digests)
+    index = np.stack([digests[order], np.zeros_like(digests)])
+    assert np.all(index[0, 1:] != index[0, :-1]), "two captions with one 64-bit digest"
+    with open(folder / _FEATURES, "wb") as file:
+        for start in range(0, len(captions), CHUNK):
+            chunk = order[start : start + CHUNK]
+            features, segment_ids = encoder.encode([captions[place] for place in chunk])
+            real = np.asarray(segment_ids) > 0
+            file.write(np.asarray(features, np.float32)[real].tobytes())
+            index[1, start : start + len(chunk)] = real.sum(axis=1)
+            if progress is not None:
+                progress(start + len(chunk), len(captions))
+    index[1] = np.cumsum(index[1])
+    np.save(folder / _INDEX, index)
+    about = {"width": encoder.width, "max_tokens": encoder.max_tokens, "digest": _digest_of_entry(folder)}
+    (folder / _ABOUT).write_text(json.dumps(about))
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether an entry of the cache is there, complete and as it was written."""
+    try:
+        return json.loads((folder / _ABOUT).read_text())["digest"] == _digest_of_entry(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digest_of_entry(folder: Path) -> str:
+    total = hashlib.sha256()
+    for name in (_FEATURES, _INDEX):
+        with open(folder / name, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _digest_of_set(captions: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for caption in captions:
+        total.update(hashlib.sha256(caption.encode()).digest())  # of equal length, so no two sets read the same
+    return total.hexdigest()[:16]
+
+
+def _digest_of_caption(caption: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little"))

@@ -1,0 +1,166 @@
+"""The text half of CLIP, read from its published files: CLIP-L of OpenAI, OpenCLIP-bigG, and their kin.
+
+In: token ids [b t] and a mask [b t] of the real tokens, which stand on the left. Out: features [b t m], in float32.
+Radford et al., arXiv 2103.00020: learned absolute positions, pre-norm, causal attention; GELU is x sigmoid(1.702 x)
+("quick_gelu") in OpenAI's networks, and exact in OpenCLIP's. Features are the last state, after the final norm, unless
+the penultimate one is asked for, which SDXL takes. Published layouts: `model_type: clip_text_model`, or `clip`, whose
+picture half and projections are left alone.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from lumina_jax.encoders.published import (
+    AS_USUAL,
+    EncoderConfig,
+    Loading,
+    attend,
+    check_settings,
+    layers_of_state,
+    load,
+    settings,
+    sizes,
+    split_heads,
+    stacked,
+    through,
+    unused_layer,
+    visible,
+)
+from lumina_jax.models.layers import LayerNorm, Linear, normed, param, small_normal
+from lumina_jax.weights.rules import Rule, linear, norm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig(EncoderConfig):
+    """Sizes of a CLIP text encoder."""
+
+    positions: int
+    activation: Literal["quick_gelu", "gelu"]
+
+
+class ClipLayer(nnx.Module):
+    """Causal self-attention and feed-forward, each of the normed input and added to it."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ClipConfig):
+        width, hidden = config.width, config.mlp_width
+
+        def linear(inputs: int, outputs: int, axes: tuple[str, str]) -> Linear:
+            return Linear(rngs, inputs, outputs, axes=axes, init=small_normal, bias=True)
+
+        self.attention_norm = LayerNorm(rngs, width, eps=config.norm_eps)
+        self.query = linear(width, width, ("embed", "heads"))
+        self.key = linear(width, width, ("embed", "heads"))
+        self.value = linear(width, width, ("embed", "heads"))
+        self.output = linear(width, width, ("heads", "embed"))
+        self.mlp_norm = LayerNorm(rngs, width, eps=config.norm_eps)
+        self.up = linear(width, hidden, ("embed", "mlp"))
+        self.down = linear(hidden, width, ("mlp", "embed"))
+        self.config = config
+
+    def __call__(self, x: Float[Array, "b t m"], seen: Bool[Array, "b t t"]) -> Float[Array, "b t m"]:
+        y = self.attention_norm(x)
+        q, k, v = (split_heads(part(y), self.config.heads) for part in (self.query, self.key, self.value))
+        x = x + self.output(attend(q, k, v, seen, scale=1 / math.sqrt(q.shape[-1])))
+        y = self.up(self.mlp_norm(x))
+        if self.config.activation == "quick_gelu":
+            return x + self.down(y * jax.nn.sigmoid(1.702 * y))
+        return x + self.down(jax.nn.gelu(y, approximate=False))
+
+
+class ClipText(nnx.Module):
+    """The layers that the state needs, stacked, and the final norm if it needs that."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ClipConfig):
+        self.words = param(rngs, (config.vocabulary, config.width), small_normal, axes=("vocab", "embed"))
+        self.positions = param(rngs, (config.positions, config.width), small_normal, axes=(None, "embed"))
+        self.layers = stacked(lambda rngs: ClipLayer(rngs, config), rngs, config.layers)
+        self.norm = LayerNorm(rngs, config.width, eps=config.norm_eps) if config.state == "last" else None
+        self.config = config
+
+    def __call__(self, token_ids: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t m"]:
+        """The hidden state of each token; it has seen the real tokens up to itself."""
+        tokens = token_ids.shape[1]
+        if tokens > self.config.positions:
+            raise ValueError(f"{tokens=} of a caption exceed the {self.config.positions} positions of this encoder")
+        with jax.default_matmul_precision("highest"):
+            x = self.words[...][token_ids] + self.positions[...][:tokens]
+            x = through(self.layers, x, visible(mask, is_causal=True))
+            return normed(x, self.norm).astype(jnp.float32)
+
+
+def load_clip(folder: Path, loading: Loading = AS_USUAL) -> ClipText:
+    """The text half of the CLIP in `folder`, of its tensors only those that the state needs.
+
+    Raises:
+      ValueError: a file is missing or unreadable; the configuration asks for another network than this one; names or
+        shapes of the tensors are not those that the configuration promises. The message lists them.
+    """
+    config = _config(folder, loading)
+    is_normed = config.state == "last"
+    unused = (*_UNUSED, *unused_layer(config.layers, "encoder.layers", config.state))
+    unused = unused if is_normed else (*unused, "final_layer_norm.")
+
+    def rename(stored: str) -> str | None:
+        name = stored.removeprefix("text_model.")
+        return None if name.startswith(unused) else name
+
+    rules = (*_RULES, *norm("final_layer_norm", "norm", bias=True)) if is_normed else _RULES
+    return load(lambda: ClipText(nnx.Rngs(0), config), rules, rename, folder, config=config, loading=loading)
+
+
+_LAYER = "encoder.layers.{layer}"
+_RULES = (
+    Rule("embeddings.token_embedding.weight", "words"),
+    Rule("embeddings.position_embedding.weight", "positions"),
+    *norm(f"{_LAYER}.layer_norm1", "layers.attention_norm", bias=True),
+    *linear(f"{_LAYER}.self_attn.q_proj", "layers.query", bias=True),
+    *linear(f"{_LAYER}.self_attn.k_proj", "layers.key", bias=True),
+    *linear(f"{_LAYER}.self_attn.v_proj", "layers.value", bias=True),
+    *linear(f"{_LAYER}.self_attn.out_proj", "layers.output", bias=True),
+    *norm(f"{_LAYER}.layer_norm2", "layers.mlp_norm", bias=True),
+    *linear(f"{_LAYER}.mlp.fc1", "layers.up", bias=True),
+    *linear(f"{_LAYER}.mlp.fc2", "layers.down", bias=True),
+)
+_UNUSED = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "embeddings.position_ids")
+"""Beginnings of names that hold no part of the encoder: the picture half, what joins the two, and 0, 1, 2, ..."""
+
+_PUBLISHED = {
+    "vocabulary": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "positions": "max_position_embeddings",
+    "norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+}
+_DEFAULTS = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 77,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "quick_gelu",
+}
+"""Of the published format: the `text_config` of a whole CLIP may name only what differs from these."""
+
+
+def _config(folder: Path, loading: Loading) -> ClipConfig:
+    values = settings(folder)
+    if values["model_type"] == "clip":
+        older = values.get("text_config_dict")  # where there is one, the format lets it win altogether
+        values = {**_DEFAULTS, **((values.get("text_config") or {}) if older is None else older)}
+    found = sizes(values, _PUBLISHED, folder)
+    check_settings(values, {"hidden_act": ["quick_gelu", "gelu"]}, folder)
+    state = loading.state or "last"
+    found["layers"] = layers_of_state(found["layers"], state, folder)
+    return ClipConfig(**found, state=state)

@@ -1,0 +1,241 @@
+"""Decoder-only language models, LLaMA and Gemma, read from their published files as text encoders.
+
+In: token ids [b t] and a mask [b t] of the real tokens, which stand on the left. Out: features [b t m], in float32.
+LLaMA-2 (Touvron et al., arXiv 2307.09288; `model_type: llama`): pre-norm, RMSNorm, rotary positions, SwiGLU, causal
+attention whose keys and values may serve several query heads. Features are the last state, after the final norm; a
+caption stands between the opening and the closing mark, and is cut at its end, its closing mark first.
+Gemma-1 (arXiv 2403.08295; `model_type: gemma`): the same with word vectors times sqrt(width), norms whose weights are
+1 + w, and the tanh approximation of GELU for SiLU. Features are the penultimate state; there is an opening mark only.
+Published rotary positions pair a dimension with the one half a head away, not with its neighbour.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from lumina_jax.encoders.published import (
+    AS_USUAL,
+    EncoderConfig,
+    Loading,
+    Marks,
+    State,
+    attend,
+    check_settings,
+    layers_of_state,
+    load,
+    settings,
+    sizes,
+    split_heads,
+    stacked,
+    through,
+    unused_layer,
+    visible,
+)
+from lumina_jax.models.layers import Linear, RMSNorm, param, small_normal, zeros
+from lumina_jax.weights.rules import Rule, linear, norm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(EncoderConfig):
+    """Sizes of a decoder, and which of the two families it is of."""
+
+    family: Literal["llama", "gemma"]
+    kv_heads: int
+    head_width: int
+    theta: float
+    """The base of the rotary frequencies."""
+
+    @property
+    def is_gemma(self) -> bool:
+        return self.family == "gemma"
+
+
+class GemmaNorm(nnx.Module):
+    """x / rms(x) (1 + w), all of it in float32."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, eps: float):
+        self.weight = param(rngs, (width,), zeros, axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
+        x32 = x.astype(jnp.float32)
+        y = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        return (y * (1 + self.weight[...].astype(jnp.float32))).astype(x.dtype)
+
+
+class DecoderLayer(nnx.Module):
+    """Causal self-attention and gated feed-forward, each of the normed input and added to it."""
+
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
+        width, hidden, head = config.width, config.mlp_width, config.head_width
+
+        def linear(inputs: int, outputs: int, axes: tuple[str, str]) -> Linear:
+            return Linear(rngs, inputs, outputs, axes=axes, init=small_normal)
+
+        self.attention_norm = _norm(rngs, config)
+        self.query = linear(width, config.heads * head, ("embed", "heads"))
+        self.key = linear(width, config.kv_heads * head, ("embed", "kv_heads"))
+        self.value = linear(width, config.kv_heads * head, ("embed", "kv_heads"))
+        self.output = linear(config.heads * head, width, ("heads", "embed"))
+        self.mlp_norm = _norm(rngs, config)
+        self.gate = linear(width, hidden, ("embed", "mlp"))
+        self.up = linear(width, hidden, ("embed", "mlp"))
+        self.down = linear(hidden, width, ("mlp", "embed"))
+        self.config = config
+
+    def __call__(
+        self, x: Float[Array, "b t m"], angles: Float[Array, "t f"], seen: Bool[Array, "b t t"]
+    ) -> Float[Array, "b t m"]:
+        y, config = self.attention_norm(x), self.config
+        q = rotate(split_heads(self.query(y), config.heads), angles)
+        k = rotate(split_heads(self.key(y), config.kv_heads), angles)
+        v = split_heads(self.value(y), config.kv_heads)
+        x = x + self.output(attend(q, k, v, seen, scale=1 / math.sqrt(config.head_width)))
+        y = self.mlp_norm(x)
+        gate = jax.nn.gelu(self.gate(y), approximate=True) if config.is_gemma else jax.nn.silu(self.gate(y))
+        return x + self.down(gate * self.up(y))
+
+
+class Decoder(nnx.Module):
+    """The layers that the state needs, stacked, and the final norm if it needs that."""
+
+    def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
+        self.words = param(rngs, (config.vocabulary, config.width), small_normal, axes=("vocab", "embed"))
+        self.layers = stacked(lambda rngs: DecoderLayer(rngs, config), rngs, config.layers)
+        self.norm = _norm(rngs, config) if config.state == "last" else None
+        self.config = config
+
+    def __call__(self, token_ids: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t m"]:
+        """The hidden state of each token; it has seen the real tokens up to itself."""
+        config = self.config
+        with jax.default_matmul_precision("highest"):
+            x = self.words[...][token_ids]
+            if config.is_gemma:
+                x = x * jnp.asarray(math.sqrt(config.width), x.dtype)
+            angles = rotary_angles(token_ids.shape[1], config.head_width, theta=config.theta)
+            x = through(self.layers, x, angles, visible(mask, is_causal=True))
+            return (x if self.norm is None else self.norm(x)).astype(jnp.float32)
+
+
+def rotary_angles(tokens: int, head_width: int, *, theta: float) -> Float[Array, "t f"]:
+    """position x theta^(-2i / head_width), for i = 0 ... head_width / 2 - 1."""
+    frequencies = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    return jnp.arange(tokens, dtype=jnp.float32)[:, None] * frequencies
+
+
+def rotate(x: Float[Array, "b t h d"], angles: Float[Array, "t f"]) -> Float[Array, "b t h d"]:
+    """Dimensions i and i + d/2 of each head, turned by angle i; in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def load_decoder(folder: Path, loading: Loading = AS_USUAL) -> Decoder:
+    """The LLaMA or Gemma in `folder`, of its tensors only those that the state needs.
+
+    Raises:
+      ValueError: a file is missing or unreadable; the configuration asks for another network than this one; names or
+        shapes of the tensors are not those that the configuration promises. The message lists them.
+    """
+    config = _config(folder, loading)
+    is_normed = config.state == "last"
+    unused = ("lm_head.", *unused_layer(config.layers, "layers", config.state), *(() if is_normed else ("norm.",)))
+
+    def rename(stored: str) -> str | None:
+        name = stored.removeprefix("model.")
+        return None if name.startswith(unused) or name.endswith("rotary_emb.inv_freq") else name
+
+    rules = (*_RULES, *norm("norm", "norm", bias=False)) if is_normed else _RULES
+    return load(lambda: Decoder(nnx.Rngs(0), config), rules, rename, folder, config=config, loading=loading)
+
+
+def _norm(rngs: nnx.Rngs, config: DecoderConfig) -> RMSNorm | GemmaNorm:
+    return (GemmaNorm if config.is_gemma else RMSNorm)(rngs, config.width, config.norm_eps)
+
+
+_LAYER = "layers.{layer}"
+_RULES = (
+    Rule("embed_tokens.weight", "words"),
+    *norm(f"{_LAYER}.input_layernorm", "layers.attention_norm", bias=False),
+    *linear(f"{_LAYER}.self_attn.q_proj", "layers.query", bias=False),
+    *linear(f"{_LAYER}.self_attn.k_proj", "layers.key", bias=False),
+    *linear(f"{_LAYER}.self_attn.v_proj", "layers.value", bias=False),
+    *linear(f"{_LAYER}.self_attn.o_proj", "layers.output", bias=False),
+    *norm(f"{_LAYER}.post_attention_layernorm", "layers.mlp_norm", bias=False),
+    *linear(f"{_LAYER}.mlp.gate_proj", "layers.gate", bias=False),
+    *linear(f"{_LAYER}.mlp.up_proj", "layers.up", bias=False),
+    *linear(f"{_LAYER}.mlp.down_proj", "layers.down", bias=False),
+)
+
+_PUBLISHED = {
+    "vocabulary": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "positions": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+_STATES: dict[str, State] = {"llama": "last", "gemma": "penultimate"}
+_OPENING, _CLOSING = {"llama": 1, "gemma": 2}, {"llama": 2, "gemma": 1}
+"""Ids of the marks where config.json names none."""
+_THETA = 10_000.0
+"""Where config.json names none, as the first published ones of LLaMA-2."""
+_KNOWN_OF_BOTH: dict[str, list[Any]] = {
+    "attention_bias": [False],
+    "mlp_bias": [False],
+    "use_bidirectional_attention": [None, False],
+}
+_KNOWN: dict[str, dict[str, list[Any]]] = {
+    "llama": {"hidden_act": ["silu"]},
+    # Gemma was published with "gelu", and has always meant the tanh approximation.
+    "gemma": {"hidden_act": ["gelu_pytorch_tanh", "gelu"], "hidden_activation": [None, "gelu_pytorch_tanh"]},
+}
+
+
+def _config(folder: Path, loading: Loading) -> DecoderConfig:
+    values = settings(folder)
+    family = values["model_type"]
+    found = sizes(values, _PUBLISHED, folder)
+    check_settings(values, {**_KNOWN_OF_BOTH, **_KNOWN[family]}, folder)
+    state = loading.state or _STATES[family]
+    found["layers"] = layers_of_state(found["layers"], state, folder)
+    return DecoderConfig(
+        **found,
+        family=family,
+        state=state,
+        kv_heads=values.get("num_key_value_heads") or found["heads"],
+        head_width=values.get("head_dim") or found["width"] // found["heads"],
+        theta=_theta(values, folder),
+        marks=_marks(values, folder),
+    )
+
+
+def _theta(values: dict[str, Any], folder: Path) -> float:
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(
+            f"the encoder in {folder} has scaled rotary positions, {kind!r}, but only 'default' ones are known here; "
+            "choose a model without rope scaling, such as LLaMA-2 or Gemma-1"
+        )
+    return float(rope.get("rope_theta") or values.get("rope_theta") or _THETA)
+
+
+def _marks(values: dict[str, Any], folder: Path) -> Marks:
+    """The opening mark, and for LLaMA the closing one, as the released text-to-image models were trained."""
+    family = values["model_type"]
+    opening = values.get("bos_token_id", _OPENING[family])
+    closing = values.get("eos_token_id", _CLOSING[family])
+    if not isinstance(opening, int) or not isinstance(closing, int):
+        raise ValueError(
+            f"{folder}/config.json must name one token each as bos_token_id and eos_token_id, but names {opening} and "
+            f"{closing}; choose a base model"
+        )
+    return Marks((opening,), (closing,) if family == "llama" else ())

@@ -1,0 +1,170 @@
+"""A checkpoint written in another layout: weights, configuration and model card, whole or not at all.
+
+In: a `Source`, the layout and the folder. Out: a folder that the tools of that layout open:
+jax: config.json, model.safetensors. lumina: config.json, consolidated.00-of-01.safetensors. diffusers: transformer/,
+scheduler/, model_index.json, and vae/, text_encoder/, tokenizer/ when they are given.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lumina_jax.interop.cards import model_card
+from lumina_jax.interop.layouts import LAYOUTS
+from lumina_jax.interop.sources import Source
+from lumina_jax.run import CONFIG_FILE
+from lumina_jax.weights.folders import check_destination, check_room, new_folder
+from lumina_jax.weights.rules import Rule
+from lumina_jax.weights.streams import plan_ours, plan_theirs
+from lumina_jax.weights.writer import Planned, total_bytes, write_tensors, write_text
+
+CARD, INDEX = "README.md", "model_index.json"
+COMPONENTS = ("vae", "text_encoder", "tokenizer")
+EXPORTED = (
+    CARD,
+    CONFIG_FILE,
+    INDEX,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "transformer",
+    "scheduler",
+    *COMPONENTS,
+)
+"""Names that an export may have."""
+FILES = {
+    "jax": "model",
+    "lumina": "consolidated.00-of-01",
+    "diffusers": "transformer/diffusion_pytorch_model",
+}
+SMALL_FILES = 2**20
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
+PIPELINE = {
+    "_class_name": "LuminaPipeline",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "GemmaModel"],
+    "tokenizer": ["transformers", "GemmaTokenizerFast"],
+    "transformer": ["diffusers", "LuminaNextDiT2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+class Export(NamedTuple):
+    """Everything that will be written, decided before anything is."""
+
+    source: Source
+    layout: str
+    config: dict[str, Any]
+    rules: Sequence[Rule]
+    """How our names become theirs; none where they are ours."""
+    plan: Sequence[Planned]
+
+
+def plan_export(source: Source, layout: str, dtype: str | None = None) -> Export:
+    """What an export consists of.
+
+    Args:
+      dtype: of the weights; None: the one they are stored in.
+
+    Raises:
+      ValueError: the layout cannot hold this model; the message says why.
+    """
+    stored = None if dtype is None else np.dtype(dtype)
+    if layout == "jax":
+        return Export(source, layout, {"model": dataclasses.asdict(source.config)}, (), plan_ours(source.ours, stored))
+    theirs = LAYOUTS[layout]
+    config, rules = theirs.write_config(source.config), theirs.rules(source.config)
+    return Export(source, layout, config, rules, plan_theirs(source.ours, rules, stored))
+
+
+def write_export(
+    export: Export,
+    folder: Path,
+    *,
+    shard_bytes: int | None,
+    overwrite: bool = False,
+    components: Path | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Write the export to `folder`, which appears when everything is in it.
+
+    Args:
+      shard_bytes: larger files are split, which only the authors' code cannot read: theirs is always one file.
+      components: a folder with vae/, text_encoder/ and tokenizer/ to copy into a pipeline of diffusers.
+      progress: told how many bytes were written since it was last called.
+
+    Raises:
+      ValueError: the folder exists, the disk has no room, or the weights are not finite. Nothing is left behind.
+      OSError: the disk is full after all, or cannot be written to. Nothing is left behind.
+    """
+    check_destination(folder, overwrite=overwrite, known=EXPORTED)
+    copied = _sizes(components, export.layout) if components else 0
+    check_room(folder, total_bytes(export.plan) + copied + SMALL_FILES)
+    with new_folder(folder.resolve()) as temporary:
+        place = (temporary / FILES[export.layout]).parent
+        place.mkdir(exist_ok=True)
+        labels = {"lumina_jax": "1"} if export.layout == "jax" else {}
+        written = write_tensors(
+            place,
+            Path(FILES[export.layout]).name,
+            export.plan,
+            shard_bytes=None if export.layout == "lumina" else shard_bytes,
+            metadata=labels,
+            progress=progress,
+        )
+        _write_json(place / CONFIG_FILE, export.config)
+        if export.layout == "diffusers":
+            _write_pipeline(temporary, components)
+        write_text(temporary / CARD, model_card(export.source, export.layout, export.plan, written, temporary))
+
+
+def mapping_table(export: Export) -> list[tuple[str, str, str, str, str]]:
+    """For each parameter: name in the source, our name, name in the export, our shape and type, and what is done."""
+    ours = export.source.ours
+    sources: dict[str, Rule] = {rule.ours: rule for rule in reversed(export.source.rules)}
+    targets: dict[str, list[Rule]] = {}
+    for rule in export.rules:
+        targets.setdefault(rule.ours, []).append(rule)
+    rows = []
+    for name in ours:
+        rules = [rule for rule in (sources.get(name), *targets.get(name, ())) if rule is not None]
+        steps = [f"axes {rule.axes}" for rule in rules if rule.axes is not None]
+        if any(rule.is_stacked for rule in rules):
+            steps.append("layers " + ("stacked" if export.layout == "jax" else "apart"))
+        source = sources[name].theirs if name in sources else name
+        target = " and ".join(rule.theirs for rule in targets[name]) if name in targets else name
+        rows.append(
+            (source, name, target, f"{list(ours.shape(name))} {ours.dtype(name)}", ", ".join(steps) or "as it is")
+        )
+    return rows
+
+
+def _write_pipeline(folder: Path, components: Path | None) -> None:
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    classes = dict(PIPELINE)
+    if components is not None:
+        given = components / INDEX
+        theirs = json.loads(given.read_text()) if given.is_file() else {}
+        classes |= {name: theirs[name] for name in COMPONENTS if name in theirs}
+        for name in COMPONENTS:
+            shutil.copytree(components / name, folder / name)
+    _write_json(folder / INDEX, classes)
+
+
+def _sizes(components: Path, layout: str) -> int:
+    """Bytes of the components, all of which are there."""
+    if layout != "diffusers":
+        raise ValueError(f"--components belong to a pipeline of diffusers, but the export is of the {layout} layout")
+    if missing := [name for name in COMPONENTS if not (components / name).is_dir()]:
+        raise ValueError(f"{components} must hold the folders {', '.join(COMPONENTS)}, but lacks {', '.join(missing)}")
+    files = [file for name in COMPONENTS for file in (components / name).rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    write_text(file, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,202 @@
+"""Checkpoints as they are published, opened to be read a tensor at a time.
+
+In: a folder or a file in one of the layouts. Out: a `Source`: our configuration of the model, its parameters under our
+names, and where they come from.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lumina_jax.config import ModelConfig
+from lumina_jax.interop.converted import check_parameters, read_model
+from lumina_jax.interop.layouts import LAYOUTS, Layout
+from lumina_jax.interop.shards import MergedShards
+from lumina_jax.run import CONFIG_FILE
+from lumina_jax.weights.files import TensorFiles
+from lumina_jax.weights.pickles import PickledTensors, read_arguments
+from lumina_jax.weights.rules import Rule
+from lumina_jax.weights.streams import Restacked
+from lumina_jax.weights.tensors import Tensors
+
+Weights = Literal["ema", "params"]
+SHARD = re.compile(r"consolidated(_ema)?\.(\d+)-of-(\d+)\.(safetensors|pth)")
+ARGUMENTS = "model_args.pth"
+PICKLES = (".pth", ".pt", ".bin")
+GIVEN_SIZES = {
+    "600M": {"dim": 1536, "n_layers": 16, "n_heads": 32},
+    "2B": {"dim": 2304, "n_layers": 24, "n_heads": 32},
+    "2B_GQA": {"dim": 2304, "n_layers": 24, "n_heads": 32, "n_kv_heads": 8},
+    "3B": {"dim": 3072, "n_layers": 32, "n_heads": 32},
+    "5B": {"dim": 3072, "n_layers": 32, "n_heads": 32},
+    "7B": {"dim": 4096, "n_layers": 32, "n_heads": 32},
+}
+"""What the authors' functions DiT_Llama_<size>_patch2 and NextDiT_<size>_patch2 build."""
+PRESET = re.compile(rf"(DiT_Llama|NextDiT)_({'|'.join(sorted(GIVEN_SIZES, key=len, reverse=True))})_patch2")
+
+
+class Source(NamedTuple):
+    """A checkpoint that was found whole: names and shapes are those of the model."""
+
+    config: ModelConfig
+    ours: Tensors
+    origin: str
+    notes: tuple[str, ...] = ()
+    rules: Sequence[Rule] = ()
+    """How their names became ours; none where they are ours."""
+
+
+def open_source(path: str | Path, layout: str, weights: Weights | None = None) -> Source:
+    """A checkpoint in the layout "lumina", "diffusers" or "jax".
+
+    Args:
+      weights: which of the two that the authors save; None: the moving average where there is one.
+
+    Raises:
+      ValueError: there is no such checkpoint, it is damaged, it contains code, or names or shapes are not those of
+        the model that its configuration describes.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {path}; name a checkpoint")
+    if layout == "lumina":
+        return _lumina(path, weights)
+    if weights is not None:
+        raise ValueError(
+            f"--weights {weights} needs a checkpoint of the authors or a run of train.py, but {path} is none"
+        )
+    return _diffusers(path) if layout == "diffusers" else _jax(path)
+
+
+def _jax(path: Path) -> Source:
+    config, tensors = read_model(path if path.is_dir() else path.parent), open_tensors(path)
+    check_parameters(tensors, config)
+    return Source(config, tensors, f"{_name(path)}, parameters of lumina_jax")
+
+
+def _diffusers(path: Path) -> Source:
+    if (path / "transformer").is_dir():
+        path = path / "transformer"
+    file = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, which says what model {path} holds; name a folder that diffusers saved")
+    theirs = _read_json(file)
+    name, layout = theirs.get("_class_name", "LuminaNextDiT2DModel"), LAYOUTS["diffusers"]
+    if name != "LuminaNextDiT2DModel":
+        raise ValueError(f"{file} must describe a LuminaNextDiT2DModel, but describes {name!r}; no other is known")
+    plain = path / "diffusion_pytorch_model.safetensors"
+    return _theirs(
+        layout, theirs, open_tensors(plain if plain.is_file() else path), f"{_name(path)}, {name} of diffusers"
+    )
+
+
+def _lumina(path: Path, weights: Weights | None) -> Source:
+    if weights is not None and path.is_file():
+        raise ValueError(
+            f"--weights {weights} chooses between the files of a folder, but {path} is a file; leave it out"
+        )
+    files, notes = _consolidated(path, weights) if path.is_dir() else ([path], [])
+    tensors = MergedShards([open_tensors(file) for file in files]) if files else open_tensors(path)
+    if len(files) > 1:
+        notes.append(f"merged from {len(files)} shards of tensor parallelism")
+    arguments, told = _arguments(path if path.is_dir() else path.parent)
+    if "cap_embedder.1.bias" not in tensors and not arguments.keys() & {"n_heads", "num_heads"}:
+        raise ValueError(
+            "the number of heads of a label-conditional model must be told, because no tensor shows it, but neither "
+            f"{ARGUMENTS} nor {CONFIG_FILE} beside the tensors of {path} says it; write the latter, such as "
+            '{"n_heads": 32}'
+        )
+    names = ", ".join(file.name for file in files)
+    origin = f"{_name(path)}{f' ({names})' if path.is_dir() and files else ''}, a checkpoint of Lumina-T2X"
+    return _theirs(LAYOUTS["lumina"], arguments, tensors, origin, (*notes, *told))
+
+
+def _theirs(
+    layout: Layout, theirs: Mapping[str, Any], tensors: Tensors, origin: str, notes: Sequence[str] = ()
+) -> Source:
+    try:
+        config = layout.read_config(theirs, tensors)
+    except (KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{origin}: it does not have the tensors of a model of the {layout.name} layout "
+            f"({type(error).__name__}: {error}); check --from"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{origin}: its configuration or tensors describe no model that can be: {error}") from error
+    rules = layout.rules(config)
+    ours = Restacked(tensors, rules, layers=config.layers)
+    check_parameters(ours, config, {name: rule.theirs for name, rule in ours.rules.items()})
+    return Source(config, ours, origin, tuple(notes), rules)
+
+
+def open_tensors(path: Path) -> Tensors:
+    """A file of either kind, or a folder with one, or with several and their index."""
+    if path.is_file():
+        return PickledTensors(path) if path.suffix in PICKLES else TensorFiles(path)
+    if not list(path.glob("*.safetensors")):
+        pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES and file.name != ARGUMENTS]
+        if len(pickles) == 1:
+            return PickledTensors(pickles[0])
+        raise ValueError(f"{path} holds no .safetensors file and {len(pickles)} of PyTorch; name the file itself")
+    return TensorFiles(path)
+
+
+def _consolidated(folder: Path, weights: Weights | None) -> tuple[list[Path], list[str]]:
+    """The files that the ranks of the authors' training saved, in order, and what was chosen; none: other files."""
+    found: dict[tuple[bool, int], dict[int, Path]] = {}
+    for file in sorted(folder.iterdir()):  # .pth comes before .safetensors, which replaces it
+        if match := SHARD.fullmatch(file.name):
+            found.setdefault((match[1] is not None, int(match[3])), {})[int(match[2])] = file
+    if not found:
+        if weights is not None:
+            raise ValueError(f"--weights {weights} chooses between consolidated files, but {folder} has none")
+        return [], []
+    has_ema = any(is_ema for is_ema, _ in found)
+    is_ema = has_ema if weights is None else weights == "ema"
+    chosen = [count for ema, count in found if ema == is_ema]
+    if len(chosen) != 1:
+        kind = "consolidated_ema" if is_ema else "consolidated"
+        raise ValueError(f"{folder} must hold one set of {kind} files, but it holds {len(chosen)}; name a file itself")
+    [count] = chosen
+    ranks = found[is_ema, count]
+    for file in ranks.values():
+        if not file.is_file():
+            raise ValueError(f"{file} must be a file of tensors, but it is a folder; copy the checkpoint again")
+    if missing := [rank for rank in range(count) if rank not in ranks]:
+        raise ValueError(f"{folder} lacks the shards of ranks {missing} of {count}; copy them there")
+    note = "the moving average (ema)" if is_ema else "the parameters as trained (params)"
+    both = " of the two that are there" if len({ema for ema, _ in found}) > 1 else ""
+    return [ranks[rank] for rank in range(count)], [f"weights: {note}{both}"]
+
+
+def _arguments(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of their constructor, as far as config.json or the saved arguments of their script tell."""
+    if (folder / CONFIG_FILE).is_file():
+        return _read_json(folder / CONFIG_FILE), []
+    if not (folder / ARGUMENTS).is_file():
+        return {}, []
+    script = read_arguments(folder / ARGUMENTS)
+    match = PRESET.fullmatch(str(script.get("model")))
+    sizes: dict[str, Any] = {"patch_size": 2} | GIVEN_SIZES[match[2]] if match else {}
+    told = ("model", "image_size", "vae", "tokenizer_path", "lm", "rope_scaling_factor", "ntk_factor", "snr_type")
+    note = ", ".join(f"{name}={script[name]!r}" for name in told if script.get(name) is not None)
+    return sizes | {name: script[name] for name in ("qk_norm",) if name in script}, [f"trained with {note}"] * bool(
+        note
+    )
+
+
+def _name(path: Path) -> str:
+    """Of a path what may be published."""
+    return "/".join(path.resolve().parts[-2:] if path.name == "transformer" else path.resolve().parts[-1:])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not readable as JSON ({error}); copy it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must hold names with values, but holds a {type(found).__name__}; copy it again")
+    return found

@@ -1,0 +1,93 @@
+"""Somebody else's weights: converted, drawn from, trained further, and converted back."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import ROOT, module, sampling, training
+from safetensors.numpy import load_file, save_file
+from tiny import label_config
+
+from lumina_jax.config import VaeConfig
+from lumina_jax.interop.converted import read_model
+from lumina_jax.parity.golden import Golden
+
+GOLDEN = ROOT / "tests" / "golden"
+WEIGHTS = "consolidated.00-of-01.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A label-conditional Next-DiT as its authors publish it (lumina/), and converted (ours/)."""
+    folder = tmp_path_factory.mktemp("finetuning")
+    golden = Golden(GOLDEN / "nextdit_imagenet.safetensors")
+    (folder / "lumina").mkdir()
+    save_file(golden.parameters, folder / "lumina" / WEIGHTS)
+    (folder / "lumina" / "config.json").write_text(json.dumps(golden.config))
+    done = module("convert", folder / "lumina", folder / "ours", "--from", "lumina", "--to", "jax")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def settings_for(folder, **run):
+    """Training of the converted model on the latents of ten labels."""
+    model = dataclasses.replace(read_model(folder / "ours"), compute_dtype="float32", remat="none")
+    settings = label_config(folder, run={"init_from": str(folder / "ours"), "steps": 2, "checkpoint_every": 1, **run})
+    data = dataclasses.replace(settings.data, emoji_names=5, batch_rows=4)
+    vae = VaeConfig(path=str(GOLDEN / "vae_tiny"), cache=str(folder / "latents"))
+    return dataclasses.replace(settings, model=model, data=data, vae=vae)
+
+
+def test_a_fine_tune_starts_from_converted_weights_resumes_and_exports_again(folder):
+    settings = settings_for(folder, name="tuned")
+    done = training(settings)
+    assert done.returncode == 0, done.stderr
+    assert "starting from the parameters in" in done.stdout
+    done = training(settings, "--run.steps", "3")
+    assert done.returncode == 0, done.stderr
+    assert "continuing from step 2 of 3" in done.stdout
+    assert "starting from" not in done.stdout
+
+    original = load_file(folder / "lumina" / WEIGHTS)
+    for weights in ("params", "ema"):
+        exported = folder / weights
+        done = module("convert", folder / "tuned", exported, "--from", "jax", "--to", "lumina", "--weights", weights)
+        assert done.returncode == 0, done.stderr
+        tuned = load_file(exported / WEIGHTS)
+        assert tuned.keys() == original.keys()
+        changed = [name for name in original if np.any(tuned[name] != original[name])]
+        assert len(changed) > len(original) / 2
+        # Adam moves each value by its learning rate at most, about: these are the weights we started from.
+        assert all(np.abs(tuned[name] - original[name]).max() < 0.05 for name in original)
+
+
+def test_converted_weights_draw_with_a_configuration(folder):
+    settings = settings_for(folder)
+    file = folder / "drawing.json"
+    file.write_text(settings.to_json())
+    done = sampling(
+        folder / "ours", "3", "--config", file, "--steps", "2", "--solver", "euler", "--out", folder / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out" / "000-3.png").is_file()
+    done = sampling(folder / "ours", "3")
+    assert done.returncode == 1
+    assert "name its configuration with --config FILE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("start", "changes", "message"),
+    [
+        ("ours", {"width": 48}, "model.width was 64 and is 48"),
+        ("nothing", {}, "must hold config.json"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_computed(folder, start, changes, message):
+    settings = settings_for(folder, name="refused", init_from=str(folder / start))
+    done = training(dataclasses.replace(settings, model=dataclasses.replace(settings.model, **changes)))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (Path(settings.run.root) / "refused").exists()
+    assert "encoding" not in done.stdout

@@ -1,0 +1,77 @@
+"""A whole run on the latents of an autoencoder: trained, drawn while it trains, and opened again."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import label_config
+
+from lumina_jax.commands.evaluate import true_pictures
+from lumina_jax.config import SampleConfig, VaeConfig
+from lumina_jax.generation.pipeline import Shape
+from lumina_jax.generation.sheets import patch_pixels, vae_of
+from lumina_jax.trained import open_run
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "vae_tiny"
+
+
+def latent_config(folder, **sections):
+    """Emoji of 32 pixels as latents of 8 x 8 x 4 in patches of 2."""
+    settings = label_config(folder, model={"channels": 4, "patch_size": 2})
+    vae = VaeConfig(path=str(GOLDEN), cache=str(folder / "latents"))
+    return dataclasses.replace(settings, vae=vae).replace(**sections)
+
+
+def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
+    settings = latent_config(
+        tmp_path, run={"steps": 2, "sample_every": 2, "sample_prompts": ("3", "5"), "checkpoint_every": 2}
+    )
+    file = tmp_path / "settings.json"
+    file.write_text(settings.to_json())
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), str(file)],
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "encoded 14 of 14" in done.stdout
+    folder = tmp_path / "tiny"
+    with Image.open(folder / "samples" / "step_0000002.png") as sheet:
+        assert sheet.size[0] >= 2 * 32
+        assert np.asarray(sheet).std() > 1
+
+    pipeline, step = open_run(folder)
+    assert step == 2
+    _, true, _ = true_pictures(settings, limit=3)
+    assert true.shape == (3, 32, 32, 3)
+    with pytest.raises(ValueError, match="multiples of the 8 pixels of a patch"):
+        pipeline(["3"], SampleConfig(), seed=0, shape=Shape(32, 36), batch=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"channels": 3}}, "model.channels=3 must be the 4 channels of the latents"),
+        (
+            {"model": {"patch_size": 3}, "data": {"image_size": 30}},
+            "data.image_size=30 must be a multiple of 12",
+        ),
+        ({"vae": {"path": "nobody/nothing"}}, "run first: hf download nobody/nothing"),
+    ],
+)
+def test_an_autoencoder_that_does_not_fit_is_refused(tmp_path, change, message):
+    settings = latent_config(tmp_path, **change)
+    for check in (patch_pixels, vae_of):
+        with pytest.raises(ValueError, match=message):
+            check(settings)
+
+
+def test_without_an_autoencoder_a_patch_has_its_own_pixels(tmp_path):
+    settings = label_config(tmp_path)
+    assert vae_of(settings) is None
+    assert patch_pixels(settings) == 8

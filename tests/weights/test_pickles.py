@@ -1,0 +1,144 @@
+"""Files of PyTorch read without PyTorch: the same values, and never a call of what is in them."""
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from lumina_jax.weights.pickles import PickledTensors, read_arguments
+
+GOLDEN = Path(__file__).parents[1] / "golden/pickled"
+
+
+def archive(path, value, members=()):
+    """A file as torch.save lays it out, of anything."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", value if isinstance(value, bytes) else pickle.dumps(value, protocol=2))
+        file.writestr("archive/byteorder", "little")
+        for name, data in members:
+            file.writestr(f"archive/data/{name}", data)
+    return path
+
+
+class Call:
+    """Unpickled, it calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def test_every_tensor_is_read_bit_for_bit():
+    tensors, expected = PickledTensors(GOLDEN / "state.pth"), load_file(GOLDEN / "expected.safetensors")
+    assert set(tensors) == set(expected)
+    for name, value in expected.items():
+        assert tensors.shape(name) == value.shape
+        assert tensors.dtype(name) == value.dtype
+        assert tensors[name].tobytes() == value.tobytes(), name
+        for index in range(value.shape[0] if value.ndim else 0):
+            assert tensors.part(name, index).tobytes() == value[index].tobytes(), (name, index)
+    assert tensors["brain"].dtype == ml_dtypes.bfloat16
+
+
+def test_a_slice_reads_what_it_picks():
+    tensors = PickledTensors(GOLDEN / "state.pth")
+    np.testing.assert_array_equal(tensors.part("whole", (slice(1, 3), slice(None))), tensors["whole"][1:3])
+
+
+def test_the_arguments_of_a_script_are_read_and_only_there():
+    arguments = read_arguments(GOLDEN / "model_args.pth")
+    assert arguments["model"] == "NextDiT_2B_GQA_patch2"
+    assert arguments["qk_norm"] is True
+    assert arguments["sizes"] == [256, 512]
+    with pytest.raises(ValueError, match=r"contains code.*argparse\.Namespace"):
+        PickledTensors(GOLDEN / "model_args.pth")
+
+
+@pytest.mark.parametrize("read", [PickledTensors, read_arguments])
+@pytest.mark.parametrize(
+    ("function", "arguments"), [(os.system, ("touch {}",)), (eval, ("open('{}', 'w')",)), (os.mkdir, ("{}",))]
+)
+def test_code_is_named_and_never_run(tmp_path, read, function, arguments):
+    mark = tmp_path / "called"
+    call = Call(function, *(text.format(mark) for text in arguments))
+    file = archive(tmp_path / "bad.pth", {"weight": call})
+    with pytest.raises(ValueError, match=f"contains code.*{function.__name__}"):
+        read(file)
+    assert not mark.exists()
+
+
+def test_code_hidden_in_arguments_is_named(tmp_path):
+    file = archive(tmp_path / "bad.pth", argparse.Namespace(model="x", lr=Call(os.getcwd)))
+    with pytest.raises(ValueError, match=r"contains code.*getcwd"):
+        read_arguments(file)
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2], {"weight": 3}, {"model": OrderedDict()}, {}, b"\x80\x02K\x01.", b"\x80\x02q"]
+)
+def test_what_holds_no_named_tensors_is_refused(tmp_path, value):
+    with pytest.raises(ValueError, match=r"bad\.pth"):
+        PickledTensors(archive(tmp_path / "bad.pth", value))
+
+
+def test_the_format_before_the_zip_is_refused_with_the_way_to_resave_it(tmp_path):
+    (tmp_path / "old.pth").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2))
+    with pytest.raises(ValueError, match=r"torch\.save\(torch\.load"):
+        PickledTensors(tmp_path / "old.pth")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.99])
+def test_a_file_that_was_cut_off_is_refused(tmp_path, share):
+    whole = (GOLDEN / "state.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="cut off"):
+        PickledTensors(tmp_path / "cut.pth")
+
+
+def test_a_storage_that_is_missing_or_short_is_found_before_it_is_read(tmp_path):
+    with zipfile.ZipFile(GOLDEN / "state.pth") as file:
+        described = file.read("state/data.pkl")
+    with pytest.raises(ValueError, match="lacks the 48 bytes of weight"):
+        PickledTensors(archive(tmp_path / "bad.pth", described))
+    with pytest.raises(ValueError, match="lacks the 48 bytes of weight"):
+        PickledTensors(archive(tmp_path / "bad.pth", described, [("0", b"1234")]))
+
+
+def test_neither_a_folder_nor_any_other_file_is_taken_for_one(tmp_path):
+    (tmp_path / "text.pth").write_text("hello")
+    for path, reason in (
+        (tmp_path, "folder"),
+        (tmp_path / "none.pth", "missing"),
+        (tmp_path / "text.pth", "no file of"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            PickledTensors(path)
+
+
+@pytest.mark.torch
+def test_what_pytorch_saves_is_read_bit_for_bit(tmp_path):
+    torch = pytest.importorskip("torch")
+    base = torch.randn(7, 6, 5)
+    views = {
+        "all": base, "turned": base.permute(2, 0, 1), "part": base[2:5, ::3, 1:], "row": base[3, :, 4],
+        "bf16": base.bfloat16().transpose(0, 1), "half": base.half()[::2], "wide": base.double().mT,
+        "repeated": base[:, :1].expand(7, 4, 5), "parameter": torch.nn.Parameter(base[0]), "scalar": base.sum(),
+    }  # fmt: skip
+    torch.save(OrderedDict(views), tmp_path / "views.pth")
+    tensors = PickledTensors(tmp_path / "views.pth")
+    for name, view in views.items():
+        expected = view.detach().contiguous().reshape(-1).view(torch.uint8) if view.ndim else view.reshape(1)
+        assert tensors[name].tobytes() == expected.numpy().tobytes(), name
+        assert tensors.shape(name) == tuple(view.shape)
+    torch.save(views, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"before PyTorch 1\.6"):
+        PickledTensors(tmp_path / "old.pth")
