@@ -43,6 +43,8 @@ class Arguments:
     """Type to write; default: the one that is stored."""
     shard_gb: float = 5.0
     """Files larger than this are split (never in the lumina layout, whose readers take one file)."""
+    sample_size: int | None = None
+    """Side of the latents of training, which a diffusers pipeline draws by default and compares with; default: 128."""
     overwrite: bool = False
     """Replace an earlier export in DST."""
     components: Path | None = None
@@ -72,7 +74,7 @@ def convert(arguments: Arguments) -> None:
         raise ValueError(f"--shard-gb {arguments.shard_gb} must be positive")
     _check_apart(arguments.source, arguments.destination)
     source = opened(arguments)
-    export = plan_export(source, arguments.layout, arguments.dtype)
+    export = plan_export(source, arguments.layout, arguments.dtype, arguments.sample_size)
     total, count = total_bytes(export.plan), sum(tensor.size for tensor in export.plan)
     for line in (f"from {source.origin}", *source.notes):
         print(line)

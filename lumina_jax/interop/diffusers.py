@@ -46,11 +46,8 @@ def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
     )
 
 
-def their_config(config: ModelConfig, *, sample_size: int = 128) -> dict[str, Any]:
-    """Their config.json of our configuration.
-
-    Args:
-      sample_size: side of the latents that the model was trained on.
+def their_config(config: ModelConfig) -> dict[str, Any]:
+    """Their config.json of our configuration, for the released side of the latents, 128.
 
     Raises:
       ValueError: the model is not one that diffusers can hold; the message names the fields.
@@ -68,7 +65,7 @@ def their_config(config: ModelConfig, *, sample_size: int = 128) -> dict[str, An
         )
     return {
         "_class_name": "LuminaNextDiT2DModel",
-        "sample_size": sample_size,
+        "sample_size": 128,
         "patch_size": config.patch_size,
         "in_channels": config.channels,
         "hidden_size": config.width,

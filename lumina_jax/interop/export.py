@@ -64,20 +64,24 @@ class Export(NamedTuple):
     plan: Sequence[Planned]
 
 
-def plan_export(source: Source, layout: str, dtype: str | None = None) -> Export:
+def plan_export(source: Source, layout: str, dtype: str | None = None, sample_size: int | None = None) -> Export:
     """What an export consists of.
 
     Args:
       dtype: of the weights; None: the one they are stored in.
+      sample_size: side of the latents that a pipeline of diffusers draws by default; None: 128.
 
     Raises:
       ValueError: the layout cannot hold this model; the message says why.
     """
+    if sample_size is not None and layout != "diffusers":
+        raise ValueError(f"the {layout} layout holds no size of samples; leave out {sample_size=}")
     stored = None if dtype is None else np.dtype(dtype)
     if layout == "jax":
         return Export(source, layout, {"model": dataclasses.asdict(source.config)}, (), plan_ours(source.ours, stored))
     theirs = LAYOUTS[layout]
     config, rules = theirs.write_config(source.config), theirs.rules(source.config)
+    config |= {} if sample_size is None else {"sample_size": sample_size}
     return Export(source, layout, config, rules, plan_theirs(source.ours, rules, stored))
 
 

@@ -106,7 +106,7 @@ def test_text_encoded_ahead_gives_the_same_output():
     tokens, _ = tokens_of(jnp.asarray(latents[0][None]), **LAYOUT)
     text = jax.tree.map(jnp.asarray, pack_text([[captions[0]]], 6))
     t = jnp.full((1, 1), 0.3)
-    np.testing.assert_allclose(run(model, tokens, t, text), run(model, tokens, t, model.encode_text(text)), atol=1e-6)
+    np.testing.assert_allclose(run(model, tokens, t, text), run(model, tokens, t, model.encode_text(text)), atol=3e-6)
 
 
 def test_the_caption_and_the_time_matter():
