@@ -59,7 +59,7 @@ class ModelConfig:
     """What the backward pass recomputes: nothing, each layer, or each layer except its matrix products."""
     unroll: int = 1
     """Layers unrolled per iteration of the scan over layers; all of them: no scan, which compiles longer with every
-    layer and runs a tenth faster on CPU."""
+    layer and runs a little faster on CPU."""
     attention: Literal["auto", "reference", "xla"] = "auto"
 
     def __post_init__(self) -> None:
