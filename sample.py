@@ -14,7 +14,7 @@ import tyro
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import load_config, read_prompts, read_run, sample_name
+from lumina_jax.run import load_config, read_model, read_prompts, read_run, sample_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Arguments:
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Captions to draw."""
     config: Path | None = None
-    """A configuration file, for converted weights: it names the text encoder and the autoencoder."""
+    """A configuration file, for converted weights: all but the model, which is theirs."""
     prompts_file: Path | None = None
     """A text file with more captions, one a line."""
     out: Path | None = None
@@ -58,8 +58,10 @@ def parse(default: Arguments) -> Arguments:
 
 
 def configuration(arguments: Arguments) -> Config:
-    """That of the run, or the one named."""
-    return read_run(arguments.run) if arguments.config is None else load_config(arguments.config)
+    """That of the run, or the one named with the model of the folder."""
+    if arguments.config is None:
+        return read_run(arguments.run)
+    return dataclasses.replace(load_config(arguments.config), model=read_model(arguments.run))
 
 
 def draw(arguments: Arguments) -> None:

@@ -74,6 +74,23 @@ def read_run(folder: str | Path) -> Config:
     return Config.from_json(text)
 
 
+def read_model(folder: str | Path) -> ModelConfig:
+    """The section "model" of the folder's config.json, which a converted folder and a run have alike.
+
+    Raises:
+      ValueError: there is no such file, or it is not a configuration.
+    """
+    file = Path(folder) / CONFIG_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} must hold {CONFIG_FILE}, which `convert --to jax` writes, but it has none")
+    try:
+        model = json.loads(file.read_text())["model"]
+        return Config.from_json(json.dumps({"model": model, "data": {"image_size": model.get("patch_size", 2)}})).model
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} is no configuration of a model ({reason}); convert the weights again") from error
+
+
 def write_config(config: Config) -> None:
     """Save config.json in the run's folder, at once or not at all."""
     folder = run_folder(config)

@@ -5,7 +5,6 @@ parameters, each born on the devices that keep it. Only the part that one device
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,30 +16,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config import ModelConfig
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import CONFIG_FILE
+from lumina_jax.run import read_model as read_model
 from lumina_jax.weights.files import TensorFiles
 from lumina_jax.weights.modules import dotted, named_parameters
 from lumina_jax.weights.rules import listed
 from lumina_jax.weights.tensors import Tensors
-
-
-def read_model(folder: str | Path) -> ModelConfig:
-    """The section "model" of the folder's config.json, which a converted folder and a run have alike.
-
-    Raises:
-      ValueError: there is no such file, or it is not a configuration.
-    """
-    file = Path(folder) / CONFIG_FILE
-    if not file.is_file():
-        raise ValueError(f"{folder} must hold {CONFIG_FILE}, which `convert --to jax` writes, but it has none")
-    try:
-        model = json.loads(file.read_text())["model"]
-        return Config.from_json(json.dumps({"model": model, "data": {"image_size": model.get("patch_size", 2)}})).model
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is no configuration of a model ({reason}); convert the weights again") from error
 
 
 def load_parameters(

@@ -66,7 +66,7 @@ def test_a_fine_tune_starts_from_converted_weights_resumes_and_exports_again(fol
 def test_converted_weights_draw_with_a_configuration(folder):
     settings = settings_for(folder)
     file = folder / "drawing.json"
-    file.write_text(settings.to_json())
+    file.write_text(settings.replace(model={"layers": 7}).to_json())  # the model is the one of the weights
     done = sampling(
         folder / "ours", "3", "--config", file, "--steps", "2", "--solver", "euler", "--out", folder / "out"
     )
