@@ -194,14 +194,19 @@ def check_same_model(saved: ModelConfig, current: ModelConfig, rule: str) -> Non
     Raises:
       ValueError: it gives the rule, and lists each field that differs, except those of `EXECUTION_FIELDS`.
     """
-    before, now = dataclasses.asdict(saved), dataclasses.asdict(current)
-    changed = [
-        f"model.{name} was {before[name]!r} and is {now[name]!r}"
-        for name in before
-        if name not in EXECUTION_FIELDS and before[name] != now[name]
-    ]
+    changed = changed_fields("model", saved, current, but=EXECUTION_FIELDS)
     if changed:
         raise ValueError(f"{rule}, but {'; '.join(changed)}; restore these settings, or choose another run.name")
+
+
+def changed_fields(section: str, before: Any, now: Any, *, but: frozenset[str]) -> list[str]:
+    """What differs between two configurations of one section, besides the fields in `but`."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    return [
+        f"{section}.{name} was {old[name]!r} and is {new[name]!r}"
+        for name in old
+        if name not in but and old[name] != new[name]
+    ]
 
 
 def _flat(tree: Any) -> dict[str, Any]:

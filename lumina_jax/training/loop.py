@@ -17,13 +17,15 @@ import jax
 from jax.sharding import Mesh
 
 from lumina_jax.config import Config
-from lumina_jax.training.checkpoint import Checkpoints, check_same_model
+from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
 from lumina_jax.training.feed import Feed
 from lumina_jax.training.metrics import MetricWriter, Progress, Speed
 from lumina_jax.training.optimizer import learning_rate
 from lumina_jax.training.state import Parameters, TrainState, abstract_state, create_state
 from lumina_jax.training.step import Step, StepMetrics
 
+PLACES = frozenset({"cache", "workers", "prefetch"})
+"""Fields that change nothing of what is trained."""
 Show = Callable[[int, Parameters], None]
 """Draws and writes a sheet of pictures for a step, from the averaged parameters."""
 
@@ -109,10 +111,14 @@ def restored_or_new(
     newest = checkpoints.latest()
     if newest is None:
         return create_state(config, mesh, None if initial is None else initial())
-    check_same_model(checkpoints.restore_config(newest).model, config.model, "a run must resume with its own model")
+    saved = checkpoints.restore_config(newest)
+    check_same_model(saved.model, config.model, "a run must resume with its own model")
     state = checkpoints.restore(newest, abstract_state(config, mesh))
     stream.restore(checkpoints.restore_data(newest))
     print(f"continuing from step {newest} of {config.run.steps}", flush=True)
+    for section in ("data", "text", "vae", "flow", "optimizer"):
+        for change in changed_fields(section, getattr(saved, section), getattr(config, section), but=PLACES):
+            print(f"  {change}", flush=True)
     return state
 
 

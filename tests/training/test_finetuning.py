@@ -45,8 +45,10 @@ def test_a_fine_tune_starts_from_converted_weights_resumes_and_exports_again(fol
     done = training(settings)
     assert done.returncode == 0, done.stderr
     assert "starting from the parameters in" in done.stdout
-    done = training(settings, "--run.steps", "3")
+    done = training(settings, "--run.steps", "3", "--optimizer.learning-rate", "0.002", "--data.prefetch", "2")
     assert done.returncode == 0, done.stderr
+    assert "optimizer.learning_rate was 0.01 and is 0.002" in done.stdout
+    assert "prefetch" not in done.stdout
     assert "continuing from step 2 of 3" in done.stdout
     assert "starting from" not in done.stdout
 
