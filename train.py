@@ -45,7 +45,7 @@ def run(config: Config) -> None:
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
 
-    if config.run.init_from:
+    if config.run.init_from and not (folder / CHECKPOINTS).is_dir():  # a run that resumes needs its start no more
         check_trained(config.run.init_from, config)
 
     def initial() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Contenders: diffusers' LuminaNextDiT2DModel, eager and compiled, and ours with the settings that train.py makes on CPU.
 Tasks: one forward pass; a training step (forward, backward, AdamW); 20 Euler steps with guidance. Each round runs every
 contender in a fresh process, one after the other; the table shows medians over all rounds, and ratios to torch eager.
-Before anything is timed, the two float32 forward passes are compared. Needs: pip install -e '.[convert]' diffusers.
+Before anything is timed, the two float32 forward passes are compared. Needs: pip install -e '.[convert]'.
 """
 
 import importlib.metadata

@@ -196,7 +196,8 @@ class SampleConfig:
     """Time up to which positions are squeezed by that factor; afterwards low frequencies are slowed by it (NTK). The
     released Next-DiT: 0.3."""
     proportional_attention: bool = True
-    """Sharpen the softmax of pictures of more tokens than those of training, by sqrt(log length / log trained)."""
+    """Scale the logits of pictures of other sizes than those of training by sqrt(log length / log trained length):
+    more tokens, a sharper softmax."""
     rtol: float = 1e-3
     atol: float = 1e-6
     """Tolerances of the adaptive solvers."""

@@ -38,6 +38,8 @@ def rope_scaling(factor: float, watershed: float, t: float | Float[Array, ""]) -
 def base_length(settings: SampleConfig, model: ModelConfig, *, height: int, width: int, trained: int) -> int | None:
     """Tokens of a training picture, for proportional attention; None where lengths are equal, or when it is off.
 
+    The scale of a training picture of one token, sqrt(log length / log 1), would be infinite: it has none.
+
     Args:
       height, width, trained: of the latents, `trained` the side of a square one of training.
     """
@@ -49,4 +51,4 @@ def base_length(settings: SampleConfig, model: ModelConfig, *, height: int, widt
         ).length
         for size in ((height, width), (trained, trained))
     )  # fmt: skip
-    return None if length == base else base
+    return None if length == base or base == 1 else base

@@ -43,4 +43,5 @@ def test_proportional_attention_compares_with_the_tokens_of_a_training_picture()
     assert base_length(SETTINGS, NEXT, **sizes) == 32 * 32
     assert base_length(SETTINGS, FLAG, **sizes) == 32 * 33  # with a [nextline] token after each row
     assert base_length(SETTINGS, NEXT, height=64, width=64, trained=64) is None
+    assert base_length(SETTINGS, NEXT, height=64, width=64, trained=2) is None  # of one token
     assert base_length(dataclasses.replace(SETTINGS, proportional_attention=False), NEXT, **sizes) is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,12 @@ def settings_for(folder, **run):
 
 
 def test_a_fine_tune_starts_from_converted_weights_resumes_and_exports_again(folder):
-    settings = settings_for(folder, name="tuned")
+    start = shutil.copytree(folder / "ours", folder / "start")
+    settings = settings_for(folder, name="tuned", init_from=str(start))
     done = training(settings)
     assert done.returncode == 0, done.stderr
     assert "starting from the parameters in" in done.stdout
+    shutil.rmtree(start)  # which is needed no more
     done = training(settings, "--run.steps", "3", "--optimizer.learning-rate", "0.002", "--data.prefetch", "2")
     assert done.returncode == 0, done.stderr
     assert "optimizer.learning_rate was 0.01 and is 0.002" in done.stdout
