@@ -2,9 +2,9 @@
 
     git clone https://github.com/Alpha-VLLM/Lumina-T2X
     pip install torch==2.13.0 fairscale safetensors
-    python tools/make_shards_golden.py Lumina-T2X tests/golden
+    python tools/make_shards_golden.py Lumina-T2X tests/golden/shards
 
-Writes shards_t2i.safetensors and shards_imagenet.safetensors, files like those of one rank except that parameters are
+Writes t2i.safetensors and imagenet.safetensors, files like those of one rank except that parameters are
 `rank/<rank>/<name>`, as each rank saves them: random, and equal on both ranks where a model without parallelism has
 the same shape.
 """
@@ -40,7 +40,7 @@ def main(checkout: Path, folder: Path) -> None:
         meta = {"cls": f"{source}:DiT_Llama", "config": config, "calls": {"fwd": {"desc": "forward", "kwargs": {}}}}
         save_file(
             {key: value.contiguous() for key, value in tensors.items()},
-            folder / f"shards_{name}.safetensors",
+            folder / f"{name}.safetensors",
             {"meta": json.dumps(meta | {"torch": torch.__version__, "ranks": RANKS})},
         )
         for part in parts:

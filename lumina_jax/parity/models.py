@@ -98,7 +98,10 @@ def released_class(golden: Golden) -> Released:
 def released_model(golden: Golden) -> FlagDiT:
     """Our model with the file's weights, in float32."""
     layout = LAYOUTS[released_class(golden).layout]
-    config = layout.read_config(golden.config, golden.parameters)
+    try:
+        config = layout.read_config(golden.config, golden.parameters)
+    except KeyError as error:
+        raise ValueError(f"a file of cls={golden.cls!r} must hold param/{error.args[0]}, which is missing") from error
     return load_model(layout, config, golden.parameters, compute_dtype="float32", remat="none")
 
 

@@ -180,9 +180,9 @@ def test_a_run_is_exported_from_the_step_and_the_weights_that_are_asked_for(tmp_
     assert "run at step 1" in (out / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["shards_t2i", "shards_imagenet"])
+@pytest.mark.parametrize("name", ["t2i", "imagenet"])
 def test_the_shards_of_two_ranks_are_merged_into_the_model_that_they_computed(tmp_path, name):
-    golden = Golden(GOLDEN / f"{name}.safetensors")
+    golden = Golden(GOLDEN / "shards" / f"{name}.safetensors")
     source = tmp_path / "source"
     source.mkdir()
     for rank in range(2):
@@ -214,7 +214,7 @@ def test_a_model_cut_into_ranks_is_put_together_again(tmp_path, name, count):
 
 
 def test_shards_with_qk_norm_or_with_unequal_copies_are_refused(tmp_path):
-    part = load_file(GOLDEN / "shards_t2i.safetensors")
+    part = load_file(GOLDEN / "shards" / "t2i.safetensors")
     ranks = [{key[7:]: value for key, value in part.items() if key.startswith(f"rank/{rank}/")} for rank in range(2)]
     ranks[1]["eol_token"] = ranks[1]["eol_token"] + 1e-3
     save_shards(tmp_path, ranks)

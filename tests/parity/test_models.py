@@ -92,6 +92,12 @@ def test_a_file_of_another_kind_fails_with_a_reason(tmp_path, capsys):
     assert "no golden file" in rows[0].note
 
 
+def test_a_file_without_the_parameters_of_its_class_fails_with_the_name_of_one():
+    [row] = comparisons(GOLDEN / "shards" / "t2i.safetensors")  # the parameters of two ranks, under other names
+    assert not row.passed
+    assert "must hold param/x_embedder.weight" in row.note
+
+
 def test_the_command_fails_on_an_unknown_class(capsys, monkeypatch):
     monkeypatch.setenv("LUMINA_ALLOCATOR", "system")
     monkeypatch.setattr("lumina_jax.parity.golden.Golden.__init__", _another_class)
