@@ -1,7 +1,8 @@
-"""Draw pictures from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style"
+"""Draw from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style"
 
-Each picture is a PNG that carries its settings; sheet.png shows them all with their captions. Settings that are not
-given are those of the run. A label-conditional model takes the numbers of labels as prompts.
+Each picture is a PNG that carries its settings; sheet.png shows them all with their captions. Clips and turntables are
+gif and mp4, beside a PNG of their frames. Settings that are not given are those of the run. A label-conditional model
+takes the numbers of labels as prompts.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import tyro
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import load_config, read_model, read_prompts, read_run, sample_name
+from lumina_jax.run import load_config, read_model, read_prompts, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,14 @@ class Arguments:
     """Height and width in pixels; default: those of training."""
     height: int | None = None
     width: int | None = None
+    video_frames: int | None = None
+    """Frames of a clip; default: those of training."""
+    views: int | None = None
+    """Views of an object, evenly around it; the same as frames."""
+    frame_rate: float = 8.0
+    """Frames a second of the files written."""
     batch: int = 16
-    """Pictures drawn at once."""
+    """Samples drawn at once."""
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")]
 
 
@@ -69,20 +76,25 @@ def draw(arguments: Arguments) -> None:
     prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
     if arguments.batch < 1:
         raise ValueError(f"batch={arguments.batch} must be at least 1")
+    if arguments.frame_rate <= 0:
+        raise ValueError(f"frame_rate={arguments.frame_rate} must be positive")
+    if arguments.video_frames is not None and arguments.views is not None:
+        raise ValueError("--video-frames and --views both say how many frames there are; give one of them")
     if not prompts:
         raise ValueError('there is nothing to draw; name captions after the run, as in: sample.py RUN "red heart"')
 
-    from lumina_jax.generation.media import contact_sheet, save_png
+    from lumina_jax.generation.movies import save_samples
     from lumina_jax.generation.pipeline import Shape, check_shape
     from lumina_jax.generation.sheets import patch_pixels
     from lumina_jax.trained import open_run
 
     size = arguments.size or config.data.image_size
-    shape = Shape(arguments.height or size, arguments.width or size)
+    frames = next(count for count in (arguments.video_frames, arguments.views, config.data.frames) if count is not None)
+    shape = Shape(arguments.height or size, arguments.width or size, frames)
     check_shape(shape, patch_pixels(config))
     pipeline, step = open_run(arguments.run, arguments.step, config)
     batch = min(arguments.batch, len(prompts))
-    pictures = pipeline(prompts, arguments.sample, seed=arguments.seed, shape=shape, batch=batch)
+    samples = pipeline(prompts, arguments.sample, seed=arguments.seed, shape=shape, batch=batch)
 
     out = arguments.out or arguments.run / "samples" / f"{step}"
     settings = {
@@ -91,13 +103,12 @@ def draw(arguments: Arguments) -> None:
         "seed": arguments.seed,
         "height": shape.height,
         "width": shape.width,
+        "frames": shape.frames,
         "batch": batch,
         **dataclasses.asdict(arguments.sample),
     }
-    for index, (prompt, picture) in enumerate(zip(prompts, pictures)):
-        save_png(out / sample_name(index, prompt), picture, {"prompt": prompt, "index": index, **settings})
-    save_png(out / "sheet.png", contact_sheet(pictures, prompts), {"prompts": prompts, **settings})
-    print(f"{len(pictures)} pictures and {out / 'sheet.png'}")
+    save_samples(out, samples, prompts, settings, rate=arguments.frame_rate)
+    print(f"{len(samples)} {'pictures' if shape.frames == 1 else 'clips'} and {out / 'sheet.png'}")
 
 
 if __name__ == "__main__":

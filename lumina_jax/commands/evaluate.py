@@ -1,7 +1,8 @@
-"""python -m lumina_jax evaluate RUN: draw every caption of a run's data, and count the pictures that match theirs.
+"""python -m lumina_jax evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
 
-A drawn picture matches when, of all true pictures, the one of its own caption is nearest by pixels. Embedded emoji are
-counted apart for the pairs trained on and for those held out.
+A drawn sample matches when, of all true ones, that of its own caption is nearest by pixels. Embedded emoji are counted
+apart for the pairs trained on and for those held out. Of clips and views each frame is also compared with all frames of
+all samples, and the motion with that of the true clip.
 """
 
 import dataclasses
@@ -49,7 +50,8 @@ def main(words: Sequence[str]) -> int:
 def evaluate(arguments: Arguments) -> None:
     from lumina_jax.evaluation.retrieval import nearest
     from lumina_jax.generation.media import contact_sheet, save_png
-    from lumina_jax.generation.pipeline import Shape
+    from lumina_jax.generation.movies import frame_sheet
+    from lumina_jax.generation.sheets import trained_shape
     from lumina_jax.trained import open_run
 
     for name in ("batch", "limit"):
@@ -58,29 +60,50 @@ def evaluate(arguments: Arguments) -> None:
     config = read_run(arguments.run)
     if arguments.likelihood and config.vae.path:
         raise ValueError("--likelihood needs a model of pixels, but this one draws latents (vae.path); leave it out")
-    prompts, true, is_held_out = true_pictures(config, arguments.limit)
+    prompts, true, is_held_out = true_samples(config, arguments.limit)
     pipeline, step = open_run(arguments.run, arguments.step)
-    height, width = true.shape[1:3]
     print(f"drawing {len(prompts)} captions at step {step}", flush=True)
     drawn = np.stack(
-        pipeline(prompts, config.sample, seed=arguments.seed, shape=Shape(height, width), batch=arguments.batch)
+        pipeline(prompts, config.sample, seed=arguments.seed, shape=trained_shape(config), batch=arguments.batch)
     )
     matches = nearest(drawn, true) == np.arange(len(true))
     for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out), ("all", is_held_out | True)):
         if chosen.any():
             share = matches[chosen].mean()
             print(
-                f"  {name:<11} {matches[chosen].sum():4} of {chosen.sum():4} nearest to their own picture: {share:.1%}"
+                f"  {name:<11} {matches[chosen].sum():4} of {chosen.sum():4} nearest to their own sample: {share:.1%}"
             )
+    if true.shape[1] > 1:
+        compare_frames(drawn, true)
     sheet = arguments.run / "samples" / f"{step}" / "all.png"
-    save_png(sheet, contact_sheet(list(drawn), prompts), {"step": step, "seed": arguments.seed})
+    save_png(
+        sheet, contact_sheet([frame_sheet(frames) for frames in drawn], prompts), {"step": step, "seed": arguments.seed}
+    )
     print(f"contact sheet: {sheet}")
     if arguments.likelihood:
         likelihood(pipeline, config, true[: arguments.likelihood], prompts[: arguments.likelihood], arguments.seed)
 
 
+def compare_frames(drawn: np.ndarray, true: np.ndarray) -> None:
+    """Each frame against all frames, and how much clips [n f h w 3] move."""
+    from lumina_jax.evaluation.retrieval import motion, nearest
+
+    frames = [clips.reshape(-1, *clips.shape[2:]) for clips in (drawn, true)]
+    found = nearest(*frames)
+    count, own = true.shape[1], np.arange(len(found))
+    sample, frame = (found // count == own // count).mean(), (found == own).mean()
+    print(f"  single frames nearest to one of their own sample: {sample:.1%}; to the same frame: {frame:.1%}")
+    moving, wanted = motion(drawn), motion(true)
+    agreement = np.corrcoef(moving, wanted)[0, 1]
+    ratio = np.median(moving / np.maximum(wanted, 1e-9))
+    print(
+        f"  motion (mean difference of consecutive frames): {ratio:.2f} times the true one in the median; correlation "
+        f"over clips {agreement:.2f}"
+    )
+
+
 def likelihood(pipeline: "Pipeline", config: Config, pictures: np.ndarray, prompts: list[str], seed: int) -> None:
-    """Bits for each value of pictures uint8 [n h w 3], and the error after a walk to noise and back.
+    """Bits for each value of pictures uint8 [n f h w 3], and the error after a walk to noise and back.
 
     Values of a byte are spread evenly over their interval, so that a density in nats becomes a bound on their bits.
     """
@@ -90,7 +113,7 @@ def likelihood(pipeline: "Pipeline", config: Config, pictures: np.ndarray, promp
     solver = config.sample.solver if config.sample.solver in SOLVERS else "midpoint"
     settings = dataclasses.replace(config.sample, solver=solver, guidance=1.0)
     spread = np.random.default_rng(seed).uniform(-0.5, 0.5, pictures.shape)
-    values = pixels_to_unit(pictures + spread)[:, None]
+    values = pixels_to_unit(pictures + spread)
     log_density = np.asarray(pipeline.log_density(values, prompts, settings, seed=seed))
     bits = np.log2(127.5) - log_density / (np.log(2) * values[0].size)
     again = np.asarray(pipeline.latents(pipeline.invert(values, prompts, settings), prompts, settings))
@@ -99,8 +122,8 @@ def likelihood(pipeline: "Pipeline", config: Config, pictures: np.ndarray, promp
     print(f"walked to noise and back, their values differ by {error:.2f} of 255 on average")
 
 
-def true_pictures(config: Config, limit: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Captions (or labels), pictures uint8 [n h w 3] as training crops them, and which were held out."""
+def true_samples(config: Config, limit: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Captions (or labels), pixels uint8 [n f h w 3] as training crops them, and which were held out."""
     from lumina_jax.data.example import Example
     from lumina_jax.data.preparation import Preparation, possible_sizes
     from lumina_jax.data.sources import open_source
@@ -119,5 +142,5 @@ def true_pictures(config: Config, limit: int) -> tuple[list[str], np.ndarray, np
     prompts = [
         example.caption or "" if config.model.conditioning == "text" else f"{example.label}" for example in examples
     ]
-    pictures = np.stack([unit_to_pixels(example.latents[0]) for example in examples])
-    return prompts, pictures, np.array([example.name in held_out for example in examples])
+    pixels = np.stack([unit_to_pixels(example.latents) for example in examples])
+    return prompts, pixels, np.array([example.name in held_out for example in examples])

@@ -77,15 +77,22 @@ class VaeConfig:
 class DataConfig:
     """Where the examples come from, and how they become rows of tokens."""
 
-    source: Literal["emoji", "folder", "lumina", "tfds"] = "emoji"
-    """emoji: embedded. folder: images and a captions .jsonl. lumina: the authors' YAML. tfds: a builder."""
+    source: Literal["emoji", "folder", "lumina", "tfds", "prepared"] = "emoji"
+    """emoji: embedded. folder: images, clips or views and a captions .jsonl. lumina: the authors' YAML. tfds: a
+    builder. prepared: what `data prepare` made."""
     path: str = ""
     """emoji: nothing, or a folder that tools/build_emoji.py filled. folder: the folder, or its .jsonl file. lumina: the
-    .yaml file. tfds: a builder, such as cifar10:3.*.*"""
+    .yaml file. tfds: a builder, such as cifar10:3.*.*. prepared: the folder"""
     split: str = "train"
     """emoji: train, held_out or all. tfds: any split expression."""
+    limit: int | None = None
+    """Only the first so many samples of the source; None: all."""
     image_size: int = 32
     """Pixels of a square image; with buckets, the side of a square of equal area."""
+    frames: int = 1
+    """Frames of a clip, or views of an object, at most."""
+    frame_rate: float | None = None
+    """Frames taken of each second of a clip, from a random moment on; None: evenly over all of it."""
     crop: Literal["square", "buckets"] = "square"
     """square: shorter side resized, centre cropped. buckets: the authors' aspect-ratio buckets."""
     emoji_names: int = 48
@@ -112,8 +119,15 @@ class DataConfig:
     """Unreadable samples that are skipped, each reported by name, before the run stops."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_rows", "samples_per_row", "prefetch", "emoji_names"):
+        for name in ("image_size", "frames", "batch_rows", "samples_per_row", "prefetch", "emoji_names"):
             require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.limit is None or self.limit >= 1, f"data.limit={self.limit} must be at least 1, or None for no limit"
+        )
+        require(
+            self.frame_rate is None or self.frame_rate > 0,
+            f"data.frame_rate={self.frame_rate} must be positive, or None for frames spread over the whole clip",
+        )
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
         require(self.bad_samples >= 0, f"data.bad_samples={self.bad_samples} must not be negative")
         require(

@@ -58,11 +58,11 @@ def row_tokens(data: DataConfig, model: ModelConfig) -> int:
     Raises:
       ValueError: a sample of data.image_size is longer than data.row_tokens.
     """
-    longest = max(_length(height, width, model) for width, height in possible_sizes(data, model))
+    longest = max(_length(data.frames, height, width, model) for width, height in possible_sizes(data, model))
     if data.row_tokens is not None and data.row_tokens < longest:
         raise ValueError(
-            f"data.row_tokens={data.row_tokens} is too short: with data.image_size={data.image_size} and "
-            f"data.crop={data.crop!r} a sample has up to {longest} tokens"
+            f"data.row_tokens={data.row_tokens} is too short: with data.image_size={data.image_size}, "
+            f"data.crop={data.crop!r} and data.frames={data.frames} a sample has up to {longest} tokens"
         )
     return data.row_tokens or longest
 
@@ -231,8 +231,8 @@ class Stream:
             )
 
     def _tokens_of(self, example: Example) -> int:
-        _, height, width, _ = example.latents.shape
-        return _length(height, width, self._model)
+        frames, height, width, _ = example.latents.shape
+        return _length(frames, height, width, self._model)
 
     def _batch(self, rows: list[list[Example]]) -> Batch:
         model, segments = self._model, self._data.samples_per_row
@@ -262,8 +262,8 @@ def _labels(rows: list[list[Example]], segments: int, no_label: int) -> Int[np.n
     return labels
 
 
-def _length(height: int, width: int, model: ModelConfig) -> int:
+def _length(frames: int, height: int, width: int, model: ModelConfig) -> int:
     grid = latent_grid(
-        1, height, width, patch_size=model.patch_size, nextline=model.nextline, nextframe=model.nextframe
+        frames, height, width, patch_size=model.patch_size, nextline=model.nextline, nextframe=model.nextframe
     )
     return grid.length

@@ -1,6 +1,6 @@
 """What the stages of the data path hand to each other.
 
-    source[index]  ->  Record or BadSample      what is known before the picture is decoded
+    source[index]  ->  Record or BadSample      what is known before the picture or clip is decoded
     preparation    ->  Example or BadSample     decoded, cropped, in the range -1..1
     stream         ->  Batch                    rows of tokens (`batches.py`)
 
@@ -25,16 +25,34 @@ class BadSample(NamedTuple):
 class LatentDistribution(NamedTuple):
     """The normal distribution from which a sample's latents are drawn, in the scale that is trained on."""
 
-    mean: Float[np.ndarray, "h w c"]
-    deviation: Float[np.ndarray, "h w c"]
+    mean: Float[np.ndarray, "f h w c"]
+    deviation: Float[np.ndarray, "f h w c"]
+
+
+class Clip(NamedTuple):
+    """A moving picture in a file: a video, an animated webp or gif; what counts of it, in seconds."""
+
+    file: Path | bytes
+    start: float = 0.0
+    end: float | None = None
+
+
+class Views(NamedTuple):
+    """Pictures of one object, in the order of the camera's way around it."""
+
+    files: tuple[Path, ...]
+
+
+Media = Path | bytes | np.ndarray | Clip | Views | LatentDistribution
+"""A picture as a file, its encoded bytes or its pixels uint8 [h w 3]; a clip or views as files or pixels uint8
+[f h w 3]; latents that were encoded before (`latents.py`)."""
 
 
 class Record(NamedTuple):
-    """A sample before decoding. `image` is a file, the bytes of an encoded picture, pixels uint8 [h w 3], or latents
-    that were encoded before (`latents.py`)."""
+    """A sample before decoding."""
 
     name: str
-    image: Path | bytes | np.ndarray | LatentDistribution
+    media: Media
     caption: str | None
     label: int | None
 
@@ -57,13 +75,13 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record | BadSample: ...
 
 
-def record_of(name: str, image: Path | bytes | np.ndarray, caption: Any, label: Any) -> Record | BadSample:
+def record_of(name: str, media: Media, caption: Any, label: Any) -> Record | BadSample:
     """A record whose caption is text (surrounding white space dropped) and whose label is a whole number, if given."""
     if not (caption is None or isinstance(caption, str)):
         return BadSample(name, f"the caption is {caption!r}, which is not text")
     if not (label is None or (isinstance(label, int | np.integer) and not isinstance(label, bool))):
         return BadSample(name, f"the label is {label!r}, which is not a whole number")
-    return Record(name, image, None if caption is None else caption.strip(), None if label is None else int(label))
+    return Record(name, media, None if caption is None else caption.strip(), None if label is None else int(label))
 
 
 def captions(source: Source) -> list[str]:

@@ -1,6 +1,6 @@
-"""The user's own pictures: a folder with captions, or the JSON and YAML files of the released Lumina-T2X code.
+"""The user's own pictures and clips: a folder with captions, or the JSON and YAML files of the released code.
 
-In: files. Out: records, by index. Opening reads the lists of samples, never a picture.
+In: files. Out: records, by index. Opening reads the lists of samples, never a file they name.
 """
 
 import bisect
@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 import yaml
 
 from lumina_jax.data.annotations import Annotations, first_of, open_annotations
-from lumina_jax.data.example import BadSample, Record, record_of
+from lumina_jax.data.example import BadSample, Clip, Media, Record, Views, record_of
 
 
 class FolderSource:
-    """Pictures beside a .jsonl of {"image": file, "caption": text, "label": number}; caption or label may be missing.
+    """Files beside a .jsonl of {"image": file, "caption": text, "label": number}; caption or label may be missing.
 
-    `path` is the .jsonl, or a folder that holds exactly one. Files are relative to the folder of the .jsonl.
+    {"video": file, "start": seconds, "end": seconds} is a clip, where start and end may be missing, and
+    {"views": [file, ...]} pictures of one object from all around it. `path` is the .jsonl, or a folder that holds
+    exactly one. Files are relative to the folder of the .jsonl.
 
     Raises:
       ValueError: nothing there, several .jsonl files, or no sample.
@@ -37,10 +39,10 @@ class FolderSource:
         name = self._annotations.place(index)
         try:
             item = self._annotations.item(index)
-            name = _text(first_of(item, ["image"]), "image")
+            name, media = _media(item, self.path.parent)
         except ValueError as error:
             return BadSample(name, str(error))
-        return record_of(name, self.path.parent / name, item.get("caption"), item.get("label"))
+        return record_of(name, media, item.get("caption"), item.get("label"))
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.path)!r})"
@@ -129,6 +131,29 @@ def _meta(path: Path) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "path" in entry for entry in entries):
         raise ValueError(f"{path} must hold META: a list of {{path: file.json, root: folder, ratio: 0.5, type: name}}")
     return entries
+
+
+def _media(item: dict[str, Any], folder: Path) -> tuple[str, Media]:
+    """What a line names: a picture, a clip or views of an object, and the name to report it by."""
+    first_of(item, ["image", "video", "views"])
+    if "views" in item:
+        files = item["views"]
+        if not isinstance(files, list) or not files:
+            raise ValueError(f"'views' must be a list of files, but is {files!r}")
+        names = [_text(file, "views") for file in files]
+        return names[0], Views(tuple(folder / name for name in names))
+    if "video" in item:
+        name = _text(item["video"], "video")
+        return name, Clip(folder / name, _seconds(item, "start") or 0.0, _seconds(item, "end"))
+    name = _text(item["image"], "image")
+    return name, folder / name
+
+
+def _seconds(item: dict[str, Any], key: str) -> float | None:
+    value = item.get(key)
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise ValueError(f"{key!r} must be a number of seconds, but is {value!r}")
+    return value
 
 
 def _image_and_caption(item: dict[str, Any]) -> tuple[str, Any]:

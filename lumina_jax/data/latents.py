@@ -1,9 +1,11 @@
 """Pictures encoded once: a source whose records carry the latents of an autoencoder in the place of pictures.
 
-In: a source of pictures and an image autoencoder. Out: a source of the same records, whose `image` is the distribution
-of the picture's latents, read from a cache; training draws from it anew at every visit, as the released code does.
+In: a source of pictures and an image autoencoder. Out: a source of the same records, whose `media` is the distribution
+of the picture's latents, read from a cache; training draws from it anew at every visit, as the released code does. The
+frames of a clip are encoded one by one.
 
-Every picture is cropped in one way only: the middle, and with data.crop=buckets the size that keeps most of it. The
+Every picture is cropped in one way only: the middle, and with data.crop=buckets the size that keeps most of it; of a
+clip longer than data.frames the middle is taken. The
 cache is a folder named by the autoencoder and the crop, of one file for each so many consecutive samples, which is
 renamed into place when it is complete. A file is named by what it was made from (name, size and time of a file, or the
 bytes of an embedded picture), so what changed is encoded anew, what is there is not, and an interrupted run goes on.
@@ -11,7 +13,6 @@ bytes of an embedded picture), so what changed is encoded anew, what is there is
 
 import dataclasses
 import hashlib
-import itertools
 import os
 import uuid
 import zlib
@@ -22,20 +23,22 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.buckets import Size, best_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source
-from lumina_jax.data.pictures import check_resizable, open_picture
+from lumina_jax.data.example import BadSample, Clip, LatentDistribution, Record, Source, Views
+from lumina_jax.data.frames import read_pictures
+from lumina_jax.data.pictures import check_resizable
 from lumina_jax.encoders.image_vae import ImageVae
 from lumina_jax.tokens import pixels_to_unit
 
 PART_SAMPLES, PART_PIXELS = 1024, 2**26
 """A file of the cache holds so many samples, or fewer if they have more pixels than these."""
 BATCH_PIXELS = 2**20
-"""Pixels that each device encodes at once, or those of one picture if it has more."""
+"""Pixels that each device encodes at once, or those of one frame if it has more."""
 THREADS = 16
 _CHECKSUM, _REASON = "checksum {}", "reason {}"
 """Entries of a file's metadata about one of its samples."""
@@ -76,7 +79,7 @@ class LatentSource:
             return BadSample(record.name, moments)
         mean, log_variance = np.split(moments, 2, axis=-1)
         shift, scaling = self._scale
-        return record._replace(image=LatentDistribution((mean - shift) * scaling, np.exp(log_variance / 2) * scaling))
+        return record._replace(media=LatentDistribution((mean - shift) * scaling, np.exp(log_variance / 2) * scaling))
 
     def __repr__(self) -> str:
         return f"LatentSource({self._source!r})"
@@ -112,9 +115,10 @@ def encode_pictures(
       progress: called with (samples seen to, samples in all) after each part that was encoded.
     """
     crop = Crop.of(data, model, vae.factor)
-    folder = Path(cache_folder) / f"{vae.fingerprint}-{data.crop}-{data.image_size}-{crop.unit}"
+    frames = f"{data.frames}x{data.frame_rate or 'all'}"
+    folder = Path(cache_folder) / f"{vae.fingerprint}-{data.crop}-{data.image_size}-{crop.unit}-{frames}"
     folder.mkdir(parents=True, exist_ok=True)
-    part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // data.image_size**2))
+    part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (data.frames * data.image_size**2)))
     parts = [range(start, min(start + part_samples, len(source))) for start in range(0, len(source), part_samples)]
     files = [folder / f"{_digest(source, part)}.safetensors" for part in parts]
     offset = shard[0] * len(parts) // shard[1]
@@ -128,9 +132,9 @@ def encode_pictures(
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """The one crop of a picture: from a record to pixels whose sides the autoencoder and the patches divide."""
+    """The one crop of a sample: from a record to pixels whose sides the autoencoder and the patches divide."""
 
-    side: int
+    data: DataConfig
     unit: int
     """Pixels of a patch."""
     sizes: tuple[Size, ...]
@@ -140,28 +144,31 @@ class Crop:
     def of(data: DataConfig, model: ModelConfig, factor: int) -> "Crop":
         unit = model.patch_size * factor
         sizes = crop_sizes((data.image_size // unit) ** 2, unit) if data.crop == "buckets" else []
-        return Crop(data.image_size, unit, tuple(sizes))
+        return Crop(data, unit, tuple(sizes))
 
-    def __call__(self, record: Record | BadSample) -> UInt8[np.ndarray, "h w 3"] | str:
+    def __call__(self, record: Record | BadSample) -> UInt8[np.ndarray, "f h w 3"] | str:
         """The pixels, or why there are none."""
         if isinstance(record, BadSample):
             return record.reason
         try:
-            if isinstance(record.image, LatentDistribution):
+            if isinstance(record.media, LatentDistribution):
                 raise ValueError("the record holds latents already")
-            picture = open_picture(record.image)
-            check_resizable(picture, least=self.unit, side=self.side)
+            return np.stack([self._of_picture(picture) for picture in read_pictures(record.media, self.data, None)])
         except ValueError as error:
             return str(error)
-        return np.asarray(best_crop(picture, self.sizes) if self.sizes else center_square(picture, self.side))
+
+    def _of_picture(self, picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        side = self.data.image_size
+        check_resizable(picture, least=self.unit, side=side)
+        return np.asarray(best_crop(picture, self.sizes) if self.sizes else center_square(picture, side))
 
 
 def _encode_part(source: Source, part: range, vae: ImageVae, crop: Crop, file: Path) -> None:
     """Encode the samples of `part` into `file`, which appears when it is complete."""
     tensors: dict[str, np.ndarray] = {}
     metadata: dict[str, str] = {}
-    for places, pictures in _batches(source, part, crop, vae.devices, metadata):
-        for place, moments in zip(places, _encoded(vae, pictures)):
+    for places, samples in _batches(source, part, crop, vae.devices, metadata):
+        for place, moments in zip(places, _encoded(vae, samples)):
             tensors[f"{place}"] = moments
             metadata[_CHECKSUM.format(place)] = f"{_checksum(moments)}"
     partial = file.with_name(f"{file.name}.partial-{uuid.uuid4().hex}")
@@ -176,7 +183,8 @@ def _encode_part(source: Source, part: range, vae: ImageVae, crop: Crop, file: P
 def _batches(
     source: Source, part: range, crop: Crop, devices: int, reasons: dict[str, str]
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Places in the part and pictures of one size, as many as are encoded at once; `reasons` receives the bad ones."""
+    """Places in the part and samples of one shape, about as many as are encoded at once; `reasons` receives the bad
+    ones."""
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     with ThreadPoolExecutor(THREADS) as threads:
         for place, pixels in enumerate(threads.map(lambda index: crop(source[index]), part)):
@@ -185,25 +193,30 @@ def _batches(
                 continue
             group = waiting.setdefault(pixels.shape, [])
             group.append((place, pixels))
-            if len(group) == _batch(pixels.shape, devices):
+            if len(group) * len(pixels) >= _frames_at_once(pixels, devices):
                 yield tuple(map(list, zip(*waiting.pop(pixels.shape))))  # type: ignore[misc]
     for group in waiting.values():
         yield tuple(map(list, zip(*group)))  # type: ignore[misc]
 
 
-def _encoded(vae: ImageVae, pictures: list[np.ndarray]) -> Float[np.ndarray, "b v u z"]:
-    """Mean and log variance of pictures; a batch is filled up with its last one, so that one program serves a size."""
-    count = _batch(pictures[0].shape, vae.devices)
-    filled = np.stack([*pictures, *itertools.repeat(pictures[-1], count - len(pictures))])
-    posterior = vae.encode(pixels_to_unit(filled))
-    return np.concatenate([np.asarray(half) for half in posterior], axis=-1)[: len(pictures)]
+def _encoded(vae: ImageVae, samples: list[np.ndarray]) -> Float[np.ndarray, "b f v u z"]:
+    """Mean and log variance of samples; the last batch of frames is filled up, so that one program serves a size."""
+    frames = np.concatenate(samples)
+    at_once = _frames_at_once(frames, vae.devices)
+    filled = np.concatenate([frames, *[frames[-1:]] * (-len(frames) % at_once)])
+    moments = []
+    for start in range(0, len(filled), at_once):
+        posterior = vae.encode(pixels_to_unit(filled[start : start + at_once]))
+        moments.append(np.concatenate([np.asarray(half) for half in posterior], axis=-1))
+    kept = np.concatenate(moments)[: len(frames)]
+    return kept.reshape(len(samples), -1, *kept.shape[1:])
 
 
-def _batch(shape: tuple[int, ...], devices: int) -> int:
-    return devices * max(1, BATCH_PIXELS // (shape[0] * shape[1]))
+def _frames_at_once(frames: UInt8[np.ndarray, "f h w 3"], devices: int) -> int:
+    return devices * max(1, BATCH_PIXELS // (frames.shape[1] * frames.shape[2]))
 
 
-def _moments(file: Path, place: int) -> Float[np.ndarray, "v u z"] | str:
+def _moments(file: Path, place: int) -> Float[np.ndarray, "f v u z"] | str:
     """Mean and log variance of one sample, alone read from the file, or why it has none."""
     with safe_open(file, framework="numpy") as tensors:
         metadata = tensors.metadata() or {}
@@ -246,12 +259,21 @@ def _digest(source: Source, part: range) -> str:
 def _state(record: Record | BadSample) -> str:
     if isinstance(record, BadSample):
         return f"bad {record.reason}"
-    image = record.image
-    if isinstance(image, Path):
-        try:
-            status = image.stat()
-        except OSError:
-            return "missing"
-        return f"{status.st_size} {status.st_mtime_ns}"
-    content = image if isinstance(image, bytes) else np.asarray(image).tobytes()
-    return hashlib.blake2b(content).hexdigest()
+    media = record.media
+    if isinstance(media, Clip):
+        return f"{_file_state(media.file)} {media.start} {media.end}"
+    if isinstance(media, Views):
+        return " ".join(map(_file_state, media.files))
+    if isinstance(media, Path | bytes):
+        return _file_state(media)
+    return hashlib.blake2b(np.asarray(media).tobytes()).hexdigest()
+
+
+def _file_state(file: Path | bytes) -> str:
+    if isinstance(file, bytes):
+        return hashlib.blake2b(file).hexdigest()
+    try:
+        status = file.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"

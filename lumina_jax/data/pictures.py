@@ -22,10 +22,10 @@ def open_picture(image: Path | bytes | np.ndarray) -> Image.Image:
         raise ValueError(f"there is no file {image}")
     try:
         if isinstance(image, np.ndarray):
-            return _rgb_on_white(Image.fromarray(image))
+            return rgb_on_white(Image.fromarray(image))
         with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as picture:
-            _check_pixels(*picture.size)
-            return _rgb_on_white(ImageOps.exif_transpose(picture))
+            check_pixels(*picture.size)
+            return rgb_on_white(ImageOps.exif_transpose(picture))
     except ValueError:
         raise
     except UnidentifiedImageError as error:
@@ -39,16 +39,18 @@ def check_resizable(picture: Image.Image, *, least: int, side: int) -> None:
     shorter, longer = sorted(picture.size)
     if shorter < least:
         raise ValueError(f"the picture of {picture.width} x {picture.height} pixels is smaller than a patch of {least}")
-    _check_pixels(side, longer * side // shorter)
+    check_pixels(side, longer * side // shorter)
 
 
-def _check_pixels(width: int, height: int) -> None:
+def check_pixels(width: int, height: int) -> None:
+    """Refuse pictures beyond PIL's limit."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise ValueError(f"the picture would take {width} x {height} pixels, more than PIL's safe limit of {limit}")
 
 
-def _rgb_on_white(picture: Image.Image) -> Image.Image:
+def rgb_on_white(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, transparency laid on white."""
     if picture.mode in SIXTEEN_BITS:
         values = np.asarray(picture).astype(np.int64) >> 8
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -8,13 +8,14 @@ import dataclasses
 import random
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.buckets import Size, bucket_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, Example, LatentDistribution, Record
-from lumina_jax.data.pictures import check_resizable, open_picture
+from lumina_jax.data.example import BadSample, Example, LatentDistribution, Media, Record
+from lumina_jax.data.frames import read_pictures
+from lumina_jax.data.pictures import check_resizable
 from lumina_jax.tokens import pixels_to_unit
 
 
@@ -42,13 +43,13 @@ class Preparation:
         draws = random.Random(f"{self.seed} {index}")
         try:
             caption, label = self._condition(record, is_dropped=draws.random() < self.data.caption_dropout)
-            if isinstance(record.image, LatentDistribution):
-                latents = _drawn(record.image, draws)
+            if isinstance(record.media, LatentDistribution):
+                latents = _drawn(record.media, draws)
             else:
-                latents = pixels_to_unit(np.asarray(self._crop(open_picture(record.image), draws)))
+                latents = pixels_to_unit(self._pixels(record.media, draws))
         except ValueError as error:
             return index, BadSample(record.name, str(error))
-        return index, Example(record.name, latents[None], caption, label)
+        return index, Example(record.name, latents, caption, label)
 
     def _condition(self, record: Record, *, is_dropped: bool) -> tuple[str | None, int | None]:
         if self.model.conditioning == "text":
@@ -62,6 +63,15 @@ class Preparation:
             raise ValueError(f"the label {record.label} is not in 0..{classes - 1}; see model.classes")
         return record.caption, classes if is_dropped else record.label
 
+    def _pixels(self, media: Media, draws: random.Random) -> UInt8[np.ndarray, "f h w 3"]:
+        """The frames that are trained on, all cropped alike."""
+        pictures = read_pictures(media, self.data, draws)
+        state, frames = draws.getstate(), []
+        for picture in pictures:
+            draws.setstate(state)
+            frames.append(np.asarray(self._crop(picture, draws)))
+        return np.stack(frames)
+
     def _crop(self, picture: Image.Image, draws: random.Random) -> Image.Image:
         check_resizable(picture, least=self.model.patch_size, side=self.data.image_size)
         if self.data.crop == "square":
@@ -69,6 +79,6 @@ class Preparation:
         return bucket_crop(picture, self.sizes, draws)
 
 
-def _drawn(latents: LatentDistribution, draws: random.Random) -> Float[np.ndarray, "h w c"]:
+def _drawn(latents: LatentDistribution, draws: random.Random) -> Float[np.ndarray, "f h w c"]:
     noise = np.random.default_rng(draws.getrandbits(128)).standard_normal(latents.mean.shape, np.float32)
     return latents.mean + latents.deviation * noise

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
-from lumina_jax.data.example import Source
+from lumina_jax.data.example import BadSample, Record, Source
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
+from lumina_jax.data.prepared import PreparedSource
 
 
 def open_source(data: DataConfig, model: ModelConfig) -> Source:
@@ -14,7 +15,26 @@ def open_source(data: DataConfig, model: ModelConfig) -> Source:
     Raises:
       ValueError: it is not there, or not of the expected form.
     """
-    return OPENERS[data.source](data, model)
+    source = OPENERS[data.source](data, model)
+    return source if data.limit is None else FirstSamples(source, data.limit)
+
+
+class FirstSamples:
+    """The first `limit` samples of a source, or all if it has fewer."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self._source, self._limit = source, limit
+
+    def __len__(self) -> int:
+        return min(self._limit, len(self._source))
+
+    def __getitem__(self, index: int) -> Record | BadSample:
+        if index >= self._limit:
+            raise IndexError(index)
+        return self._source[index]
+
+    def __repr__(self) -> str:
+        return f"FirstSamples({self._source!r}, {self._limit})"
 
 
 def _emoji(data: DataConfig, model: ModelConfig) -> Source:
@@ -27,6 +47,10 @@ def _folder(data: DataConfig, model: ModelConfig) -> Source:
 
 def _lumina(data: DataConfig, model: ModelConfig) -> Source:
     return LuminaSource(data.path)
+
+
+def _prepared(data: DataConfig, model: ModelConfig) -> Source:
+    return PreparedSource(data.path)
 
 
 def _tfds(data: DataConfig, model: ModelConfig) -> Source:
@@ -47,5 +71,6 @@ OPENERS: dict[str, Callable[[DataConfig, ModelConfig], Source]] = {
     "emoji": _emoji,
     "folder": _folder,
     "lumina": _lumina,
+    "prepared": _prepared,
     "tfds": _tfds,
 }

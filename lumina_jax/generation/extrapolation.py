@@ -1,11 +1,12 @@
-"""Pictures of other sizes than those of training.
+"""Samples of other sizes than those of training.
 
-In: the size of a picture and of those trained on. Out: the scaling of the rotary embedding at each time of the path,
+In: the extent of a sample and of those trained on. Out: the scaling of the rotary embedding at each time of the path,
 and the training length that proportional attention needs (Lumina-T2X, arXiv 2405.05945, section 2.3; the schedule over
 time: Lumina-Next, arXiv 2406.18583, section 2.2).
 """
 
 import math
+from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
@@ -14,20 +15,28 @@ from lumina_jax.models.rope import RopeScaling, time_aware
 from lumina_jax.tokens import latent_grid
 
 
-def rope_factor(settings: SampleConfig, model: ModelConfig, *, height: int, width: int, trained: int) -> float:
-    """How much longer than in training the coordinates of a picture's tokens are.
+class Extent(NamedTuple):
+    """Frames, height and width of latents."""
 
-    `sample.rope_factor`, or when that is None the ratio of the sides, sqrt(area / trained area), where rotary
-    embeddings turn by row and column, and the ratio of the areas where they turn by the place in the sequence. Smaller
-    pictures than those of training keep the factor 1.
+    frames: int
+    height: int
+    width: int
 
-    Args:
-      height, width, trained: in one unit, `trained` the side of a square of the training area.
+
+def rope_factor(settings: SampleConfig, model: ModelConfig, size: Extent, trained: Extent) -> float:
+    """How much longer than in training the coordinates of a sample's tokens are.
+
+    `sample.rope_factor`, or when that is None: where rotary embeddings turn by the place in the sequence, the ratio of
+    the volumes; where they turn by row and column, that of the sides, sqrt(area / trained area); where they turn by
+    frame as well, the larger of that and the ratio of the frames. Samples smaller than those of training keep 1.
     """
     if settings.rope_factor is not None:
         return settings.rope_factor
-    area = height * width / trained**2
-    return max(1.0, area if model.rope_axes == 1 else math.sqrt(area))
+    frames = size.frames / trained.frames
+    area = size.height * size.width / (trained.height * trained.width)
+    if model.rope_axes == 1:
+        return max(1.0, frames * area)
+    return max(1.0, math.sqrt(area), frames if model.rope_axes == 3 else 1.0)
 
 
 def rope_scaling(factor: float, watershed: float, t: float | Float[Array, ""]) -> RopeScaling:
@@ -35,20 +44,17 @@ def rope_scaling(factor: float, watershed: float, t: float | Float[Array, ""]) -
     return RopeScaling() if factor == 1 else time_aware(factor, watershed, t)
 
 
-def base_length(settings: SampleConfig, model: ModelConfig, *, height: int, width: int, trained: int) -> int | None:
-    """Tokens of a training picture, for proportional attention; None where lengths are equal, or when it is off.
+def base_length(settings: SampleConfig, model: ModelConfig, size: Extent, trained: Extent) -> int | None:
+    """Tokens of a training sample, for proportional attention; None where lengths are equal, or when it is off.
 
-    The scale of a training picture of one token, sqrt(log length / log 1), would be infinite: it has none.
-
-    Args:
-      height, width, trained: of the latents, `trained` the side of a square one of training.
+    The scale of a training sample of one token, sqrt(log length / log 1), would be infinite: it has none.
     """
     if not settings.proportional_attention:
         return None
     length, base = (
         latent_grid(
-            1, *size, patch_size=model.patch_size, nextline=model.nextline, nextframe=model.nextframe
+            *extent, patch_size=model.patch_size, nextline=model.nextline, nextframe=model.nextframe
         ).length
-        for size in ((height, width), (trained, trained))
+        for extent in (size, trained)
     )  # fmt: skip
     return None if length == base or base == 1 else base

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,24 @@ def save_png(path: str | Path, pixels: UInt8[np.ndarray, "h w 3"], metadata: dic
     Raises:
       ValueError: the settings are not JSON.
     """
-    path = Path(path)
     try:
         text = json.dumps(metadata, ensure_ascii=False)
     except TypeError as error:
         raise ValueError(f"the settings in a PNG must be JSON, but {metadata=} is not: {error}") from error
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(PARAMETERS, text)
+    with written_whole(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=chunks)
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A name to write to; at the end the file gets its own name, or after an error is gone."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=chunks)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

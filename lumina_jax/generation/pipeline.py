@@ -1,8 +1,8 @@
-"""From prompts to pictures: the one file that touches every part.
+"""From prompts to pictures and clips: the one file that touches every part.
 
-In: a model, its text encoder, the autoencoder of its latents if it has one, and prompts. Out: pictures, uint8 [h w 3];
-or the noise that a picture comes from, or its log density. `sampler.py` holds the compiled programs: one for each
-shape, batch and solver, whatever the prompts, seeds, guidance scale and time shift.
+In: a model, its text encoder, the autoencoder of its latents if it has one, and prompts. Out: frames, uint8 [f h w 3],
+one of a picture; or the noise that they come from, or their log density. `sampler.py` holds the compiled programs: one
+for each shape, batch and solver, whatever the prompts, seeds, guidance scale and time shift.
 """
 
 import dataclasses
@@ -21,15 +21,17 @@ from lumina_jax.encoders.image_vae import ImageVae
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.generation import sampler
+from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Latents, Prompt, Task
 from lumina_jax.tokens import TextFeatures, unit_to_pixels
 
 
 class Shape(NamedTuple):
-    """Pixels of a picture."""
+    """Pixels of a picture, and the frames of a clip or the views of an object."""
 
     height: int
     width: int
+    frames: int = 1
 
 
 class Pipeline:
@@ -51,7 +53,8 @@ class Pipeline:
         self._encoder = encoder
         self._vae = vae
         self._factor = 1 if vae is None else vae.factor
-        task = Task(graph, config, trained=config.data.image_size // self._factor)
+        side = config.data.image_size // self._factor
+        task = Task(graph, config, trained=Extent(config.data.frames, side, side))
         self._draw, self._invert, self._density = (
             jax.jit(functools.partial(program, task), static_argnums=0)
             for program in (sampler.draw, sampler.invert, sampler.density)
@@ -65,29 +68,28 @@ class Pipeline:
         seed: int,
         shape: Shape,
         batch: int,
-    ) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """One picture for each prompt; picture i depends on the seed, i and its prompt, not on its neighbours.
+    ) -> list[UInt8[np.ndarray, "f h w 3"]]:
+        """One sample for each prompt; sample i depends on the seed, i and its prompt, not on its neighbours.
 
         Args:
           prompts: captions, or for a label-conditional model the numbers of labels.
           seed: of the noise.
-          shape: of the pictures; a multiple of the pixels of a patch.
-          batch: pictures drawn at once; the last batch is filled up, so that one program serves all.
+          shape: of the samples; height and width are multiples of the pixels of a patch.
+          batch: samples drawn at once; the last batch is filled up, so that one program serves all.
 
         Raises:
           ValueError: the shape does not fit the patches, or a prompt is no label of a label-conditional model.
         """
         check_shape(shape, self.config.model.patch_size * self._factor)
-        size = (1, shape.height // self._factor, shape.width // self._factor, self.config.model.channels)
+        size = (shape.frames, shape.height // self._factor, shape.width // self._factor, self.config.model.channels)
         filled = [*prompts, *[""] * (-len(prompts) % batch)]
-        pictures: list[np.ndarray] = []
+        samples: list[np.ndarray] = []
         for start in range(0, len(prompts), batch):
             of_sample = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
             noise, keys = _noise(of_sample(start + jnp.arange(batch)), size)
             latents = self.latents(noise, filled[start : start + batch], settings, keys=keys)
-            pixels = latents[:, 0] if self._vae is None else self._vae.decode(latents[:, 0])
-            pictures.extend(unit_to_pixels(np.asarray(pixels)))
-        return pictures[: len(prompts)]
+            samples.extend(unit_to_pixels(np.asarray(self._pixels(latents))))
+        return samples[: len(prompts)]
 
     def latents(
         self, noise: Latents, prompts: Sequence[str], settings: SampleConfig, *, keys: Key[Array, " b"] | None = None
@@ -95,6 +97,12 @@ class Pipeline:
         """What the model draws from this noise; `keys` are for the stochastic solvers."""
         keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
         return self._draw(_static(settings), self.parameters, noise, keys, self._prompt(prompts, settings))
+
+    def _pixels(self, latents: Latents) -> Float[jax.Array | np.ndarray, "b f h w 3"]:
+        """Frames of latents; an autoencoder decodes them one after another, so memory is that of one."""
+        if self._vae is None:
+            return latents
+        return np.stack([np.asarray(self._vae.decode(frame)) for frame in jnp.unstack(latents, axis=1)], axis=1)
 
     def invert(self, latents: Latents, prompts: Sequence[str], settings: SampleConfig) -> Latents:
         """The noise from which these latents are drawn: the same path, from data to noise.
@@ -147,8 +155,10 @@ def _noise(keys: Key[Array, " b"], size: tuple[int, ...]) -> tuple[Latents, Key[
 
 
 def check_shape(shape: Shape, unit: int) -> None:
-    """Refuse a size that the `unit` pixels of a patch do not divide."""
-    if shape.height % unit or shape.width % unit or min(shape) < unit:
+    """Refuse a size that the `unit` pixels of a patch do not divide, and one without a frame."""
+    if shape.frames < 1:
+        raise ValueError(f"a sample needs at least one frame, but frames={shape.frames}")
+    if shape.height % unit or shape.width % unit or min(shape.height, shape.width) < unit:
         raise ValueError(
             f"height and width must be positive multiples of the {unit} pixels of a patch, but the size is "
             f"{shape.height} x {shape.width}"

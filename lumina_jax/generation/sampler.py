@@ -17,6 +17,7 @@ from lumina_jax.config import Config, SampleConfig
 from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation import extrapolation
+from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.models.flag_dit import Condition, FlagDiT
 from lumina_jax.tokens import Grid, Kind, TextFeatures, Tokens, tokens_of, unpatchify
 
@@ -31,8 +32,8 @@ class Task(NamedTuple):
 
     graph: nnx.GraphDef
     config: Config
-    trained: int
-    """Side of the square latents of training."""
+    trained: Extent
+    """Of the latents of training."""
 
 
 class Prompt(NamedTuple):
@@ -96,9 +97,9 @@ def _output(
     """The guided network as a function of time and patches; zero at markers."""
     config = task.config
     model: FlagDiT = nnx.merge(task.graph, parameters)
-    sizes = {"height": latents.shape[2], "width": latents.shape[3], "trained": task.trained}
-    factor = extrapolation.rope_factor(settings, config.model, **sizes)
-    base_length = extrapolation.base_length(settings, config.model, **sizes)
+    size = Extent(*latents.shape[1:4])
+    factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
+    base_length = extrapolation.base_length(settings, config.model, size, task.trained)
     both: Condition = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), prompt.condition, prompt.null)
     alone: Condition = prompt.condition
     if isinstance(both, TextFeatures) and isinstance(alone, TextFeatures):

@@ -13,6 +13,7 @@ from lumina_jax.encoders.image_vae import ImageVae, load_image_vae
 from lumina_jax.encoders.text import TextEncoder, text_encoder
 from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.generation.media import contact_sheet, save_png
+from lumina_jax.generation.movies import frame_sheet
 from lumina_jax.generation.pipeline import Pipeline, Shape
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
@@ -90,20 +91,25 @@ def new_pipeline(
     return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, vae)
 
 
+def trained_shape(config: Config) -> Shape:
+    """The size of the samples that a configuration trains on."""
+    return Shape(config.data.image_size, config.data.image_size, config.data.frames)
+
+
 def sheet_writer(
     config: Config, encoder: TextEncoder | None, writer: ImageWriter, vae: ImageVae | None = None
 ) -> Callable[[int, dict[str, Any]], None]:
     """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder."""
     pipeline = new_pipeline(config, None, encoder, vae)
     prompts, folder = config.run.sample_prompts, run_folder(config) / "samples"
-    shape = Shape(config.data.image_size, config.data.image_size)
+    shape = trained_shape(config)
 
     def show(step: int, parameters: dict[str, Any]) -> None:
         pipeline.parameters = parameters
         batch = min(SHEET_BATCH, len(prompts))
-        pictures = pipeline(prompts, config.sample, seed=config.run.seed, shape=shape, batch=batch)
+        samples = pipeline(prompts, config.sample, seed=config.run.seed, shape=shape, batch=batch)
         if jax.process_index() == 0:
-            sheet = contact_sheet(pictures, prompts)
+            sheet = contact_sheet([frame_sheet(frames) for frames in samples], prompts)
             save_png(Path(folder) / f"step_{step:07}.png", sheet, {"step": step, "prompts": list(prompts)})
             writer.image(step, "samples", sheet)
 

@@ -86,10 +86,10 @@ def test_cached_latents_are_those_of_the_cropped_picture_in_the_trained_scale(so
     assert len(encoded) == PICTURES
     for index in (0, 3, 6):
         record = encoded[index]
-        mean, log_variance = (np.asarray(half[0]) for half in vae.encode(cropped(source, index)))
-        assert record.image.mean.shape == (SIDE // FACTOR, SIDE // FACTOR, 4)
-        np.testing.assert_allclose(record.image.mean, mean * 0.13025, atol=1e-6)
-        np.testing.assert_allclose(record.image.deviation, np.exp(log_variance / 2) * 0.13025, atol=1e-6)
+        mean, log_variance = (np.asarray(half) for half in vae.encode(cropped(source, index)))
+        assert record.media.mean.shape == (1, SIDE // FACTOR, SIDE // FACTOR, 4)
+        np.testing.assert_allclose(record.media.mean, mean * 0.13025, atol=1e-6)
+        np.testing.assert_allclose(record.media.deviation, np.exp(log_variance / 2) * 0.13025, atol=1e-6)
         assert (record.caption, record.label) == (f"picture {index}", index)
 
 
@@ -104,7 +104,7 @@ def test_the_second_call_encodes_nothing(source, vae, tmp_path):
     assert vae.batches == before + 2 + 1 + 1
     second = encode(source, vae, tmp_path, progress=lambda *_: pytest.fail("nothing is new"))
     assert vae.batches == before + 4
-    np.testing.assert_array_equal(first[6].image.mean, second[6].image.mean)
+    np.testing.assert_array_equal(first[6].media.mean, second[6].media.mean)
 
 
 def test_an_interrupted_call_goes_on_where_it_stopped(source, vae, tmp_path):
@@ -134,12 +134,12 @@ def test_processes_begin_at_different_places_and_encode_nothing_twice(source, va
 
 def test_a_changed_picture_is_encoded_anew_with_its_neighbours_only(source, vae, tmp_path):
     before = encode(source, vae, tmp_path)
-    old = [before[index].image.mean for index in range(3)]
+    old = [before[index].media.mean for index in range(3)]
     write_picture(source.path.parent / "1.png", np.random.default_rng(7))
     seen = []
     after = encode(source, vae, tmp_path, progress=lambda done, total: seen.append(done))
     assert seen == [3]
-    assert [np.array_equal(after[index].image.mean, mean) for index, mean in enumerate(old)] == [True, False, True]
+    assert [np.array_equal(after[index].media.mean, mean) for index, mean in enumerate(old)] == [True, False, True]
 
 
 def cut(file):
@@ -155,7 +155,7 @@ def flip(file):
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
 def test_damaged_latents_are_bad_samples_and_encoded_anew_by_the_next_run(source, vae, tmp_path, damage):
     encoded = encode(source, vae, tmp_path)
-    before = [encoded[index].image.mean for index in range(3)]
+    before = [encoded[index].media.mean for index in range(3)]
     damage(encoded._parts[0])
     bad = [encoded[index] for index in range(3) if isinstance(encoded[index], BadSample)]
     assert bad
@@ -164,7 +164,7 @@ def test_damaged_latents_are_bad_samples_and_encoded_anew_by_the_next_run(source
     again = encode(source, vae, tmp_path, progress=lambda done, total: seen.append(done))
     assert seen == [3]
     for index, mean in enumerate(before):
-        np.testing.assert_array_equal(again[index].image.mean, mean)
+        np.testing.assert_array_equal(again[index].media.mean, mean)
     assert len(parts(tmp_path)) == 3
 
 
@@ -182,7 +182,7 @@ def test_buckets_keep_the_size_that_fits_best_and_need_no_other_row(source, vae,
     encoded = encode_pictures(Numbered(5, size=(90, 40)), vae, data, MODEL, tmp_path)
     of_latents = latent_data(data, FACTOR)
     assert of_latents.image_size == 8
-    height, width = encoded[0].image.mean.shape[:2]
+    height, width = encoded[0].media.mean.shape[1:3]
     assert (width, height) in possible_sizes(of_latents, MODEL)
     assert (width, height) == (10, 4)  # of what has at most 4 x 4 patches, nearest to 90 : 40
     with Stream(encoded, of_latents, MODEL, seed=0) as stream:
@@ -196,8 +196,8 @@ def test_each_visit_draws_anew_and_the_seed_decides_what(source, vae, tmp_path):
     assert one.shape == (1, 4, 4, 4)
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.01
-    distribution = encoded[2].image
-    many = np.stack([prepare((visit, encoded[2]))[1].latents[0] for visit in range(2000)])
+    distribution = encoded[2].media
+    many = np.stack([prepare((visit, encoded[2]))[1].latents for visit in range(2000)])
     standardised = (many - distribution.mean) / distribution.deviation
     assert np.abs(standardised.mean(axis=0)).max() < 0.12
     assert np.abs(standardised.std(axis=0) - 1).max() < 0.1
@@ -226,6 +226,20 @@ def test_records_in_memory_are_told_apart_by_their_content(vae, tmp_path):
         encode_pictures(Numbered(count), vae, DATA, MODEL, tmp_path, progress=lambda done, total: seen.append(total))
     assert seen == [4, 4, 5]  # both parts, nothing, and the last part, which has grown
     record = encode_pictures(Numbered(4), vae, DATA, MODEL, tmp_path)[3]
-    assert isinstance(record.image, LatentDistribution)
-    expected = vae.encode(pixels_to_unit(np.full((1, SIDE, SIDE, 3), 3, np.uint8))).mean[0] * 0.13025
-    np.testing.assert_allclose(record.image.mean, expected, atol=1e-5)
+    assert isinstance(record.media, LatentDistribution)
+    expected = vae.encode(pixels_to_unit(np.full((1, SIDE, SIDE, 3), 3, np.uint8))).mean * 0.13025
+    np.testing.assert_allclose(record.media.mean, expected, atol=1e-5)
+
+
+def test_frames_of_a_clip_are_encoded_one_by_one(vae, tmp_path):
+    clips = np.random.default_rng(0).integers(0, 255, (3, 6, SIDE, SIDE, 3), np.uint8)
+    records = [Record(f"{place}", clip, "moving", place) for place, clip in enumerate(clips)]
+    data = dataclasses.replace(DATA, frames=3)
+    encoded = encode_pictures(records, vae, data, MODEL, tmp_path)
+    for index, clip in enumerate(clips):
+        expected = vae.encode(pixels_to_unit(clip[::2])).mean * 0.13025
+        np.testing.assert_allclose(encoded[index].media.mean, expected, atol=1e-5)
+    of_latents = latent_data(data, FACTOR)
+    with Stream(encoded, of_latents, MODEL, seed=0) as stream:
+        kinds = next(stream).tokens.kinds[0]
+    assert (kinds == Kind.NEXTFRAME).sum() == 3

@@ -110,10 +110,10 @@ def test_emoji_carry_captions_labels_and_distinct_pictures():
     assert records[0].caption == "red heart, fluent style"
     assert records[1].caption == "red heart, noto style"
     assert [record.label for record in records] == [place for place in range(48) for _ in range(2)]
-    flat = np.stack([record.image for record in records]).reshape(96, -1) / 127.5
+    flat = np.stack([record.media for record in records]).reshape(96, -1) / 127.5
     distances = [np.sqrt(((flat - one) ** 2).mean(axis=1)) for one in flat]
     assert min(np.sort(row)[1] for row in distances) > 0.35
-    assert np.stack([record.image for record in records]).mean() > 128
+    assert np.stack([record.media for record in records]).mean() > 128
 
 
 def test_a_thousand_names_have_no_skin_tones_and_too_many_are_refused():
@@ -133,7 +133,7 @@ def test_emoji_of_another_resolution_come_from_a_folder(tmp_path):
         arrays = {"X": np.zeros((2, 64, 64, 3), np.uint8), "names": np.array(["sun", "red heart"])}
         np.savez(tmp_path / f"emoji_{style}_64.npz", **arrays)
     config = DataConfig(path=str(tmp_path), emoji_names=2, split="all", image_size=64)
-    assert open_source(config, MODEL)[0].image.shape == (64, 64, 3)
+    assert open_source(config, MODEL)[0].media.shape == (64, 64, 3)
     with pytest.raises(ValueError, match="build_emoji"):
         EmojiSource(2, "all", folder=tmp_path / "none")
 
@@ -202,8 +202,8 @@ def test_the_released_yaml_is_read_with_roots_ratios_and_types(tmp_path):
     source = open_source(DataConfig(source="lumina", path=str(tmp_path / "data.yaml")), MODEL)
     found = [source[index] for index in range(len(source))]
     assert [record.caption for record in found[:6]] == ["prompt 0", "prompt 1", "prompt 2"] * 2
-    assert found[0].image == tmp_path / "pictures" / "0.png"
-    assert found[3].image == Path("/elsewhere/0.png")
+    assert found[0].media == tmp_path / "pictures" / "0.png"
+    assert found[3].media == Path("/elsewhere/0.png")
     random.seed(0)
     assert [record.caption for record in found[6:]] == [
         item["conversations"][1]["value"] for item in random.sample(chats, 10)
@@ -267,7 +267,7 @@ def test_a_prepared_builder_gives_captions_or_class_names_or_labels(prepared):
     color = {"picture 0": [255, 0, 0], "picture 1": [0, 0, 255]}
     for index in range(4):
         if source[index].caption in color:
-            assert corner(open_picture(source[index].image)) == color[source[index].caption]
+            assert corner(open_picture(source[index].media)) == color[source[index].caption]
     by_class = open_source(
         DataConfig(source="tfds", path="tiny_pictures", data_dir=prepared, caption_key="label"), MODEL
     )

@@ -5,30 +5,34 @@ import dataclasses
 import pytest
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.generation.extrapolation import base_length, rope_factor, rope_scaling
+from lumina_jax.generation.extrapolation import Extent, base_length, rope_factor, rope_scaling
 from lumina_jax.models.presets import preset
 
 FLAG, NEXT = preset("5B"), preset("Next-2B")
+VIDEO = preset("Next-2B", rope_axes=3)
 SETTINGS = SampleConfig()
 
 
 @pytest.mark.parametrize(
     ("model", "size", "factor"),
     [
-        (FLAG, (2048, 1024), 2.0),  # twice the tokens, in one sequence
-        (NEXT, (2048, 2048), 2.0),  # twice the rows and twice the columns
-        (NEXT, (2048, 1024), 2.0**0.5),
-        (FLAG, (1024, 1024), 1.0),
-        (NEXT, (512, 1024), 1.0),  # smaller: as trained
+        (FLAG, (4, 2048, 1024), 2.0),  # twice the tokens, in one sequence
+        (FLAG, (8, 2048, 1024), 4.0),
+        (NEXT, (4, 2048, 2048), 2.0),  # twice the rows and twice the columns
+        (NEXT, (4, 2048, 1024), 2.0**0.5),
+        (NEXT, (8, 1024, 1024), 1.0),  # frames are no axis of it
+        (VIDEO, (12, 2048, 1024), 3.0),  # three times the frames
+        (VIDEO, (4, 2048, 2048), 2.0),
+        (FLAG, (4, 1024, 1024), 1.0),
+        (NEXT, (4, 512, 1024), 1.0),  # smaller: as trained
     ],
 )
 def test_the_factor_is_how_much_longer_coordinates_are_than_in_training(model, size, factor):
-    height, width = size
-    assert rope_factor(SETTINGS, model, height=height, width=width, trained=1024) == pytest.approx(factor)
+    assert rope_factor(SETTINGS, model, Extent(*size), Extent(4, 1024, 1024)) == pytest.approx(factor)
 
 
 def test_a_given_factor_is_used_as_it_is():
-    assert rope_factor(SampleConfig(rope_factor=1.5), NEXT, height=64, width=64, trained=64) == 1.5
+    assert rope_factor(SampleConfig(rope_factor=1.5), NEXT, Extent(1, 64, 64), Extent(1, 64, 64)) == 1.5
 
 
 def test_positions_are_squeezed_before_the_watershed_and_frequencies_slowed_from_it_on():
@@ -38,10 +42,11 @@ def test_positions_are_squeezed_before_the_watershed_and_frequencies_slowed_from
         assert (float(scaling.linear), float(scaling.ntk)) == expected
 
 
-def test_proportional_attention_compares_with_the_tokens_of_a_training_picture():
-    sizes = {"height": 64, "width": 128, "trained": 64}
-    assert base_length(SETTINGS, NEXT, **sizes) == 32 * 32
-    assert base_length(SETTINGS, FLAG, **sizes) == 32 * 33  # with a [nextline] token after each row
-    assert base_length(SETTINGS, NEXT, height=64, width=64, trained=64) is None
-    assert base_length(SETTINGS, NEXT, height=64, width=64, trained=2) is None  # of one token
-    assert base_length(dataclasses.replace(SETTINGS, proportional_attention=False), NEXT, **sizes) is None
+def test_proportional_attention_compares_with_the_tokens_of_a_training_sample():
+    wide, square = Extent(1, 64, 128), Extent(1, 64, 64)
+    assert base_length(SETTINGS, NEXT, wide, square) == 32 * 32
+    assert base_length(SETTINGS, FLAG, wide, square) == 32 * 33  # with a [nextline] token after each row
+    assert base_length(SETTINGS, FLAG, wide, Extent(2, 64, 64)) == 2 * (32 * 33 + 1)  # and a [nextframe] token
+    assert base_length(SETTINGS, NEXT, square, square) is None
+    assert base_length(SETTINGS, NEXT, square, Extent(1, 2, 2)) is None  # of one token
+    assert base_length(dataclasses.replace(SETTINGS, proportional_attention=False), NEXT, wide, square) is None

@@ -53,7 +53,7 @@ def pipeline():
 
 def draw(pipeline, prompts, seed=0, batch=2, shape=SHAPE, **changes):
     settings = dataclasses.replace(SETTINGS, **changes)
-    return pipeline(prompts, settings, seed=seed, shape=shape, batch=batch)
+    return [frames[0] for frames in pipeline(prompts, settings, seed=seed, shape=shape, batch=batch)]
 
 
 def test_one_program_serves_every_prompt_seed_guidance_and_time_shift(pipeline):

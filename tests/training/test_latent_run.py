@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tiny import label_config
 
-from lumina_jax.commands.evaluate import true_pictures
+from lumina_jax.commands.evaluate import true_samples
 from lumina_jax.config import SampleConfig, VaeConfig
 from lumina_jax.generation.pipeline import Shape
 from lumina_jax.generation.sheets import patch_pixels, vae_of
@@ -47,8 +47,8 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
 
     pipeline, step = open_run(folder)
     assert step == 2
-    _, true, _ = true_pictures(settings, limit=3)
-    assert true.shape == (3, 32, 32, 3)
+    _, true, _ = true_samples(settings, limit=3)
+    assert true.shape == (3, 1, 32, 32, 3)
     with pytest.raises(ValueError, match="multiples of the 8 pixels of a patch"):
         pipeline(["3"], SampleConfig(), seed=0, shape=Shape(32, 36), batch=1)
 

@@ -1,0 +1,101 @@
+"""python -m lumina_jax data COMMAND: data made ready for training.
+
+prepare NAME    fetch a free data set through the package manager's ordinary client; the result is a folder for
+                data.source=prepared, with a card (what it is, under which licence) and a sheet of samples
+                  fluent-animated   187 animated emoji with names, from npm: clips
+scenes IN OUT   cut the videos of a captions .jsonl into scenes, one line for each
+"""
+
+import importlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+MODULES = {"fluent-animated": "fluent_animated"}
+SHEET_SAMPLES, SHEET_FRAMES = 24, 6
+
+
+@dataclass(frozen=True)
+class Prepare:
+    name: Annotated[Literal["fluent-animated"], tyro.conf.Positional]
+    out: Path = Path("data")
+    """The folder NAME is made in it."""
+    size: int = 64
+    """Pixels of a side."""
+    frames: int = 24
+    """Frames of a clip."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    captions: Annotated[Path, tyro.conf.Positional]
+    """A .jsonl with {"video": ...} lines."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """A .jsonl beside it."""
+    least: float = 1.0
+    """Scenes of fewer seconds are left out."""
+
+
+def main(words: Sequence[str]) -> int:
+    commands: dict[str, Callable[..., Prepare | Scenes]] = {"prepare": Prepare, "scenes": Scenes}
+    arguments = tyro.extras.subcommand_cli_from_dict(
+        commands, args=words, prog="python -m lumina_jax data", description=__doc__
+    )
+    try:
+        if isinstance(arguments, Prepare):
+            prepare(arguments)
+        else:
+            cut(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from None
+    return 0
+
+
+def prepare(arguments: Prepare) -> None:
+    from lumina_jax.data.prepared import README, SHEET, write_prepared
+
+    for name in ("size", "frames"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
+    module = importlib.import_module(f"lumina_jax.data.datasets.{MODULES[arguments.name]}")
+    folder = arguments.out / arguments.name
+    settings = (arguments.size, arguments.frames)
+    print(f"fetching {arguments.name} ...", flush=True)
+    write_prepared(folder, module.samples(*settings), module.card(*settings))
+    sheet(folder, folder / SHEET)
+    print((folder / README).read_text())
+    print(f"{folder} is ready: --data.source prepared --data.path {folder}")
+
+
+def cut(arguments: Scenes) -> None:
+    from lumina_jax.data.scenes import write_scenes
+
+    report = write_scenes(arguments.captions, arguments.out, least=arguments.least)
+    for name, reason in report.bad.items():
+        print(f"skipped {name}: {reason}")
+    print(
+        f"{report.videos} videos have {report.scenes} scenes of {arguments.least} s or more, and {report.too_short} "
+        f"shorter ones, which are left out: {arguments.out}"
+    )
+
+
+def sheet(folder: Path, path: Path) -> None:
+    """Some samples of a prepared folder with their captions."""
+    from lumina_jax.config import DataConfig
+    from lumina_jax.data.example import Record
+    from lumina_jax.data.frames import read_pictures
+    from lumina_jax.data.prepared import PreparedSource
+    from lumina_jax.generation.media import contact_sheet, save_png
+    from lumina_jax.generation.movies import frame_sheet
+
+    source = PreparedSource(folder)
+    chosen = random.Random(0).sample(range(len(source)), min(SHEET_SAMPLES, len(source)))
+    records = [record for record in map(source.__getitem__, chosen) if isinstance(record, Record)]
+    shown = DataConfig(frames=SHEET_FRAMES)
+    strips = [frame_sheet(np.stack([*map(np.asarray, read_pictures(record.media, shown, None))])) for record in records]
+    save_png(path, contact_sheet(strips, [record.caption or "" for record in records]), {"samples": chosen})

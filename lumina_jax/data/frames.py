@@ -1,0 +1,59 @@
+"""Which frames of a sample are trained on: all that a picture has, some of a clip, some of an object's views.
+
+In: what a record holds. Out: PIL pictures of one size, in order. A clip gives `data.frames` frames, evenly over its
+length or `data.frame_rate` a second from a random moment on, and fewer where it is too short for that; views are spread
+evenly around the object.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from lumina_jax.config import DataConfig
+from lumina_jax.data.clips import read_frames
+from lumina_jax.data.example import Clip, LatentDistribution, Media, Views
+from lumina_jax.data.pictures import open_picture
+
+ROUNDING = 1e-6
+
+
+def read_pictures(media: Media, data: DataConfig, draws: random.Random | None) -> list[Image.Image]:
+    """The frames of a sample.
+
+    Args:
+      draws: where a clip starts that is longer than its frames; None: in the middle.
+
+    Raises:
+      ValueError: it cannot be read, or its frames have different sizes.
+    """
+    if isinstance(media, Clip):
+        return read_frames(media, lambda seconds: moments(seconds, data, draws))
+    if isinstance(media, Views):
+        pictures = [open_picture(media.files[place]) for place in evenly(len(media.files), data.frames)]
+    elif isinstance(media, np.ndarray) and media.ndim == 4:
+        pictures = [open_picture(media[place]) for place in evenly(len(media), data.frames)]
+    else:
+        assert not isinstance(media, LatentDistribution)
+        return [open_picture(media)]
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) > 1:
+        raise ValueError(f"the frames of a sample must have one size, but have {sorted(sizes)}")
+    return pictures
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Places of `wanted` of `count` frames, from the first on, or of all when there are fewer."""
+    wanted = min(count, wanted)
+    return [place * count // wanted for place in range(wanted)]
+
+
+def moments(seconds: float, data: DataConfig, draws: random.Random | None) -> Sequence[float]:
+    """Times in a clip of so many seconds at which frames are taken."""
+    if data.frame_rate is None:
+        return [(place + 0.5) * seconds / data.frames for place in range(data.frames)]
+    count = max(1, min(data.frames, int(seconds * data.frame_rate + ROUNDING)))
+    spare = max(0.0, seconds - count / data.frame_rate)
+    start = spare * (0.5 if draws is None else draws.random())
+    return [start + (place + 0.5) / data.frame_rate for place in range(count)]

@@ -1,0 +1,134 @@
+"""Data sets made once by `python -m lumina_jax data prepare`, ready to be read at random.
+
+On disk: a folder with samples.array_record (one .npz of pixels, name and caption for each sample), card.json (what the
+set is, from where, under which licence), README.md (the same to read) and sheet.png. The folder appears when it is
+complete.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lumina_jax.data.example import BadSample, Record, record_of
+
+SAMPLES, CARD, README, SHEET = "samples.array_record", "card.json", "README.md", "sheet.png"
+
+
+class Sample(NamedTuple):
+    """One sample as it is stored: frames of a clip, views of an object, or one picture."""
+
+    name: str
+    caption: str
+    frames: UInt8[np.ndarray, "f h w 3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a user should know of a data set."""
+
+    name: str
+    about: str
+    origin: str
+    """The packages it was made from, with versions."""
+    licence: str
+    attribution: str
+    settings: dict[str, int | float | str]
+    samples: int = 0
+
+    def text(self) -> str:
+        """As Markdown."""
+        settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
+        return (
+            f"# {self.name}\n\n{self.about}\n\n- samples: {self.samples}\n- made from: {self.origin}\n"
+            f"- licence: {self.licence}\n- attribution: {self.attribution}\n{settings}\n"
+        )
+
+
+class PreparedSource:
+    """The samples of a prepared folder.
+
+    Raises:
+      ValueError: the folder holds no prepared data set.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        from grain.sources import ArrayRecordDataSource
+
+        self.folder = Path(folder)
+        if not (self.folder / SAMPLES).is_file():
+            raise ValueError(
+                f"data.path={str(folder)!r} must be a folder made by `python -m lumina_jax data prepare NAME`, but it "
+                f"has no {SAMPLES}"
+            )
+        self._records = ArrayRecordDataSource(str(self.folder / SAMPLES))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record | BadSample:
+        try:
+            sample = _decoded(self._records[index])
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            return BadSample(f"{self.folder.name}, sample {index}", f"the record is damaged ({error})")
+        return record_of(sample.name, sample.frames, sample.caption, None)
+
+    def __repr__(self) -> str:
+        return f"PreparedSource({str(self.folder)!r})"
+
+
+def write_prepared(folder: Path, samples: Iterable[Sample], card: Card) -> Card:
+    """Write a data set, whole or not at all; returns the card with the number of samples.
+
+    Raises:
+      ValueError: the folder is there already, or there is no sample.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; delete it first, or choose another --out")
+    with _complete(folder) as temporary:
+        writer = ArrayRecordWriter(str(temporary / SAMPLES), "group_size:1")
+        count = 0
+        for sample in samples:
+            writer.write(_encoded(sample))
+            count += 1
+        writer.close()
+        if not count:
+            raise ValueError(f"{card.name} gave no sample")
+        card = dataclasses.replace(card, samples=count)
+        (temporary / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+        (temporary / README).write_text(card.text())
+    return card
+
+
+@contextlib.contextmanager
+def _complete(folder: Path) -> Iterator[Path]:
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _encoded(sample: Sample) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, name=sample.name, caption=sample.caption, frames=sample.frames)
+    return buffer.getvalue()
+
+
+def _decoded(record: bytes) -> Sample:
+    with np.load(io.BytesIO(record)) as arrays:
+        return Sample(str(arrays["name"]), str(arrays["caption"]), arrays["frames"])

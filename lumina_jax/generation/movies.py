@@ -1,0 +1,101 @@
+"""Clips and turntables on disk: gif and mp4, and their frames side by side.
+
+In: frames as bytes 0..255, [f h w 3], the frames of a clip or the views around an object. Files appear complete or not
+at all. PIL writes gif; mp4 (H.264) needs PyAV, the extra `media`.
+"""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from lumina_jax.generation.media import contact_sheet, save_png, written_whole
+from lumina_jax.run import sample_name
+
+Frames = UInt8[np.ndarray, "f h w 3"]
+GAP = 2
+"""White pixels between frames that stand side by side."""
+STRIP_FRAMES = 16
+"""More frames than these go into several lines."""
+CONSTANT_RATE_FACTOR = "12"
+"""Of H.264: close to lossless for the eye."""
+
+
+def save_gif(path: str | Path, frames: Frames, rate: float) -> None:
+    """An endless animation of `rate` frames a second."""
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    with written_whole(path) as temporary:
+        first.save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=others,
+            duration=round(1000 / rate),
+            loop=0,
+            disposal=1,
+        )
+
+
+def save_mp4(path: str | Path, frames: Frames, rate: float) -> None:
+    """A video of `rate` frames a second; an odd last row or column is repeated, since H.264 counts in twos.
+
+    Raises:
+      ModuleNotFoundError: PyAV is not installed.
+    """
+    import av
+
+    height, width = frames.shape[1:3]
+    even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with written_whole(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+        stream.height, stream.width = even.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": CONSTANT_RATE_FACTOR}
+        for frame in even:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def frame_sheet(frames: Frames) -> UInt8[np.ndarray, "h w 3"]:
+    """All frames on one picture, side by side, in several lines when there are many."""
+    if len(frames) == 1:
+        return frames[0]
+    lines = math.ceil(len(frames) / STRIP_FRAMES)
+    columns = math.ceil(len(frames) / lines)
+    height, width = frames.shape[1] + GAP, frames.shape[2] + GAP
+    sheet = np.full((lines * height - GAP, columns * width - GAP, 3), 255, np.uint8)
+    for place, frame in enumerate(frames):
+        top, left = place // columns * height, place % columns * width
+        sheet[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
+    return sheet
+
+
+def moving_sheet(clips: Sequence[Frames], captions: Sequence[str]) -> Frames:
+    """The contact sheet of several clips, moving; a shorter clip begins again."""
+    longest = max(map(len, clips))
+    return np.stack([contact_sheet([clip[place % len(clip)] for clip in clips], captions) for place in range(longest)])
+
+
+def save_samples(
+    folder: Path, samples: Sequence[Frames], prompts: Sequence[str], settings: dict[str, Any], *, rate: float
+) -> None:
+    """A PNG of each sample with its settings, sheet.png of all; of clips also gif, mp4 where PyAV is installed, and
+    sheet.gif."""
+    clips = any(len(frames) > 1 for frames in samples)
+    for index, (prompt, frames) in enumerate(zip(prompts, samples)):
+        path = folder / sample_name(index, prompt)
+        save_png(path, frame_sheet(frames), {"prompt": prompt, "index": index, **settings})
+        if clips:
+            save_gif(path.with_suffix(".gif"), frames, rate)
+        if clips and importlib.util.find_spec("av") is not None:
+            save_mp4(path.with_suffix(".mp4"), frames, rate)
+    sheet = contact_sheet([frame_sheet(frames) for frames in samples], prompts)
+    save_png(folder / "sheet.png", sheet, {"prompts": list(prompts), **settings})
+    if clips:
+        save_gif(folder / "sheet.gif", moving_sheet(samples, prompts), rate)
