@@ -37,6 +37,8 @@ class Arguments:
     """Height and width in pixels; default: those of training."""
     height: int | None = None
     width: int | None = None
+    modality: str | None = None
+    """Which of the model's modalities to draw; default: its own."""
     video_frames: int | None = None
     """Frames of a clip; default: those of training."""
     views: int | None = None
@@ -88,18 +90,22 @@ def draw(arguments: Arguments) -> None:
     from lumina_jax.generation.sheets import patch_pixels
     from lumina_jax.trained import open_run
 
-    size = arguments.size or config.data.image_size
-    frames = next(count for count in (arguments.video_frames, arguments.views, config.data.frames) if count is not None)
+    data = config.data_of(arguments.modality)
+    size = arguments.size or data.image_size
+    frames = next(count for count in (arguments.video_frames, arguments.views, data.frames) if count is not None)
     shape = Shape(arguments.height or size, arguments.width or size, frames)
     check_shape(shape, patch_pixels(config))
     pipeline, step = open_run(arguments.run, arguments.step, config)
     batch = min(arguments.batch, len(prompts))
-    samples = pipeline(prompts, arguments.sample, seed=arguments.seed, shape=shape, batch=batch)
+    samples = pipeline(
+        prompts, arguments.sample, seed=arguments.seed, shape=shape, batch=batch, modality=arguments.modality
+    )
 
     out = arguments.out or arguments.run / "samples" / f"{step}"
     settings = {
         "run": config.run.name,
         "step": step,
+        "modality": config.model.modality_of(arguments.modality).name,
         "seed": arguments.seed,
         "height": shape.height,
         "width": shape.width,

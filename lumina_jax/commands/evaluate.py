@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -29,6 +29,8 @@ class Arguments:
     step: int | None = None
     """Checkpoint to draw from; default: the newest."""
     seed: int = 1
+    modality: str | None = None
+    """Which of the model's modalities to draw; default: its own."""
     limit: int = 512
     """At most so many samples of the data."""
     batch: int = 32
@@ -60,12 +62,12 @@ def evaluate(arguments: Arguments) -> None:
     config = read_run(arguments.run)
     if arguments.likelihood and config.vae.path:
         raise ValueError("--likelihood needs a model of pixels, but this one draws latents (vae.path); leave it out")
-    prompts, true, is_held_out = true_samples(config, arguments.limit)
+    prompts, true, is_held_out = true_samples(config, arguments.limit, arguments.modality)
     pipeline, step = open_run(arguments.run, arguments.step)
     print(f"drawing {len(prompts)} captions at step {step}", flush=True)
-    drawn = np.stack(
-        pipeline(prompts, config.sample, seed=arguments.seed, shape=trained_shape(config), batch=arguments.batch)
-    )
+    shape = trained_shape(config, arguments.modality)
+    asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
+    drawn = np.stack(pipeline(prompts, config.sample, shape=shape, **asked))
     matches = nearest(drawn, true) == np.arange(len(true))
     for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out), ("all", is_held_out | True)):
         if chosen.any():
@@ -75,10 +77,8 @@ def evaluate(arguments: Arguments) -> None:
             )
     if true.shape[1] > 1:
         compare_frames(drawn, true)
-    sheet = arguments.run / "samples" / f"{step}" / "all.png"
-    save_png(
-        sheet, contact_sheet([frame_sheet(frames) for frames in drawn], prompts), {"step": step, "seed": arguments.seed}
-    )
+    sheet = arguments.run / "samples" / f"{step}" / f"{arguments.modality or 'all'}.png"
+    save_png(sheet, contact_sheet([frame_sheet(frames) for frames in drawn], prompts), {"step": step, **asked})
     print(f"contact sheet: {sheet}")
     if arguments.likelihood:
         likelihood(pipeline, config, true[: arguments.likelihood], prompts[: arguments.likelihood], arguments.seed)
@@ -122,14 +122,14 @@ def likelihood(pipeline: "Pipeline", config: Config, pictures: np.ndarray, promp
     print(f"walked to noise and back, their values differ by {error:.2f} of 255 on average")
 
 
-def true_samples(config: Config, limit: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+def true_samples(config: Config, limit: int, modality: str | None = None) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Captions (or labels), pixels uint8 [n f h w 3] as training crops them, and which were held out."""
     from lumina_jax.data.example import Example
     from lumina_jax.data.preparation import Preparation, possible_sizes
     from lumina_jax.data.sources import open_source
     from lumina_jax.tokens import unit_to_pixels
 
-    data = dataclasses.replace(config.data, caption_dropout=0.0, crop="square")
+    data = dataclasses.replace(config.data_of(modality), caption_dropout=0.0, crop="square")
     held_out: set[str] = set()
     if data.source == "emoji":
         hidden = open_source(dataclasses.replace(data, split="held_out"), config.model)

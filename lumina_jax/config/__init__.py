@@ -11,6 +11,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lumina_jax.config.data import DataConfig as DataConfig
+from lumina_jax.config.data import Part as Part
+from lumina_jax.config.data import SourceConfig as SourceConfig
+from lumina_jax.config.model import Modality as Modality
 from lumina_jax.config.model import ModelConfig as ModelConfig
 from lumina_jax.config.model import require
 
@@ -71,77 +75,6 @@ class VaeConfig:
 
     def __post_init__(self) -> None:
         require(self.tile is None or self.tile >= 1, f"vae.tile={self.tile} must be at least 1, or None for no tiles")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the examples come from, and how they become rows of tokens."""
-
-    source: Literal["emoji", "folder", "lumina", "tfds", "prepared"] = "emoji"
-    """emoji: embedded. folder: images, clips or views and a captions .jsonl. lumina: the authors' YAML. tfds: a
-    builder. prepared: what `data prepare` made."""
-    path: str = ""
-    """emoji: nothing, or a folder that tools/build_emoji.py filled. folder: the folder, or its .jsonl file. lumina: the
-    .yaml file. tfds: a builder, such as cifar10:3.*.*. prepared: the folder"""
-    split: str = "train"
-    """emoji: train, held_out or all. tfds: any split expression."""
-    limit: int | None = None
-    """Only the first so many samples of the source; None: all."""
-    image_size: int = 32
-    """Pixels of a square image; with buckets, the side of a square of equal area."""
-    frames: int = 1
-    """Frames of a clip, or views of an object, at most."""
-    frame_rate: float | None = None
-    """Frames taken of each second of a clip, from a random moment on; None: evenly over all of it."""
-    crop: Literal["square", "buckets"] = "square"
-    """square: shorter side resized, centre cropped. buckets: the authors' aspect-ratio buckets."""
-    emoji_names: int = 48
-    """Number of emoji names in the embedded set; each name is drawn in two styles."""
-    image_key: str = "image"
-    caption_key: str = "caption"
-    label_key: str = "label"
-    """Feature names of a tfds builder; a caption may also be the name of the label."""
-    data_dir: str | None = None
-    """Folder of prepared tfds data; None: the default of tensorflow-datasets."""
-    batch_rows: int = 32
-    """Rows of tokens in a batch, over all devices."""
-    row_tokens: int | None = None
-    """Tokens in a row; None: as many as one sample of image_size needs. More packs several samples into a row."""
-    samples_per_row: int = 1
-    """At most so many samples share a row."""
-    caption_dropout: float = 0.1
-    """Share of captions replaced by the empty one, for classifier-free guidance."""
-    workers: int = 0
-    """Processes that read and decode; 0: threads of this process."""
-    prefetch: int = 16
-    """Examples (or batches) held ready."""
-    bad_samples: int = 100
-    """Unreadable samples that are skipped, each reported by name, before the run stops."""
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "frames", "batch_rows", "samples_per_row", "prefetch", "emoji_names"):
-            require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
-        require(
-            self.limit is None or self.limit >= 1, f"data.limit={self.limit} must be at least 1, or None for no limit"
-        )
-        require(
-            self.frame_rate is None or self.frame_rate > 0,
-            f"data.frame_rate={self.frame_rate} must be positive, or None for frames spread over the whole clip",
-        )
-        require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
-        require(self.bad_samples >= 0, f"data.bad_samples={self.bad_samples} must not be negative")
-        require(
-            0 <= self.caption_dropout < 1,
-            f"data.caption_dropout={self.caption_dropout} must lie in [0, 1); 0.1 is usual",
-        )
-        require(
-            self.source == "emoji" or bool(self.path),
-            f"data.source={self.source!r} needs data.path; see --help for what it names",
-        )
-        require(
-            self.samples_per_row == 1 or self.row_tokens is not None,
-            f"data.samples_per_row={self.samples_per_row} needs data.row_tokens, the length of a packed row",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +210,13 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        unit = self.model.patch_size
-        require(
-            self.data.image_size % unit == 0,
-            f"data.image_size={self.data.image_size} must be a multiple of model.patch_size={unit}",
-        )
+        for part in self.data.parts:
+            modality = self.model.modality_of(part.modality)
+            require(
+                part.image_size % modality.patch_size == 0,
+                f"data.image_size={part.image_size} must be a multiple of model.patch_size={modality.patch_size}"
+                + (f" of {modality.name!r}" if self.model.others else ""),
+            )
         require(
             self.data.batch_rows % self.optimizer.accumulate == 0,
             f"data.batch_rows={self.data.batch_rows} must be a multiple of "
@@ -304,6 +239,18 @@ class Config:
         for section in (Config, *(f.type for f in dataclasses.fields(Config))):
             section.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[union-attr]
         return TypeAdapter(Config).validate_json(text)
+
+    def data_of(self, modality: str | None) -> DataConfig:
+        """The settings of the first source of a modality of the model; None is the model's own.
+
+        Raises:
+          ValueError: the model has no such modality, or no source is of it.
+        """
+        place = self.model.place(modality)
+        for part in self.data.parts:
+            if self.model.place(part.modality) == place:
+                return part
+        raise ValueError(f"no source of data.mixture is of the modality {self.model.modalities[place].name!r}")
 
     def replace(self, **sections: dict[str, Any]) -> "Config":
         """A copy with fields changed: `config.replace(run={"steps": 10})`."""

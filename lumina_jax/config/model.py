@@ -10,6 +10,26 @@ def require(holds: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Modality:
+    """A kind of data with its own latents, and its own projections into and out of the network."""
+
+    name: str
+    patch_size: int
+    """1 for sound, whose latents have one row."""
+    channels: int
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "a modality needs a name, such as 'image'")
+        for field in ("patch_size", "channels"):
+            value = getattr(self, field)
+            require(value >= 1, f"{field}={value} of the modality {self.name!r} must be at least 1")
+
+    @property
+    def patch_values(self) -> int:
+        return self.patch_size**2 * self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A Flag-DiT (Lumina-T2X, arXiv 2405.05945, section 2), or with block="next" a Next-DiT (Lumina-Next, arXiv
     2406.18583). Named sizes: `models/presets.py`."""
@@ -34,6 +54,10 @@ class ModelConfig:
     patch_size: int = 2
     channels: int = 4
     """Channels of the latent (3 when training on pixels)."""
+    modality: str = "image"
+    """What latents of model.patch_size and model.channels are called."""
+    others: tuple[Modality, ...] = ()
+    """Further modalities that the same network learns, each with projections of its own."""
     conditioning: Literal["text", "label"] = "text"
     text_width: int = 4096
     """Width of the caption features (text-conditional models only)."""
@@ -66,6 +90,12 @@ class ModelConfig:
         for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value} must be at least 1")
+        names = [modality.name for modality in self.modalities]
+        require(len(set(names)) == len(names), f"the modalities of a model need different names, but are {names}")
+        require(
+            not (self.others and self.predict_sigma),
+            "model.predict_sigma is for released checkpoints, which have one modality; leave model.others empty",
+        )
         unit = 2 * self.rope_axes
         require(
             self.heads_width % (unit * self.heads) == 0,
@@ -104,5 +134,27 @@ class ModelConfig:
         return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)
 
     @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """All of them, the model's own first."""
+        return (Modality(name=self.modality, patch_size=self.patch_size, channels=self.channels), *self.others)
+
+    @property
     def patch_values(self) -> int:
-        return self.patch_size**2 * self.channels
+        """Values of the longest patch of any modality."""
+        return max(modality.patch_values for modality in self.modalities)
+
+    def place(self, modality: str | None) -> int:
+        """Where a modality stands in `modalities`; None is the model's own.
+
+        Raises:
+          ValueError: the model has none of that name.
+        """
+        if modality is None:
+            return 0
+        names = [own.name for own in self.modalities]
+        require(modality in names, f"modality={modality!r} must be one of those of the model: {', '.join(names)}")
+        return names.index(modality)
+
+    def modality_of(self, name: str | None) -> Modality:
+        """The modality of that name; errors as `place`."""
+        return self.modalities[self.place(name)]

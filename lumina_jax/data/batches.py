@@ -19,11 +19,12 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import DataConfig, Modality, ModelConfig
 from lumina_jax.data.example import BadSample, Example, Source
 from lumina_jax.data.latents import LatentSource
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.sources import MixedSource
 from lumina_jax.tokens import TextFeatures, Tokens, first_fit, latent_grid, pack, pack_text
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,11 @@ def row_tokens(data: DataConfig, model: ModelConfig) -> int:
     Raises:
       ValueError: a sample of data.image_size is longer than data.row_tokens.
     """
-    longest = max(_length(data.frames, height, width, model) for width, height in possible_sizes(data, model))
+    longest = max(
+        _length((part.frames, height, width), model, model.modality_of(part.modality))
+        for part in data.parts
+        for width, height in possible_sizes(part, model)
+    )
     if data.row_tokens is not None and data.row_tokens < longest:
         raise ValueError(
             f"data.row_tokens={data.row_tokens} is too short: with data.image_size={data.image_size}, "
@@ -115,18 +120,13 @@ class Stream:
         index, count = shard
         if data.batch_rows % count or not 0 <= index < count:
             raise ValueError(f"{shard=} needs 0 <= index < count, and a count that divides {data.batch_rows=}")
-        if not isinstance(source, LatentSource) and model.channels != 3:
-            raise ValueError(
-                f"pictures have 3 channels, but model.channels={model.channels}; set it to 3, or name an autoencoder "
-                "in vae.path"
-            )
+        _check_channels(source, data, model)
         if not len(source):
             raise ValueError(f"{source!r} holds no sample")
         self.bad: dict[str, str] = {}
         self._source, self._data, self._model, self._features, self._shard = source, data, model, features, shard
         self._rows, self._row_tokens = data.batch_rows // count, row_tokens(data, model)
-        prepare = Preparation(data, model, seed, tuple(possible_sizes(data, model)))
-        self._samples = grain.MapDataset.source(EndlessSource(source, seed)).map(prepare)
+        self._samples = _endless_samples(source, data, model, seed)
         self._reader: grain.DatasetIterator | None = None
         self._waiting: list[tuple[int, Example]] = []
         self._position, self._last_good = index, index - count
@@ -231,17 +231,18 @@ class Stream:
             )
 
     def _tokens_of(self, example: Example) -> int:
-        frames, height, width, _ = example.latents.shape
-        return _length(frames, height, width, self._model)
+        return _length(example.latents.shape[:3], self._model, self._model.modalities[example.modality])
 
     def _batch(self, rows: list[list[Example]]) -> Batch:
         model, segments = self._model, self._data.samples_per_row
         tokens, _ = pack(
             [[example.latents for example in row] for row in rows],
             row_tokens=self._row_tokens,
-            patch_size=model.patch_size,
+            patch_size=[modality.patch_size for modality in model.modalities],
             nextline=model.nextline,
             nextframe=model.nextframe,
+            modalities=[[example.modality for example in row] for row in rows] if model.others else None,
+            patch_values=model.patch_values,
         )
         present = np.zeros((len(rows), segments), np.float32)
         for place, row in enumerate(rows):
@@ -262,8 +263,47 @@ def _labels(rows: list[list[Example]], segments: int, no_label: int) -> Int[np.n
     return labels
 
 
-def _length(frames: int, height: int, width: int, model: ModelConfig) -> int:
+def _endless_samples(source: Source, data: DataConfig, model: ModelConfig, seed: int) -> grain.MapDataset:
+    """Index to (index, Example or BadSample), without end; of a mixture each part in its share."""
+    sources = source.parts if isinstance(source, MixedSource) else (source,)
+    parts = [
+        grain.MapDataset.source(EndlessSource(own, seed + place)).map(
+            Preparation(part, model, seed + place, tuple(possible_sizes(part, model)))
+        )
+        for place, (own, part) in enumerate(zip(sources, data.parts, strict=True))
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    mixed = grain.MapDataset.mix(parts, [part.weight for part in data.mixture])
+    return mixed.map_with_index(_with_own_index)
+
+
+def _with_own_index(index: int, numbered: tuple[int, Example | BadSample]) -> tuple[int, Example | BadSample]:
+    """The place in the whole mixture, instead of that in a part."""
+    return index, numbered[1]
+
+
+def _check_channels(source: Source, data: DataConfig, model: ModelConfig) -> None:
+    """Refuse pixels for a model of other latents."""
+    if isinstance(source, LatentSource):
+        return
+    for part in data.parts:
+        modality = model.modality_of(part.modality)
+        if modality.channels != 3:
+            raise ValueError(
+                f"pictures have 3 channels, but model.channels={modality.channels}; set it to 3, or name an "
+                "autoencoder in vae.path"
+            )
+
+
+def _length(extent: tuple[int, ...], model: ModelConfig, modality: Modality) -> int:
+    frames, height, width = extent
     grid = latent_grid(
-        frames, height, width, patch_size=model.patch_size, nextline=model.nextline, nextframe=model.nextframe
+        frames,
+        height,
+        width,
+        patch_size=modality.patch_size,
+        nextline=model.nextline,
+        nextframe=model.nextframe,
     )
     return grid.length

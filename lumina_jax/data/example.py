@@ -64,6 +64,8 @@ class Example(NamedTuple):
     latents: Float[np.ndarray, "f h w c"]
     caption: str | None
     label: int | None
+    modality: int = 0
+    """Its place in the modalities of the model."""
 
 
 @runtime_checkable

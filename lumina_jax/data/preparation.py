@@ -23,7 +23,8 @@ def possible_sizes(data: DataConfig, model: ModelConfig) -> list[Size]:
     """All (width, height) that a sample may have after cropping."""
     if data.crop == "square":
         return [(data.image_size, data.image_size)]
-    return crop_sizes((data.image_size // model.patch_size) ** 2, model.patch_size)
+    patch_size = model.modality_of(data.modality).patch_size
+    return crop_sizes((data.image_size // patch_size) ** 2, patch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Preparation:
                 latents = pixels_to_unit(self._pixels(record.media, draws))
         except ValueError as error:
             return index, BadSample(record.name, str(error))
-        return index, Example(record.name, latents, caption, label)
+        return index, Example(record.name, latents, caption, label, self.model.place(self.data.modality))
 
     def _condition(self, record: Record, *, is_dropped: bool) -> tuple[str | None, int | None]:
         if self.model.conditioning == "text":
@@ -73,7 +74,8 @@ class Preparation:
         return np.stack(frames)
 
     def _crop(self, picture: Image.Image, draws: random.Random) -> Image.Image:
-        check_resizable(picture, least=self.model.patch_size, side=self.data.image_size)
+        patch_size = self.model.modality_of(self.data.modality).patch_size
+        check_resizable(picture, least=patch_size, side=self.data.image_size)
         if self.data.crop == "square":
             return center_square(picture, self.data.image_size)
         return bucket_crop(picture, self.sizes, draws)

@@ -1,6 +1,8 @@
 """The sources by name, as `data.source` chooses them."""
 
-from collections.abc import Callable
+import bisect
+import itertools
+from collections.abc import Callable, Sequence
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
@@ -15,8 +17,28 @@ def open_source(data: DataConfig, model: ModelConfig) -> Source:
     Raises:
       ValueError: it is not there, or not of the expected form.
     """
+    if data.mixture:
+        return MixedSource([open_source(part, model) for part in data.parts])
     source = OPENERS[data.source](data, model)
     return source if data.limit is None else FirstSamples(source, data.limit)
+
+
+class MixedSource:
+    """Several sources, one after another; a stream draws from each of `parts` by its weight."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = tuple(parts)
+        self._ends = list(itertools.accumulate(map(len, self.parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record | BadSample:
+        which = bisect.bisect_right(self._ends, index)
+        return self.parts[which][index - (self._ends[which] - len(self.parts[which]))]
+
+    def __repr__(self) -> str:
+        return f"MixedSource({list(self.parts)!r})"
 
 
 class FirstSamples:

@@ -43,6 +43,7 @@ def flow_loss(
     path: Path,
     prediction: Prediction,
     weighting: Weighting = "none",
+    patch_values: Int[AnyArray, "b l"] | None = None,
 ) -> Losses:
     """The loss of each sample, in float32.
 
@@ -54,6 +55,7 @@ def flow_loss(
       t: the time of each sample.
       kinds: what each token is; only patches count.
       segment_ids: 0 for padding, else the sample of the row, from 1.
+      patch_values: how many values of each token's patch count, the first ones; None: all.
 
     Raises:
       ValueError: a weighting is given for a velocity.
@@ -70,7 +72,7 @@ def flow_loss(
             errors = output - interpolate(path, x0, x1, token_times).velocity
         else:
             errors = output * path.coefficients(token_times).sigma + x0
-    losses = sample_means(errors**2, kinds, segment_ids, segments=t.shape[1])
+    losses = sample_means(errors**2, kinds, segment_ids, segments=t.shape[1], patch_values=patch_values)
     if weighting == "none":
         return losses
     c = path.coefficients(t)
@@ -81,11 +83,24 @@ def flow_loss(
 
 
 def sample_means(
-    values: Float[AnyArray, "b l p"], kinds: Int[AnyArray, "b l"], segment_ids: Int[AnyArray, "b l"], *, segments: int
+    values: Float[AnyArray, "b l p"],
+    kinds: Int[AnyArray, "b l"],
+    segment_ids: Int[AnyArray, "b l"],
+    *,
+    segments: int,
+    patch_values: Int[AnyArray, "b l"] | None = None,
 ) -> Losses:
-    """The mean over the patch elements of each of the `segments` samples of a row; 0 where there is none."""
+    """The mean over the patch elements of each of the `segments` samples of a row; 0 where there is none.
+
+    Args:
+      patch_values: as for `flow_loss`.
+    """
     patches = (segment_ids[..., None] == jnp.arange(1, segments + 1)) & (kinds == Kind.PATCH)[..., None]
-    token_means = jnp.mean(values, axis=-1)[..., None]
+    if patch_values is None:
+        token_means = jnp.mean(values, axis=-1)[..., None]
+    else:
+        counts = jnp.arange(values.shape[-1]) < patch_values[..., None]
+        token_means = (jnp.sum(jnp.where(counts, values, 0), axis=-1) / jnp.maximum(patch_values, 1))[..., None]
     count = jnp.sum(patches, axis=1)
     sums = jnp.sum(jnp.where(patches, token_means, 0), axis=1)
     return Losses(sums / jnp.maximum(count, 1), (count > 0).astype(jnp.float32))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from lumina_jax.config import ModelConfig, SampleConfig
+from lumina_jax.config import Modality, ModelConfig, SampleConfig
 from lumina_jax.models.rope import RopeScaling, time_aware
 from lumina_jax.tokens import latent_grid
 
@@ -44,7 +44,9 @@ def rope_scaling(factor: float, watershed: float, t: float | Float[Array, ""]) -
     return RopeScaling() if factor == 1 else time_aware(factor, watershed, t)
 
 
-def base_length(settings: SampleConfig, model: ModelConfig, size: Extent, trained: Extent) -> int | None:
+def base_length(
+    settings: SampleConfig, model: ModelConfig, modality: Modality, size: Extent, trained: Extent
+) -> int | None:
     """Tokens of a training sample, for proportional attention; None where lengths are equal, or when it is off.
 
     The scale of a training sample of one token, sqrt(log length / log 1), would be infinite: it has none.
@@ -53,7 +55,7 @@ def base_length(settings: SampleConfig, model: ModelConfig, size: Extent, traine
         return None
     length, base = (
         latent_grid(
-            *extent, patch_size=model.patch_size, nextline=model.nextline, nextframe=model.nextframe
+            *extent, patch_size=modality.patch_size, nextline=model.nextline, nextframe=model.nextframe
         ).length
         for extent in (size, trained)
     )  # fmt: skip

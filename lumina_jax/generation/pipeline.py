@@ -8,7 +8,7 @@ for each shape, batch and solver, whatever the prompts, seeds, guidance scale an
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +53,10 @@ class Pipeline:
         self._encoder = encoder
         self._vae = vae
         self._factor = 1 if vae is None else vae.factor
-        side = config.data.image_size // self._factor
-        task = Task(graph, config, trained=Extent(config.data.frames, side, side))
-        self._draw, self._invert, self._density = (
-            jax.jit(functools.partial(program, task), static_argnums=0)
-            for program in (sampler.draw, sampler.invert, sampler.density)
-        )
+        self._programs = [
+            _compiled(Task(graph, config, _trained(config, place, self._factor), place))
+            for place in range(len(config.model.modalities))
+        ]
 
     def __call__(
         self,
@@ -68,6 +66,7 @@ class Pipeline:
         seed: int,
         shape: Shape,
         batch: int,
+        modality: str | None = None,
     ) -> list[UInt8[np.ndarray, "f h w 3"]]:
         """One sample for each prompt; sample i depends on the seed, i and its prompt, not on its neighbours.
 
@@ -76,27 +75,37 @@ class Pipeline:
           seed: of the noise.
           shape: of the samples; height and width are multiples of the pixels of a patch.
           batch: samples drawn at once; the last batch is filled up, so that one program serves all.
+          modality: which of the model's to draw; None: its own.
 
         Raises:
-          ValueError: the shape does not fit the patches, or a prompt is no label of a label-conditional model.
+          ValueError: the shape does not fit the patches, a prompt is no label of a label-conditional model, or the
+            model has no such modality.
         """
-        check_shape(shape, self.config.model.patch_size * self._factor)
-        size = (shape.frames, shape.height // self._factor, shape.width // self._factor, self.config.model.channels)
+        drawn = self.config.model.modality_of(modality)
+        check_shape(shape, drawn.patch_size * self._factor)
+        size = (shape.frames, shape.height // self._factor, shape.width // self._factor, drawn.channels)
         filled = [*prompts, *[""] * (-len(prompts) % batch)]
         samples: list[np.ndarray] = []
         for start in range(0, len(prompts), batch):
             of_sample = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
             noise, keys = _noise(of_sample(start + jnp.arange(batch)), size)
-            latents = self.latents(noise, filled[start : start + batch], settings, keys=keys)
+            latents = self.latents(noise, filled[start : start + batch], settings, keys=keys, modality=modality)
             samples.extend(unit_to_pixels(np.asarray(self._pixels(latents))))
         return samples[: len(prompts)]
 
     def latents(
-        self, noise: Latents, prompts: Sequence[str], settings: SampleConfig, *, keys: Key[Array, " b"] | None = None
+        self,
+        noise: Latents,
+        prompts: Sequence[str],
+        settings: SampleConfig,
+        *,
+        keys: Key[Array, " b"] | None = None,
+        modality: str | None = None,
     ) -> Latents:
         """What the model draws from this noise; `keys` are for the stochastic solvers."""
         keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
-        return self._draw(_static(settings), self.parameters, noise, keys, self._prompt(prompts, settings))
+        programs = self._programs[self.config.model.place(modality)]
+        return programs.draw(_static(settings), self.parameters, noise, keys, self._prompt(prompts, settings))
 
     def _pixels(self, latents: Latents) -> Float[jax.Array | np.ndarray, "b f h w 3"]:
         """Frames of latents; an autoencoder decodes them one after another, so memory is that of one."""
@@ -111,7 +120,7 @@ class Pipeline:
           ValueError: the solver is a stochastic one, whose path can't be walked back.
         """
         _check_reversible(settings)
-        return self._invert(_static(settings), self.parameters, latents, self._prompt(prompts, settings))
+        return self._programs[0].invert(_static(settings), self.parameters, latents, self._prompt(prompts, settings))
 
     def log_density(
         self, latents: Latents, prompts: Sequence[str], settings: SampleConfig, *, seed: int
@@ -124,12 +133,12 @@ class Pipeline:
         _check_reversible(settings)
         signs = rademacher(jax.random.key(seed), latents.shape)
         prompt = self._prompt(prompts, settings)
-        return self._density(_static(settings), self.parameters, latents, signs, prompt)
+        return self._programs[0].density(_static(settings), self.parameters, latents, signs, prompt)
 
     @property
     def compilations(self) -> int:
         """Drawing programs compiled so far."""
-        return self._draw._cache_size()  # type: ignore[attr-defined]
+        return sum(programs.draw._cache_size() for programs in self._programs)
 
     def _prompt(self, prompts: Sequence[str], settings: SampleConfig) -> Prompt:
         scale, shift = jnp.float32(settings.guidance), jnp.float32(settings.time_shift)
@@ -145,6 +154,25 @@ class Pipeline:
         if self._encoder is not None:
             return jax.tree.map(jnp.asarray, self._encoder.encode(prompts))
         return jnp.asarray([[_label(prompt, self.config.model.classes)] for prompt in prompts])
+
+
+class _Programs(NamedTuple):
+    """The compiled programs of one modality."""
+
+    draw: Any
+    invert: Any
+    density: Any
+
+
+def _compiled(task: Task) -> _Programs:
+    programs = (sampler.draw, sampler.invert, sampler.density)
+    return _Programs(*(jax.jit(functools.partial(program, task), static_argnums=0) for program in programs))
+
+
+def _trained(config: Config, place: int, factor: int) -> Extent:
+    """The extent of the latents that a modality is trained on, of those of its first source."""
+    data = config.data_of(config.model.modalities[place].name)
+    return Extent(data.frames, data.image_size // factor, data.image_size // factor)
 
 
 @functools.partial(jax.jit, static_argnums=1)

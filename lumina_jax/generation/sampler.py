@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from lumina_jax.config import Config, SampleConfig
+from lumina_jax.config import Config, Modality, SampleConfig
 from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation import extrapolation
@@ -34,6 +34,12 @@ class Task(NamedTuple):
     config: Config
     trained: Extent
     """Of the latents of training."""
+    place: int = 0
+    """Of the modality in those of the model."""
+
+    @property
+    def modality(self) -> Modality:
+        return self.config.model.modalities[self.place]
 
 
 class Prompt(NamedTuple):
@@ -49,46 +55,63 @@ def draw(
     task: Task, settings: SampleConfig, parameters: dict, noise: Latents, keys: Key[Array, " b"], prompt: Prompt
 ) -> Latents:
     """Noise to latents; `keys` are for the stochastic solvers' own noise."""
-    tokens, grid = _tokens(noise, task.config)
+    tokens, grid = _tokens(noise, task)
     output = _output(task, settings, parameters, noise, tokens, prompt)
     if settings.solver in STOCHASTIC:
         x = _stochastic(output, tokens.patches, keys, task.config, settings, prompt.time_shift)
     else:
         velocity, times = _flow(output, task.config, settings, prompt.time_shift)
         x = ode.integrate(velocity, tokens.patches, times, **_solver(settings))
-    return unpatchify(x, grid, task.config.model.patch_size)
+    return _latents(x, grid, task)
 
 
 def invert(task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt) -> Latents:
     """Latents to the noise from which an ODE solver draws them."""
-    tokens, grid = _tokens(latents, task.config)
+    tokens, grid = _tokens(latents, task)
     output = _output(task, settings, parameters, latents, tokens, prompt)
     velocity, times = _flow(output, task.config, settings, prompt.time_shift)
     noise = ode.integrate(velocity, tokens.patches, times[::-1], **_solver(settings))
-    return unpatchify(noise, grid, task.config.model.patch_size)
+    return _latents(noise, grid, task)
 
 
 def density(
     task: Task, settings: SampleConfig, parameters: dict, latents: Latents, signs: Latents, prompt: Prompt
 ) -> Float[Array, " b"]:
     """log p of latents in nats, by Hutchinson's estimate with these signs."""
-    tokens, _ = _tokens(latents, task.config)
+    tokens, _ = _tokens(latents, task)
     output = _output(task, settings, parameters, latents, tokens, prompt)
     velocity, times = _flow(output, task.config, settings, prompt.time_shift)
-    of_signs, _ = _tokens(signs, task.config)
+    of_signs, _ = _tokens(signs, task)
     found = log_likelihood(
-        velocity, tokens.patches, of_signs.patches, times[::-1], mask=_is_patch(tokens), **_solver(settings)
+        velocity, tokens.patches, of_signs.patches, times[::-1], mask=_counts(tokens, task), **_solver(settings)
     )
     return found.log_density
 
 
-def _tokens(latents: Latents, config: Config) -> tuple[Tokens, Grid]:
-    model = config.model
-    return tokens_of(latents, patch_size=model.patch_size, nextline=model.nextline, nextframe=model.nextframe)
+def _tokens(latents: Latents, task: Task) -> tuple[Tokens, Grid]:
+    """Tokens of latents; where the model has several modalities, with patches as wide as the widest."""
+    model = task.config.model
+    tokens, grid = tokens_of(
+        latents, patch_size=task.modality.patch_size, nextline=model.nextline, nextframe=model.nextframe
+    )
+    if not model.others:
+        return tokens, grid
+    missing = model.patch_values - task.modality.patch_values
+    patches = jnp.pad(jnp.asarray(tokens.patches), ((0, 0), (0, 0), (0, missing)))
+    return tokens._replace(patches=patches, modalities=jnp.full(tokens.kinds.shape, task.place)), grid
 
 
-def _is_patch(tokens: Tokens) -> Float[Array, "b l 1"]:
-    return jnp.asarray(tokens.kinds == Kind.PATCH, jnp.float32)[:, :, None]
+def _latents(patches: Float[Array, "b l p"], grid: Grid, task: Task) -> Latents:
+    """The inverse of `_tokens`."""
+    return unpatchify(patches[:, :, : task.modality.patch_values], grid, task.modality.patch_size)
+
+
+def _counts(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:
+    """1 for the values of patches, 0 at markers and where a patch is filled up."""
+    is_patch = jnp.asarray(tokens.kinds == Kind.PATCH, jnp.float32)[:, :, None]
+    if not task.config.model.others:
+        return is_patch
+    return is_patch * (jnp.arange(task.config.model.patch_values) < task.modality.patch_values)
 
 
 def _output(
@@ -99,13 +122,13 @@ def _output(
     model: FlagDiT = nnx.merge(task.graph, parameters)
     size = Extent(*latents.shape[1:4])
     factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
-    base_length = extrapolation.base_length(settings, config.model, size, task.trained)
+    base_length = extrapolation.base_length(settings, config.model, task.modality, size, task.trained)
     both: Condition = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), prompt.condition, prompt.null)
     alone: Condition = prompt.condition
     if isinstance(both, TextFeatures) and isinstance(alone, TextFeatures):
         both, alone = model.encode_text(both), model.encode_text(alone)
     doubled = jax.tree.map(lambda x: jnp.concatenate([x, x]), tokens)
-    is_patch = _is_patch(tokens)
+    counts = _counts(tokens, task)
 
     def call(tokens: Tokens, t: Float[Array, ""], condition: Condition) -> Float[Array, "b l p"]:
         rope = extrapolation.rope_scaling(factor, settings.rope_watershed, t)
@@ -122,11 +145,11 @@ def _output(
                 with_text,
                 without_text,
                 prompt.guidance_scale,
-                patch_size=config.model.patch_size,
+                patch_size=task.modality.patch_size,
                 guided_channels=settings.guided_channels,
             )
 
-        return is_patch * jax.lax.cond(prompt.guidance_scale == 1, plain, guided)
+        return counts * jax.lax.cond(prompt.guidance_scale == 1, plain, guided)
 
     return output
 

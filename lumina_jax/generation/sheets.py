@@ -91,9 +91,10 @@ def new_pipeline(
     return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, vae)
 
 
-def trained_shape(config: Config) -> Shape:
-    """The size of the samples that a configuration trains on."""
-    return Shape(config.data.image_size, config.data.image_size, config.data.frames)
+def trained_shape(config: Config, modality: str | None = None) -> Shape:
+    """The size of the samples of a modality that a configuration trains on."""
+    data = config.data_of(modality)
+    return Shape(data.image_size, data.image_size, data.frames)
 
 
 def sheet_writer(

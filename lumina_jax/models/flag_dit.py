@@ -2,8 +2,9 @@
 Next-DiT, which differs in its block, its rotary embedding and its final layer (Lumina-Next, arXiv 2406.18583).
 
 In: a batch of packed tokens, the time of each sample, and its caption or label. Out: what the flow's prediction is
-(by default the velocity) for each patch, in the order of the input patch, zeros nowhere: markers and padding carry
-values that mean nothing.
+(by default the velocity) for each patch, in the order of the input patch; markers and padding carry values that mean
+nothing. A model of several modalities has projections for each; zeros fill up what has fewer values than the longest
+patch.
 
 A row may hold several samples: times, captions and labels are per segment, [b s]. Parameters of all layers are
 stacked; one scan runs them, so compile time does not grow with depth.
@@ -17,7 +18,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.config import ModelConfig
+from lumina_jax.config import Modality, ModelConfig
 from lumina_jax.kernels.attention import GatedText
 from lumina_jax.models.attention import (
     Attend,
@@ -129,19 +130,25 @@ class CaptionPooling(nnx.Module):
 
 
 class FinalLayer(nnx.Module):
-    """LayerNorm without parameters, scale and perhaps shift, a zero-initialised linear to the values of a patch."""
+    """LayerNorm without parameters, scale and perhaps shift, and for each modality a zero-initialised linear to the
+    values of a patch."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        outputs = config.patch_values * (2 if config.predict_sigma else 1)
         self.modulation = Modulation(rngs, config, parts=2 if config.final_shift else 1)
-        self.linear = Linear(rngs, config.width, outputs, axes=("embed", None), init=zeros, bias=True)
+        parts = 2 if config.predict_sigma else 1
+        self.linear, *others = (
+            Linear(rngs, config.width, parts * modality.patch_values, axes=("embed", None), init=zeros, bias=True)
+            for modality in config.modalities
+        )
+        self.others = nnx.List(others)
 
     def __call__(
         self, x: Float[Array, "b l m"], condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]
-    ) -> Float[Array, "b l o"]:
+    ) -> list[Float[Array, "b l _"]]:
         *shift, scale = self.modulation(condition, segment_ids)
         x = normalize(x, 1e-6).astype(x.dtype) * (1 + scale)
-        return self.linear(x + shift[0] if shift else x)
+        x = x + shift[0] if shift else x
+        return [linear(x).astype(jnp.float32) for linear in (self.linear, *self.others)]
 
 
 class FlagDiT(nnx.Module):
@@ -150,7 +157,11 @@ class FlagDiT(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         width = config.width
-        self.patch_embedding = Linear(rngs, config.patch_values, width, axes=(None, "embed"), bias=True)
+        self.patch_embedding, *others = (
+            Linear(rngs, modality.patch_values, width, axes=(None, "embed"), bias=True)
+            for modality in config.modalities
+        )
+        self.other_embeddings = nnx.List(others)
         markers = {Kind.PAD: config.pad_token, Kind.NEXTLINE: config.nextline, Kind.NEXTFRAME: config.nextframe}
         for kind, wanted in markers.items():
             token = param(rngs, (width,), small_normal, axes=(None,)) if wanted else None
@@ -199,19 +210,35 @@ class FlagDiT(nnx.Module):
         conditioning = (self.time_embedding(t) + self._pooled(condition, segments)).astype(dtype)
         x = self.embed(tokens).astype(dtype)
         x = self._run_blocks(x, conditioning, sequence, condition, attend or attend_with(config))
-        out = self.final_layer(x, conditioning, sequence.segment_ids).astype(jnp.float32)
-        p = config.patch_size
-        out = rearrange(out, "b l (i j c) -> b l c (i j)", i=p, j=p)
-        return rearrange(out if keep_sigma else out[:, :, : config.channels], "b l c v -> b l (c v)")
+        outputs = self.final_layer(x, conditioning, sequence.segment_ids)
+        first, *others = (
+            _in_order_of_input(output, modality, keep_sigma) for output, modality in zip(outputs, config.modalities)
+        )
+        return self._of_each(tokens, [_widened(prediction, config.patch_values) for prediction in (first, *others)])
 
     def embed(self, tokens: Tokens) -> Float[Array, "b l m"]:
-        """Patches through the input projection, learned tokens at the markers, in float32."""
-        x = self.patch_embedding(tokens.patches.astype(jnp.float32))
+        """Patches through the input projection of their modality, learned tokens at the markers, in float32."""
+        patches = tokens.patches.astype(jnp.float32)
+        x = self._of_each(
+            tokens,
+            [
+                embedding(patches[:, :, : modality.patch_values])
+                for embedding, modality in zip((self.patch_embedding, *self.other_embeddings), self.config.modalities)
+            ],
+        )
         for kind in (Kind.PAD, Kind.NEXTLINE, Kind.NEXTFRAME):
             token = getattr(self, f"{kind.name.lower()}_token")
             value = 0.0 if token is None else token[...]
             x = jnp.where((tokens.kinds == kind)[:, :, None], value, x)
         return x
+
+    def _of_each(self, tokens: Tokens, values: list[Float[Array, "b l _"]]) -> Float[Array, "b l _"]:
+        """For each token the values of its own modality."""
+        chosen, *others = values
+        for place, value in enumerate(others, start=1):
+            assert tokens.modalities is not None
+            chosen = jnp.where((tokens.modalities == place)[:, :, None], value, chosen)
+        return chosen
 
     def encode_text(self, text: TextFeatures, segments: int = 1) -> TextContext:
         """What depends on the captions alone: the pooled caption, and keys and values of every layer."""
@@ -270,6 +297,18 @@ unstack.defvjp(
     lambda stacked: (unstack(stacked), None),
     lambda _, layers: (jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers),),
 )
+
+
+def _in_order_of_input(output: Float[Array, "b l o"], modality: Modality, keep_sigma: bool) -> Float[Array, "b l p"]:
+    """Values ordered (channel, row, column), as those of patches are; the projection has (row, column, channel)."""
+    side = modality.patch_size
+    output = rearrange(output, "b l (i j c) -> b l c (i j)", i=side, j=side)
+    return rearrange(output if keep_sigma else output[:, :, : modality.channels], "b l c v -> b l (c v)")
+
+
+def _widened(patches: Float[Array, "b l p"], values: int) -> Float[Array, "b l _"]:
+    """Patches with zeros appended up to so many values."""
+    return jnp.pad(patches, ((0, 0), (0, 0), (0, max(0, values - patches.shape[-1]))))
 
 
 def coordinates(positions: Int[Array, "b l 4"], axes: int) -> Int[Array, "b l n"]:

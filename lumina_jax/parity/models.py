@@ -147,13 +147,13 @@ def _list_pairs(
     """
     config = model.config
     tokens, grids = packed_list(model, inputs["x"])
-    output = _call(model, Tokens(*map(jnp.asarray, tokens)), inputs, scaling, None)
+    output = _call(model, jax.tree.map(jnp.asarray, tokens), inputs, scaling, None)
     valid = tokens.segment_ids > 0
     latents = [row[0] for row in unpack(np.asarray(output), grids, patch_size=config.patch_size)]
     for index, (ours, theirs) in enumerate(zip(latents, outputs["y"])):
         yield f"y.{index}", rearrange(ours, "1 h w c -> c h w"), theirs, FORWARD, RELATIVE
     if "embed" in outputs:
-        yield "embed", model.embed(Tokens(*map(jnp.asarray, tokens))), outputs["embed"], FORWARD, RELATIVE
+        yield "embed", model.embed(jax.tree.map(jnp.asarray, tokens)), outputs["embed"], FORWARD, RELATIVE
     if "mask" in outputs:
         yield "mask", valid, outputs["mask"], 0.0, 0.0
     if "freqs" in outputs:

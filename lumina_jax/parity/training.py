@@ -17,7 +17,6 @@ from lumina_jax.config import FlowConfig, OptimizerConfig
 from lumina_jax.interop.layouts import LAYOUTS, their_tensors
 from lumina_jax.parity.golden import Comparison, Golden, Pair, compare
 from lumina_jax.parity.models import condition_of, packed_list, released_model
-from lumina_jax.tokens import Tokens
 from lumina_jax.training.optimizer import ema_update, optimizer
 from lumina_jax.training.state import split_model
 from lumina_jax.training.step import Draw, TrainBatch, batch_losses, gradient
@@ -45,7 +44,7 @@ def _train(golden: Golden, case: str, arguments: dict[str, Any]) -> dict[str, li
     x1, _ = packed_list(model, inputs["x1"])
     x0, _ = packed_list(model, inputs["x0"])
     count = jnp.ones((len(inputs["x1"]), 1))
-    batch = TrainBatch(Tokens(*map(jnp.asarray, x1)), condition_of(model, inputs), count)
+    batch = TrainBatch(jax.tree.map(jnp.asarray, x1), condition_of(model, inputs), count)
     drawn = Draw(jnp.asarray(x0.patches), jnp.asarray(inputs["t"])[:, None])
     per_item = batch_losses(model, batch, drawn, FLOW).per_sample[:, 0]
 

@@ -28,6 +28,8 @@ class Tokens(NamedTuple):
     kinds: Int[AnyArray, "b l"]
     positions: Int[AnyArray, "b l 4"]
     segment_ids: Int[AnyArray, "b l"]
+    modalities: Int[AnyArray, "b l"] | None = None
+    """Place of each token's modality in those of the model; None: all tokens are of the first."""
 
 
 class Fit(NamedTuple):
@@ -82,34 +84,47 @@ def tokens_of(
 
 
 def pack(
-    rows: Sequence[Sequence[Float[np.ndarray, "_ _ _ c"]]],
+    rows: Sequence[Sequence[Float[np.ndarray, "_ _ _ _"]]],
     *,
     row_tokens: int,
-    patch_size: int,
+    patch_size: int | Sequence[int],
     nextline: bool,
     nextframe: bool,
+    modalities: Sequence[Sequence[int]] | None = None,
+    patch_values: int | None = None,
 ) -> tuple[Tokens, list[list[Grid]]]:
-    """Rows of latents of any shapes to tokens [rows, row_tokens]; also the grid of each sample, for `unpack`."""
-    channels = next(latent.shape[-1] for row in rows for latent in row)
+    """Rows of latents of any shapes to tokens [rows, row_tokens]; also the grid of each sample, for `unpack`.
+
+    Args:
+      patch_size: of all samples; or, with `modalities`, of each modality.
+      modalities: the place of each sample's modality; None: there is one.
+      patch_values: of the longest patch, to which shorter ones are filled up with zeros; None: those of the samples.
+    """
+    sizes = [patch_size] if isinstance(patch_size, int) else patch_size
+    places = modalities or [[0] * len(row) for row in rows]
+    own = {sizes[place] ** 2 * latent.shape[-1] for row, of in zip(rows, places) for latent, place in zip(row, of)}
     shape = (len(rows), row_tokens)
     packed = Tokens(
-        patches=np.zeros((*shape, patch_size**2 * channels), np.float32),
+        patches=np.zeros((*shape, patch_values or max(own)), np.float32),
         kinds=np.full(shape, Kind.PAD, np.int32),
         positions=np.zeros((*shape, 4), np.int32),
         segment_ids=np.zeros(shape, np.int32),
+        modalities=None if modalities is None else np.zeros(shape, np.int32),
     )
     grids: list[list[Grid]] = []
     for index, row in enumerate(rows):
         start = 0
         grids.append([])
-        for segment, latent in enumerate(row, start=1):
-            sample, grid = tokens_of(latent[None], patch_size=patch_size, nextline=nextline, nextframe=nextframe)
+        for segment, (latent, place) in enumerate(zip(row, places[index]), start=1):
+            sample, grid = tokens_of(latent[None], patch_size=sizes[place], nextline=nextline, nextframe=nextframe)
             end = start + grid.length
             if end > row_tokens:
                 raise ValueError(f"row {index} holds {end} tokens or more, but {row_tokens=}; use first_fit")
-            for target, source in zip(packed, sample):
-                target[index, start:end] = source[0]
+            packed.patches[index, start:end, : sample.patches.shape[-1]] = sample.patches[0]
+            packed.kinds[index, start:end], packed.positions[index, start:end] = sample.kinds[0], sample.positions[0]
             packed.segment_ids[index, start:end] = segment
+            if packed.modalities is not None:
+                packed.modalities[index, start:end] = place
             grids[-1].append(grid)
             start = end
     return packed, grids

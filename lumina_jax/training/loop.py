@@ -8,12 +8,12 @@ continues bit for bit.
 """
 
 import contextlib
-import math
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from lumina_jax.config import Config
@@ -58,12 +58,12 @@ def train(
     run, rate = config.run, learning_rate(config.optimizer, config.run.steps)
     start = int(state.step)
     pending: tuple[int, StepMetrics] | None = None
-    speed = Speed()
+    speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
     with stop_requests() as stop_requested, Progress(run.steps, start, run.name) as progress:
         for number in range(start + 1, run.steps + 1):
             state, metrics = step(state, next(batches))
-            if pending is not None:
-                speed.count(_check(*pending)["samples"])  # the step before, so that the device never waits for the host
+            if pending is not None:  # of the step before, so that the device never waits for the host
+                speed.count(curves.add(_check(*pending)))
             pending = (number, metrics)
             stopping = stop_requested() or number == run.steps
             logging = stopping or number % run.log_every == 0
@@ -73,9 +73,9 @@ def train(
                 progress.advance(number)
                 continue
             checked, pending = _check(number, metrics), None
-            speed.count(checked["samples"])
+            speed.count(curves.add(checked))
             if logging:
-                values = checked | {
+                values = curves.values(checked) | {
                     "learning_rate": float(rate(number - 1)),
                     "images_per_second": speed.measure() or 0.0,
                     "bad_samples": len(batches.state()["bad"]),
@@ -138,13 +138,40 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check(number: int, metrics: StepMetrics) -> dict[str, float]:
-    """The metrics as Python numbers, once the device has them."""
-    values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
-    if not all(math.isfinite(value) for value in values.values()):
+class Curves:
+    """What is logged of the losses: that of the last step, and where the model has several modalities the mean loss of
+    each over the steps since the last report, as `loss/NAME`."""
+
+    def __init__(self, modalities: list[str]):
+        self._names = modalities
+        self._losses, self._samples = np.zeros(len(modalities)), np.zeros(len(modalities))
+
+    def add(self, metrics: StepMetrics) -> float:
+        """Count a step; returns how many samples it had."""
+        self._losses += metrics.totals.losses
+        self._samples += metrics.totals.samples
+        return float(np.sum(metrics.totals.samples))
+
+    def values(self, last: StepMetrics) -> dict[str, float]:
+        """What to log now; the means begin anew."""
+        numbers = {name: float(value) for name, value in last._asdict().items() if name != "totals"}
+        numbers["samples"] = float(np.sum(last.totals.samples))
+        if len(self._names) > 1:
+            for name, losses, samples in zip(self._names, self._losses, self._samples):
+                if samples:
+                    numbers[f"loss/{name}"] = losses / samples
+        self._losses[:], self._samples[:] = 0, 0
+        return numbers
+
+
+def _check(number: int, metrics: StepMetrics) -> StepMetrics:
+    """The metrics as numbers of the host, once the device has them."""
+    metrics = jax.device_get(metrics)
+    if not all(np.isfinite(value).all() for value in jax.tree.leaves(metrics)):
+        values = {name: float(value) for name, value in metrics._asdict().items() if name != "totals"}
         raise NotFiniteError(
             f"loss, gradient and parameters must be finite, but at step {number} they are {values}; nothing was saved "
             "since the last checkpoint. Start again from it with a lower optimizer.learning_rate, more "
             "optimizer.warmup_steps or a smaller optimizer.clip_norm"
         )
-    return values
+    return metrics

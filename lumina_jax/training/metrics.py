@@ -22,6 +22,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 IMAGES_PER_SECOND = "images_per_second"
 LABELS = {"loss": "loss", "gradient_norm": "gradient"}
 """The metrics that the terminal shows beside the speed, and what it calls them."""
+OF_MODALITY = "loss/"
+"""What the name of a modality's loss begins with."""
 SMOOTHING = 0.7
 """Weight of the past in the smoothed speed."""
 
@@ -156,6 +158,11 @@ class Progress:
 
     def _texts(self, step: int, metrics: Mapping[str, SupportsFloat]) -> list[str]:
         texts = [f"{LABELS[name]} {float(value):.4g}" for name, value in metrics.items() if name in LABELS]
+        texts += [
+            f"{name.removeprefix(OF_MODALITY)} {float(value):.4g}"
+            for name, value in metrics.items()
+            if name.startswith(OF_MODALITY)
+        ]
         texts += [f"{float(metrics[IMAGES_PER_SECOND]):.4g} images/s"] if IMAGES_PER_SECOND in metrics else []
         first_step, first_time = self._first or (step, 0.0)
         if step > first_step:

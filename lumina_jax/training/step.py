@@ -40,14 +40,21 @@ class Draw(NamedTuple):
     t: Float[Array, "b s"]
 
 
+class Totals(NamedTuple):
+    """For each modality of the model, the sum of the losses of its samples, and how many there were."""
+
+    losses: Float[Array, " n"]
+    samples: Float[Array, " n"]
+
+
 class StepMetrics(NamedTuple):
-    """Mean loss of the samples, norm of their gradient before clipping, norm of the new parameters, and how many
-    samples there were."""
+    """Mean loss of the samples, norm of their gradient before clipping, norm of the new parameters, and what the
+    samples were."""
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     parameter_norm: Float[Array, ""]
-    samples: Float[Array, ""]
+    totals: Totals
 
 
 Step = Callable[[TrainState, TrainBatch], tuple[TrainState, StepMetrics]]
@@ -60,13 +67,13 @@ def train_step(config: Config, mesh: Mesh) -> Step:
 
     def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
         drawn = draw(jax.random.fold_in(state.key, state.step), batch, config.flow)
-        loss, samples, gradients = gradient(
+        loss, totals, gradients = gradient(
             graph, state.parameters, batch, drawn, config.flow, config.optimizer.accumulate
         )
         updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         ema = ema_update(state.ema, parameters, ema_decay(config.optimizer, state.step))
-        metrics = StepMetrics(loss, optax.global_norm(gradients), optax.global_norm(parameters), samples)
+        metrics = StepMetrics(loss, optax.global_norm(gradients), optax.global_norm(parameters), totals)
         return TrainState(state.step + 1, parameters, ema, moments, state.key), metrics
 
     places = state_shardings(config, mesh)
@@ -85,16 +92,18 @@ def draw(key: Array, batch: TrainBatch, flow: FlowConfig) -> Draw:
 
 def gradient(
     graph: nnx.GraphDef, parameters: Parameters, batch: TrainBatch, drawn: Draw, flow: FlowConfig, micro_batches: int
-) -> tuple[Float[Array, ""], Float[Array, ""], Parameters]:
-    """Mean loss over the samples of the batch, their number, and the gradient of that mean."""
+) -> tuple[Float[Array, ""], Totals, Parameters]:
+    """Mean loss over the samples of the batch, what they were, and the gradient of that mean."""
 
-    def total_loss(parameters: Parameters, batch: TrainBatch, drawn: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        sample_losses = batch_losses(nnx.merge(graph, parameters), batch, drawn, flow)
-        return jnp.sum(sample_losses.per_sample * batch.present), jnp.sum(batch.present)
+    def total_loss(parameters: Parameters, batch: TrainBatch, drawn: Draw) -> tuple[Float[Array, ""], Totals]:
+        model = nnx.merge(graph, parameters)
+        sample_losses = batch_losses(model, batch, drawn, flow)
+        of_samples = sample_losses.per_sample * batch.present
+        return jnp.sum(of_samples), _totals(of_samples, batch, len(model.config.modalities))
 
     value_and_gradient = jax.value_and_grad(total_loss, has_aux=True)
     if micro_batches == 1:
-        (total, samples), gradients = value_and_gradient(parameters, batch, drawn)
+        (total, totals), gradients = value_and_gradient(parameters, batch, drawn)
     else:
 
         def add(carry: tuple, part: tuple[TrainBatch, Draw]) -> tuple[tuple, None]:
@@ -105,9 +114,23 @@ def gradient(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(value_and_gradient, parameters, *jax.tree.map(lambda x: x[0], parts)),
         )
-        ((total, samples), gradients), _ = jax.lax.scan(add, nothing, parts)
-    count = jnp.maximum(samples, 1)
-    return total / count, samples, jax.tree.map(lambda g: g / count, gradients)
+        ((total, totals), gradients), _ = jax.lax.scan(add, nothing, parts)
+    count = jnp.maximum(jnp.sum(totals.samples), 1)
+    return total / count, totals, jax.tree.map(lambda g: g / count, gradients)
+
+
+def _totals(losses: Float[Array, "b s"], batch: TrainBatch, modalities: int) -> Totals:
+    """Sums over the samples of each modality."""
+    if batch.tokens.modalities is None:
+        return Totals(jnp.sum(losses)[None], jnp.sum(batch.present)[None])
+    of_tokens = jnp.asarray(batch.tokens.modalities)
+    in_segment = batch.tokens.segment_ids[:, :, None] == jnp.arange(1, losses.shape[1] + 1)
+    places = jnp.max(jnp.where(in_segment, of_tokens[:, :, None], 0), axis=1)
+    of_each = places[:, :, None] == jnp.arange(modalities)
+    return Totals(
+        jnp.sum(jnp.where(of_each, losses[:, :, None], 0), axis=(0, 1)),
+        jnp.sum(jnp.where(of_each, batch.present[:, :, None], 0), axis=(0, 1)),
+    )
 
 
 def batch_losses(model: FlagDiT, batch: TrainBatch, drawn: Draw, flow: FlowConfig) -> losses.Losses:
@@ -126,4 +149,12 @@ def batch_losses(model: FlagDiT, batch: TrainBatch, drawn: Draw, flow: FlowConfi
         path=path,
         prediction=flow.prediction,
         weighting=flow.loss_weight,
+        patch_values=_patch_values(model, tokens),
     )
+
+
+def _patch_values(model: FlagDiT, tokens: Tokens) -> Int[Array, "b l"] | None:
+    """How many values the patch of each token has; None: all have the same."""
+    if tokens.modalities is None:
+        return None
+    return jnp.asarray([modality.patch_values for modality in model.config.modalities])[tokens.modalities]

@@ -109,3 +109,12 @@ def test_a_weighting_of_a_velocity_is_refused():
             prediction="velocity",
             weighting="likelihood",
         )
+
+
+def test_values_beyond_those_of_a_patch_do_not_count():
+    values, _, _ = arrays()
+    counted = np.where(SEGMENTS == 1, 3, 1)
+    losses = sample_means(values, KINDS, SEGMENTS, segments=2, patch_values=counted)
+    for row, segment in SAMPLES:
+        own = values[row, (SEGMENTS[row] == segment) & (KINDS[row] == 1)][:, : 3 if segment == 1 else 1]
+        np.testing.assert_allclose(losses.per_sample[row, segment - 1], own.mean(), rtol=1e-5)

@@ -9,6 +9,7 @@ from lumina_jax.generation.extrapolation import Extent, base_length, rope_factor
 from lumina_jax.models.presets import preset
 
 FLAG, NEXT = preset("5B"), preset("Next-2B")
+PATCHES = NEXT.modalities[0]
 VIDEO = preset("Next-2B", rope_axes=3)
 SETTINGS = SampleConfig()
 
@@ -44,9 +45,9 @@ def test_positions_are_squeezed_before_the_watershed_and_frequencies_slowed_from
 
 def test_proportional_attention_compares_with_the_tokens_of_a_training_sample():
     wide, square = Extent(1, 64, 128), Extent(1, 64, 64)
-    assert base_length(SETTINGS, NEXT, wide, square) == 32 * 32
-    assert base_length(SETTINGS, FLAG, wide, square) == 32 * 33  # with a [nextline] token after each row
-    assert base_length(SETTINGS, FLAG, wide, Extent(2, 64, 64)) == 2 * (32 * 33 + 1)  # and a [nextframe] token
-    assert base_length(SETTINGS, NEXT, square, square) is None
-    assert base_length(SETTINGS, NEXT, square, Extent(1, 2, 2)) is None  # of one token
-    assert base_length(dataclasses.replace(SETTINGS, proportional_attention=False), NEXT, wide, square) is None
+    assert base_length(SETTINGS, NEXT, PATCHES, wide, square) == 32 * 32
+    assert base_length(SETTINGS, FLAG, PATCHES, wide, square) == 32 * 33  # with a [nextline] token after each row
+    assert base_length(SETTINGS, FLAG, PATCHES, wide, Extent(2, 64, 64)) == 2 * (32 * 33 + 1)  # and a [nextframe] token
+    assert base_length(SETTINGS, NEXT, PATCHES, square, square) is None
+    assert base_length(SETTINGS, NEXT, PATCHES, square, Extent(1, 2, 2)) is None  # of one token
+    assert base_length(dataclasses.replace(SETTINGS, proportional_attention=False), NEXT, PATCHES, wide, square) is None

@@ -12,7 +12,7 @@ from lumina_jax.config import ModelConfig
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.models.presets import SIZES, preset
 from lumina_jax.models.rope import RopeScaling
-from lumina_jax.tokens import TextFeatures, Tokens, pack, pack_text, tokens_of, unpack, unpatchify
+from lumina_jax.tokens import TextFeatures, pack, pack_text, tokens_of, unpack, unpatchify
 
 CONFIG = ModelConfig(
     layers=3,
@@ -59,7 +59,7 @@ def alone(model, latent, caption, t):
 def packed(model, latents, captions, times, row_tokens=64):
     tokens, grids = pack([latents], row_tokens=row_tokens, **LAYOUT)
     text = jax.tree.map(jnp.asarray, pack_text([captions], 16))
-    output = run(model, Tokens(*map(jnp.asarray, tokens)), jnp.asarray(times)[None], text)
+    output = run(model, jax.tree.map(jnp.asarray, tokens), jnp.asarray(times)[None], text)
     return unpack(output, grids, patch_size=2)[0]
 
 

@@ -27,6 +27,20 @@ def test_a_video_of_two_frames_has_a_nextframe_after_each_frame():
     assert positions[:, 1].tolist() == [0] * 9 + [1] * 9
 
 
+def test_two_views_of_an_object_are_two_frames():
+    kinds, _ = Grid(2, 1, 2, nextline=True, nextframe=True).layout()
+    assert kinds.tolist() == [1, 1, 2, 3, 1, 1, 2, 3]
+
+
+def test_a_sound_of_five_steps_is_one_row_of_five_patches():
+    kinds, positions = Grid(1, 1, 5, nextline=True, nextframe=True).layout()
+    assert kinds.tolist() == [1, 1, 1, 1, 1, 2]
+    assert positions[:, 0].tolist() == list(range(6))
+    sound = np.arange(10, dtype=np.float32).reshape(1, 1, 1, 5, 2)
+    tokens, _ = tokens_of(sound, patch_size=1, nextline=True, nextframe=True)
+    assert tokens.patches[0].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [0, 0]]
+
+
 def test_without_markers_the_sequence_is_the_patches_alone():
     kinds, positions = Grid(2, 1, 2, nextline=False, nextframe=False).layout()
     assert kinds.tolist() == [1, 1, 1, 1]

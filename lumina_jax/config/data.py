@@ -1,0 +1,114 @@
+"""The data of an experiment: where samples come from, and how they become rows of tokens."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from lumina_jax.config.model import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where samples come from, and what is taken of each."""
+
+    source: Literal["emoji", "folder", "lumina", "tfds", "prepared"] = "emoji"
+    """emoji: embedded. folder: images, clips or views and a captions .jsonl. lumina: the authors' YAML. tfds: a
+    builder. prepared: what `data prepare` made."""
+    path: str = ""
+    """emoji: nothing, or a folder that tools/build_emoji.py filled. folder: the folder, or its .jsonl file. lumina: the
+    .yaml file. tfds: a builder, such as cifar10:3.*.*. prepared: the folder"""
+    split: str = "train"
+    """emoji: train, held_out or all. tfds: any split expression."""
+    limit: int | None = None
+    """Only the first so many samples of the source; None: all."""
+    modality: str | None = None
+    """Which of the model's modalities the samples are of; None: its own, model.modality."""
+    image_size: int = 32
+    """Pixels of a square image; with buckets, the side of a square of equal area."""
+    frames: int = 1
+    """Frames of a clip, or views of an object, at most."""
+    frame_rate: float | None = None
+    """Frames taken of each second of a clip, from a random moment on; None: evenly over all of it."""
+    crop: Literal["square", "buckets"] = "square"
+    """square: shorter side resized, centre cropped. buckets: the authors' aspect-ratio buckets."""
+    emoji_names: int = 48
+    """Number of emoji names in the embedded set; each name is drawn in two styles."""
+    image_key: str = "image"
+    caption_key: str = "caption"
+    label_key: str = "label"
+    """Feature names of a tfds builder; a caption may also be the name of the label."""
+    data_dir: str | None = None
+    """Folder of prepared tfds data; None: the default of tensorflow-datasets."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "frames", "emoji_names"):
+            require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.limit is None or self.limit >= 1, f"data.limit={self.limit} must be at least 1, or None for no limit"
+        )
+        require(
+            self.frame_rate is None or self.frame_rate > 0,
+            f"data.frame_rate={self.frame_rate} must be positive, or None for frames spread over the whole clip",
+        )
+        require(
+            self.source == "emoji" or bool(self.path),
+            f"data.source={self.source!r} needs data.path; see --help for what it names",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(SourceConfig):
+    """One source of a mixture."""
+
+    weight: float = 1.0
+    """Its share of the samples, relative to those of the other parts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.weight > 0, f"the weight {self.weight} of a part of data.mixture must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SourceConfig):
+    """Where the examples come from, and how they become rows of tokens."""
+
+    mixture: tuple[Part, ...] = ()
+    """Several sources whose samples share the rows; the settings of one source above are then those of each part."""
+    batch_rows: int = 32
+    """Rows of tokens in a batch, over all devices."""
+    row_tokens: int | None = None
+    """Tokens in a row; None: as many as one sample of image_size needs. More packs several samples into a row."""
+    samples_per_row: int = 1
+    """At most so many samples share a row."""
+    caption_dropout: float = 0.1
+    """Share of captions replaced by the empty one, for classifier-free guidance."""
+    workers: int = 0
+    """Processes that read and decode; 0: threads of this process."""
+    prefetch: int = 16
+    """Examples (or batches) held ready."""
+    bad_samples: int = 100
+    """Unreadable samples that are skipped, each reported by name, before the run stops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_rows", "samples_per_row", "prefetch"):
+            require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
+        require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
+        require(self.bad_samples >= 0, f"data.bad_samples={self.bad_samples} must not be negative")
+        require(
+            0 <= self.caption_dropout < 1,
+            f"data.caption_dropout={self.caption_dropout} must lie in [0, 1); 0.1 is usual",
+        )
+        require(
+            self.samples_per_row == 1 or self.row_tokens is not None,
+            f"data.samples_per_row={self.samples_per_row} needs data.row_tokens, the length of a packed row",
+        )
+
+    @property
+    def parts(self) -> "tuple[DataConfig, ...]":
+        """These settings with each source of the mixture in turn; without a mixture, these alone."""
+        own = [field.name for field in dataclasses.fields(SourceConfig)]
+        return tuple(
+            dataclasses.replace(self, mixture=(), **{name: getattr(part, name) for name in own})
+            for part in self.mixture
+        ) or (self,)
