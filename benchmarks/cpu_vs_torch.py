@@ -2,13 +2,16 @@
 
 Contenders: diffusers' LuminaNextDiT2DModel, eager and compiled, and ours with the settings that train.py makes on CPU.
 Tasks: one forward pass; a training step (forward, backward, AdamW); 20 Euler steps with guidance. Each round runs every
-contender in a fresh process, one after the other; the table shows medians over all rounds, and ratios to torch eager.
+contender in a fresh process, one after the other; the table shows medians over all rounds, and ratios to torch eager:
+of the time that passed, and of the time that the processors computed for the process. The second leaves out what the
+kernel did, such as handing back memory that it had taken, whose page faults are in the third.
 Before anything is timed, the two float32 forward passes are compared. Needs: pip install -e '.[convert]'.
 """
 
 import importlib.metadata
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -29,6 +32,14 @@ TASKS = ("forward", "train", "sample")
 TYPES = ("float32", "bfloat16")
 STEPS, GUIDANCE, THREADS = 20, 4.0, 2
 REPEATS = {"forward": 5, "train": 3, "sample": 1}
+
+
+class Measure(NamedTuple):
+    """Of one repetition: seconds that passed, seconds that processors computed, page faults."""
+
+    seconds: float
+    computing: float
+    faults: float
 
 
 @dataclass(frozen=True)
@@ -62,20 +73,30 @@ def main(arguments: Arguments) -> None:
         (work / "size.json").write_text(json.dumps(vars(arguments.size)))
         _run(work, "torch eager", "weights", "float32")
         _check(work, arguments.contenders)
-        print(f"\n{'':20}" + "".join(f"{name:>16}" for name in arguments.contenders) + "   seconds, ratio to the first")
+        print(f"\n{'':28}" + "".join(f"{name:>16}" for name in arguments.contenders) + "   ratio to the first")
         for task in arguments.tasks:
             for kind in arguments.types:
-                seconds: dict[str, list[float]] = {name: [] for name in arguments.contenders}
+                measured: dict[str, list[Measure]] = {name: [] for name in arguments.contenders}
                 for _ in range(arguments.rounds):
                     for name in arguments.contenders:
-                        seconds[name] += _run(work, name, task, kind)
-                medians = [statistics.median(seconds[name]) for name in arguments.contenders]
-                cells = "".join(f"{median:9.3f} ({median / medians[0]:4.2f})" for median in medians)
-                print(f"{task + ' ' + kind:20}{cells}", flush=True)
+                        measured[name] += [Measure(*values) for values in _run(work, name, task, kind)]
+                _print_rows(f"{task} {kind}", list(measured.values()))
 
 
-def _run(work: Path, contender: str, task: str, kind: str) -> list[float]:
-    """Seconds of each repetition in a process of its own."""
+def _print_rows(title: str, measured: list[list[Measure]]) -> None:
+    """A row for each quantity, with the median of each contender."""
+    for field in Measure._fields:
+        medians = [statistics.median(getattr(measure, field) for measure in measures) for measures in measured]
+        if field == "faults":
+            cells = "".join(f"{median:16.0f}" for median in medians)
+        else:
+            cells = "".join(f"{median:9.3f} ({median / medians[0]:4.2f})" for median in medians)
+        print(f"{title:18}{field:10}{cells}", flush=True)
+        title = ""
+
+
+def _run(work: Path, contender: str, task: str, kind: str) -> list[list[float]]:
+    """What each repetition took, in a process of its own."""
     threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"), "JAX_PLATFORMS": "cpu"}
     environment = {**os.environ, **threads, **cache, **(KEEP_MEMORY if contender == "lumina_jax" else {})}
@@ -99,7 +120,7 @@ def _check(work: Path, contenders: tuple[str, ...]) -> None:
         raise SystemExit("the models are not the same")
 
 
-def worker(work: Path, contender: str, task: str, kind: str) -> list[float]:
+def worker(work: Path, contender: str, task: str, kind: str) -> list[Measure]:
     size = Size(**json.loads((work / "size.json").read_text()))
     if task == "weights":
         torch_model(size, None).save_pretrained(work / "transformer")
@@ -109,16 +130,17 @@ def worker(work: Path, contender: str, task: str, kind: str) -> list[float]:
     if task == "output":
         np.save(work / "output.npy", run())
         return []
-    return list(_seconds(run, REPEATS[task]))
+    return list(_measures(run, REPEATS[task]))
 
 
-def _seconds(run: Callable[[], Any], repeats: int) -> Iterator[float]:
+def _measures(run: Callable[[], Any], repeats: int) -> Iterator[Measure]:
     """After one run that compiles and one that warms up."""
     for number in range(repeats + 2):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         run()
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
         if number >= 2:
-            yield time.perf_counter() - start
+            yield Measure(seconds, after.ru_utime - before.ru_utime, after.ru_minflt - before.ru_minflt)
 
 
 def inputs(size: Size, samples: int) -> dict[str, np.ndarray]:
