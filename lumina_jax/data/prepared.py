@@ -79,7 +79,7 @@ class PreparedSource:
     def __getitem__(self, index: int) -> Record | BadSample:
         try:
             sample = _decoded(self._records[index])
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, RuntimeError, zipfile.BadZipFile) as error:
             return BadSample(f"{self.folder.name}, sample {index}", f"the record is damaged ({error})")
         return record_of(sample.name, sample.frames, sample.caption, None)
 

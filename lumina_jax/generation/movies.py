@@ -19,6 +19,8 @@ from lumina_jax.generation.media import contact_sheet, save_png, written_whole
 from lumina_jax.run import sample_name
 
 Frames = UInt8[np.ndarray, "f h w 3"]
+Clip = UInt8[np.ndarray, "_ _ _ 3"]
+"""Frames of a clip whose number and size have nothing to do with those of other clips."""
 GAP = 2
 """White pixels between frames that stand side by side."""
 STRIP_FRAMES = 16
@@ -62,7 +64,7 @@ def save_mp4(path: str | Path, frames: Frames, rate: float) -> None:
         container.mux(stream.encode())
 
 
-def frame_sheet(frames: Frames) -> UInt8[np.ndarray, "h w 3"]:
+def frame_sheet(frames: Frames) -> UInt8[np.ndarray, "height width 3"]:
     """All frames on one picture, side by side, in several lines when there are many."""
     if len(frames) == 1:
         return frames[0]
@@ -76,14 +78,14 @@ def frame_sheet(frames: Frames) -> UInt8[np.ndarray, "h w 3"]:
     return sheet
 
 
-def moving_sheet(clips: Sequence[Frames], captions: Sequence[str]) -> Frames:
+def moving_sheet(clips: Sequence[Clip], captions: Sequence[str]) -> Clip:
     """The contact sheet of several clips, moving; a shorter clip begins again."""
     longest = max(map(len, clips))
     return np.stack([contact_sheet([clip[place % len(clip)] for clip in clips], captions) for place in range(longest)])
 
 
 def save_samples(
-    folder: Path, samples: Sequence[Frames], prompts: Sequence[str], settings: dict[str, Any], *, rate: float
+    folder: Path, samples: Sequence[Clip], prompts: Sequence[str], settings: dict[str, Any], *, rate: float
 ) -> None:
     """A PNG of each sample with its settings, sheet.png of all; of clips also gif, mp4 where PyAV is installed, and
     sheet.gif."""

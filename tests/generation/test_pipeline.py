@@ -80,6 +80,13 @@ def test_a_picture_does_not_depend_on_its_neighbours(pipeline):
     assert np.abs(together[1].astype(int) - changed[1]).max() > 1
 
 
+def test_every_picture_has_noise_of_its_own_whatever_the_batch(pipeline):
+    of_two, of_one = draw(pipeline, ["a"] * 4, batch=2), draw(pipeline, ["a"] * 4, batch=1)
+    for one, other in zip(of_two, of_one):
+        assert np.abs(one.astype(int) - other).max() <= 1
+    assert len({picture.tobytes() for picture in of_two}) == 4
+
+
 def test_prompt_guidance_steps_and_shift_change_the_picture(pipeline):
     base = draw(pipeline, ["cat"])[0]
     for change in ({"guidance": 1.0}, {"steps": 4}, {"time_shift": 6.0}, {"guided_channels": 1}):
@@ -109,6 +116,15 @@ def test_every_path_and_prediction_draws_something_finite(path, prediction):
 
 
 ODE = SampleConfig(solver="midpoint", steps=20, guidance=1.0)
+
+
+def test_a_clip_has_as_many_frames_as_are_asked_for(pipeline):
+    settings = dataclasses.replace(SETTINGS, steps=2)
+    [clip] = pipeline(["a"], settings, seed=0, shape=Shape(16, 24, frames=3), batch=1)
+    assert clip.shape == (3, 16, 24, 3)
+    assert np.abs(clip[0].astype(int) - clip[1]).max() > 0
+    with pytest.raises(ValueError, match="at least one frame, but frames=0"):
+        pipeline(["a"], settings, seed=0, shape=Shape(16, 24, frames=0), batch=1)
 
 
 def test_inverting_a_picture_gives_the_noise_it_was_drawn_from(pipeline):

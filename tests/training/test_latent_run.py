@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,10 @@ from lumina_jax.commands.evaluate import true_samples
 from lumina_jax.config import SampleConfig, VaeConfig
 from lumina_jax.generation.pipeline import Shape
 from lumina_jax.generation.sheets import patch_pixels, vae_of
+from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.trained import open_run
+from lumina_jax.training.checkpoint import Checkpoints
+from lumina_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "vae_tiny"
@@ -47,6 +51,13 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
 
     pipeline, step = open_run(folder)
     assert step == 2
+    state = Checkpoints(folder / "checkpoints", read_only=True).restore(2, abstract_state(settings, make_mesh()))
+    drawn_with, average, last = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (pipeline.parameters, state.ema, state.parameters)
+    )
+    np.testing.assert_array_equal(drawn_with, average)
+    assert np.abs(average - last).max() > 0
     _, true, _ = true_samples(settings, limit=3)
     assert true.shape == (3, 1, 32, 32, 3)
     with pytest.raises(ValueError, match="multiples of the 8 pixels of a patch"):
