@@ -2,8 +2,12 @@
 
 prepare NAME    fetch a free data set through the package manager's ordinary client; the result is a folder for
                 data.source=prepared, with a card (what it is, under which licence) and a sheet of samples
+
                   fluent-animated   187 animated emoji with names, from npm: clips
+
 scenes IN OUT   cut the videos of a captions .jsonl into scenes, one line for each
+
+packing CONFIG  count the tokens of a configuration's batches that hold no sample
 """
 
 import importlib
@@ -41,16 +45,31 @@ class Scenes:
     """Scenes of fewer seconds are left out."""
 
 
+@dataclass(frozen=True)
+class Packing:
+    config: Annotated[Path, tyro.conf.Positional]
+    """A configuration file."""
+    samples: int = 1000
+    """Samples to look at, at least."""
+
+
 def main(words: Sequence[str]) -> int:
-    commands: dict[str, Callable[..., Prepare | Scenes]] = {"prepare": Prepare, "scenes": Scenes}
+    commands: dict[str, Callable[..., Prepare | Scenes | Packing]] = {
+        "prepare": Prepare,
+        "scenes": Scenes,
+        "packing": Packing,
+    }
     arguments = tyro.extras.subcommand_cli_from_dict(
         commands, args=words, prog="python -m lumina_jax data", description=__doc__
     )
     try:
-        if isinstance(arguments, Prepare):
-            prepare(arguments)
-        else:
-            cut(arguments)
+        match arguments:
+            case Prepare():
+                prepare(arguments)
+            case Scenes():
+                cut(arguments)
+            case Packing():
+                count(arguments)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None
     return 0
@@ -82,6 +101,32 @@ def cut(arguments: Scenes) -> None:
         f"{report.videos} videos have {report.scenes} scenes of {arguments.least} s or more, and {report.too_short} "
         f"shorter ones, which are left out: {arguments.out}"
     )
+
+
+def count(arguments: Packing) -> None:
+    from lumina_jax.data.batches import Stream
+    from lumina_jax.data.sources import open_source
+    from lumina_jax.run import load_config
+
+    config = load_config(arguments.config)
+    if config.vae.path:
+        raise ValueError("this counts the batches of a model of pixels, but vae.path names an autoencoder")
+    samples = np.zeros(len(config.model.modalities), int)
+    tokens, slots, batches = np.zeros(len(samples), int), 0, 0
+    with Stream(open_source(config.data, config.model), config.data, config.model, seed=config.run.seed) as stream:
+        while samples.sum() < arguments.samples:
+            batch = next(stream)
+            segments = batch.tokens.segment_ids
+            modalities = np.zeros_like(segments) if batch.tokens.modalities is None else batch.tokens.modalities
+            for place in range(len(samples)):
+                own = (segments > 0) & (modalities == place)
+                tokens[place] += own.sum()
+                samples[place] += sum(len(np.unique(row[chosen])) for row, chosen in zip(segments, own))
+            slots += segments.size
+            batches += 1
+    for modality, of_modality, in_tokens in zip(config.model.modalities, samples, tokens):
+        print(f"  {modality.name:<10} {of_modality:6} samples  {in_tokens:9} tokens")
+    print(f"{batches} batches have {slots} tokens, of which {1 - tokens.sum() / slots:.2%} hold no sample")
 
 
 def sheet(folder: Path, path: Path) -> None:
