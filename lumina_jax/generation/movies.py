@@ -19,7 +19,7 @@ from lumina_jax.generation.media import contact_sheet, save_png, written_whole
 from lumina_jax.run import sample_name
 
 Frames = UInt8[np.ndarray, "f h w 3"]
-Clip = UInt8[np.ndarray, "_ _ _ 3"]
+AnyFrames = UInt8[np.ndarray, "_ _ _ 3"]
 """Frames of a clip whose number and size have nothing to do with those of other clips."""
 GAP = 2
 """White pixels between frames that stand side by side."""
@@ -78,14 +78,14 @@ def frame_sheet(frames: Frames) -> UInt8[np.ndarray, "height width 3"]:
     return sheet
 
 
-def moving_sheet(clips: Sequence[Clip], captions: Sequence[str]) -> Clip:
+def moving_sheet(clips: Sequence[AnyFrames], captions: Sequence[str]) -> AnyFrames:
     """The contact sheet of several clips, moving; a shorter clip begins again."""
     longest = max(map(len, clips))
     return np.stack([contact_sheet([clip[place % len(clip)] for clip in clips], captions) for place in range(longest)])
 
 
 def save_samples(
-    folder: Path, samples: Sequence[Clip], prompts: Sequence[str], settings: dict[str, Any], *, rate: float
+    folder: Path, samples: Sequence[AnyFrames], prompts: Sequence[str], settings: dict[str, Any], *, rate: float
 ) -> None:
     """A PNG of each sample with its settings, sheet.png of all; of clips also gif, mp4 where PyAV is installed, and
     sheet.gif."""

@@ -1,5 +1,6 @@
 """Latents of pictures: what the cache holds, when it is made anew, and what training draws from it."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -12,12 +13,12 @@ from PIL import Image
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data import latents
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import BadSample, LatentDistribution
+from lumina_jax.data.example import BadSample, LatentDistribution, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.latents import encode_pictures, latent_data
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.encoders.image_vae import ImageVae, load_image_vae
-from lumina_jax.tokens import pixels_to_unit
+from lumina_jax.tokens import Kind, pixels_to_unit
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vae_tiny"
 SIDE, FACTOR = 16, 4

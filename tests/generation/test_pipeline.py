@@ -19,6 +19,7 @@ from tiny import config, label_config
 
 SETTINGS = SampleConfig(solver="euler", steps=3, guidance=3.0)
 SHAPE = Shape(16, 24)
+LATENTS = (1, 16, 24, 3)
 
 
 class Words:
@@ -128,7 +129,7 @@ def test_a_clip_has_as_many_frames_as_are_asked_for(pipeline):
 
 
 def test_inverting_a_picture_gives_the_noise_it_was_drawn_from(pipeline):
-    noise = np.asarray(jax.random.normal(jax.random.key(1), (2, 1, *SHAPE, 3)))
+    noise = np.asarray(jax.random.normal(jax.random.key(1), (2, *LATENTS)))
     drawn = np.asarray(pipeline.latents(noise, ["cat", "dog"], ODE))
     assert np.abs(drawn - noise).max() > 0.5
     np.testing.assert_allclose(pipeline.invert(drawn, ["cat", "dog"], ODE), noise, atol=2e-3)
@@ -140,14 +141,14 @@ def test_the_density_of_an_untrained_model_is_that_of_its_noise():
     """With a zero final layer nothing moves: data is noise, and its density the normal one."""
     still = new_pipeline(config(), Words())
     still.parameters["final_layer"]["linear"] = jax.tree.map(np.zeros_like, still.parameters["final_layer"]["linear"])
-    x = np.asarray(jax.random.normal(jax.random.key(2), (2, 1, *SHAPE, 3)))
+    x = np.asarray(jax.random.normal(jax.random.key(2), (2, *LATENTS)))
     found = still.log_density(x, ["cat", "dog"], ODE, seed=0)
     np.testing.assert_allclose(found, -0.5 * (x**2 + np.log(2 * np.pi)).sum(axis=(1, 2, 3, 4)), rtol=1e-5)
 
 
 def test_a_stochastic_path_cannot_be_walked_back(pipeline):
     with pytest.raises(ValueError, match="solver='sde_heun' is stochastic; choose an ODE solver"):
-        pipeline.invert(np.zeros((1, 1, *SHAPE, 3)), ["cat"], SampleConfig(solver="sde_heun"))
+        pipeline.invert(np.zeros((1, *LATENTS)), ["cat"], SampleConfig(solver="sde_heun"))
 
 
 def test_pictures_of_other_sizes_than_those_of_training_are_drawn_with_scaled_rotary_embedding(pipeline):
