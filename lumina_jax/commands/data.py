@@ -5,6 +5,8 @@ prepare NAME    fetch a free data set through the package manager's ordinary cli
 
                   fluent-animated   187 animated emoji with names, from npm: clips
 
+                  furniture         about 140 things of the house, from Debian: views
+
 scenes IN OUT   cut the videos of a captions .jsonl into scenes, one line for each
 
 packing CONFIG  count the tokens of a configuration's batches that hold no sample
@@ -20,19 +22,19 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-MODULES = {"fluent-animated": "fluent_animated"}
+MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture"}
 SHEET_SAMPLES, SHEET_FRAMES = 24, 6
 
 
 @dataclass(frozen=True)
 class Prepare:
-    name: Annotated[Literal["fluent-animated"], tyro.conf.Positional]
+    name: Annotated[Literal["fluent-animated", "furniture"], tyro.conf.Positional]
     out: Path = Path("data")
     """The folder NAME is made in it."""
     size: int = 64
     """Pixels of a side."""
-    frames: int = 24
-    """Frames of a clip."""
+    frames: int | None = None
+    """Frames of a clip, or views of an object; None: 24 or 12."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,11 @@ def main(words: Sequence[str]) -> int:
 def prepare(arguments: Prepare) -> None:
     from lumina_jax.data.prepared import README, SHEET, write_prepared
 
-    for name in ("size", "frames"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
     module = importlib.import_module(f"lumina_jax.data.datasets.{MODULES[arguments.name]}")
     folder = arguments.out / arguments.name
-    settings = (arguments.size, arguments.frames)
+    settings = (arguments.size, module.FRAMES if arguments.frames is None else arguments.frames)
+    if min(settings) < 1:
+        raise ValueError(f"size and frames must be at least 1, but are {settings}")
     print(f"fetching {arguments.name} ...", flush=True)
     write_prepared(folder, module.samples(*settings), module.card(*settings))
     sheet(folder, folder / SHEET)

@@ -41,7 +41,7 @@ def test_batch_mates_and_place_change_nothing(encoder):
     crowd = [f"blue circle {'s ' * (n % 9)}" for n in range(2 * BATCH + 3)]
     for place in (0, BATCH - 1, BATCH, 2 * BATCH + 3):
         together = encoder.encode([*crowd[:place], "red heart", *crowd[place:]])
-        np.testing.assert_allclose(together.features[place], alone.features[0], atol=1e-6)
+        np.testing.assert_allclose(together.features[place], alone.features[0], atol=4e-6)
         np.testing.assert_array_equal(together.segment_ids[place], alone.segment_ids[0])
     assert np.abs(together.features[0] - alone.features[0]).max() > 0.1
 
@@ -50,7 +50,7 @@ def test_padding_changes_nothing(encoder):
     short = text_encoder(GOLDEN, 5).encode(["red heart"])
     longer = encoder.encode(["red heart"])
     assert short.segment_ids.tolist() == [[1, 1, 1, 1, 0]]
-    np.testing.assert_allclose(longer.features[0, :4], short.features[0, :4], atol=1e-6)
+    np.testing.assert_allclose(longer.features[0, :4], short.features[0, :4], atol=4e-6)
     assert not longer.features[0, 4:].any()
 
 

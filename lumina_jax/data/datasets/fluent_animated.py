@@ -27,6 +27,7 @@ NAMES = NpmPackage(
     "17.0.0",
     "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
 )
+FRAMES = 24
 MOVING = 8
 """A clip has more frames than these."""
 
