@@ -37,9 +37,10 @@ def assert_same(ours, theirs):
 
 
 def kill_and_continue(tmp_path, kills, seed):
-    """A run of 40 steps killed at random moments, and the same run undisturbed."""
+    """A run killed at random moments, each time after it has saved, and the same run undisturbed."""
+    length = 32 + 8 * kills
     whole, broken = (
-        label_config(tmp_path / name, run={"steps": 40, "log_every": 1, "checkpoint_every": 3})
+        label_config(tmp_path / name, run={"steps": length, "log_every": 1, "checkpoint_every": 3})
         for name in ("whole", "broken")
     )
     done = training(whole)
@@ -54,16 +55,19 @@ def kill_and_continue(tmp_path, kills, seed):
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        steps, wanted = 0, moments.randint(7, 10)  # the save of three steps before has then ended
         for line in process.stdout:
-            if "loss" in line:  # training: now at any moment
+            steps += "loss" in line
+            if steps == wanted:
                 break
-        time.sleep(moments.uniform(0, 0.5))
+        time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.wait()
     done = training(broken)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"continuing from step [1-9]", done.stdout)
     (last, ours), (_, theirs) = final_state(broken), final_state(whole)
-    assert last == 40
+    assert last == length
     assert_same(ours, theirs)
     steps = [json.loads(line)["step"] for line in (tmp_path / "broken/tiny/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
