@@ -37,7 +37,7 @@ def render_views(
       ValueError: no such file, another ending, or nothing in it to see.
       RuntimeError: VTK is not installed, or cannot open a window in memory.
     """
-    vtk = _vtk()
+    vtk = load_vtk()
     window = vtk.vtkRenderWindow()
     window.SetOffScreenRendering(True)
     window.SetMultiSamples(SAMPLES)
@@ -131,7 +131,12 @@ def _picture(
     return np.ascontiguousarray(pixels[::-1, :, :3])  # the first row of VTK is the lowest
 
 
-def _vtk() -> Any:
+def load_vtk() -> Any:
+    """The modules of VTK, whose own warnings are turned off.
+
+    Raises:
+      RuntimeError: it is not installed.
+    """
     try:
         import vtkmodules.all as vtk
     except ImportError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lumina_jax.data.datasets.packages import fetch_debian
-from lumina_jax.data.objects import ELEVATION, render_views
+from lumina_jax.data.objects import ELEVATION, load_vtk, render_views
 from lumina_jax.data.prepared import Card, Sample
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def card(size: int, frames: int) -> Card:
 
 def samples(size: int, frames: int) -> Iterator[Sample]:
     """Each model, `frames` views of `size` pixels; a model that cannot be drawn is logged and left out."""
+    load_vtk()  # before anything is downloaded
     with tempfile.TemporaryDirectory() as folder:
         package = fetch_debian(PACKAGE, Path(folder))
         with zipfile.ZipFile(package / CATALOGUE) as archive:
