@@ -1,21 +1,25 @@
 """Draw from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style"
 
 Each picture is a PNG that carries its settings; sheet.png shows them all with their captions. Clips and turntables are
-gif and mp4, beside a PNG of their frames. Settings that are not given are those of the run. A label-conditional model
-takes the numbers of labels as prompts.
+gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their spectrogram. Settings that are not
+given are those of the run. A label-conditional model takes the numbers of labels as prompts.
 """
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.run import load_config, read_model, read_prompts, read_run
+
+if TYPE_CHECKING:
+    from lumina_jax.generation.pipeline import Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class Arguments:
     """Frames of a clip; default: those of training."""
     views: int | None = None
     """Views of an object, evenly around it; the same as frames."""
+    seconds: float | None = None
+    """Length of a sound; default: as long as its text takes to say, or that of training."""
     frame_rate: float = 8.0
     """Frames a second of the files written."""
     batch: int = 16
@@ -85,20 +91,18 @@ def draw(arguments: Arguments) -> None:
     if not prompts:
         raise ValueError('there is nothing to draw; name captions after the run, as in: sample.py RUN "red heart"')
 
+    shapes = shapes_of(arguments, config, prompts)
+
     from lumina_jax.generation.movies import save_samples
-    from lumina_jax.generation.pipeline import Shape, check_shape
-    from lumina_jax.generation.sheets import patch_pixels
+    from lumina_jax.generation.sounds import save_sounds, voice_of
     from lumina_jax.trained import open_run
 
     data = config.data_of(arguments.modality)
-    size = arguments.size or data.image_size
-    frames = next(count for count in (arguments.video_frames, arguments.views, data.frames) if count is not None)
-    shape = Shape(arguments.height or size, arguments.width or size, frames)
-    check_shape(shape, patch_pixels(config))
+    voice = voice_of(config) if data.seconds is not None else None
     pipeline, step = open_run(arguments.run, arguments.step, config)
     batch = min(arguments.batch, len(prompts))
     samples = pipeline(
-        prompts, arguments.sample, seed=arguments.seed, shape=shape, batch=batch, modality=arguments.modality
+        prompts, arguments.sample, seed=arguments.seed, shape=shapes, batch=batch, modality=arguments.modality
     )
 
     out = arguments.out or arguments.run / "samples" / f"{step}"
@@ -107,14 +111,48 @@ def draw(arguments: Arguments) -> None:
         "step": step,
         "modality": config.model.modality_of(arguments.modality).name,
         "seed": arguments.seed,
-        "height": shape.height,
-        "width": shape.width,
-        "frames": shape.frames,
         "batch": batch,
         **dataclasses.asdict(arguments.sample),
     }
-    save_samples(out, samples, prompts, settings, rate=arguments.frame_rate)
-    print(f"{len(samples)} {'pictures' if shape.frames == 1 else 'clips'} and {out / 'sheet.png'}")
+    if voice is not None:
+        save_sounds(out, samples, prompts, settings, voice=voice, rate=data.sample_rate)
+        what = "sounds"
+    else:
+        save_samples(out, samples, prompts, settings | shapes[0]._asdict(), rate=arguments.frame_rate)
+        what = "pictures" if shapes[0].frames == 1 else "clips"
+    print(f"{len(samples)} {what} and {out / 'sheet.png'}")
+
+
+def shapes_of(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "list[Shape]":
+    """The size of each sample."""
+    from lumina_jax.data.mel import frames_of
+    from lumina_jax.generation.pipeline import Shape, check_shape
+    from lumina_jax.generation.sheets import patch_pixels, shape_for
+
+    data = config.data_of(arguments.modality)
+    of_pictures = {
+        f"--{name.replace('_', '-')}": getattr(arguments, name)
+        for name in ("size", "height", "width", "video_frames", "views")
+    }
+    given = [name for name, value in of_pictures.items() if value is not None]
+    if data.seconds is not None and given:
+        raise ValueError(f"{' and '.join(given)} say how large a picture is, but this draws sounds; use --seconds")
+    if data.seconds is None and arguments.seconds is not None:
+        raise ValueError("--seconds says how long a sound is, but this draws pictures; use --video-frames")
+    if arguments.seconds is not None:
+        if arguments.seconds <= 0:
+            raise ValueError(f"seconds={arguments.seconds} must be positive")
+        unit = patch_pixels(config, arguments.modality)[1]
+        shapes = [Shape(1, -(-frames_of(arguments.seconds, data.sample_rate) // unit) * unit)] * len(prompts)
+    elif data.seconds is not None:
+        shapes = [shape_for(config, prompt, arguments.modality) for prompt in prompts]
+    else:
+        size = arguments.size or data.image_size
+        frames = next(count for count in (arguments.video_frames, arguments.views, data.frames) if count is not None)
+        shapes = [Shape(arguments.height or size, arguments.width or size, frames)] * len(prompts)
+    for shape in shapes:
+        check_shape(shape, patch_pixels(config, arguments.modality))
+    return shapes
 
 
 if __name__ == "__main__":

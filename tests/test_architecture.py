@@ -13,6 +13,7 @@ FLOORS = {
     "config": 0,
     "launch": 0,
     "run": 1,
+    "mel": 1,
     "tokens": 1,
     "kernels": 1,
     "flow": 1,

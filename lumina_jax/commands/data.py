@@ -7,6 +7,8 @@ prepare NAME    fetch a free data set through the package manager's ordinary cli
 
                   furniture         about 140 things of the house, from Debian: views
 
+                  flite-speech      48 words spoken in 9 ways, from Debian: sounds
+
 scenes IN OUT   cut the videos of a captions .jsonl into scenes, one line for each
 
 packing CONFIG  count the tokens of a configuration's batches that hold no sample
@@ -17,22 +19,25 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
 
-MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture"}
-SHEET_SAMPLES, SHEET_FRAMES = 24, 6
+if TYPE_CHECKING:
+    from lumina_jax.data.example import Media
+
+MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture", "flite-speech": "flite_speech"}
+SIZE, SHEET_SAMPLES, SHEET_FRAMES, SHEET_SECONDS = 64, 24, 6, 60.0
 
 
 @dataclass(frozen=True)
 class Prepare:
-    name: Annotated[Literal["fluent-animated", "furniture"], tyro.conf.Positional]
+    name: Annotated[Literal["fluent-animated", "furniture", "flite-speech"], tyro.conf.Positional]
     out: Path = Path("data")
     """The folder NAME is made in it."""
-    size: int = 64
-    """Pixels of a side."""
+    size: int | None = None
+    """Pixels of a side of pictures; None: 64."""
     frames: int | None = None
     """Frames of a clip, or views of an object; None: 24 or 12."""
 
@@ -82,14 +87,25 @@ def prepare(arguments: Prepare) -> None:
 
     module = importlib.import_module(f"lumina_jax.data.datasets.{MODULES[arguments.name]}")
     folder = arguments.out / arguments.name
-    settings = (arguments.size, module.FRAMES if arguments.frames is None else arguments.frames)
-    if min(settings) < 1:
-        raise ValueError(f"size and frames must be at least 1, but are {settings}")
+    settings = _settings(arguments, module.FRAMES)
     print(f"fetching {arguments.name} ...", flush=True)
     write_prepared(folder, module.samples(*settings), module.card(*settings))
     sheet(folder, folder / SHEET)
     print((folder / README).read_text())
     print(f"{folder} is ready: --data.source prepared --data.path {folder}")
+
+
+def _settings(arguments: Prepare, frames: int | None) -> tuple[int, ...]:
+    """Size and number of frames of a data set that has `frames` by default; nothing of one without pictures."""
+    asked = (arguments.size, arguments.frames)
+    if frames is None:
+        if asked != (None, None):
+            raise ValueError(f"{arguments.name} has no pictures; leave --size and --frames out")
+        return ()
+    settings = tuple(default if value is None else value for value, default in zip(asked, (SIZE, frames)))
+    if min(settings) < 1:
+        raise ValueError(f"size and frames must be at least 1, but are {settings}")
+    return settings
 
 
 def cut(arguments: Scenes) -> None:
@@ -132,16 +148,28 @@ def count(arguments: Packing) -> None:
 
 def sheet(folder: Path, path: Path) -> None:
     """Some samples of a prepared folder with their captions."""
-    from lumina_jax.config import DataConfig
     from lumina_jax.data.example import Record
-    from lumina_jax.data.frames import read_pictures
     from lumina_jax.data.prepared import PreparedSource
     from lumina_jax.generation.media import contact_sheet, save_png
-    from lumina_jax.generation.movies import frame_sheet
 
     source = PreparedSource(folder)
     chosen = random.Random(0).sample(range(len(source)), min(SHEET_SAMPLES, len(source)))
     records = [record for record in map(source.__getitem__, chosen) if isinstance(record, Record)]
-    shown = DataConfig(frames=SHEET_FRAMES)
-    strips = [frame_sheet(np.stack([*map(np.asarray, read_pictures(record.media, shown, None))])) for record in records]
-    save_png(path, contact_sheet(strips, [record.caption or "" for record in records]), {"samples": chosen})
+    pictures = [_picture(record.media) for record in records]
+    save_png(path, contact_sheet(pictures, [record.caption or "" for record in records]), {"samples": chosen})
+
+
+def _picture(media: "Media") -> np.ndarray:
+    """Some frames side by side, or the spectrogram of a sound."""
+    from lumina_jax.config import DataConfig
+    from lumina_jax.data.example import Sound
+    from lumina_jax.data.frames import read_pictures
+    from lumina_jax.data.sounds import read_sound
+    from lumina_jax.generation.movies import frame_sheet
+    from lumina_jax.generation.sounds import spectrogram_picture
+    from lumina_jax.mel import log_mel
+
+    if isinstance(media, Sound):
+        shown = DataConfig(seconds=SHEET_SECONDS)
+        return spectrogram_picture(log_mel(read_sound(media, shown), shown.sample_rate))
+    return frame_sheet(np.stack([*map(np.asarray, read_pictures(media, DataConfig(frames=SHEET_FRAMES), None))]))

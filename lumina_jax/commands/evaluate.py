@@ -2,7 +2,8 @@
 
 A drawn sample matches when, of all true ones, that of its own caption is nearest by pixels. Embedded emoji are counted
 apart for the pairs trained on and for those held out. Of clips and views each frame is also compared with all frames of
-all samples, and the motion with that of the true clip.
+all samples, and the motion with that of the true clip. Speech is given to a recogniser, which may hear any text of the
+data, and so are the true recordings, through the same spectrogram and the same way back to sound.
 """
 
 import dataclasses
@@ -62,6 +63,8 @@ def evaluate(arguments: Arguments) -> None:
     config = read_run(arguments.run)
     if arguments.likelihood and config.vae.path:
         raise ValueError("--likelihood needs a model of pixels, but this one draws latents (vae.path); leave it out")
+    if config.data_of(arguments.modality).seconds is not None:
+        return evaluate_speech(arguments, config)
     prompts, true, is_held_out = true_samples(config, arguments.limit, arguments.modality)
     pipeline, step = open_run(arguments.run, arguments.step)
     print(f"drawing {len(prompts)} captions at step {step}", flush=True)
@@ -82,6 +85,42 @@ def evaluate(arguments: Arguments) -> None:
     print(f"contact sheet: {sheet}")
     if arguments.likelihood:
         likelihood(pipeline, config, true[: arguments.likelihood], prompts[: arguments.likelihood], arguments.seed)
+
+
+def evaluate_speech(arguments: Arguments, config: Config) -> None:
+    """Which texts are heard in what is drawn from them, and in a true recording of each."""
+    from lumina_jax.data.example import BadSample
+    from lumina_jax.data.sounds import read_sound
+    from lumina_jax.data.sources import open_source
+    from lumina_jax.evaluation.speech import Recogniser, spoken_text
+    from lumina_jax.generation.sheets import shape_for
+    from lumina_jax.generation.sounds import save_sounds, voice_of
+    from lumina_jax.mel import log_mel
+    from lumina_jax.trained import open_run
+
+    data = config.data_of(arguments.modality)
+    source, voice = open_source(data, config.model), voice_of(config)
+    records = [record for record in map(source.__getitem__, range(len(source))) if not isinstance(record, BadSample)]
+    true = {record.caption: record.media for record in reversed(records) if record.caption}
+    prompts = list(true)[: arguments.limit]
+    wanted = [spoken_text(prompt) for prompt in prompts]
+    recogniser = Recogniser([spoken_text(caption) for caption in true])
+    pipeline, step = open_run(arguments.run, arguments.step)
+    print(f"drawing {len(prompts)} captions at step {step}", flush=True)
+    asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
+    shapes = [shape_for(config, prompt, arguments.modality) for prompt in prompts]
+    drawn = pipeline(prompts, config.sample, shape=shapes, **asked)
+    recorded = [log_mel(read_sound(true[prompt], data), data.sample_rate) for prompt in prompts]
+    for name, spectrograms in (("drawn", drawn), ("recorded", recorded)):
+        heard = [recogniser(voice(spectrogram, data.sample_rate), data.sample_rate) for spectrogram in spectrograms]
+        wrong = [f"{text} ({other or 'nothing'})" for text, other in zip(wanted, heard) if text != other]
+        share = 1 - len(wrong) / len(wanted)
+        print(f"  {name:<9} {len(wanted) - len(wrong):4} of {len(wanted):4} heard: {share:.1%}")
+        if wrong:
+            print(f"            not heard: {', '.join(wrong)}")
+    folder = arguments.run / "samples" / f"{step}-evaluated"
+    save_sounds(folder, drawn, prompts, {"step": step, **asked}, voice=voice, rate=data.sample_rate)
+    print(f"sounds and spectrograms: {folder}")
 
 
 def compare_frames(drawn: np.ndarray, true: np.ndarray) -> None:

@@ -48,7 +48,8 @@ class TextConfig:
     """The frozen encoder that turns captions into features."""
 
     encoder: str = "minilm"
-    """'minilm' (which `make setup` installs), or a folder or downloaded repository: see docs/text-encoders.md."""
+    """'minilm' (which `make setup` installs), 'phonemes' (with model.text_layers), or a folder or downloaded
+    repository: see docs/text-encoders.md."""
     max_tokens: int = 32
     """Longer captions are cut (the released text-to-image models use 128)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -212,6 +213,13 @@ class Config:
     def __post_init__(self) -> None:
         for part in self.data.parts:
             modality = self.model.modality_of(part.modality)
+            if part.seconds is not None:
+                require(
+                    modality.patch_size == 1,
+                    f"sounds have one row, so their patch_size must be 1, but that of {modality.name!r} is "
+                    f"{modality.patch_size}; set it to 1, or leave data.seconds out",
+                )
+                continue
             require(
                 part.image_size % modality.patch_size == 0,
                 f"data.image_size={part.image_size} must be a multiple of model.patch_size={modality.patch_size}"

@@ -29,6 +29,18 @@ class SourceConfig:
     """Frames of a clip, or views of an object, at most."""
     frame_rate: float | None = None
     """Frames taken of each second of a clip, from a random moment on; None: evenly over all of it."""
+    seconds: float | None = None
+    """The source is of sounds, of so many seconds at most; None: of pictures. A sound's channels are 80 mel bins, or
+    those of an autoencoder of sounds, and its patch_size is 1."""
+    sample_rate: int = 22_050
+    """Samples of a sound a second (the released audio models: 16000)."""
+    pitch: bool = False
+    """Put the pitch of each sound before its caption, "[180 Hz] seven", where the source knows it; so that it can be
+    asked for."""
+    seconds_per_phoneme: float | None = None
+    """Length of a sound that is drawn from its text, for text.encoder="phonemes"; None: data.seconds."""
+    pause: float = 0.0
+    """Seconds added to that."""
     crop: Literal["square", "buckets"] = "square"
     """square: shorter side resized, centre cropped. buckets: the authors' aspect-ratio buckets."""
     emoji_names: int = 48
@@ -50,6 +62,11 @@ class SourceConfig:
             self.frame_rate is None or self.frame_rate > 0,
             f"data.frame_rate={self.frame_rate} must be positive, or None for frames spread over the whole clip",
         )
+        for name in ("seconds", "seconds_per_phoneme"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"data.{name}={value} must be positive, or None")
+        require(self.sample_rate >= 1000, f"data.sample_rate={self.sample_rate} must be at least 1000 samples a second")
+        require(self.pause >= 0, f"data.pause={self.pause} must not be negative")
         require(
             self.source == "emoji" or bool(self.path),
             f"data.source={self.source!r} needs data.path; see --help for what it names",

@@ -61,6 +61,9 @@ class ModelConfig:
     conditioning: Literal["text", "label"] = "text"
     text_width: int = 4096
     """Width of the caption features (text-conditional models only)."""
+    text_layers: int = 0
+    """Layers of a text encoder that is trained with the network, between the caption features and all that reads them
+    (text.encoder="phonemes")."""
     classes: int = 1000
     """Number of labels (label-conditional models only); one extra row means 'no label'."""
     qk_norm: bool = True
@@ -90,6 +93,7 @@ class ModelConfig:
         for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value} must be at least 1")
+        require(self.text_layers >= 0, f"model.text_layers={self.text_layers} must not be negative")
         names = [modality.name for modality in self.modalities]
         require(len(set(names)) == len(names), f"the modalities of a model need different names, but are {names}")
         require(
@@ -120,6 +124,11 @@ class ModelConfig:
     @property
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
+
+    @property
+    def caption_width(self) -> int:
+        """Width of the caption features where the network reads them."""
+        return self.width if self.text_layers else self.text_width
 
     @property
     def condition_width(self) -> int:

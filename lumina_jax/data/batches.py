@@ -25,6 +25,7 @@ from lumina_jax.data.latents import LatentSource
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.data.sources import MixedSource
+from lumina_jax.mel import BINS
 from lumina_jax.tokens import TextFeatures, Tokens, first_fit, latent_grid, pack, pack_text
 
 logger = logging.getLogger(__name__)
@@ -284,15 +285,16 @@ def _with_own_index(index: int, numbered: tuple[int, Example | BadSample]) -> tu
 
 
 def _check_channels(source: Source, data: DataConfig, model: ModelConfig) -> None:
-    """Refuse pixels for a model of other latents."""
+    """Refuse pixels and spectrograms for a model of other latents."""
     if isinstance(source, LatentSource):
         return
     for part in data.parts:
-        modality = model.modality_of(part.modality)
-        if modality.channels != 3:
+        channels = model.modality_of(part.modality).channels
+        what, own = ("pictures", 3) if part.seconds is None else ("mel spectrograms", BINS)
+        if channels != own:
             raise ValueError(
-                f"pictures have 3 channels, but model.channels={modality.channels}; set it to 3, or name an "
-                "autoencoder in vae.path"
+                f"{what} have {own} channels, but model.channels={channels}; set it to {own}, or name an autoencoder "
+                "in vae.path"
             )
 
 

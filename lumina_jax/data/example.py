@@ -43,9 +43,19 @@ class Views(NamedTuple):
     files: tuple[Path, ...]
 
 
-Media = Path | bytes | np.ndarray | Clip | Views | LatentDistribution
+class Sound(NamedTuple):
+    """A recording: a file, or samples int16 [n] of one channel; what counts of it, in seconds."""
+
+    recording: Path | np.ndarray
+    rate: int | None = None
+    """Samples a second; None: the file says it."""
+    start: float = 0.0
+    end: float | None = None
+
+
+Media = Path | bytes | np.ndarray | Clip | Views | Sound | LatentDistribution
 """A picture as a file, its encoded bytes or its pixels uint8 [h w 3]; a clip or views as files or pixels uint8
-[f h w 3]; latents that were encoded before (`latents.py`)."""
+[f h w 3]; a sound; latents that were encoded before (`latents.py`)."""
 
 
 class Record(NamedTuple):
@@ -55,6 +65,8 @@ class Record(NamedTuple):
     media: Media
     caption: str | None
     label: int | None
+    pitch: float | None = None
+    """Hz of a voice."""
 
 
 class Example(NamedTuple):
@@ -77,13 +89,17 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record | BadSample: ...
 
 
-def record_of(name: str, media: Media, caption: Any, label: Any) -> Record | BadSample:
-    """A record whose caption is text (surrounding white space dropped) and whose label is a whole number, if given."""
+def record_of(name: str, media: Media, caption: Any, label: Any, pitch: Any = None) -> Record | BadSample:
+    """A record whose caption is text (surrounding white space dropped), whose label is a whole number and whose pitch
+    is a positive one, if given."""
     if not (caption is None or isinstance(caption, str)):
         return BadSample(name, f"the caption is {caption!r}, which is not text")
     if not (label is None or (isinstance(label, int | np.integer) and not isinstance(label, bool))):
         return BadSample(name, f"the label is {label!r}, which is not a whole number")
-    return Record(name, media, None if caption is None else caption.strip(), None if label is None else int(label))
+    if not (pitch is None or (isinstance(pitch, int | float) and not isinstance(pitch, bool) and pitch > 0)):
+        return BadSample(name, f"the pitch is {pitch!r}, which is no positive number of Hz")
+    text = None if caption is None else caption.strip()
+    return Record(name, media, text, None if label is None else int(label), pitch)
 
 
 def captions(source: Source) -> list[str]:

@@ -1,4 +1,4 @@
-"""The user's own pictures and clips: a folder with captions, or the JSON and YAML files of the released code.
+"""The user's own pictures, clips and sounds: a folder with captions, or the JSON and YAML files of the released code.
 
 In: files. Out: records, by index. Opening reads the lists of samples, never a file they name.
 """
@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 import yaml
 
 from lumina_jax.data.annotations import Annotations, first_of, open_annotations
-from lumina_jax.data.example import BadSample, Clip, Media, Record, Views, record_of
+from lumina_jax.data.example import BadSample, Clip, Media, Record, Sound, Views, record_of
 
 
 class FolderSource:
     """Files beside a .jsonl of {"image": file, "caption": text, "label": number}; caption or label may be missing.
 
-    {"video": file, "start": seconds, "end": seconds} is a clip, where start and end may be missing, and
-    {"views": [file, ...]} pictures of one object from all around it. `path` is the .jsonl, or a folder that holds
-    exactly one. Files are relative to the folder of the .jsonl.
+    {"video": file, "start": seconds, "end": seconds} is a clip, where start and end may be missing, {"audio": file} a
+    sound, likewise, and {"views": [file, ...]} pictures of one object from all around it. {"pitch": Hz} of a sound goes
+    before its caption. `path` is the .jsonl, or a folder that holds exactly one. Files are relative to the folder of
+    the .jsonl.
 
     Raises:
       ValueError: nothing there, several .jsonl files, or no sample.
@@ -42,7 +43,7 @@ class FolderSource:
             name, media = _media(item, self.path.parent)
         except ValueError as error:
             return BadSample(name, str(error))
-        return record_of(name, media, item.get("caption"), item.get("label"))
+        return record_of(name, media, item.get("caption"), item.get("label"), item.get("pitch"))
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.path)!r})"
@@ -134,8 +135,8 @@ def _meta(path: Path) -> list[dict[str, Any]]:
 
 
 def _media(item: dict[str, Any], folder: Path) -> tuple[str, Media]:
-    """What a line names: a picture, a clip or views of an object, and the name to report it by."""
-    first_of(item, ["image", "video", "views"])
+    """What a line names: a picture, a clip, a sound or views of an object, and the name to report it by."""
+    first_of(item, ["image", "video", "audio", "views"])
     if "views" in item:
         files = item["views"]
         if not isinstance(files, list) or not files:
@@ -144,15 +145,19 @@ def _media(item: dict[str, Any], folder: Path) -> tuple[str, Media]:
         return names[0], Views(tuple(folder / name for name in names))
     if "video" in item:
         name = _text(item["video"], "video")
-        return name, Clip(folder / name, _seconds(item, "start") or 0.0, _seconds(item, "end"))
+        return name, Clip(folder / name, _number(item, "start") or 0.0, _number(item, "end"))
+    if "audio" in item:
+        name = _text(item["audio"], "audio")
+        start, end = _number(item, "start") or 0.0, _number(item, "end")
+        return name, Sound(folder / name, start=start, end=end)
     name = _text(item["image"], "image")
     return name, folder / name
 
 
-def _seconds(item: dict[str, Any], key: str) -> float | None:
+def _number(item: dict[str, Any], key: str) -> float | None:
     value = item.get(key)
     if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-        raise ValueError(f"{key!r} must be a number of seconds, but is {value!r}")
+        raise ValueError(f"{key!r} must be a number, but is {value!r}")
     return value
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lumina_jax.config import DataConfig
 from lumina_jax.data.clips import read_frames
-from lumina_jax.data.example import Clip, LatentDistribution, Media, Views
+from lumina_jax.data.example import Clip, LatentDistribution, Media, Sound, Views
 from lumina_jax.data.pictures import open_picture
 
 ROUNDING = 1e-6
@@ -35,7 +35,7 @@ def read_pictures(media: Media, data: DataConfig, draws: random.Random | None) -
     elif isinstance(media, np.ndarray) and media.ndim == 4:
         pictures = [open_picture(media[place]) for place in evenly(len(media), data.frames)]
     else:
-        assert not isinstance(media, LatentDistribution)
+        assert not isinstance(media, LatentDistribution | Sound)
         return [open_picture(media)]
     sizes = {picture.size for picture in pictures}
     if len(sizes) > 1:

@@ -1,4 +1,5 @@
-"""A record to an example: decoding, cropping, and dropping the caption or label for classifier-free guidance.
+"""A record to an example: decoding, cropping (a sound: its spectrogram), and dropping the caption or label for
+classifier-free guidance.
 
 Runs inside grain's threads or worker processes. Every random choice depends on the run's seed and the sample's global
 index alone, so neither the number of workers nor that of hosts changes it.
@@ -13,14 +14,18 @@ from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.buckets import Size, bucket_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, Example, LatentDistribution, Media, Record
+from lumina_jax.data.example import BadSample, Example, LatentDistribution, Media, Record, Sound
 from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.pictures import check_resizable
+from lumina_jax.data.sounds import read_sound
+from lumina_jax.mel import frames_of, log_mel, mel_to_unit
 from lumina_jax.tokens import pixels_to_unit
 
 
 def possible_sizes(data: DataConfig, model: ModelConfig) -> list[Size]:
-    """All (width, height) that a sample may have after cropping."""
+    """All (width, height) that a sample may have after cropping; of sounds the greatest."""
+    if data.seconds is not None:
+        return [(frames_of(data.seconds, data.sample_rate), 1)]
     if data.crop == "square":
         return [(data.image_size, data.image_size)]
     patch_size = model.modality_of(data.modality).patch_size
@@ -44,10 +49,7 @@ class Preparation:
         draws = random.Random(f"{self.seed} {index}")
         try:
             caption, label = self._condition(record, is_dropped=draws.random() < self.data.caption_dropout)
-            if isinstance(record.media, LatentDistribution):
-                latents = _drawn(record.media, draws)
-            else:
-                latents = pixels_to_unit(self._pixels(record.media, draws))
+            latents = self._latents(record.media, draws)
         except ValueError as error:
             return index, BadSample(record.name, str(error))
         return index, Example(record.name, latents, caption, label, self.model.place(self.data.modality))
@@ -64,6 +66,14 @@ class Preparation:
             raise ValueError(f"the label {record.label} is not in 0..{classes - 1}; see model.classes")
         return record.caption, classes if is_dropped else record.label
 
+    def _latents(self, media: Media, draws: random.Random) -> Float[np.ndarray, "f h w c"]:
+        if isinstance(media, LatentDistribution):
+            return _drawn(media, draws)
+        check_kind(media, self.data)
+        if isinstance(media, Sound):
+            return mel_to_unit(log_mel(read_sound(media, self.data), self.data.sample_rate))[None, None]
+        return pixels_to_unit(self._pixels(media, draws))
+
     def _pixels(self, media: Media, draws: random.Random) -> UInt8[np.ndarray, "f h w 3"]:
         """The frames that are trained on, all cropped alike."""
         pictures = read_pictures(media, self.data, draws)
@@ -79,6 +89,18 @@ class Preparation:
         if self.data.crop == "square":
             return center_square(picture, self.data.image_size)
         return bucket_crop(picture, self.sizes, draws)
+
+
+def check_kind(media: Media, data: DataConfig) -> None:
+    """Refuse sounds in a source of pictures, and pictures in one of sounds.
+
+    Raises:
+      ValueError: it is one.
+    """
+    if isinstance(media, Sound) and data.seconds is None:
+        raise ValueError("the sample is a sound, but its source is of pictures; set data.seconds")
+    if not isinstance(media, Sound) and data.seconds is not None:
+        raise ValueError(f"the sample is no sound, but data.seconds={data.seconds} says so; leave it out for pictures")
 
 
 def _drawn(latents: LatentDistribution, draws: random.Random) -> Float[np.ndarray, "f h w c"]:

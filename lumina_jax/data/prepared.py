@@ -1,8 +1,8 @@
 """Data sets made once by `python -m lumina_jax data prepare`, ready to be read at random.
 
-On disk: a folder with samples.array_record (one .npz of pixels, name and caption for each sample), card.json (what the
-set is, from where, under which licence), README.md (the same to read) and sheet.png. The folder appears when it is
-complete.
+On disk: a folder with samples.array_record (one .npz of pixels or sound, name and caption for each sample), card.json
+(what the set is, from where, under which licence), README.md (the same to read) and sheet.png. The folder appears when
+it is complete.
 """
 
 import contextlib
@@ -15,22 +15,24 @@ import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from lumina_jax.data.example import BadSample, Record, record_of
+from lumina_jax.data.example import BadSample, Record, Sound, record_of
 
 SAMPLES, CARD, README, SHEET = "samples.array_record", "card.json", "README.md", "sheet.png"
 
 
 class Sample(NamedTuple):
-    """One sample as it is stored: frames of a clip, views of an object, or one picture."""
+    """One sample as it is stored: frames of a clip, views of an object, one picture, or a sound."""
 
     name: str
     caption: str
-    frames: UInt8[np.ndarray, "f h w 3"]
+    media: UInt8[np.ndarray, "f h w 3"] | Sound
+    pitch: float | None = None
+    """Hz of a voice."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class PreparedSource:
             sample = _decoded(self._records[index])
         except (ValueError, KeyError, OSError, RuntimeError, zipfile.BadZipFile) as error:
             return BadSample(f"{self.folder.name}, sample {index}", f"the record is damaged ({error})")
-        return record_of(sample.name, sample.frames, sample.caption, None)
+        return record_of(sample.name, sample.media, sample.caption, None, sample.pitch)
 
     def __repr__(self) -> str:
         return f"PreparedSource({str(self.folder)!r})"
@@ -124,11 +126,19 @@ def _complete(folder: Path) -> Iterator[Path]:
 
 
 def _encoded(sample: Sample) -> bytes:
+    media = sample.media
+    arrays: dict[str, Any]
+    arrays = {"samples": media.recording, "rate": media.rate} if isinstance(media, Sound) else {"frames": media}
+    if sample.pitch is not None:
+        arrays["pitch"] = sample.pitch
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, name=sample.name, caption=sample.caption, frames=sample.frames)
+    np.savez_compressed(buffer, name=sample.name, caption=sample.caption, **arrays)
     return buffer.getvalue()
 
 
 def _decoded(record: bytes) -> Sample:
     with np.load(io.BytesIO(record)) as arrays:
-        return Sample(str(arrays["name"]), str(arrays["caption"]), arrays["frames"])
+        is_sound = "samples" in arrays
+        media = Sound(arrays["samples"], int(arrays["rate"])) if is_sound else arrays["frames"]
+        pitch = float(arrays["pitch"]) if "pitch" in arrays else None
+        return Sample(str(arrays["name"]), str(arrays["caption"]), media, pitch)

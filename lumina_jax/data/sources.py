@@ -20,6 +20,8 @@ def open_source(data: DataConfig, model: ModelConfig) -> Source:
     if data.mixture:
         return MixedSource([open_source(part, model) for part in data.parts])
     source = OPENERS[data.source](data, model)
+    if data.pitch:
+        source = PitchedSource(source)
     return source if data.limit is None else FirstSamples(source, data.limit)
 
 
@@ -57,6 +59,26 @@ class FirstSamples:
 
     def __repr__(self) -> str:
         return f"FirstSamples({self._source!r}, {self._limit})"
+
+
+class PitchedSource:
+    """Sounds whose captions begin with the pitch, in tens of Hz: "[180 Hz] seven". Without a pitch they stay as they
+    are."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record | BadSample:
+        record = self._source[index]
+        if isinstance(record, BadSample) or record.pitch is None or not record.caption:
+            return record
+        return record._replace(caption=f"[{round(record.pitch, -1):.0f} Hz] {record.caption}")
+
+    def __repr__(self) -> str:
+        return f"PitchedSource({self._source!r})"
 
 
 def _emoji(data: DataConfig, model: ModelConfig) -> Source:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lumina_jax.encoders.bert import load_bert
 from lumina_jax.encoders.clip import load_clip
 from lumina_jax.encoders.llama import load_decoder
+from lumina_jax.encoders.phonemes import PhonemeEncoder
 from lumina_jax.encoders.published import CONFIG_FILE, Loading, Network, State, settings, weights
 from lumina_jax.encoders.t5 import load_t5
 from lumina_jax.encoders.tokenizer import NETWORK_FOLDER, TOKENIZER_FOLDER, CaptionTokenizer, tokenizer_folder
@@ -75,9 +76,10 @@ def text_encoder(
     """The encoder of an installed package, of a folder, or of a repository of the hub that was downloaded before.
 
     Args:
-      name: "minilm", a folder with config.json, tokenizer and weights, or owner/name or owner/name/folder on the hub;
-        then ":last" or ":penultimate" for another hidden state than the usual one of the architecture. Several of
-        these joined by "+" make one encoder whose features are side by side: see `JointTextEncoder`.
+      name: "minilm", "phonemes" (for a model with text_layers), a folder with config.json, tokenizer and weights, or
+        owner/name or owner/name/folder on the hub; then ":last" or ":penultimate" for another hidden state than the
+        usual one of the architecture. Several of these joined by "+" make one encoder whose features are side by side:
+        see `JointTextEncoder`.
       mesh: over which parameters are cut and captions spread; every process of it must then encode the same captions.
       dtype: of parameters and activations.
 
@@ -85,6 +87,8 @@ def text_encoder(
       ValueError: the package, the folder or a file is missing; the architecture is unknown; `max_tokens` is less than
         2 (the opening and closing token) or more than the network has positions.
     """
+    if name == "phonemes":
+        return PhonemeEncoder(max_tokens)
     parts = [str(name)] if Path(name).is_dir() else str(name).split("+")
     encoders = [_one_encoder(part, max_tokens, mesh, jnp.dtype(dtype)) for part in parts]
     return encoders[0] if len(encoders) == 1 else JointTextEncoder(encoders)

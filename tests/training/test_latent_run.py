@@ -85,4 +85,4 @@ def test_an_autoencoder_that_does_not_fit_is_refused(tmp_path, change, message):
 def test_without_an_autoencoder_a_patch_has_its_own_pixels(tmp_path):
     settings = label_config(tmp_path)
     assert vae_of(settings) is None
-    assert patch_pixels(settings) == 8
+    assert patch_pixels(settings) == (8, 8)

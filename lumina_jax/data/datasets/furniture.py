@@ -39,7 +39,7 @@ def samples(size: int, frames: int) -> Iterator[Sample]:
     """Each model, `frames` views of `size` pixels; a model that cannot be drawn is logged and left out."""
     load_vtk()  # before anything is downloaded
     with tempfile.TemporaryDirectory() as folder:
-        package = fetch_debian(PACKAGE, Path(folder))
+        package = fetch_debian([PACKAGE], Path(folder))
         with zipfile.ZipFile(package / CATALOGUE) as archive:
             archive.extractall(Path(folder) / "models")
             properties = archive.read(PROPERTIES).decode("latin-1")

@@ -7,7 +7,7 @@ is installed, and no script of a package runs.
 import json
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ def fetch_npm(package: NpmPackage, folder: Path) -> Path:
       ValueError: npm is missing or fails, or the archive is not the expected one.
     """
     spec = f"{package.name}@{package.version}"
-    printed = _run(["npm", "pack", spec, "--json", "--pack-destination", str(folder)], "npm (Debian: apt install npm)")
+    printed = run(["npm", "pack", spec, "--json", "--pack-destination", str(folder)], "npm (Debian: apt install npm)")
     entry = _first_json(printed)
     if entry["integrity"] != package.integrity:
         raise ValueError(f"{spec} must have the checksum {package.integrity}, but has {entry['integrity']}")
@@ -40,23 +40,30 @@ def fetch_npm(package: NpmPackage, folder: Path) -> Path:
     return target / "package"
 
 
-def fetch_debian(package: str, folder: Path) -> Path:
-    """Unpack a Debian package under `folder`, without installing it; returns that folder.
+def fetch_debian(packages: Sequence[str], folder: Path) -> Path:
+    """Unpack Debian packages under `folder`, without installing them; returns the folder with all their files.
 
     Raises:
       ValueError: apt is missing or fails.
     """
-    target = folder / package
+    target = folder / packages[0]
     target.mkdir(parents=True)
-    _run(["apt-get", "download", package], "apt-get, which Debian and Ubuntu have", cwd=target)
-    [archive] = target.glob("*.deb")
-    _run(["dpkg-deb", "--extract", str(archive), str(target)], "dpkg-deb")
+    run(["apt-get", "download", *packages], "apt-get, which Debian and Ubuntu have", cwd=target)
+    for archive in target.glob("*.deb"):
+        run(["dpkg-deb", "--extract", str(archive), str(target)], "dpkg-deb")
     return target
 
 
-def _run(command: Sequence[str], needs: str, cwd: Path | None = None) -> str:
+def run(
+    command: Sequence[str], needs: str, *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> str:
+    """What a program prints; `needs` says how to get it.
+
+    Raises:
+      ValueError: it is missing, or it fails.
+    """
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     except FileNotFoundError:
         raise ValueError(f"{command[0]} is not installed; this data set needs {needs}") from None
     if done.returncode:

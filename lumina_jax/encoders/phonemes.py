@@ -1,0 +1,106 @@
+"""Text to the sounds of speech: a front end whose features a trained encoder reads (`ModelConfig.text_layers`).
+
+In: captions in English, perhaps with a pitch: "[180 Hz] seven". Out: `TextFeatures` with one token for each phoneme,
+word boundary and pause, between a first and a last one, and no learned number: columns say which symbol it is, how it
+is stressed, and the pitch asked for. gruut (the extra `sound`) turns text, numbers and unknown words into phonemes.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from lumina_jax.tokens import TextFeatures
+
+FIRST, LAST, SPACE, PAUSE, STOP, OTHER = "^", "$", " ", "|", "‖", "?"
+PHONEMES = (
+    "aɪ", "aʊ", "b", "d", "d͡ʒ", "eɪ", "f", "h", "i", "j", "k", "l", "m", "n", "oʊ", "p", "s", "t", "t͡ʃ", "u", "v", "w",
+    "z", "æ", "ð", "ŋ", "ɑ", "ɔ", "ɔɪ", "ə", "ɚ", "ɛ", "ɡ", "ɪ", "ɹ", "ʃ", "ʊ", "ʌ", "ʒ", "θ",
+)  # fmt: skip
+"""Those of gruut's American English."""
+SYMBOLS = (FIRST, LAST, SPACE, PAUSE, STOP, OTHER, *PHONEMES)
+STRESSES = ("ˈ", "ˌ")
+WIDTH = len(SYMBOLS) + len(STRESSES) + 2
+"""Columns: symbols, primary and secondary stress, whether a pitch is asked for, and which."""
+PITCH = re.compile(r"^\[(\d+(?:\.\d+)?) Hz\]\s*")
+MIDDLE_PITCH = 160.0
+"""Hz that the pitch's column counts octaves from."""
+
+
+class PhonemeEncoder:
+    """A `TextEncoder` without weights."""
+
+    def __init__(self, max_tokens: int):
+        if max_tokens < 2:
+            raise ValueError(f"text.max_tokens={max_tokens} must be at least 2, for the first and the last symbol")
+        _check_gruut()
+        self.width = WIDTH
+        self.max_tokens = max_tokens
+        version = importlib.metadata.version("gruut")
+        self.fingerprint = f"phonemes-{WIDTH}-{max_tokens}-gruut-{version}"
+
+    def encode(self, captions: Sequence[str]) -> TextFeatures:
+        """See `TextEncoder.encode`."""
+        features = np.zeros((len(captions), self.max_tokens, WIDTH), np.float32)
+        segment_ids = np.zeros((len(captions), self.max_tokens), np.int32)
+        for row, caption in enumerate(captions):
+            pitch, text = split_pitch(caption)
+            symbols = (FIRST, *phonemes(text), LAST)[: self.max_tokens]
+            segment_ids[row, : len(symbols)] = 1
+            for place, symbol in enumerate(symbols):
+                features[row, place] = _columns(symbol, pitch)
+        return TextFeatures(features, segment_ids)
+
+
+def split_pitch(caption: str) -> tuple[float | None, str]:
+    """The pitch in Hz that a caption asks for, and its text.
+
+    >>> split_pitch("[180 Hz] seven")
+    (180.0, 'seven')
+    """
+    found = PITCH.match(caption)
+    return (None, caption) if found is None else (float(found[1]), caption[found.end() :])
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def phonemes(text: str) -> tuple[str, ...]:
+    """Phonemes of English text with marks of stress before them, word boundaries and pauses.
+
+    Raises:
+      ValueError: gruut is not installed.
+    """
+    _check_gruut()
+    import gruut
+
+    found: list[str] = []
+    for sentence in gruut.sentences(text, lang="en-us"):
+        for word in sentence:
+            if found and found[-1] not in (SPACE, PAUSE, STOP) and word.phonemes[:1] not in ([PAUSE], [STOP]):
+                found.append(SPACE)
+            found.extend(word.phonemes)
+    return tuple(found)
+
+
+def spoken_seconds(caption: str, *, per_phoneme: float, pause: float) -> float:
+    """About how long a caption takes to say; marks count like phonemes, word boundaries not."""
+    return pause + per_phoneme * sum(symbol != SPACE for symbol in phonemes(split_pitch(caption)[1]))
+
+
+def _columns(symbol: str, pitch: float | None) -> np.ndarray:
+    columns = np.zeros(WIDTH, np.float32)
+    plain = symbol.lstrip("".join(STRESSES))
+    columns[SYMBOLS.index(plain if plain in SYMBOLS else OTHER)] = 1
+    for place, stress in enumerate(STRESSES):
+        columns[len(SYMBOLS) + place] = symbol.startswith(stress)
+    if pitch is not None:
+        columns[-2:] = 1, math.log2(pitch / MIDDLE_PITCH)
+    return columns
+
+
+def _check_gruut() -> None:
+    if importlib.util.find_spec("gruut") is None:
+        raise ValueError("phonemes need gruut; install it with: pip install 'lumina_jax[sound]'")

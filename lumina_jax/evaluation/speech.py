@@ -1,0 +1,66 @@
+"""Can a recogniser hear what spoken texts say? It listens for one of a known list of texts.
+
+In: samples of speech. Out: which of the texts was heard. The recogniser is pocketsphinx with its English model, in the
+extra `eval`; a grammar of the list of texts is all that it may hear.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from lumina_jax.mel import load_librosa
+
+RATE = 16_000
+"""Hz that the recogniser listens at."""
+SILENCE = 0.2
+"""Seconds put before and after what is said."""
+PEAK = 0.8
+
+
+class Recogniser:
+    """Hears one of `texts` in a sound.
+
+    Raises:
+      ValueError: pocketsphinx is not installed, or does not know a word of the texts.
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        try:
+            from pocketsphinx import Decoder
+        except ImportError:
+            raise ValueError("recognising speech needs pocketsphinx: pip install 'lumina_jax[eval]'") from None
+        words = sorted({word for text in texts for word in text.split()})
+        probe = Decoder(samprate=RATE, loglevel="FATAL")
+        unknown = [word for word in words if probe.lookup_word(word) is None]
+        if unknown:
+            raise ValueError(f"the recogniser must know each word, but its dictionary lacks {', '.join(unknown)}")
+        with tempfile.TemporaryDirectory() as folder:
+            grammar = Path(folder) / "texts.jsgf"
+            grammar.write_text(f"#JSGF V1.0; grammar texts; public <text> = {' | '.join(sorted(set(texts)))};")
+            self._decoder = Decoder(samprate=RATE, loglevel="FATAL", jsgf=str(grammar))
+
+    def __call__(self, samples: Float[np.ndarray, " n"], rate: int) -> str:
+        """The text heard, or "" for none."""
+        heard = load_librosa().resample(np.asarray(samples, np.float32), orig_sr=rate, target_sr=RATE)
+        heard = np.pad(heard, round(SILENCE * RATE))
+        heard = np.rint(heard * (PEAK * 32767 / max(1e-9, float(np.abs(heard).max())))).astype(np.int16)
+        self._decoder.start_utt()
+        self._decoder.process_raw(heard.tobytes(), full_utt=True)
+        self._decoder.end_utt()
+        found = self._decoder.hyp()
+        return found.hypstr if found else ""
+
+
+def spoken_text(caption: str) -> str:
+    """What is said for a caption, as the recogniser writes it: words in lower case, without marks.
+
+    >>> spoken_text("[180 Hz] Good morning!")
+    'good morning'
+    """
+    from lumina_jax.encoders.phonemes import split_pitch
+
+    kept = "".join(sign if sign.isalnum() or sign == "'" else " " for sign in split_pitch(caption)[1].lower())
+    return " ".join(kept.split())

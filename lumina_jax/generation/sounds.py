@@ -1,0 +1,75 @@
+"""Sounds on disk: wav, and a picture of the spectrogram.
+
+In: log mel spectrograms, as `mel.py` makes them. Out: samples, by a vocoder or by Griffin and Lim's iteration.
+Files appear complete or not at all.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+
+from lumina_jax.config import Config
+from lumina_jax.generation.media import contact_sheet, save_png, written_whole
+from lumina_jax.mel import LOUD, QUIET, griffin_lim, load_librosa
+from lumina_jax.run import sample_name
+
+Spectrogram = Float[np.ndarray, "t 80"]
+AnySpectrogram = Float[np.ndarray, "_ 80"]
+"""A spectrogram whose length has nothing to do with that of others."""
+Voice = Callable[[Spectrogram, int], Float[np.ndarray, " n"]]
+"""From a spectrogram and its sampling rate to samples."""
+ZOOM = 2
+"""Pixels of a picture along each side of a bin."""
+PEAK = 0.9
+"""Louder samples than these are turned down."""
+COLOURS = ("#07051b", "#b6367a", "#fcfdbf")
+
+
+def voice_of(config: Config) -> Voice:
+    """What makes samples of spectrograms: Griffin and Lim's iteration.
+
+    Raises:
+      ValueError: librosa is not installed.
+    """
+    load_librosa()
+    return griffin_lim
+
+
+def spectrogram_picture(spectrogram: Spectrogram) -> UInt8[np.ndarray, "height width 3"]:
+    """Time goes right and frequency up; dark is quiet."""
+    level = np.clip((spectrogram - QUIET) / (LOUD - QUIET), 0, 1)
+    grey = Image.fromarray(np.rint(level.T[::-1] * 255).astype(np.uint8))
+    black, middle, white = COLOURS
+    coloured = ImageOps.colorize(grey, black=black, mid=middle, white=white)
+    return np.asarray(coloured.resize((ZOOM * grey.width, ZOOM * grey.height), Image.Resampling.NEAREST))
+
+
+def save_wav(path: str | Path, samples: Float[np.ndarray, " n"], rate: int) -> None:
+    """16-bit samples of one channel; a sound that is too loud is turned down as a whole."""
+    import soundfile  # comes with librosa, the extra `sound`
+
+    peak = float(np.abs(samples).max(initial=0))
+    with written_whole(path) as temporary:
+        soundfile.write(temporary, samples * min(1.0, PEAK / max(peak, 1e-9)), rate, subtype="PCM_16", format="WAV")
+
+
+def save_sounds(
+    folder: Path,
+    spectrograms: Sequence[AnySpectrogram],
+    prompts: Sequence[str],
+    settings: dict[str, Any],
+    *,
+    voice: Voice,
+    rate: int,
+) -> None:
+    """A wav and a PNG of the spectrogram of each sound, the PNG with its settings; sheet.png of all."""
+    pictures = [spectrogram_picture(spectrogram) for spectrogram in spectrograms]
+    for index, (prompt, spectrogram, picture) in enumerate(zip(prompts, spectrograms, pictures)):
+        path = folder / sample_name(index, prompt)
+        save_png(path, picture, {"prompt": prompt, "index": index, **settings})
+        save_wav(path.with_suffix(".wav"), voice(spectrogram, rate), rate)
+    save_png(folder / "sheet.png", contact_sheet(pictures, prompts), {"prompts": list(prompts), **settings})
