@@ -125,9 +125,9 @@ def draw(arguments: Arguments) -> None:
 
 def shapes_of(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "list[Shape]":
     """The size of each sample."""
-    from lumina_jax.data.mel import frames_of
     from lumina_jax.generation.pipeline import Shape, check_shape
     from lumina_jax.generation.sheets import patch_pixels, shape_for
+    from lumina_jax.mel import frames_of
 
     data = config.data_of(arguments.modality)
     of_pictures = {

@@ -1,28 +1,30 @@
 """Data sets made once by `python -m lumina_jax data prepare`, ready to be read at random.
 
-On disk: a folder with samples.array_record (one .npz of pixels or sound, name and caption for each sample), card.json
+On disk: a folder with samples.array_record (compressed pixels or sound, name and caption for each sample), card.json
 (what the set is, from where, under which licence), README.md (the same to read) and sheet.png. The folder appears when
 it is complete.
 """
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
 import uuid
-import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import serialization
 from jaxtyping import UInt8
 
 from lumina_jax.data.example import BadSample, Record, Sound, record_of
 
 SAMPLES, CARD, README, SHEET = "samples.array_record", "card.json", "README.md", "sheet.png"
+_OLD_FORMAT = b"PK"
+"""How records began that were zip files."""
 
 
 class Sample(NamedTuple):
@@ -81,7 +83,7 @@ class PreparedSource:
     def __getitem__(self, index: int) -> Record | BadSample:
         try:
             sample = _decoded(self._records[index])
-        except (ValueError, KeyError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, RuntimeError, zlib.error) as error:
             return BadSample(f"{self.folder.name}, sample {index}", f"the record is damaged ({error})")
         return record_of(sample.name, sample.media, sample.caption, None, sample.pitch)
 
@@ -127,18 +129,15 @@ def _complete(folder: Path) -> Iterator[Path]:
 
 def _encoded(sample: Sample) -> bytes:
     media = sample.media
-    arrays: dict[str, Any]
-    arrays = {"samples": media.recording, "rate": media.rate} if isinstance(media, Sound) else {"frames": media}
-    if sample.pitch is not None:
-        arrays["pitch"] = sample.pitch
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, name=sample.name, caption=sample.caption, **arrays)
-    return buffer.getvalue()
+    stored: dict[str, Any]
+    stored = {"samples": media.recording, "rate": media.rate} if isinstance(media, Sound) else {"frames": media}
+    stored |= {"name": sample.name, "caption": sample.caption, "pitch": sample.pitch}
+    return zlib.compress(serialization.msgpack_serialize(stored))
 
 
 def _decoded(record: bytes) -> Sample:
-    with np.load(io.BytesIO(record)) as arrays:
-        is_sound = "samples" in arrays
-        media = Sound(arrays["samples"], int(arrays["rate"])) if is_sound else arrays["frames"]
-        pitch = float(arrays["pitch"]) if "pitch" in arrays else None
-        return Sample(str(arrays["name"]), str(arrays["caption"]), media, pitch)
+    if record.startswith(_OLD_FORMAT):
+        raise ValueError("an earlier version wrote it; prepare the set again")
+    stored = serialization.msgpack_restore(zlib.decompress(record))
+    media = Sound(stored["samples"], stored["rate"]) if "samples" in stored else stored["frames"]
+    return Sample(stored["name"], stored["caption"], media, stored["pitch"])

@@ -78,10 +78,10 @@ def phonemes(text: str) -> tuple[str, ...]:
 
     found: list[str] = []
     for sentence in gruut.sentences(text, lang="en-us"):
-        for word in sentence:
-            if found and found[-1] not in (SPACE, PAUSE, STOP) and word.phonemes[:1] not in ([PAUSE], [STOP]):
+        for spoken in filter(None, (word.phonemes for word in sentence)):  # brackets and quotes have none
+            if found and found[-1] not in (PAUSE, STOP) and spoken[0] not in (PAUSE, STOP):
                 found.append(SPACE)
-            found.extend(word.phonemes)
+            found.extend(spoken)
     return tuple(found)
 
 

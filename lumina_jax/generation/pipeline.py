@@ -2,8 +2,8 @@
 
 In: a model, its text encoder, the autoencoder of its latents if it has one, and prompts. Out: frames, uint8 [f h w 3],
 one of a picture, or for a sound its log mel spectrogram; or the noise that they come from, or their log density.
-`sampler.py` holds the compiled programs: one
-for each shape, batch and solver, whatever the prompts, seeds, guidance scale and time shift.
+`sampler.py` holds the compiled programs: one for each shape, batch and solver, whatever the prompts, seeds, guidance
+scale and time shift.
 """
 
 import dataclasses

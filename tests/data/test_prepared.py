@@ -1,5 +1,6 @@
 """Prepared data sets: what is stored comes back, and nothing half-written stays."""
 
+import concurrent.futures
 import json
 import os
 import pickle
@@ -117,3 +118,11 @@ def test_a_missing_or_failing_client_is_named():
         packages.run(["no-such-client"], "it")
     with pytest.raises(ValueError, match=r"`ls /no/such/folder` failed: .*No such file"):
         packages.run(["ls", "/no/such/folder"], "ls")
+
+
+def test_many_threads_may_read_at_once(tmp_path):
+    write_prepared(tmp_path / "noise", clips(4), CARD_OF_TEST)
+    source = PreparedSource(tmp_path / "noise")
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda place: source[place % 4].name, range(2000)))
+    assert found == [f"clip {place % 4}" for place in range(2000)]

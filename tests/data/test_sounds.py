@@ -1,0 +1,208 @@
+"""Sounds: the numbers of their spectrograms, the way back, and which recordings are refused."""
+
+import math
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+from numbered import Lookup, take
+from transformers.audio_utils import mel_filter_bank
+
+from lumina_jax.config import Config, DataConfig, ModelConfig
+from lumina_jax.data.batches import Stream
+from lumina_jax.data.example import BadSample, Example, Record, Sound
+from lumina_jax.data.file_sources import FolderSource
+from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepared
+from lumina_jax.data.sounds import read_sound
+from lumina_jax.data.sources import open_source
+from lumina_jax.mel import frames_of, griffin_lim, log_mel, mel_to_unit, seconds_of, unit_to_mel
+
+RATE = 22_050
+MODEL = ModelConfig(layers=1, heads=2, width=8, channels=80, patch_size=1, modality="speech")
+DATA = DataConfig(seconds=1.0, batch_rows=1, row_tokens=200, samples_per_row=2, caption_dropout=0.0)
+
+
+def tone(seconds, hertz=440.0, rate=RATE, loud=0.5):
+    return (loud * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def noise(seconds, rate=RATE):
+    return (0.1 * np.random.default_rng(0).standard_normal(round(seconds * rate))).astype(np.float32)
+
+
+def prepared(media, data=DATA):
+    prepare = Preparation(data, MODEL, 0, tuple(possible_sizes(data, MODEL)))
+    return prepare((0, Record("it", media, "a word", None)))[1]
+
+
+# spectrograms
+
+
+def test_the_spectrogram_has_the_numbers_of_librosa_and_of_the_definition():
+    samples = noise(0.5)[:5120] + tone(0.5)[:5120]
+    margin = np.pad(samples, 384, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(margin, 1024)[::256]
+    amplitudes = np.abs(np.fft.rfft(windows * 0.5 * (1 - np.cos(2 * np.pi * np.arange(1024) / 1024))))
+    ours = log_mel(samples, RATE)
+    assert ours.shape == (20, 80)
+    filters = librosa.filters.mel(sr=RATE, n_fft=1024, n_mels=80, fmin=0, fmax=8000)
+    np.testing.assert_allclose(np.exp(ours), np.maximum(amplitudes @ filters.T, 1e-5), rtol=1e-4)
+    others = mel_filter_bank(513, 80, 0.0, 8000.0, RATE, norm="slaney", mel_scale="slaney")
+    np.testing.assert_allclose(np.exp(ours), np.maximum(amplitudes @ others, 1e-5), rtol=1e-4)
+
+
+def test_a_sound_is_filled_up_to_whole_frames():
+    assert [len(log_mel(noise(1.0)[:count], RATE)) for count in (255, 256, 257, 2560)] == [1, 1, 2, 10]
+    assert [frames_of(count / RATE, RATE) for count in (1, 256, 257, 2560)] == [1, 1, 2, 10]
+    assert seconds_of(10, RATE) == 2560 / RATE
+
+
+def test_the_range_of_a_spectrogram_becomes_minus_one_to_one_and_back():
+    assert mel_to_unit(np.array([math.log(1e-5), 2.0])).tolist() == pytest.approx([-1, 1])
+    values = log_mel(noise(0.2), RATE)
+    np.testing.assert_allclose(unit_to_mel(mel_to_unit(values)), values, atol=1e-5)
+    assert unit_to_mel(np.array([-1.5]))[0] == pytest.approx(math.log(1e-5))
+
+
+def test_griffin_lim_gives_back_a_sound_of_the_same_spectrogram_in_the_same_place():
+    samples = np.concatenate([np.zeros(5120, np.float32), tone(0.3, 600.0), np.zeros(5120, np.float32)])
+    spectrogram = log_mel(samples, RATE)
+    again = griffin_lim(spectrogram, RATE)
+    assert len(again) == 256 * len(spectrogram)
+    loud = np.flatnonzero(np.abs(again) > 0.1)
+    assert abs(loud[0] - 5120) < 256
+    assert abs(loud[-1] - (len(samples) - 5120)) < 256
+    inside = slice(25, -25)
+    peak = log_mel(again, RATE)[inside].argmax(axis=1)
+    np.testing.assert_array_equal(peak, spectrogram[inside].argmax(axis=1))
+    assert np.abs(log_mel(again, RATE)[inside].max(axis=1) - spectrogram[inside].max(axis=1)).max() < 0.3
+    np.testing.assert_array_equal(again, griffin_lim(spectrogram, RATE))
+
+
+# recordings
+
+
+def test_a_stereo_file_of_another_rate_becomes_one_channel_of_ours(tmp_path):
+    left, right = tone(0.5, 440.0, 44_100), tone(0.5, 880.0, 44_100, loud=0.25)
+    soundfile.write(tmp_path / "both.wav", np.stack([left, right], axis=1), 44_100, subtype="FLOAT")
+    samples = read_sound(Sound(tmp_path / "both.wav"), DATA)
+    assert len(samples) == RATE // 2
+    wanted = (tone(0.5, 440.0) + tone(0.5, 880.0, loud=0.25)) / 2
+    assert np.abs(samples - wanted)[500:-500].max() < 5e-3
+
+
+def test_only_the_part_between_start_and_end_counts(tmp_path):
+    parts = [tone(0.4, hertz) for hertz in (300.0, 600.0, 900.0)]
+    soundfile.write(tmp_path / "three.flac", np.concatenate(parts), RATE)
+    samples = read_sound(Sound(tmp_path / "three.flac", start=0.4, end=0.8), DATA)
+    np.testing.assert_allclose(samples, parts[1], atol=1e-3)
+
+
+def test_samples_in_memory_count_as_a_file_does(tmp_path):
+    steps = (noise(0.3, 16_000) * 32767).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", steps, 16_000)
+    ours = read_sound(Sound(steps, 16_000, 0.1, 0.2), DATA)
+    np.testing.assert_array_equal(ours, read_sound(Sound(tmp_path / "a.wav", start=0.1, end=0.2), DATA))
+
+
+def write(path, samples, rate=RATE):
+    soundfile.write(path, samples, rate, subtype="FLOAT")
+    return Sound(path)
+
+
+def broken_off(path):
+    soundfile.write(path, noise(0.5), RATE, subtype="PCM_16", format="FLAC")
+    path.write_bytes(path.read_bytes()[:4000])
+    return Sound(path)
+
+
+def empty(path):
+    path.write_bytes(b"no sound at all")
+    return Sound(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: write(path, np.zeros(9000, np.float32)), "silent"),
+        (lambda path: write(path, tone(600.0, rate=8000), 8000), r"600.00 s is longer than data.seconds=1.0; give"),
+        (lambda path: write(path, np.full(9000, np.nan, np.float32)), "not finite"),
+        (lambda path: write(path, noise(0.01)), r"0.010 s, but must have 0.02 s"),
+        (lambda path: write(path, noise(0.5))._replace(start=0.4, end=0.3), "start before it ends"),
+        (lambda path: write(path, noise(0.5))._replace(start=0.7), r"start=0.7 and it ends at 0.50"),
+        (lambda path: Sound(path.with_name("missing.wav")), "there is no file"),
+        (empty, "cannot be read"),
+        (broken_off, "cannot be read|breaks off"),
+    ],
+)
+def test_a_recording_that_cannot_be_used_is_a_bad_sample_with_its_reason(tmp_path, make, reason):
+    found = prepared(make(tmp_path / "it.wav"))
+    assert isinstance(found, BadSample)
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(found.reason)
+
+
+def test_pictures_and_sounds_are_not_mistaken_for_each_other():
+    picture, sound = np.zeros((8, 8, 3), np.uint8), Sound((noise(0.3) * 32767).astype(np.int16), RATE)
+    assert "data.seconds=1.0 says so" in prepared(picture).reason
+    assert "set data.seconds" in prepared(sound, DataConfig(image_size=8)).reason
+
+
+def test_patches_of_a_sound_are_its_frames():
+    with pytest.raises(ValueError, match="patch_size must be 1, but that of 'speech' is 2"):
+        Config(model=ModelConfig(layers=1, heads=2, width=8, channels=80, patch_size=2, modality="speech"), data=DATA)
+    with pytest.raises(ValueError, match="data.seconds=-1.0 must be positive"):
+        DataConfig(seconds=-1.0)
+
+
+# sources
+
+
+def folder_of_sounds(path):
+    for name, seconds in (("a", 0.3), ("b", 0.2)):
+        write(path / f"{name}.wav", tone(seconds))
+    lines = [
+        '{"audio": "a.wav", "caption": "hello", "pitch": 178.4}',
+        '{"audio": "b.wav", "caption": "bye", "start": 0.05, "end": 0.15}',
+        '{"audio": "b.wav", "caption": "low", "pitch": -3}',
+    ]
+    (path / "captions.jsonl").write_text("\n".join(lines))
+    return path
+
+
+def test_lines_of_a_folder_name_sounds_parts_of_them_and_pitches(tmp_path):
+    source = FolderSource(folder_of_sounds(tmp_path))
+    assert source[0] == ("a.wav", Sound(tmp_path / "a.wav"), "hello", None, 178.4)
+    assert source[1].media == Sound(tmp_path / "b.wav", start=0.05, end=0.15)
+    assert source[2].reason == "the pitch is -3, which is no positive number of Hz"
+
+
+def test_the_pitch_stands_before_the_caption_in_tens_of_hertz(tmp_path):
+    data = DataConfig(source="folder", path=str(folder_of_sounds(tmp_path)), seconds=1.0, pitch=True)
+    source = open_source(data, MODEL)
+    assert [source[place].caption for place in (0, 1)] == ["[180 Hz] hello", "bye"]
+
+
+def test_a_prepared_set_gives_back_samples_rate_and_pitch(tmp_path):
+    steps = (noise(0.3) * 32767).astype(np.int16)
+    card = Card(name="noise", about="Noise.", origin="nowhere", licence="CC0", attribution="nobody", settings={})
+    write_prepared(tmp_path / "noise", [Sample("one", "a word", Sound(steps, RATE), 170.0)], card)
+    record = PreparedSource(tmp_path / "noise")[0]
+    np.testing.assert_array_equal(record.media.recording, steps)
+    assert (record.media.rate, record.pitch, record.caption) == (RATE, 170.0, "a word")
+
+
+def test_sounds_of_different_lengths_share_a_row(tmp_path):
+    source = FolderSource(folder_of_sounds(tmp_path))
+    with Stream(source, DATA, MODEL, seed=0, features=Lookup()) as stream:
+        (batch,) = take(stream, 1)
+    lengths = [26, 9]  # of 0.3 and 0.1 s, with the marker after the only row
+    found = [(batch.tokens.segment_ids[0] == place).sum() for place in (1, 2)]
+    assert sorted(found, reverse=True) == [length + 1 for length in lengths]
+    example = prepared(source[0].media)
+    assert isinstance(example, Example)
+    place = 1 + found.index(27)
+    first = batch.tokens.patches[0, batch.tokens.segment_ids[0] == place][:26]
+    np.testing.assert_allclose(first, example.latents[0, 0], atol=1e-6)
