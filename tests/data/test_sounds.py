@@ -153,7 +153,7 @@ def test_pictures_and_sounds_are_not_mistaken_for_each_other():
 def test_patches_of_a_sound_are_its_frames():
     with pytest.raises(ValueError, match="patch_size must be 1, but that of 'speech' is 2"):
         Config(model=ModelConfig(layers=1, heads=2, width=8, channels=80, patch_size=2, modality="speech"), data=DATA)
-    with pytest.raises(ValueError, match="data.seconds=-1.0 must be positive"):
+    with pytest.raises(ValueError, match=r"data\.seconds=-1\.0 must be positive"):
         DataConfig(seconds=-1.0)
 
 

@@ -1,6 +1,5 @@
 """Sounds drawn: their lengths, their files, and a whole run on speech."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -188,9 +187,7 @@ def test_a_run_on_speech_is_evaluated_by_a_recogniser(run):
     assert len(list((run / "samples" / "2-evaluated").glob("*.wav"))) == 2
 
 
-def test_data_of_another_width_is_refused_before_training(tmp_path):
-    settings = speech_config(tmp_path)
-    model = dataclasses.replace(settings.model, channels=3)
-    done = training(dataclasses.replace(settings, model=model))
+def test_data_of_another_width_is_refused_before_training(run):
+    done = training(speech_config(run.parent, model={"channels": 3}, run={"name": "narrow"}))
     assert done.returncode != 0
     assert "mel spectrograms have 80 channels, but model.channels=3; set it to 80" in done.stderr
