@@ -129,10 +129,7 @@ def sound_vae(
     Raises:
       ValueError: a file is missing or damaged, or asks for another network; the message names the remedy.
     """
-    folder = local_folder(name, what="sound autoencoder")
-    file, settings = read_settings(folder, "ddconfig", what="sound autoencoder")
-    tensors = checkpoint(folder, "state_dict", what="sound autoencoder")
-    config = _config(file, settings, tensors)
+    file, tensors, config = _opened(name)
     stored = _first_stage(tensors)
 
     def build() -> SoundAutoencoder:
@@ -150,6 +147,23 @@ def sound_vae(
     with open(tensors.path, "rb") as opened:
         total.update(hashlib.file_digest(opened, "sha256").digest())
     return SoundVae(model, config, fingerprint=total.hexdigest()[:16], mesh=mesh)
+
+
+def read_sound_vae_config(name: str | Path) -> SoundVaeConfig:
+    """The configuration of the autoencoder in a folder or repository; its weights are opened, but not read.
+
+    Raises:
+      ValueError: as for `sound_vae`.
+    """
+    return _opened(name)[2]
+
+
+def _opened(name: str | Path) -> tuple[Path, Any, SoundVaeConfig]:
+    """The file of the configuration, the checkpoint, and what both say of the network."""
+    folder = local_folder(name, what="sound autoencoder")
+    file, settings = read_settings(folder, "ddconfig", what="sound autoencoder")
+    tensors = checkpoint(folder, "state_dict", what="sound autoencoder")
+    return file, tensors, _config(file, settings, tensors)
 
 
 def checkpoint(folder: Path, within: str, *, what: str, preferred: tuple[str, ...] = ()) -> Any:
