@@ -33,7 +33,7 @@ from lumina_jax.data.example import BadSample, Clip, LatentDistribution, Record,
 from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.pictures import check_resizable
 from lumina_jax.encoders.image_vae import ImageVae
-from lumina_jax.tokens import pixels_to_unit
+from lumina_jax.tokens import pixels_to_unit, tile_views
 
 PART_SAMPLES, PART_PIXELS = 1024, 2**26
 """A file of the cache holds so many samples, or fewer if they have more pixels than these."""
@@ -187,7 +187,8 @@ class Crop:
         try:
             if isinstance(record.media, LatentDistribution):
                 raise ValueError("the record holds latents already")
-            return np.stack([self._of_picture(picture) for picture in read_pictures(record.media, self.data, None)])
+            frames = np.stack([self._of_picture(picture) for picture in read_pictures(record.media, self.data, None)])
+            return frames if self.data.grid_columns is None else tile_views(frames, self.data.grid_columns)
         except ValueError as error:
             return str(error)
 
@@ -204,6 +205,7 @@ class PictureEncoding:
         self._vae, self._crop = vae, Crop.of(data, model, vae.factor)
         self.devices, self.channels = vae.devices, vae.channels
         frames = f"{data.frames}x{data.frame_rate or 'all'}"
+        frames += "" if data.grid_columns is None else f"-grid{data.grid_columns}"
         self.folder = f"{vae.fingerprint}-{data.crop}-{data.image_size}-{self._crop.unit}-{frames}"
         self.part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (data.frames * data.image_size**2)))
         self.scale = Scale(vae.config.shift, vae.config.scaling)

@@ -205,7 +205,8 @@ def _trained(config: Config, place: int, factor: int) -> Extent:
     if data.seconds is not None:
         frames = frames_of(data.seconds, data.sample_rate)
         return Extent(1, 1, frames if factor == 1 else whole_frames(frames, factor) // factor)
-    return Extent(data.frames, data.image_size // factor, data.image_size // factor)
+    frames, height, width = data.extent()
+    return Extent(frames, height // factor, width // factor)
 
 
 @functools.partial(jax.jit, static_argnums=1)

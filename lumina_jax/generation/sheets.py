@@ -114,7 +114,8 @@ def trained_shape(config: Config, modality: str | None = None) -> Shape:
     if data.seconds is not None:
         frames = frames_of(data.seconds, data.sample_rate)
         return Shape(1, whole_frames(frames, patch_pixels(config, modality)[1]) if config.vae.path else frames)
-    return Shape(data.image_size, data.image_size, data.frames)
+    frames, height, width = data.extent()
+    return Shape(height, width, frames)
 
 
 def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape:
