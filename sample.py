@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lumina_jax.config import Config, SampleConfig
+from lumina_jax.config import Config, DataConfig, SampleConfig
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.run import load_config, read_model, read_prompts, read_run
 
@@ -95,6 +95,7 @@ def draw(arguments: Arguments) -> None:
 
     from lumina_jax.generation.movies import save_samples
     from lumina_jax.generation.sounds import save_sounds, voice_of
+    from lumina_jax.tokens import cut_views
     from lumina_jax.trained import open_run
 
     data = config.data_of(arguments.modality)
@@ -118,9 +119,27 @@ def draw(arguments: Arguments) -> None:
         save_sounds(out, samples, prompts, settings, voice=voice, rate=data.sample_rate)
         what = "sounds"
     else:
+        if data.grid_columns is not None:
+            samples = [cut_views(sample, data.grid_columns) for sample in samples]
         save_samples(out, samples, prompts, settings | shapes[0]._asdict(), rate=arguments.frame_rate)
-        what = "pictures" if shapes[0].frames == 1 else "clips"
+        what = "pictures" if len(samples[0]) == 1 else "clips"
     print(f"{len(samples)} {what} and {out / 'sheet.png'}")
+
+
+def _picture_shape(arguments: Arguments, data: DataConfig) -> "Shape":
+    """Of every picture, clip or grid of views."""
+    from lumina_jax.generation.pipeline import Shape
+
+    size, columns = arguments.size or data.image_size, data.grid_columns
+    frames = next(count for count in (arguments.video_frames, arguments.views, data.frames) if count is not None)
+    if columns is None:
+        return Shape(arguments.height or size, arguments.width or size, frames)
+    if arguments.height or arguments.width or arguments.video_frames:
+        raise ValueError("this draws a grid of views; use --size for the pixels of a view, and --views")
+    if frames < 1 or frames % columns:
+        raise ValueError(f"--views {frames} must be a multiple of the {columns} columns of the grid")
+    frames, height, width = dataclasses.replace(data, image_size=size).extent(frames)
+    return Shape(height, width, frames)
 
 
 def shapes_of(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "list[Shape]":
@@ -147,9 +166,7 @@ def shapes_of(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "
     elif data.seconds is not None:
         shapes = [shape_for(config, prompt, arguments.modality) for prompt in prompts]
     else:
-        size = arguments.size or data.image_size
-        frames = next(count for count in (arguments.video_frames, arguments.views, data.frames) if count is not None)
-        shapes = [Shape(arguments.height or size, arguments.width or size, frames)] * len(prompts)
+        shapes = [_picture_shape(arguments, data)] * len(prompts)
     for shape in shapes:
         check_shape(shape, patch_pixels(config, arguments.modality))
     return shapes

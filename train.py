@@ -89,14 +89,19 @@ def caption_features(config: Config, source: Any, encoder: Any) -> Any:
 
 
 def latents(config: Config, source: Any, vae: Any, shard: tuple[int, int]) -> tuple[Any, DataConfig]:
-    """The source with latents in the place of pictures, and the data settings counted in their values."""
+    """The source with latents in the place of pictures or sounds, and the data settings counted in their values."""
     from lumina_jax.data.latents import encode_pictures, latent_data
+    from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
 
     def say(done: int, total: int) -> None:
         print(f"encoded {done} of {total}", flush=True)
 
-    print(f"{len(source)} samples of {source!r}; encoding their pictures", flush=True)
-    encoded = encode_pictures(source, vae, config.data, config.model, config.vae.cache, shard=shard, progress=say)
+    print(f"{len(source)} samples of {source!r}; encoding what they show or sound like", flush=True)
+    cache = config.vae.cache
+    if config.data.seconds is not None:
+        encoded = encode_sounds(source, vae, config.data, cache, shard=shard, progress=say)
+        return encoded, sound_latent_data(config.data, vae.factor)
+    encoded = encode_pictures(source, vae, config.data, config.model, cache, shard=shard, progress=say)
     return encoded, latent_data(config.data, vae.factor)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 BINS, FFT, HOP = 80, 1024, 256
+WHOLE = 16
+"""Frames, of which the length of a sound that is encoded is a multiple."""
 HIGHEST = 8000.0
 """Hz of the upper end of the last bin (half the sampling rate, where that is less)."""
 QUIET, LOUD = math.log(1e-5), 2.0
@@ -35,6 +37,15 @@ def load_librosa() -> ModuleType:
 def frames_of(seconds: float, rate: int) -> int:
     """Frames of a mel spectrogram of a sound of so many seconds; the last may be filled up with silence."""
     return max(1, math.ceil(round(seconds * rate) / HOP))
+
+
+def whole_frames(frames: int, factor: int) -> int:
+    """So many frames, filled up with silence to a length that an autoencoder of `factor` frames a value takes.
+
+    Lengths are multiples of WHOLE frames (a quarter of a second), so that few programs are compiled.
+    """
+    unit = math.lcm(WHOLE, factor)
+    return -(-frames // unit) * unit
 
 
 def seconds_of(frames: int, rate: int) -> float:

@@ -9,6 +9,8 @@ prepare NAME    fetch a free data set through the package manager's ordinary cli
 
                   flite-speech      48 words spoken in 9 ways, from Debian: sounds
 
+render MODELS OUT   draw your own 3-D files from all around: a folder for data.source=folder
+
 scenes IN OUT   cut the videos of a captions .jsonl into scenes, one line for each
 
 packing CONFIG  count the tokens of a configuration's batches that hold no sample
@@ -25,7 +27,7 @@ import numpy as np
 import tyro
 
 if TYPE_CHECKING:
-    from lumina_jax.data.example import Media
+    from lumina_jax.data.example import Media, Source
 
 MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture", "flite-speech": "flite_speech"}
 SIZE, SHEET_SAMPLES, SHEET_FRAMES, SHEET_SECONDS = 64, 24, 6, 60.0
@@ -40,6 +42,20 @@ class Prepare:
     """Pixels of a side of pictures; None: 64."""
     frames: int | None = None
     """Frames of a clip, or views of an object; None: 24 or 12."""
+
+
+@dataclass(frozen=True)
+class Render:
+    models: Annotated[Path, tyro.conf.Positional]
+    """A folder with .obj, .glb, .gltf, .ply or .stl files, or a .jsonl of {"model": file, "caption": text}."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """The folder to fill; what is there already is kept."""
+    views: int = 12
+    """At even azimuths, the first from the front."""
+    size: int = 256
+    """Pixels of a side of a view."""
+    elevation: float = 30.0
+    """Degrees from which the camera looks down."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,9 @@ class Packing:
 
 
 def main(words: Sequence[str]) -> int:
-    commands: dict[str, Callable[..., Prepare | Scenes | Packing]] = {
+    commands: dict[str, Callable[..., Prepare | Render | Scenes | Packing]] = {
         "prepare": Prepare,
+        "render": Render,
         "scenes": Scenes,
         "packing": Packing,
     }
@@ -73,6 +90,8 @@ def main(words: Sequence[str]) -> int:
         match arguments:
             case Prepare():
                 prepare(arguments)
+            case Render():
+                render(arguments)
             case Scenes():
                 cut(arguments)
             case Packing():
@@ -83,14 +102,14 @@ def main(words: Sequence[str]) -> int:
 
 
 def prepare(arguments: Prepare) -> None:
-    from lumina_jax.data.prepared import README, SHEET, write_prepared
+    from lumina_jax.data.prepared import README, SHEET, PreparedSource, write_prepared
 
     module = importlib.import_module(f"lumina_jax.data.datasets.{MODULES[arguments.name]}")
     folder = arguments.out / arguments.name
     settings = _settings(arguments, module.FRAMES)
     print(f"fetching {arguments.name} ...", flush=True)
     write_prepared(folder, module.samples(*settings), module.card(*settings))
-    sheet(folder, folder / SHEET)
+    sheet(PreparedSource(folder), folder / SHEET)
     print((folder / README).read_text())
     print(f"{folder} is ready: --data.source prepared --data.path {folder}")
 
@@ -106,6 +125,22 @@ def _settings(arguments: Prepare, frames: int | None) -> tuple[int, ...]:
     if min(settings) < 1:
         raise ValueError(f"size and frames must be at least 1, but are {settings}")
     return settings
+
+
+def render(arguments: Render) -> None:
+    from lumina_jax.data.file_sources import FolderSource
+    from lumina_jax.data.prepared import SHEET
+    from lumina_jax.data.renders import Look, find_models, render_models
+
+    def say(done: int, total: int) -> None:
+        print(f"\r{done} of {total}", end="\n" if done == total else "", flush=True)
+
+    look = Look(arguments.views, arguments.size, arguments.elevation)
+    report = render_models(find_models(arguments.models), arguments.out, look, say)
+    for name, reason in report.bad.items():
+        print(f"skipped {name}: {reason}")
+    sheet(FolderSource(arguments.out), arguments.out / SHEET)
+    print(f"{len(report.rendered)} objects are drawn: --data.source folder --data.path {arguments.out}")
 
 
 def cut(arguments: Scenes) -> None:
@@ -146,13 +181,11 @@ def count(arguments: Packing) -> None:
     print(f"{batches} batches have {slots} tokens, of which {1 - tokens.sum() / slots:.2%} hold no sample")
 
 
-def sheet(folder: Path, path: Path) -> None:
-    """Some samples of a prepared folder with their captions."""
+def sheet(source: "Source", path: Path) -> None:
+    """Some samples of a source with their captions."""
     from lumina_jax.data.example import Record
-    from lumina_jax.data.prepared import PreparedSource
     from lumina_jax.generation.media import contact_sheet, save_png
 
-    source = PreparedSource(folder)
     chosen = random.Random(0).sample(range(len(source)), min(SHEET_SAMPLES, len(source)))
     records = [record for record in map(source.__getitem__, chosen) if isinstance(record, Record)]
     pictures = [_picture(record.media) for record in records]

@@ -52,6 +52,8 @@ class TextConfig:
     repository: see docs/text-encoders.md."""
     max_tokens: int = 32
     """Longer captions are cut (the released text-to-image models use 128)."""
+    see_padding: bool = False
+    """Fill captions up to max_tokens with padding that encoder and model see like words (the released audio models)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the encoder's parameters and activations; bfloat16 for those of billions of parameters."""
     cache: str = ".cache/text"
@@ -67,7 +69,11 @@ class VaeConfig:
 
     path: str = ""
     """A folder with AutoencoderKL as diffusers saves it (or a pipeline with one), or a repository of the Hugging Face
-    hub that was downloaded, such as stabilityai/sdxl-vae. Nothing: the model is trained on pixels."""
+    hub that was downloaded, such as stabilityai/sdxl-vae. With data.seconds: a folder with the autoencoder of the
+    released audio models. Nothing: the model is trained on pixels, or on mel spectrograms."""
+    vocoder: str = ""
+    """A folder, or downloaded repository, with a BigVGAN that makes sounds of spectrograms when sampling, such as the
+    folder bigvnat of the released audio models. Nothing: Griffin and Lim's iteration makes them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     tile: int | None = 1024
     """Pictures larger than so many pixels a side are encoded and decoded in overlapping tiles; None: never."""

@@ -27,6 +27,9 @@ class SourceConfig:
     """Pixels of a square image; with buckets, the side of a square of equal area."""
     frames: int = 1
     """Frames of a clip, or views of an object, at most."""
+    grid_columns: int | None = None
+    """Lay the data.frames views of an object out as one picture of so many columns, each image_size pixels wide
+    (Lumina-T2MV: 12 views, 4 columns); None: each view is a frame."""
     frame_rate: float | None = None
     """Frames taken of each second of a clip, from a random moment on; None: evenly over all of it."""
     seconds: float | None = None
@@ -62,6 +65,14 @@ class SourceConfig:
             self.frame_rate is None or self.frame_rate > 0,
             f"data.frame_rate={self.frame_rate} must be positive, or None for frames spread over the whole clip",
         )
+        require(
+            self.grid_columns is None or (self.grid_columns >= 1 and self.frames % self.grid_columns == 0),
+            f"data.grid_columns={self.grid_columns} must divide the data.frames={self.frames} views of the grid",
+        )
+        require(
+            self.grid_columns is None or self.crop == "square",
+            "the views of a grid are square; leave data.crop at 'square', or data.grid_columns out",
+        )
         for name in ("seconds", "seconds_per_phoneme"):
             value = getattr(self, name)
             require(value is None or value > 0, f"data.{name}={value} must be positive, or None")
@@ -71,6 +82,17 @@ class SourceConfig:
             self.source == "emoji" or bool(self.path),
             f"data.source={self.source!r} needs data.path; see --help for what it names",
         )
+
+    def extent(self, views: int | None = None) -> tuple[int, int, int]:
+        """Frames, height and width in pixels of a sample of square pictures.
+
+        Args:
+          views: frames of the sample, or views of the grid; None: data.frames.
+        """
+        views, side = self.frames if views is None else views, self.image_size
+        if self.grid_columns is None:
+            return views, side, side
+        return 1, views // self.grid_columns * side, self.grid_columns * side
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,8 @@ class ModelConfig:
     """A shift beside the scale before the output projection (the text-conditional Next-DiT has none)."""
     own_text_query: bool = False
     """Text attention with a query projection of its own, as diffusers has it; released models share one."""
+    time_scale: float = 1.0
+    """The time embedding reads t times this (the released audio models: 1000, steps of a thousand)."""
     condition_limit: int | None = 1024
     """Greatest width of the embedding that feeds adaLN; None: the width of the model (the audio models)."""
     patch_size: int = 2
@@ -93,6 +95,7 @@ class ModelConfig:
         for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value} must be at least 1")
+        require(self.time_scale > 0, f"model.time_scale={self.time_scale} must be positive; 1 reads t as it is")
         require(self.text_layers >= 0, f"model.text_layers={self.text_layers} must not be negative")
         names = [modality.name for modality in self.modalities]
         require(len(set(names)) == len(names), f"the modalities of a model need different names, but are {names}")

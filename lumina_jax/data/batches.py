@@ -61,7 +61,7 @@ def row_tokens(data: DataConfig, model: ModelConfig) -> int:
       ValueError: a sample of data.image_size is longer than data.row_tokens.
     """
     longest = max(
-        _length((part.frames, height, width), model, model.modality_of(part.modality))
+        _length((part.extent()[0], height, width), model, model.modality_of(part.modality))
         for part in data.parts
         for width, height in possible_sizes(part, model)
     )

@@ -28,6 +28,8 @@ def read_pictures(media: Media, data: DataConfig, draws: random.Random | None) -
     Raises:
       ValueError: it cannot be read, or its frames have different sizes.
     """
+    if data.grid_columns is not None:
+        _check_views(media, data)
     if isinstance(media, Clip):
         return read_frames(media, lambda seconds: moments(seconds, data, draws))
     if isinstance(media, Views):
@@ -41,6 +43,15 @@ def read_pictures(media: Media, data: DataConfig, draws: random.Random | None) -
     if len(sizes) > 1:
         raise ValueError(f"the frames of a sample must have one size, but have {sorted(sizes)}")
     return pictures
+
+
+def _check_views(media: Media, data: DataConfig) -> None:
+    """Refuse what does not fill a grid: a clip, a picture, and an object of fewer views."""
+    of_views = isinstance(media, Views) or (isinstance(media, np.ndarray) and media.ndim == 4)
+    views = (len(media.files) if isinstance(media, Views) else len(media)) if of_views else 0  # type: ignore[arg-type]
+    if views < data.frames:
+        what = f"it has {views}" if of_views else "it is no object in views"
+        raise ValueError(f"a grid needs the {data.frames} views of an object, but {what}; see data.grid_columns")
 
 
 def evenly(count: int, wanted: int) -> list[int]:

@@ -1,8 +1,8 @@
-"""Pictures encoded once: a source whose records carry the latents of an autoencoder in the place of pictures.
+"""Pictures and sounds encoded once: a source whose records carry the latents of an autoencoder in their place.
 
-In: a source of pictures and an image autoencoder. Out: a source of the same records, whose `media` is the distribution
-of the picture's latents, read from a cache; training draws from it anew at every visit, as the released code does. The
-frames of a clip are encoded one by one.
+In: a source, and an autoencoder with what it is shown of a record (an `Encoding`). Out: a source of the same records,
+whose `media` is the distribution of the latents, read from a cache; training draws from it anew at every visit, as the
+released code does. The frames of a clip are encoded one by one. Sounds: `sound_latents.py`.
 
 Every picture is cropped in one way only: the middle, and with data.crop=buckets the size that keeps most of it; of a
 clip longer than data.frames the middle is taken. The
@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -29,11 +29,11 @@ from safetensors.numpy import save_file
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.buckets import Size, best_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, Clip, LatentDistribution, Record, Source, Views
+from lumina_jax.data.example import BadSample, Clip, LatentDistribution, Record, Sound, Source, Views
 from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.pictures import check_resizable
 from lumina_jax.encoders.image_vae import ImageVae
-from lumina_jax.tokens import pixels_to_unit
+from lumina_jax.tokens import pixels_to_unit, tile_views
 
 PART_SAMPLES, PART_PIXELS = 1024, 2**26
 """A file of the cache holds so many samples, or fewer if they have more pixels than these."""
@@ -52,7 +52,7 @@ class Scale(NamedTuple):
 
 
 class LatentSource:
-    """The records of `source` with latents from the cache; made by `encode_pictures`.
+    """The records of `source` with latents from the cache; made by `encode`.
 
     A record whose latents turn out to be damaged when they are read is a bad sample, and is encoded anew when the
     next run starts. Pickling hands over names of files only.
@@ -89,6 +89,32 @@ class DamagedError(ValueError):
     """Latents that are not as they were written."""
 
 
+@runtime_checkable
+class Encoding(Protocol):
+    """How records become latents."""
+
+    folder: str
+    """Name of the cache: all that the latents depend on besides the records."""
+    part_samples: int
+    """Samples of a file of the cache."""
+    devices: int
+    """That share what is encoded at once."""
+    scale: Scale
+    channels: int
+
+    def __call__(self, record: Record | BadSample) -> np.ndarray | str:
+        """What the autoencoder is shown of a record, or why there is nothing."""
+        ...
+
+    def samples_at_once(self, sample: np.ndarray) -> int:
+        """How many such samples are gathered for a call of `encode`."""
+        ...
+
+    def encode(self, samples: list[np.ndarray]) -> Float[np.ndarray, "b f v u z"]:
+        """Mean and log variance of samples of one shape."""
+        ...
+
+
 def latent_data(data: DataConfig, factor: int) -> DataConfig:
     """The same settings with data.image_size counted in values of the latent, as a stream of latents needs them."""
     return dataclasses.replace(data, image_size=data.image_size // factor)
@@ -104,30 +130,38 @@ def encode_pictures(
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> LatentSource:
-    """The source with the latents of every picture, read from the cache or, the first time, encoded into it.
+    """The source with the latents of every picture; see `encode`. `data`: image_size and crop, in pixels."""
+    return encode(source, PictureEncoding(vae, data, model), cache_folder, shard=shard, progress=progress)
 
-    Memory stays bounded by the pictures of one part, whatever the size of the source.
+
+def encode(
+    source: Source,
+    encoding: Encoding,
+    cache_folder: str | Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> LatentSource:
+    """The source with the latents of every sample, read from the cache or, the first time, encoded into it.
+
+    Memory stays bounded by the samples of one part, whatever the size of the source.
 
     Args:
-      data: image_size and crop, in pixels.
       shard: (index, count) of this process, each of which begins at another place. So they share the work if they
         share the folder, since none encodes what is there already; and each does all of it if they don't.
       progress: called with (samples seen to, samples in all) after each part that was encoded.
     """
-    crop = Crop.of(data, model, vae.factor)
-    frames = f"{data.frames}x{data.frame_rate or 'all'}"
-    folder = Path(cache_folder) / f"{vae.fingerprint}-{data.crop}-{data.image_size}-{crop.unit}-{frames}"
+    folder, part_samples = Path(cache_folder) / encoding.folder, encoding.part_samples
     folder.mkdir(parents=True, exist_ok=True)
-    part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (data.frames * data.image_size**2)))
     parts = [range(start, min(start + part_samples, len(source))) for start in range(0, len(source), part_samples)]
     files = [folder / f"{_digest(source, part)}.safetensors" for part in parts]
     offset = shard[0] * len(parts) // shard[1]
     for done, place in enumerate([*range(offset, len(parts)), *range(offset)], start=1):
         if not _is_complete(files[place], len(parts[place])):
-            _encode_part(source, parts[place], vae, crop, files[place])
+            _encode_part(source, parts[place], encoding, files[place])
             if progress is not None:
                 progress(min(done * part_samples, len(source)), len(source))
-    return LatentSource(source, files, part_samples, Scale(vae.config.shift, vae.config.scaling), vae.channels)
+    return LatentSource(source, files, part_samples, encoding.scale, encoding.channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +187,8 @@ class Crop:
         try:
             if isinstance(record.media, LatentDistribution):
                 raise ValueError("the record holds latents already")
-            return np.stack([self._of_picture(picture) for picture in read_pictures(record.media, self.data, None)])
+            frames = np.stack([self._of_picture(picture) for picture in read_pictures(record.media, self.data, None)])
+            return frames if self.data.grid_columns is None else tile_views(frames, self.data.grid_columns)
         except ValueError as error:
             return str(error)
 
@@ -163,12 +198,48 @@ class Crop:
         return np.asarray(best_crop(picture, self.sizes) if self.sizes else center_square(picture, side))
 
 
-def _encode_part(source: Source, part: range, vae: ImageVae, crop: Crop, file: Path) -> None:
+class PictureEncoding:
+    """Pictures and clips, cropped alike, through an image autoencoder."""
+
+    def __init__(self, vae: ImageVae, data: DataConfig, model: ModelConfig):
+        self._vae, self._crop = vae, Crop.of(data, model, vae.factor)
+        self.devices, self.channels = vae.devices, vae.channels
+        frames = f"{data.frames}x{data.frame_rate or 'all'}"
+        frames += "" if data.grid_columns is None else f"-grid{data.grid_columns}"
+        self.folder = f"{vae.fingerprint}-{data.crop}-{data.image_size}-{self._crop.unit}-{frames}"
+        self.part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (data.frames * data.image_size**2)))
+        self.scale = Scale(vae.config.shift, vae.config.scaling)
+
+    def __call__(self, record: Record | BadSample) -> UInt8[np.ndarray, "f h w 3"] | str:
+        """The pixels; see `Encoding`."""
+        return self._crop(record)
+
+    def samples_at_once(self, sample: UInt8[np.ndarray, "f h w 3"]) -> int:
+        """See `Encoding`."""
+        return -(-self._frames_at_once(sample) // len(sample))
+
+    def encode(self, samples: list[np.ndarray]) -> Float[np.ndarray, "b f v u z"]:
+        """See `Encoding`; the last batch of frames is filled up, so that one program serves a size."""
+        frames = np.concatenate(samples)
+        at_once = self._frames_at_once(frames)
+        filled = np.concatenate([frames, *[frames[-1:]] * (-len(frames) % at_once)])
+        moments = []
+        for start in range(0, len(filled), at_once):
+            posterior = self._vae.encode(pixels_to_unit(filled[start : start + at_once]))
+            moments.append(np.concatenate([np.asarray(half) for half in posterior], axis=-1))
+        kept = np.concatenate(moments)[: len(frames)]
+        return kept.reshape(len(samples), -1, *kept.shape[1:])
+
+    def _frames_at_once(self, frames: UInt8[np.ndarray, "f h w 3"]) -> int:
+        return self.devices * max(1, BATCH_PIXELS // (frames.shape[1] * frames.shape[2]))
+
+
+def _encode_part(source: Source, part: range, encoding: Encoding, file: Path) -> None:
     """Encode the samples of `part` into `file`, which appears when it is complete."""
     tensors: dict[str, np.ndarray] = {}
     metadata: dict[str, str] = {}
-    for places, samples in _batches(source, part, crop, vae.devices, metadata):
-        for place, moments in zip(places, _encoded(vae, samples)):
+    for places, samples in _batches(source, part, encoding, metadata):
+        for place, moments in zip(places, encoding.encode(samples)):
             tensors[f"{place}"] = moments
             metadata[_CHECKSUM.format(place)] = f"{_checksum(moments)}"
     partial = file.with_name(f"{file.name}.partial-{uuid.uuid4().hex}")
@@ -181,39 +252,22 @@ def _encode_part(source: Source, part: range, vae: ImageVae, crop: Crop, file: P
 
 
 def _batches(
-    source: Source, part: range, crop: Crop, devices: int, reasons: dict[str, str]
+    source: Source, part: range, encoding: Encoding, reasons: dict[str, str]
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Places in the part and samples of one shape, about as many as are encoded at once; `reasons` receives the bad
     ones."""
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     with ThreadPoolExecutor(THREADS) as threads:
-        for place, pixels in enumerate(threads.map(lambda index: crop(source[index]), part)):
-            if isinstance(pixels, str):
-                reasons[_REASON.format(place)] = pixels
+        for place, sample in enumerate(threads.map(lambda index: encoding(source[index]), part)):
+            if isinstance(sample, str):
+                reasons[_REASON.format(place)] = sample
                 continue
-            group = waiting.setdefault(pixels.shape, [])
-            group.append((place, pixels))
-            if len(group) * len(pixels) >= _frames_at_once(pixels, devices):
-                yield tuple(map(list, zip(*waiting.pop(pixels.shape))))  # type: ignore[misc]
+            group = waiting.setdefault(sample.shape, [])
+            group.append((place, sample))
+            if len(group) >= encoding.samples_at_once(sample):
+                yield tuple(map(list, zip(*waiting.pop(sample.shape))))  # type: ignore[misc]
     for group in waiting.values():
         yield tuple(map(list, zip(*group)))  # type: ignore[misc]
-
-
-def _encoded(vae: ImageVae, samples: list[np.ndarray]) -> Float[np.ndarray, "b f v u z"]:
-    """Mean and log variance of samples; the last batch of frames is filled up, so that one program serves a size."""
-    frames = np.concatenate(samples)
-    at_once = _frames_at_once(frames, vae.devices)
-    filled = np.concatenate([frames, *[frames[-1:]] * (-len(frames) % at_once)])
-    moments = []
-    for start in range(0, len(filled), at_once):
-        posterior = vae.encode(pixels_to_unit(filled[start : start + at_once]))
-        moments.append(np.concatenate([np.asarray(half) for half in posterior], axis=-1))
-    kept = np.concatenate(moments)[: len(frames)]
-    return kept.reshape(len(samples), -1, *kept.shape[1:])
-
-
-def _frames_at_once(frames: UInt8[np.ndarray, "f h w 3"], devices: int) -> int:
-    return devices * max(1, BATCH_PIXELS // (frames.shape[1] * frames.shape[2]))
 
 
 def _moments(file: Path, place: int) -> Float[np.ndarray, "f v u z"] | str:
@@ -260,6 +314,10 @@ def _state(record: Record | BadSample) -> str:
     if isinstance(record, BadSample):
         return f"bad {record.reason}"
     media = record.media
+    if isinstance(media, Sound):
+        recording = media.recording
+        whole = _file_state(recording if isinstance(recording, Path) else recording.tobytes())
+        return f"{whole} {media.rate} {media.start} {media.end}"
     if isinstance(media, Clip):
         return f"{_file_state(media.file)} {media.start} {media.end}"
     if isinstance(media, Views):

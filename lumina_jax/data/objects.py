@@ -24,6 +24,8 @@ AMBIENT = 0.25
 MARGIN = 1.05
 SAMPLES = 8
 """Of each pixel's colour, against jagged edges."""
+WHITE, LEAST_SEEN = 250, 0.01
+"""Each view of an object must have that share of pixels that are darker than white."""
 READERS = {".ply": "vtkPLYReader", ".stl": "vtkSTLReader"}
 IMPORTERS = {".obj": "vtkOBJImporter", ".glb": "vtkGLTFImporter", ".gltf": "vtkGLTFImporter"}
 
@@ -68,6 +70,16 @@ def render_views(
     ]
     window.Finalize()
     return np.stack(frames)
+
+
+def check_visible(views: UInt8[np.ndarray, "f height width 3"]) -> None:
+    """Refuse glass and white walls, which vanish before white.
+
+    Raises:
+      ValueError: a view has almost no pixels that are darker.
+    """
+    if (views < WHITE).any(axis=-1).mean(axis=(1, 2)).min() < LEAST_SEEN:
+        raise ValueError("there is almost nothing to see of it")
 
 
 def _load(vtk: Any, file: Path, window: Any, renderer: Any) -> None:

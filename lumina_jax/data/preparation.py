@@ -19,7 +19,7 @@ from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.pictures import check_resizable
 from lumina_jax.data.sounds import read_sound
 from lumina_jax.mel import frames_of, log_mel, mel_to_unit
-from lumina_jax.tokens import pixels_to_unit
+from lumina_jax.tokens import pixels_to_unit, tile_views
 
 
 def possible_sizes(data: DataConfig, model: ModelConfig) -> list[Size]:
@@ -27,7 +27,8 @@ def possible_sizes(data: DataConfig, model: ModelConfig) -> list[Size]:
     if data.seconds is not None:
         return [(frames_of(data.seconds, data.sample_rate), 1)]
     if data.crop == "square":
-        return [(data.image_size, data.image_size)]
+        _, height, width = data.extent()
+        return [(width, height)]
     patch_size = model.modality_of(data.modality).patch_size
     return crop_sizes((data.image_size // patch_size) ** 2, patch_size)
 
@@ -75,13 +76,14 @@ class Preparation:
         return pixels_to_unit(self._pixels(media, draws))
 
     def _pixels(self, media: Media, draws: random.Random) -> UInt8[np.ndarray, "f h w 3"]:
-        """The frames that are trained on, all cropped alike."""
+        """The frames that are trained on, all cropped alike, or the grid of an object's views."""
         pictures = read_pictures(media, self.data, draws)
         state, frames = draws.getstate(), []
         for picture in pictures:
             draws.setstate(state)
             frames.append(np.asarray(self._crop(picture, draws)))
-        return np.stack(frames)
+        columns = self.data.grid_columns
+        return np.stack(frames) if columns is None else tile_views(np.stack(frames), columns)
 
     def _crop(self, picture: Image.Image, draws: random.Random) -> Image.Image:
         patch_size = self.model.modality_of(self.data.modality).patch_size

@@ -7,12 +7,13 @@ the network.
 A further architecture is one function and one entry in `ARCHITECTURES`; docs/text-encoders.md shows how.
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,7 @@ def text_encoder(
     *,
     mesh: Mesh | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    see_padding: bool = False,
 ) -> TextEncoder:
     """The encoder of an installed package, of a folder, or of a repository of the hub that was downloaded before.
 
@@ -82,6 +84,7 @@ def text_encoder(
         see `JointTextEncoder`.
       mesh: over which parameters are cut and captions spread; every process of it must then encode the same captions.
       dtype: of parameters and activations.
+      see_padding: padding is seen like words, by the network and by those who read the features.
 
     Raises:
       ValueError: the package, the folder or a file is missing; the architecture is unknown; `max_tokens` is less than
@@ -90,14 +93,15 @@ def text_encoder(
     if name == "phonemes":
         return PhonemeEncoder(max_tokens)
     parts = [str(name)] if Path(name).is_dir() else str(name).split("+")
-    encoders = [_one_encoder(part, max_tokens, mesh, jnp.dtype(dtype)) for part in parts]
+    loading = Loading(dtype=jnp.dtype(dtype), tokens=max_tokens, mesh=mesh)
+    encoders = [_one_encoder(part, loading, see_padding=see_padding) for part in parts]
     return encoders[0] if len(encoders) == 1 else JointTextEncoder(encoders)
 
 
 class LocalTextEncoder:
     """A `TextEncoder` of the network in a folder and its tokenizer."""
 
-    def __init__(self, folder: Path, loading: Loading):
+    def __init__(self, folder: Path, loading: Loading, *, see_padding: bool = False):
         if loading.tokens < 2:
             raise ValueError(f"max_tokens={loading.tokens} must be at least 2, for the opening and closing token")
         network = _network(folder, loading)
@@ -106,8 +110,9 @@ class LocalTextEncoder:
         self.max_tokens = loading.tokens
         self.tokenize = CaptionTokenizer(folder, self.max_tokens, config.marks)
         self._vocabulary: int = config.vocabulary
+        self._see_padding = see_padding
         files = [folder / CONFIG_FILE, *self.tokenize.files, *weights(folder).files]
-        about = f"{digest_of_files(files)} {self.max_tokens} {config.state} {loading.dtype}"
+        about = f"{digest_of_files(files)} {self.max_tokens} {config.state} {loading.dtype}{' padded' * see_padding}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
         self._hidden_states = _compiled(network, loading.mesh)
 
@@ -117,6 +122,8 @@ class LocalTextEncoder:
             raise ValueError(f"captions must be a list of captions, but {captions=}; write [captions]")
         count = len(captions)
         token_ids, mask = self.tokenize(captions)
+        if self._see_padding:
+            mask = np.ones_like(mask)
         if count and token_ids.max() >= self._vocabulary:
             raise ValueError(
                 f"the tokenizer gives token {token_ids.max()}, but the network has only {self._vocabulary}; copy both "
@@ -187,9 +194,9 @@ def digest_of_files(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _one_encoder(name: str, max_tokens: int, mesh: Mesh | None, dtype: Any) -> LocalTextEncoder:
+def _one_encoder(name: str, loading: Loading, *, see_padding: bool) -> LocalTextEncoder:
     place, state = _place_and_state(name)
-    return LocalTextEncoder(_folder(place), Loading(state=state, dtype=dtype, tokens=max_tokens, mesh=mesh))
+    return LocalTextEncoder(_folder(place), dataclasses.replace(loading, state=state), see_padding=see_padding)
 
 
 def _place_and_state(name: str) -> tuple[str, State | None]:

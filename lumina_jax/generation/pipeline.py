@@ -19,12 +19,13 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.image_vae import ImageVae
+from lumina_jax.encoders.sound_vae import SoundVae
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Latents, Prompt, Task
-from lumina_jax.mel import frames_of, unit_to_mel
+from lumina_jax.mel import QUIET, frames_of, unit_to_mel, whole_frames
 from lumina_jax.tokens import TextFeatures, unit_to_pixels
 
 Sample = UInt8[np.ndarray, "_ _ _ 3"] | Float[np.ndarray, "_ 80"]
@@ -52,7 +53,7 @@ class Pipeline:
         graph: nnx.GraphDef,
         parameters: dict,
         encoder: TextEncoder | None,
-        vae: ImageVae | None = None,
+        vae: ImageVae | SoundVae | None = None,
     ):
         self.config = config
         self.parameters = parameters
@@ -133,7 +134,10 @@ class Pipeline:
     def _decoded(self, latents: Latents, modality: str | None) -> Iterable[Sample]:
         """Samples of latents. An autoencoder decodes frames one after another, so memory is that of one."""
         if self.config.data_of(modality).seconds is not None:
-            return list(unit_to_mel(np.asarray(latents)[:, 0, 0]))
+            values = np.asarray(latents)[:, 0, 0]
+            if self._vae is None:
+                return list(unit_to_mel(values))
+            return list(np.maximum(np.asarray(self._vae.decode(values)), np.float32(QUIET)))
         if self._vae is not None:
             frames = [np.asarray(self._vae.decode(frame)) for frame in jnp.unstack(latents, axis=1)]
             latents = np.stack(frames, axis=1)
@@ -199,8 +203,10 @@ def _trained(config: Config, place: int, factor: int) -> Extent:
     """The extent of the latents that a modality is trained on, of those of its first source."""
     data = config.data_of(config.model.modalities[place].name)
     if data.seconds is not None:
-        return Extent(1, 1, frames_of(data.seconds, data.sample_rate) // factor)
-    return Extent(data.frames, data.image_size // factor, data.image_size // factor)
+        frames = frames_of(data.seconds, data.sample_rate)
+        return Extent(1, 1, frames if factor == 1 else whole_frames(frames, factor) // factor)
+    frames, height, width = data.extent()
+    return Extent(frames, height // factor, width // factor)
 
 
 @functools.partial(jax.jit, static_argnums=1)

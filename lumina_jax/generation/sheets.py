@@ -11,13 +11,14 @@ from jaxtyping import UInt8
 from lumina_jax.config import Config
 from lumina_jax.encoders.image_vae import ImageVae, load_image_vae
 from lumina_jax.encoders.phonemes import spoken_seconds
+from lumina_jax.encoders.sound_vae import SoundVae, read_sound_vae_config, sound_vae
 from lumina_jax.encoders.text import TextEncoder, text_encoder
 from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.generation.media import contact_sheet, save_png
 from lumina_jax.generation.movies import frame_sheet
 from lumina_jax.generation.pipeline import Pipeline, Sample, Shape
 from lumina_jax.generation.sounds import spectrogram_picture
-from lumina_jax.mel import HOP, frames_of
+from lumina_jax.mel import HOP, frames_of, whole_frames
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import run_folder
@@ -44,7 +45,8 @@ def encoder_of(config: Config) -> TextEncoder | None:
         return None
     devices = jax.local_devices()  # of this process: processes may differ in what they have to encode
     mesh = make_mesh(fsdp=len(devices), devices=devices) if len(devices) > 1 else None
-    encoder = text_encoder(config.text.encoder, config.text.max_tokens, mesh=mesh, dtype=config.text.dtype)
+    text = config.text
+    encoder = text_encoder(text.encoder, text.max_tokens, mesh=mesh, dtype=text.dtype, see_padding=text.see_padding)
     if encoder.width != config.model.text_width:
         raise ValueError(
             f"model.text_width={config.model.text_width} must be the width {encoder.width} of the text encoder "
@@ -53,8 +55,9 @@ def encoder_of(config: Config) -> TextEncoder | None:
     return encoder
 
 
-def vae_of(config: Config) -> ImageVae | None:
-    """The image autoencoder of a configuration, on the devices of this process; None for a model of pixels.
+def vae_of(config: Config) -> ImageVae | SoundVae | None:
+    """The autoencoder of a configuration, of sounds with data.seconds, on the devices of this process; None for a model
+    of pixels or spectrograms.
 
     Raises:
       ValueError: its files are missing, or its latents do not fit the model or the size of the pictures.
@@ -63,6 +66,8 @@ def vae_of(config: Config) -> ImageVae | None:
         return None
     patch_pixels(config)
     mesh = make_mesh(devices=jax.local_devices())
+    if config.data.seconds is not None:
+        return sound_vae(config.vae.path, mesh, config.vae.dtype)
     return load_image_vae(config.vae.path, dtype=config.vae.dtype, tile=config.vae.tile, mesh=mesh)
 
 
@@ -72,17 +77,18 @@ def patch_pixels(config: Config, modality: str | None = None) -> tuple[int, int]
     Raises:
       ValueError: as for `vae_of`.
     """
-    if config.data_of(modality).seconds is not None:
-        return 1, 1
+    is_sound = config.data_of(modality).seconds is not None
     if not config.vae.path:
-        side = config.model.modality_of(modality).patch_size
+        side = 1 if is_sound else config.model.modality_of(modality).patch_size
         return side, side
-    vae = read_vae_config(vae_folder(config.vae.path))
+    vae = read_sound_vae_config(config.vae.path) if is_sound else read_vae_config(vae_folder(config.vae.path))
     if vae.channels != config.model.channels:
         raise ValueError(
             f"model.channels={config.model.channels} must be the {vae.channels} channels of the latents of "
             f"{config.vae.path!r}"
         )
+    if is_sound:
+        return 1, vae.factor
     unit = vae.factor * config.model.patch_size
     if config.data.image_size % unit:
         raise ValueError(
@@ -93,7 +99,10 @@ def patch_pixels(config: Config, modality: str | None = None) -> tuple[int, int]
 
 
 def new_pipeline(
-    config: Config, parameters: dict[str, Any] | None, encoder: TextEncoder | None, vae: ImageVae | None = None
+    config: Config,
+    parameters: dict[str, Any] | None,
+    encoder: TextEncoder | None,
+    vae: ImageVae | SoundVae | None = None,
 ) -> Pipeline:
     """A pipeline for a model of this configuration; `parameters` may follow later."""
     return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, vae)
@@ -103,8 +112,10 @@ def trained_shape(config: Config, modality: str | None = None) -> Shape:
     """The size of the samples of a modality that a configuration trains on; of sounds the greatest."""
     data = config.data_of(modality)
     if data.seconds is not None:
-        return Shape(1, frames_of(data.seconds, data.sample_rate))
-    return Shape(data.image_size, data.image_size, data.frames)
+        frames = frames_of(data.seconds, data.sample_rate)
+        return Shape(1, whole_frames(frames, patch_pixels(config, modality)[1]) if config.vae.path else frames)
+    frames, height, width = data.extent()
+    return Shape(height, width, frames)
 
 
 def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape:
@@ -120,7 +131,7 @@ def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape
 
 
 def sheet_writer(
-    config: Config, encoder: TextEncoder | None, writer: ImageWriter, vae: ImageVae | None = None
+    config: Config, encoder: TextEncoder | None, writer: ImageWriter, vae: ImageVae | SoundVae | None = None
 ) -> Callable[[int, dict[str, Any]], None]:
     """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder."""
     pipeline = new_pipeline(config, None, encoder, vae)

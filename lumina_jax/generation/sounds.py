@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from lumina_jax.config import Config
+from lumina_jax.encoders.vocoder import vocoder
 from lumina_jax.generation.media import contact_sheet, save_png, written_whole
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, load_librosa
 from lumina_jax.run import sample_name
@@ -30,12 +31,14 @@ COLOURS = ("#07051b", "#b6367a", "#fcfdbf")
 
 
 def voice_of(config: Config) -> Voice:
-    """What makes samples of spectrograms: Griffin and Lim's iteration.
+    """What makes samples of spectrograms: the vocoder of vae.vocoder, or Griffin and Lim's iteration.
 
     Raises:
-      ValueError: librosa is not installed.
+      ValueError: librosa is not installed, the files of the vocoder are missing or damaged, or it is for another rate.
     """
     load_librosa()
+    if config.vae.vocoder:
+        return vocoder(config.vae.vocoder)
     return griffin_lim
 
 

@@ -39,6 +39,7 @@ def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
         "norm_weights": text or not next_dit,
         "final_shift": len(tensors["final_layer.adaLN_modulation.1.bias"]) == 2 * width,
         "condition_limit": None if audio else 1024,
+        "time_scale": 1000.0 if audio else 1.0,
         "patch_size": patch_size,
         "channels": channels,
         "conditioning": "text" if text else "label",
@@ -75,6 +76,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
         "norm_weights": not (label and next_dit),
         "nextline": not (audio or label or next_dit),
         "pad_token": not (audio or label),
+        "time_scale": 1000.0 if audio else 1.0,
     }
     other = {name: getattr(config, name) for name, value in expected.items() if getattr(config, name) != value}
     if other or (audio and (label or next_dit or config.patch_size != 1)):

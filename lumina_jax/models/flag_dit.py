@@ -212,7 +212,7 @@ class FlagDiT(nnx.Module):
             scaling=rope,
         )
         sequence = Sequence(tokens.segment_ids, turns, scale)
-        conditioning = (self.time_embedding(t) + self._pooled(condition, segments)).astype(dtype)
+        conditioning = (self.time_embedding(config.time_scale * t) + self._pooled(condition, segments)).astype(dtype)
         x = self.embed(tokens).astype(dtype)
         x = self._run_blocks(x, conditioning, sequence, condition, attend)
         outputs = self.final_layer(x, conditioning, sequence.segment_ids)

@@ -3,6 +3,7 @@
 S to XL: Lumina-T2X report (arXiv 2405.05945), table of text-to-speech models; 600M, 3B, 7B: label-conditional
 ImageNet; 2B: text to video and multi-view; 5B: text to image. "3B" and "5B" differ by their text attention.
 Next-2B and Next-2B-GQA: text-conditional Next-DiT (arXiv 2406.18583); Next-600M to Next-7B: the label-conditional ones.
+Audio: text to audio and to music, as their code has it (`lumina_audio`, `lumina_music`).
 The published widths of L and XL are no multiples of their heads; their heads here are 42 values wide.
 """
 
@@ -14,6 +15,10 @@ NEXT: dict[str, Any] = {"block": "next", "rope_axes": 2, "nextline": False, "nex
 NEXT_TEXT = NEXT | {"final_shift": False, "text_width": 2048}
 NEXT_LABEL = NEXT | {"norm_weights": False, "conditioning": "label"}
 
+AUDIO: dict[str, Any] = {"layers": 16, "heads": 32, "width": 768, "patch_size": 1, "channels": 20, "text_width": 1024}
+AUDIO |= {"modality": "sound", "qk_norm": False, "nextline": False, "nextframe": False}
+AUDIO |= {"condition_limit": None, "time_scale": 1000.0}
+
 SIZES: dict[str, dict[str, Any]] = {
     "S": {"layers": 4, "heads": 8, "width": 768},
     "B": {"layers": 8, "heads": 12, "width": 768},
@@ -24,6 +29,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "3B": {"layers": 32, "heads": 32, "width": 3072},
     "5B": {"layers": 32, "heads": 32, "width": 3072},
     "7B": {"layers": 32, "heads": 32, "width": 4096},
+    "Audio": AUDIO,
     "Next-2B": NEXT_TEXT | {"layers": 24, "heads": 32, "width": 2304},
     "Next-2B-GQA": NEXT_TEXT | {"layers": 24, "heads": 32, "width": 2304, "kv_heads": 8},
     "Next-600M": NEXT_LABEL | {"layers": 16, "heads": 32, "width": 1536},

@@ -196,5 +196,6 @@ def _call(
     base_length: int | None,
     keep_sigma: bool = False,
 ) -> jax.Array:
-    t, condition = jnp.asarray(inputs["t"])[:, None], condition_of(model, inputs)
+    # their network is handed the time in its own scale, ours in 0..1
+    t, condition = jnp.asarray(inputs["t"])[:, None] / model.config.time_scale, condition_of(model, inputs)
     return _run(model, tokens, t, condition, rope=scaling, base_length=base_length, keep_sigma=keep_sigma)

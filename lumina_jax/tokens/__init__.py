@@ -2,7 +2,7 @@
 
 from lumina_jax.tokens.grid import Grid, Kind, Layout, latent_grid
 from lumina_jax.tokens.packing import Fit, Tokens, first_fit, pack, spread, tokens_of, unpack
-from lumina_jax.tokens.patchify import patchify, pixels_to_unit, unit_to_pixels, unpatchify
+from lumina_jax.tokens.patchify import cut_views, patchify, pixels_to_unit, tile_views, unit_to_pixels, unpatchify
 from lumina_jax.tokens.text import TextFeatures, pack_text
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Layout",
     "TextFeatures",
     "Tokens",
+    "cut_views",
     "first_fit",
     "latent_grid",
     "pack",
@@ -19,6 +20,7 @@ __all__ = [
     "patchify",
     "pixels_to_unit",
     "spread",
+    "tile_views",
     "tokens_of",
     "unit_to_pixels",
     "unpack",

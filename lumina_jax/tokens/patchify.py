@@ -46,6 +46,30 @@ def unpatchify(patches: Num[AnyArray, "b l p"], grid: Grid, patch_size: int) -> 
     return rearrange(rows, "b f r w (c i j) -> b f (r i) (w j) c", i=patch_size, j=patch_size)
 
 
+def tile_views(views: Num[np.ndarray, "f h w c"], columns: int) -> Num[np.ndarray, "1 v u c"]:
+    """The views of an object as one picture, line by line.
+
+    Raises:
+      ValueError: the last line would not be full.
+    """
+    if len(views) % columns:
+        raise ValueError(f"a grid of {columns} columns needs a multiple of {columns} views, but there are {len(views)}")
+    return rearrange(views, "(r k) h w c -> 1 (r h) (k w) c", k=columns)
+
+
+def cut_views(picture: Num[np.ndarray, "1 v u c"], columns: int) -> Num[np.ndarray, "f h w c"]:
+    """The inverse of `tile_views` for square views.
+
+    Raises:
+      ValueError: the picture is no grid of so many columns of squares.
+    """
+    height, width = picture.shape[1:3]
+    if width % columns or height % (width // columns):
+        raise ValueError(f"a grid of {columns} columns must consist of squares, but is {height} x {width}")
+    side = width // columns
+    return rearrange(picture, "1 (r h) (k w) c -> (r k) h w c", h=side, w=side)
+
+
 def pixels_to_unit(pixels: Num[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Bytes 0..255 to floats -1..1, the range in which a model without an autoencoder sees pixels."""
     return (pixels.astype(np.float32) / 127.5) - 1.0

@@ -4,7 +4,7 @@ In: a stream of rows made by this process. Out: the same rows as arrays of the w
 part of.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +13,7 @@ from lumina_jax.parallel.mesh import batch_sharding
 from lumina_jax.training.step import TrainBatch
 
 
+@runtime_checkable
 class Stream(Protocol):
     """What makes rows: `data.batches.Stream`, or anything like it."""
 

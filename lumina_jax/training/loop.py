@@ -10,7 +10,7 @@ continues bit for bit.
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ Show = Callable[[int, Parameters], None]
 """Draws and writes a sheet of pictures for a step, from the averaged parameters."""
 
 
+@runtime_checkable
 class Restorable(Protocol):
     """A stream of data that can be put back to a recorded place."""
 

@@ -121,16 +121,24 @@ class _Reader(pickle.Unpickler):
 class PickledTensors(Tensors):
     """The tensors of a state_dict that torch.save wrote.
 
+    Args:
+      within: the name under which a training run keeps the state_dict among other things, as Lightning does; where
+        there is no such name, the file is the state_dict. What is no tensor is left out.
+
     Raises:
       ValueError: the file is damaged, of the format before PyTorch 1.6, holds something else than named tensors, or
         contains code; the message says which.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, within: str | None = None):
         self.path = Path(path)
         value, self._members = _read(self.path)
+        if within is not None and isinstance(value, Mapping):
+            value = value.get(within, value)
         if not isinstance(value, Mapping):
             raise ValueError(f"{path} must hold named tensors, but it holds {type(value).__name__}; save a state_dict")
+        if within is not None:
+            value = {name: view for name, view in value.items() if isinstance(view, View)}
         other = [str(name) for name, view in value.items() if not (isinstance(view, View) and isinstance(name, str))]
         if other or not value:
             raise ValueError(

@@ -49,6 +49,26 @@ def test_every_tensor_is_read_bit_for_bit():
     assert tensors["brain"].dtype == ml_dtypes.bfloat16
 
 
+def test_the_tensors_under_one_name_of_a_training_run_are_read(tmp_path):
+    """A dictionary around that of the golden file, spliced from its pickle, as Lightning writes one."""
+
+    def text(name):
+        return b"X" + len(name).to_bytes(4, "little") + name.encode()
+
+    with zipfile.ZipFile(GOLDEN / "state.pth") as file:
+        parts = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
+    inner = parts["data.pkl"][2:-1]  # without the opcodes that begin and end a pickle
+    around = b"\x80\x02}(" + text("epoch") + b"K\x03" + text("state_dict") + inner + b"u."
+    members = [(name.removeprefix("data/"), data) for name, data in parts.items() if name.startswith("data/")]
+    path, expected = archive(tmp_path / "run.ckpt", around, members), load_file(GOLDEN / "expected.safetensors")
+    tensors = PickledTensors(path, within="state_dict")
+    assert set(tensors) == set(expected)
+    assert all(tensors[name].tobytes() == value.tobytes() for name, value in expected.items())
+    assert set(PickledTensors(GOLDEN / "state.pth", within="state_dict")) == set(expected)
+    with pytest.raises(ValueError, match="tensors by name and nothing else, but epoch"):
+        PickledTensors(path)
+
+
 def test_a_slice_reads_what_it_picks():
     tensors = PickledTensors(GOLDEN / "state.pth")
     np.testing.assert_array_equal(tensors.part("whole", (slice(1, 3), slice(None))), tensors["whole"][1:3])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lumina_jax.data.datasets.packages import fetch_debian
-from lumina_jax.data.objects import ELEVATION, load_vtk, render_views
+from lumina_jax.data.objects import ELEVATION, check_visible, load_vtk, render_views
 from lumina_jax.data.prepared import Card, Sample
 
 logger = logging.getLogger(__name__)
@@ -20,8 +20,6 @@ PACKAGE = "sweethome3d-furniture"
 CATALOGUE = "usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f"
 PROPERTIES = "PluginFurnitureCatalog.properties"
 FRAMES = 12
-WHITE, LEAST_SEEN = 250, 0.01
-"""Glass and white walls vanish before white: each view must have that share of pixels that are darker."""
 
 
 def card(size: int, frames: int) -> Card:
@@ -46,8 +44,7 @@ def samples(size: int, frames: int) -> Iterator[Sample]:
         for name, model in models(properties).items():
             try:
                 views = render_views(Path(folder) / "models" / model, views=frames, size=size)
-                if (views < WHITE).any(axis=-1).mean(axis=(1, 2)).min() < LEAST_SEEN:
-                    raise ValueError("there is almost nothing to see of it")
+                check_visible(views)
             except ValueError as error:
                 logger.warning("skipped %s: %s", name, error)
                 continue

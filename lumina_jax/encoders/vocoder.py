@@ -1,0 +1,350 @@
+"""Log mel spectrograms to samples with a published BigVGAN, the vocoder of the released audio models.
+
+In: a folder with a generator and its configuration: best_netG.pt and args.yml as with Lumina-T2Audio, or
+bigvgan_generator.pt and config.json as NVIDIA publishes them; and spectrograms [t 80] as `lumina_jax/mel.py` makes
+them. The former know decimal logarithms of amplitudes, unless args.yml says `log_base: e`. Out: 256 t samples in -1..1.
+
+BigVGAN (Lee et al., arXiv 2206.04658): transposed convolutions lengthen the sound step by step, and after each come
+residual blocks whose activations, x + sin(a x)^2 / b, act on twice the samples between two low-pass filters.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.nn import initializers
+from jaxtyping import Array, Float
+
+from lumina_jax.encoders.sound_vae import checkpoint, log_unit, read_settings
+from lumina_jax.encoders.sound_vae_layers import Convolution1d, convolution_1d
+from lumina_jax.mel import BINS, FFT, HIGHEST, HOP
+from lumina_jax.models.layers import param, zeros
+from lumina_jax.weights.hub import local_folder
+from lumina_jax.weights.modules import fill
+from lumina_jax.weights.rules import Rule, check_names
+from lumina_jax.weights.tensors import ComputedTensors, Tensors
+
+GENERATORS = ("best_netG.pt", "bigvgan_generator.pt")
+TRANSPOSED_1D = (2, 0, 1)
+"""Where the axes [samples, in, out] lie in PyTorch's [in, out, samples]."""
+ENDS = 7
+"""Samples under the first and the last kernel."""
+TAPS = 12
+"""Of the filters around an activation."""
+TINY = 1e-9
+"""Added to what divides the sine."""
+_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
+"""Lengths and directions of normed kernels, by the names of both ways in which PyTorch stores them."""
+_FILTER = re.compile(r"\.(upsample|downsample\.lowpass)\.filter$")
+_LISTS = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes", "resblock_dilation_sizes")
+_SETTINGS = (*_LISTS, "num_mels", "upsample_initial_channel", "activation", "snake_logscale")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocoderConfig:
+    """Sizes of a BigVGAN."""
+
+    bins: int
+    rate: int | None
+    """Samples a second; None: the configuration doesn't say."""
+    width: int
+    """Channels of the first convolution; each step halves them."""
+    steps: tuple[tuple[int, int], ...]
+    """By how much each step lengthens the sound, and the samples under its kernel."""
+    blocks: tuple[tuple[int, tuple[int, ...]], ...]
+    """Samples under the kernels of each block of a step, and their dilations."""
+    pairs: bool
+    """Each dilated convolution is followed by one that isn't."""
+    has_beta: bool
+    """What divides the sine is a parameter of its own, not its frequency."""
+    in_logs: bool
+    """Parameters of activations are stored as their logarithms."""
+    last_bias: bool
+    tanh: bool
+    """The last activation; else samples are cut off at -1 and 1."""
+    log_unit: float
+    """Natural logarithms in 1 of the network's spectrograms."""
+
+
+class Snake(nnx.Module):
+    """x + sin(alpha x)^2 / beta on twice the samples, so that the overtones it makes don't fold back."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, config: VocoderConfig):
+        self.alpha = param(rngs, (width,), zeros, axes=(None,))
+        self.beta = param(rngs, (width,), zeros, axes=(None,)) if config.has_beta else None
+        self.in_logs = config.in_logs
+
+    def __call__(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
+        alpha = self.alpha[...]
+        beta = alpha if self.beta is None else self.beta[...]
+        alpha, beta = (jnp.exp(alpha), jnp.exp(beta)) if self.in_logs else (alpha, beta)
+        even, odd = (y + jnp.sin(alpha * y) ** 2 / (beta + TINY) for y in doubled(x))
+        return halved(even, odd)
+
+
+class ResidualBlock(nnx.Module):
+    """Dilated convolutions in turn, each with an activation before it and x added after it (and after its pair)."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, size: int, dilations: tuple[int, ...], config: VocoderConfig):
+        count = len(dilations)
+        self.dilations = dilations
+        self.convolutions = nnx.List(Convolution1d(rngs, width, width, size) for _ in range(count))
+        self.pairs = nnx.List(Convolution1d(rngs, width, width, size) for _ in range(count if config.pairs else 0))
+        self.activations = nnx.List(Snake(rngs, width, config) for _ in range(count + len(self.pairs)))
+
+    def __call__(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
+        each = 2 if len(self.pairs) else 1
+        for place, (convolution, dilation) in enumerate(zip(self.convolutions, self.dilations)):
+            y = convolution(self.activations[each * place](x), dilation=dilation)
+            if len(self.pairs):
+                y = self.pairs[place](self.activations[each * place + 1](y))
+            x = x + y
+        return x
+
+
+class Lengthening(nnx.Module):
+    """A transposed convolution: `times` samples for each."""
+
+    def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, size: int, times: int):
+        self.kernel = param(rngs, (size, inputs, outputs), initializers.he_normal(), axes=(None,) * 3)
+        self.bias = param(rngs, (outputs,), zeros, axes=(None,))
+        self.times = times
+
+    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b u o"]:
+        size = self.kernel.shape[0]
+        border = size - 1 - (size - self.times) // 2
+        return self.bias[...] + jax.lax.conv_general_dilated(
+            x,
+            self.kernel[::-1],
+            (1,),
+            [(border, border)],
+            lhs_dilation=(self.times,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+
+
+class Generator(nnx.Module):
+    """The network, float32 throughout."""
+
+    def __init__(self, rngs: nnx.Rngs, config: VocoderConfig):
+        widths = [config.width // 2**step for step in range(len(config.steps) + 1)]
+        self.first = Convolution1d(rngs, config.bins, widths[0], ENDS)
+        self.steps = nnx.List(
+            Lengthening(rngs, before, width, size, times)
+            for before, width, (times, size) in zip(widths, widths[1:], config.steps)
+        )
+        self.blocks = nnx.List(
+            ResidualBlock(rngs, width, size, dilations, config)
+            for width in widths[1:]
+            for size, dilations in config.blocks
+        )
+        self.activation = Snake(rngs, widths[-1], config)
+        self.last = Convolution1d(rngs, widths[-1], 1, ENDS, bias=config.last_bias)
+        self.tanh = config.tanh
+
+    def __call__(self, spectrograms: Float[Array, "b t n"]) -> Float[Array, "b u"]:
+        """Samples in -1..1 of spectrograms in the logarithms of the network."""
+        with jax.default_matmul_precision("highest"):
+            x = self.first(spectrograms)
+            count = len(self.blocks) // len(self.steps)
+            for place, step in enumerate(self.steps):
+                x = step(x)
+                x = jnp.mean(
+                    jnp.stack([block(x) for block in self.blocks[place * count : (place + 1) * count]]), axis=0
+                )
+            y = self.last(self.activation(x))[..., 0]
+        return jnp.tanh(y) if self.tanh else jnp.clip(y, -1, 1)
+
+
+class Vocoder:
+    """A vocoder ready to use; its program is compiled once for each length."""
+
+    def __init__(self, model: Generator, config: VocoderConfig):
+        self.config = config
+        self._run = functools.partial(jax.jit(Generator.__call__), model)
+
+    def __call__(self, mel: Float[np.ndarray, "t bins"], rate: int) -> Float[np.ndarray, " n"]:
+        """Samples, n = 256 t, of a spectrogram [t 80] of natural logarithms.
+
+        Raises:
+          ValueError: the vocoder was made for another sampling rate, or for other bins.
+        """
+        if self.config.rate not in (None, rate):
+            raise ValueError(
+                f"sounds must have the {self.config.rate} samples a second of the vocoder, but they have {rate}; "
+                "take a vocoder of that rate"
+            )
+        if mel.shape[1] != self.config.bins:
+            raise ValueError(
+                f"spectrograms must have the {self.config.bins} bins of the vocoder, but they have {mel.shape[1]}; "
+                "make them anew"
+            )
+        return np.asarray(self._run(jnp.asarray(mel[None] / self.config.log_unit, jnp.float32))[0])
+
+
+def vocoder(name: str | Path) -> Vocoder:
+    """The vocoder of a folder, or of a repository of the hub downloaded before.
+
+    Raises:
+      ValueError: a file is missing or damaged, or asks for another network; the message names the remedy.
+    """
+    folder = local_folder(name, what="vocoder")
+    file, settings = read_settings(folder, "upsample_rates", what="vocoder")
+    config = _config(file, settings)
+    tensors = checkpoint(folder, "generator", what="vocoder", preferred=GENERATORS)
+    try:
+        model = fill(lambda: Generator(nnx.Rngs(0), config), _weights(tensors), vocoder_rules(config), layers=1)
+    except ValueError as error:
+        raise ValueError(f"{tensors.path} does not fit {file.name} beside it: {error}") from error
+    return Vocoder(model, config)
+
+
+def _config(file: Path, settings: list[Mapping[str, Any]]) -> VocoderConfig:
+    """The configuration, checked."""
+    values = settings[-1]
+    missing = [name for name in _SETTINGS if values.get(name) is None]
+    if missing:
+        raise ValueError(f"{file} must give the sizes of the vocoder, but lacks {', '.join(missing)}; add them")
+    pairs = str(values.get("resblock", "1")) == "1"
+    most = 3 if pairs else 2  # dilations; BigVGAN leaves out further ones
+    config = VocoderConfig(
+        bins=values["num_mels"],
+        rate=values.get("sampling_rate"),
+        width=values["upsample_initial_channel"],
+        steps=tuple(zip(values["upsample_rates"], values["upsample_kernel_sizes"])),
+        blocks=tuple(
+            (size, tuple(dilations[:most]))
+            for size, dilations in zip(values["resblock_kernel_sizes"], values["resblock_dilation_sizes"])
+        ),
+        pairs=pairs,
+        has_beta=values["activation"] == "snakebeta",
+        in_logs=bool(values["snake_logscale"]),
+        last_bias=bool(values.get("use_bias_at_final", True)),
+        tanh=bool(values.get("use_tanh_at_final", True)),
+        log_unit=log_unit(file, settings, "e" if file.suffix == ".json" else "10"),
+    )
+    hop = math.prod(values["upsample_rates"])
+    rate, highest = config.rate or 2 * HIGHEST, values.get("fmax")
+    half = rate / 2
+    rules = {
+        f"num_mels={config.bins} must be {BINS}": config.bins == BINS,
+        f"upsample_rates={values['upsample_rates']} must make {HOP} samples of a frame": hop == HOP,
+        f"hop_size={values.get('hop_size')} must be {HOP}": values.get("hop_size", HOP) == HOP,
+        f"n_fft={values.get('n_fft')} must be {FFT}": values.get("n_fft", FFT) == FFT,
+        f"win_size={values.get('win_size')} must be {FFT}": values.get("win_size", FFT) == FFT,
+        f"fmin={values.get('fmin')} must be 0": not values.get("fmin"),
+        f"fmax={highest} must be {min(HIGHEST, half):g}": "fmax" not in values
+        or (half if highest is None else highest) == min(HIGHEST, half),
+        f"activation={values['activation']!r} must be snake or snakebeta": values["activation"]
+        in ("snake", "snakebeta"),
+        "each of upsample_kernel_sizes must exceed its rate by an even number": all(
+            size >= times and (size - times) % 2 == 0 for times, size in config.steps
+        ),
+        "resblock_kernel_sizes must be odd": all(size % 2 for size, _ in config.blocks),
+        "there must be as many upsample_kernel_sizes as upsample_rates": len(values["upsample_rates"])
+        == len(values["upsample_kernel_sizes"]),
+    }
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise ValueError(f"{file} does not fit the spectrograms here: {'; '.join(broken)}; take another vocoder")
+    return config
+
+
+def _weights(tensors: Tensors) -> Mapping[str, np.ndarray]:
+    """Kernels with their norms multiplied in, and no filters, which are the same in every BigVGAN.
+
+    Raises:
+      ValueError: a kernel has a length and no direction, or a filter is another one.
+    """
+    stored: dict[str, tuple[str, ...]] = {}
+    for name in tensors:
+        if _FILTER.search(name):
+            taps = np.asarray(tensors[name], np.float32).ravel()
+            if taps.shape != (TAPS,) or not np.allclose(taps, low_pass(), atol=1e-4):
+                raise ValueError(f"{name} must be the low-pass filter of BigVGAN, but is another; take another vocoder")
+            continue
+        stored[name] = (name,)
+    for length, direction in _NORMS:
+        for name in [name for name in stored if name.endswith(f".{length}")]:
+            start = name.removesuffix(length)
+            parts = (name, f"{start}{direction}")
+            check_names([part for part in parts if part in stored], [Rule(part, part) for part in parts], layers=1)
+            for part in parts:
+                del stored[part]
+            stored[f"{start}weight"] = parts
+    shapes = {name: (tensors.shape(parts[-1]), tensors.dtype(parts[-1])) for name, parts in stored.items()}
+
+    def read(name: str) -> np.ndarray:
+        values = [np.asarray(tensors[part], np.float32) for part in stored[name]]
+        if len(values) == 1:
+            return values[0]
+        length, direction = values
+        if length.shape != (len(direction), *(1,) * (direction.ndim - 1)):
+            raise ValueError(f"{stored[name][0]} must hold a length for each row of {name}, but is {length.shape}")
+        size = np.sqrt(np.sum(direction.astype(np.float64) ** 2, axis=tuple(range(1, direction.ndim)), keepdims=True))
+        return (direction * (length / size)).astype(np.float32)
+
+    return ComputedTensors(shapes, read)
+
+
+def vocoder_rules(config: VocoderConfig) -> list[Rule]:
+    """The table between BigVGAN's names, norms multiplied in, and ours."""
+    rules = [*convolution_1d("conv_pre", "first"), *convolution_1d("conv_post", "last", bias=config.last_bias)]
+    rules += _snake("activation_post", "activation", config)
+    for step in range(len(config.steps)):
+        rules += [Rule(f"ups.{step}.0.weight", f"steps.{step}.kernel", TRANSPOSED_1D)]
+        rules += [Rule(f"ups.{step}.0.bias", f"steps.{step}.bias")]
+        for place, (_, dilations) in enumerate(config.blocks, start=step * len(config.blocks)):
+            theirs, ours = f"resblocks.{place}", f"blocks.{place}"
+            for index in range(len(dilations)):
+                rules += convolution_1d(
+                    f"{theirs}.convs{1 if config.pairs else ''}.{index}", f"{ours}.convolutions.{index}"
+                )
+                rules += convolution_1d(f"{theirs}.convs2.{index}", f"{ours}.pairs.{index}") if config.pairs else []
+            for index in range(len(dilations) * (2 if config.pairs else 1)):
+                rules += _snake(f"{theirs}.activations.{index}", f"{ours}.activations.{index}", config)
+    return rules
+
+
+def _snake(theirs: str, ours: str, config: VocoderConfig) -> list[Rule]:
+    names = ("alpha", "beta") if config.has_beta else ("alpha",)
+    return [Rule(f"{theirs}.act.{name}", f"{ours}.{name}") for name in names]
+
+
+@functools.cache
+def low_pass() -> np.ndarray:
+    """12 taps that keep the lower half of the frequencies: a sinc under a Kaiser window for a transition 0.3 of the
+    sampling rate on either side, the taps adding up to 1."""
+    attenuation = 2.285 * (TAPS // 2 - 1) * math.pi * 4 * 0.3 + 7.95
+    beta = 0.1102 * (attenuation - 8.7)  # Kaiser's, for attenuations above 50 dB
+    places = np.arange(TAPS) - (TAPS - 1) / 2
+    taps = np.kaiser(TAPS, beta) * np.sinc(places / 2)
+    return (taps / taps.sum()).astype(np.float32)
+
+
+def doubled(x: Float[Array, "b t m"]) -> tuple[Float[Array, "b t m"], Float[Array, "b t m"]]:
+    """The even and the odd samples of x on twice the samples; the ends of x go on beyond it."""
+    taps, frames = low_pass(), x.shape[1]
+    around = jnp.pad(x, ((0, 0), (3, 3), (0, 0)), mode="edge")
+    even = sum(taps[5 + 2 * d] * around[:, 3 - d : 3 - d + frames] for d in range(-2, 4))
+    odd = sum(taps[6 + 2 * d] * around[:, 3 - d : 3 - d + frames] for d in range(-3, 3))
+    return 2 * even, 2 * odd
+
+
+def halved(even: Float[Array, "b t m"], odd: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
+    """The inverse of `doubled` for sounds without high frequencies: filtered, then every other sample."""
+    taps, frames = low_pass(), even.shape[1]
+    first, last = even[:, :1], odd[:, -1:]
+    even = jnp.concatenate([first, first, even, last, last, last], axis=1)
+    odd = jnp.concatenate([first, first, first, odd, last, last], axis=1)
+    return sum(taps[5 + 2 * d] * even[:, 2 + d : 2 + d + frames] for d in range(-2, 4)) + sum(
+        taps[6 + 2 * d] * odd[:, 3 + d : 3 + d + frames] for d in range(-3, 3)
+    )

@@ -1,0 +1,174 @@
+"""Text to sound on the latents of an autoencoder: the released sizes, and a small run from training to a wav."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from flax import nnx
+from safetensors.numpy import save_file
+
+from lumina_jax.config import DataConfig
+from lumina_jax.data import sound_latents
+from lumina_jax.data.batches import Stream, row_tokens
+from lumina_jax.data.example import BadSample, LatentDistribution
+from lumina_jax.data.file_sources import FolderSource
+from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
+from lumina_jax.encoders.sound_vae import sound_vae
+from lumina_jax.encoders.vocoder import vocoder
+from lumina_jax.generation.pipeline import Shape
+from lumina_jax.generation.sheets import patch_pixels, trained_shape
+from lumina_jax.generation.sounds import voice_of
+from lumina_jax.mel import log_mel
+from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.run import load_config
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from numbered import Lookup
+from sound_layout import CHANNELS, random_tensors, random_vocoder
+from sound_layout import VAE as SOME_VAE
+from sound_layout import VOCODER as SOME_VOCODER
+
+ROOT = Path(__file__).parents[2]
+RATE = 16_000
+VAE = {**SOME_VAE, "ch_mult": [1, 1], "attn_layers": []}
+VOCODER = {**SOME_VOCODER, "resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1]]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An autoencoder, a vocoder, and sounds of 0.3, 0.3, 0.5 and 9 s and a silent one."""
+    root = tmp_path_factory.mktemp("sounds")
+    (root / "maa2").mkdir()
+    config = {"params": {"scale_factor": 0.5, "embed_dim": CHANNELS, "ddconfig": VAE}}
+    (root / "maa2" / "vae.yaml").write_text(yaml.safe_dump(config))
+    save_file(random_tensors(VAE, CHANNELS), root / "maa2" / "vae.safetensors")
+    (root / "voice").mkdir()
+    (root / "voice" / "args.yml").write_text(yaml.safe_dump(VOCODER))
+    save_file(random_vocoder(VOCODER), root / "voice" / "g.safetensors")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(9 * RATE).astype(np.float32)
+    lengths = {"a": 0.3, "b": 0.3, "c": 0.5, "long": 9.0}
+    lines = []
+    for name, seconds in lengths.items():
+        soundfile.write(root / f"{name}.wav", noise[: round(seconds * RATE)], RATE)
+        lines.append(f'{{"audio": "{name}.wav", "caption": "{name}"}}')
+    soundfile.write(root / "silent.wav", 0 * noise[: RATE // 2], RATE)
+    lines.append('{"audio": "silent.wav", "caption": "nothing"}')
+    (root / "captions.jsonl").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """A batch of the autoencoder is filled up, here to two or three sounds."""
+    monkeypatch.setattr(sound_latents, "BATCH_FRAMES", 96)
+
+
+def tiny(folder):
+    """configs/t2music.py with small networks."""
+    config = load_config(ROOT / "configs" / "t2music.py").replace(
+        model={
+            "layers": 1, "heads": 2, "width": 16, "channels": CHANNELS, "text_width": 24, "mlp_multiple_of": 8,
+            "compute_dtype": "float32", "remat": "none",
+        },
+        text={"encoder": str(ROOT / "tests" / "golden" / "t5_tiny"), "max_tokens": 9, "cache": str(folder / "text")},
+        vae={"path": str(folder / "maa2"), "vocoder": str(folder / "voice"), "cache": str(folder / "latents")},
+        data={"path": str(folder), "seconds": 0.6, "batch_rows": 2, "workers": 0, "prefetch": 2},
+        optimizer={"warmup_steps": 1},
+        sample={"steps": 2},
+        run={"root": str(folder), "steps": 2, "log_every": 1, "checkpoint_every": 2},
+    )  # fmt: skip
+    return config
+
+
+@pytest.mark.parametrize(("name", "text"), [("t2audio", 1024), ("t2music", 1024)])
+def test_the_configurations_have_the_released_network(name, text):
+    """Counted by hand from the authors' layer list: with 16 layers of 768 and a feed-forward of 2048."""
+    config = load_config(ROOT / "configs" / f"{name}.py")
+    state = nnx.to_pure_dict(abstract_model(config.model)[1])
+    block = 4 * 768**2 + 2 * 1024 * 768 + 32 + 3 * 768 * 2048 + 2 * 768 + 1024 + 6 * 768 * (768 + 1)
+    ends = 768 * 21 + 768 * 257 + 768 * 769 + 2 * text + 768 * (text + 1) + 2 * 768 * 769 + 20 * 769
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 16 * block + ends
+    assert (config.data.sample_rate, config.text.max_tokens, config.text.see_padding) == (16_000, 77, True)
+    data = sound_latent_data(config.data, 2)
+    assert row_tokens(data, config.model) == 312  # the released length of ten seconds
+
+
+def test_sounds_are_encoded_once_with_silence_up_to_whole_lengths(folder, tmp_path):
+    data = DataConfig(seconds=0.6, sample_rate=RATE, source="folder", path=str(folder))
+    vae, source = sound_vae(folder / "maa2"), FolderSource(folder)
+    encoded = encode_sounds(source, vae, data, tmp_path)
+    assert [type(encoded[place].media if place < 3 else encoded[place]) for place in range(5)] == [
+        *[LatentDistribution] * 3, BadSample, BadSample
+    ]  # fmt: skip
+    assert "9.00 s is longer than data.seconds=0.6" in encoded[3].reason
+    assert "silent" in encoded[4].reason
+    assert encoded[2].media.mean.shape == (1, 1, 16, CHANNELS)  # 31.25 frames are 32, and 2 of them a value
+
+    samples, _ = soundfile.read(folder / "a.wav", dtype="float32")
+    posterior = vae.encode(log_mel(np.pad(samples, (0, 32 * 256 - len(samples))), RATE)[None])
+    np.testing.assert_allclose(encoded[0].media.mean[0, 0], 0.5 * posterior.mean[0], atol=1e-5)
+    deviation = 0.5 * np.exp(np.asarray(posterior.log_variance[0]) / 2)
+    np.testing.assert_allclose(encoded[0].media.deviation[0, 0], deviation, rtol=1e-4)
+
+    def refuse(*_):
+        raise AssertionError("encoded again")
+
+    vae.encode = refuse
+    again = encode_sounds(source, vae, data, tmp_path)
+    np.testing.assert_array_equal(again[2].media.mean, encoded[2].media.mean)
+
+
+def test_latents_of_sounds_fill_rows(folder, tmp_path):
+    config = tiny(folder)
+    vae = sound_vae(folder / "maa2")
+    encoded = encode_sounds(FolderSource(folder), vae, config.data, tmp_path)
+    data = sound_latent_data(config.data, vae.factor)
+    with Stream(encoded, data, config.model, seed=0, features=Lookup()) as stream:
+        batch = next(stream)
+    assert batch.tokens.patches.shape == (2, 24, CHANNELS)  # 0.6 s are 37.5 frames, filled up to 48
+    assert ((batch.tokens.segment_ids > 0).sum(axis=1) == 16).all()
+
+
+def test_a_run_on_latents_of_sounds_trains_and_draws_wavs(folder, capsys):
+    import sample
+    import train
+
+    config = tiny(folder)
+    assert patch_pixels(config) == (1, 2)
+    assert trained_shape(config) == Shape(1, 48)
+    train.run(config)
+    run = folder / "t2music"
+    arguments = sample.Arguments(run=run, prompts=("a", "c"), seconds=0.4, sample=config.sample)
+    sample.draw(arguments)
+    assert "2 sounds and" in capsys.readouterr().out
+    first, rate = soundfile.read(run / "samples" / "2" / "000-a.wav")
+    assert (len(first), rate) == (26 * 256, RATE)  # of the 25 frames that 0.4 s touch, the next pair
+    assert np.std(first) > 1e-3
+
+
+def test_the_vocoder_of_a_configuration_makes_its_sounds(folder):
+    config = tiny(folder)
+    mel = np.random.default_rng(0).uniform(-11, 1, (4, 80)).astype(np.float32)
+    np.testing.assert_array_equal(voice_of(config)(mel, RATE), vocoder(folder / "voice")(mel, RATE))
+    other = config.replace(vae={"vocoder": ""})
+    assert voice_of(other)(mel, RATE).shape == (1024,)
+    with pytest.raises(ValueError, match="missing everything; nothing is downloaded"):
+        voice_of(config.replace(vae={"vocoder": "nobody/nothing"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"channels": 20}}, "model.channels=20 must be the 4 channels of the latents"),
+        ({"vae": {"path": str(ROOT / "tests/golden/vae_tiny")}}, "of a sound autoencoder .* with the setting ddconfig"),
+    ],
+)
+def test_an_autoencoder_that_does_not_fit_sounds_is_refused(folder, change, message):
+    with pytest.raises(ValueError, match=message):
+        patch_pixels(tiny(folder).replace(**change))
