@@ -83,5 +83,5 @@ def get_config() -> Config:
             ema_warmup=True,
         ),
         sample=SampleConfig(solver="midpoint", steps=20, guidance=3.0, proportional_attention=False),
-        run=RunConfig(name="any_modality", steps=4000, log_every=50, checkpoint_every=500),
+        run=RunConfig(name="any_modality", steps=2800, log_every=50, checkpoint_every=500),
     )
