@@ -1,12 +1,14 @@
 """Text to sounds of all kinds: the one-dimensional Flag-DiT of the authors' `lumina_audio`.
 
-As configs/t2music.py in all but the text: T5 v1.1 large, 1024 wide as the released network has it, reads the caption.
+As configs/t2music.py in all but the text: CLAP's encoder reads the caption, T5 v1.1 large the structured one that may
+follow it, "a bell rings <bell ringing& all>", and the network sees the 77 tokens of either one after another.
 Hardware: a TPU v5e-8. Before, on every host:
   hf download google/t5-v1_1-large --include config.json spiece.model '*token*' model.safetensors
   hf download Alpha-VLLM/Lumina-T2Audio --local-dir released
+  hf download google-bert/bert-base-uncased config.json tokenizer.json --local-dir released/CLAP
   cp lumina-text2audio.yaml released/maa2/          # of the authors' code; add a line to it: scale_factor: NUMBER
 Run: python train.py configs/t2audio.py --data.path sounds
-     python sample.py runs/t2audio "a telephone bell rings" --seconds 9.9
+     python sample.py runs/t2audio "a telephone bell rings <telephone bell ringing& all>" --seconds 9.9
 """
 
 from lumina_jax.config import (
@@ -27,7 +29,7 @@ def get_config() -> Config:
     return Config(
         model=preset("Audio"),
         flow=FlowConfig(times="uniform"),
-        text=TextConfig(encoder="google/t5-v1_1-large", max_tokens=77, see_padding=True),
+        text=TextConfig(encoder="released/CLAP,google/t5-v1_1-large", max_tokens=77, see_padding=True),
         vae=VaeConfig(path="released/maa2", vocoder="released/bigvnat"),
         data=DataConfig(
             source="folder",

@@ -96,20 +96,24 @@ def load_bert(folder: Path, loading: Loading = AS_USUAL) -> Bert:
       ValueError: a file is missing or unreadable; the configuration asks for another network than this one; names or
         shapes of the tensors are not those that the configuration promises. The message lists them.
     """
-    config = _config(folder, loading)
-    unused = (*_UNUSED, *unused_layer(config.layers, "encoder.layer", config.state))
+    config = bert_config(folder, loading)
 
     def rename(stored: str) -> str | None:
-        name = stored.removeprefix("bert.")
-        for first, now in _FIRST_NAMES.items():
-            name = name.replace(first, now)
-        return None if name.startswith(unused) else name
+        return bert_name(stored, config)
 
-    return load(lambda: Bert(nnx.Rngs(0), config), _RULES, rename, folder, config=config, loading=loading)
+    return load(lambda: Bert(nnx.Rngs(0), config), BERT_RULES, rename, folder, config=config, loading=loading)
+
+
+def bert_name(stored: str, config: BertConfig) -> str | None:
+    """The name in the rules of a stored one; None for what is not used."""
+    name = stored.removeprefix("bert.")
+    for first, now in _FIRST_NAMES.items():
+        name = name.replace(first, now)
+    return None if name.startswith((*_UNUSED, *unused_layer(config.layers, "encoder.layer", config.state))) else name
 
 
 _LAYER = "encoder.layer.{layer}"
-_RULES = (
+BERT_RULES = (
     Rule("embeddings.word_embeddings.weight", "words"),
     Rule("embeddings.position_embeddings.weight", "positions"),
     Rule("embeddings.token_type_embeddings.weight", "token_types"),
@@ -141,7 +145,8 @@ _PUBLISHED = {
 _KNOWN: dict[str, list[Any]] = {"hidden_act": ["gelu"], "position_embedding_type": ["absolute"], "is_decoder": [False]}
 
 
-def _config(folder: Path, loading: Loading) -> BertConfig:
+def bert_config(folder: Path, loading: Loading) -> BertConfig:
+    """The sizes in the config.json of a folder; errors as `load_bert`."""
     values = settings(folder)
     found = sizes(values, _PUBLISHED, folder)
     check_settings(values, _KNOWN, folder)

@@ -166,10 +166,12 @@ def load(
     *,
     config: EncoderConfig,
     loading: Loading,
+    stored: Any = None,
 ) -> Module:
     """The network that `build()` would make, with the tensors of the folder; see `fill`.
 
     Args:
+      stored: tensors with their `path`, where they are no safetensors of the folder.
       rename: stored names to the names of the rules, None for what is not used.
 
     Raises:
@@ -180,7 +182,7 @@ def load(
         raise ValueError(
             f"max_tokens={loading.tokens} must be at most the {config.positions} positions of the encoder in {folder}"
         )
-    tensors = weights(folder)
+    tensors = weights(folder) if stored is None else stored
     places = None
     if loading.mesh is not None:
         abstract = nnx.split(nnx.eval_shape(build))[1]

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from lumina_jax.encoders.bert import load_bert
+from lumina_jax.encoders.clap import clap_file, load_clap
 from lumina_jax.encoders.clip import load_clip
 from lumina_jax.encoders.llama import load_decoder
 from lumina_jax.encoders.phonemes import PhonemeEncoder
@@ -81,7 +82,7 @@ def text_encoder(
       name: "minilm", "phonemes" (for a model with text_layers), a folder with config.json, tokenizer and weights, or
         owner/name or owner/name/folder on the hub; then ":last" or ":penultimate" for another hidden state than the
         usual one of the architecture. Several of these joined by "+" make one encoder whose features are side by side:
-        see `JointTextEncoder`.
+        see `JointTextEncoder`; joined by "," one whose features follow each other: see `SerialTextEncoder`.
       mesh: over which parameters are cut and captions spread; every process of it must then encode the same captions.
       dtype: of parameters and activations.
       see_padding: padding is seen like words, by the network and by those who read the features.
@@ -92,6 +93,12 @@ def text_encoder(
     """
     if name == "phonemes":
         return PhonemeEncoder(max_tokens)
+    if "," in str(name) and not Path(name).is_dir():
+        serial = [
+            text_encoder(part, max_tokens, mesh=mesh, dtype=dtype, see_padding=see_padding)
+            for part in str(name).split(",")
+        ]
+        return SerialTextEncoder(serial)
     parts = [str(name)] if Path(name).is_dir() else str(name).split("+")
     loading = Loading(dtype=jnp.dtype(dtype), tokens=max_tokens, mesh=mesh)
     encoders = [_one_encoder(part, loading, see_padding=see_padding) for part in parts]
@@ -111,15 +118,15 @@ class LocalTextEncoder:
         self.tokenize = CaptionTokenizer(folder, self.max_tokens, config.marks)
         self._vocabulary: int = config.vocabulary
         self._see_padding = see_padding
-        files = [folder / CONFIG_FILE, *self.tokenize.files, *weights(folder).files]
+        clap = clap_file(folder)
+        files = [folder / CONFIG_FILE, *self.tokenize.files, *(weights(folder).files if clap is None else [clap])]
         about = f"{digest_of_files(files)} {self.max_tokens} {config.state} {loading.dtype}{' padded' * see_padding}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
         self._hidden_states = _compiled(network, loading.mesh)
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
         """See `TextEncoder.encode`."""
-        if isinstance(captions, str):
-            raise ValueError(f"captions must be a list of captions, but {captions=}; write [captions]")
+        _check_list(captions)
         count = len(captions)
         token_ids, mask = self.tokenize(captions)
         if self._see_padding:
@@ -172,6 +179,39 @@ class JointTextEncoder:
                     f"{captions[int(np.argmin(alike))]!r}; join only encoders with one tokenizer, such as CLIP-L and "
                     "CLIP-bigG"
                 )
+
+
+class SerialTextEncoder:
+    """Encoders of one width, as one: the features of all tokens of the first, then those of the next.
+
+    So Lumina-T2Audio joins CLAP and T5. A caption may end in a structured one, which begins with "<": "a bell rings
+    <bell ringing& all>". The first encoder then reads what stands before it, and the others read it alone.
+    """
+
+    def __init__(self, encoders: Sequence[TextEncoder]):
+        widths = [encoder.width for encoder in encoders]
+        if len(set(widths)) > 1:
+            raise ValueError(f"encoders joined by a comma must have one width, but theirs are {widths}")
+        self.encoders, self.width = list(encoders), widths[0]
+        self.max_tokens = sum(encoder.max_tokens for encoder in encoders)
+        fingerprints = ", ".join(encoder.fingerprint for encoder in encoders)
+        self.fingerprint = hashlib.sha256(fingerprints.encode()).hexdigest()[:16]
+
+    def encode(self, captions: Sequence[str]) -> TextFeatures:
+        """See `TextEncoder.encode`; the padding of an encoder that is not seen stays between the features."""
+        _check_list(captions)
+        first, *others = self.encoders
+        divided = [caption.partition("<") for caption in captions]
+        plain = [before.strip() if mark and before.strip() else caption
+                 for caption, (before, mark, _) in zip(captions, divided)]  # fmt: skip
+        structured = [f"<{after}" if mark else caption for caption, (_, mark, after) in zip(captions, divided)]
+        parts = [first.encode(plain), *(encoder.encode(structured) for encoder in others)]
+        return TextFeatures(*(np.concatenate(of_all, axis=1) for of_all in zip(*parts)))
+
+
+def _check_list(captions: Sequence[str]) -> None:
+    if isinstance(captions, str):
+        raise ValueError(f"captions must be a list of captions, but {captions=}; write [captions]")
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
@@ -238,6 +278,8 @@ def _network(folder: Path, loading: Loading) -> Network:
         raise ValueError(
             f"model_type={architecture!r} in {folder / CONFIG_FILE} must be one of {sorted(ARCHITECTURES)}"
         )
+    if architecture == "bert" and clap_file(folder) is not None:
+        return load_clap(folder, loading)
     return ARCHITECTURES[architecture](folder, loading)
 
 

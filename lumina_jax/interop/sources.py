@@ -19,12 +19,14 @@ from lumina_jax.weights.files import TensorFiles
 from lumina_jax.weights.pickles import PickledTensors, read_arguments
 from lumina_jax.weights.rules import Rule
 from lumina_jax.weights.streams import Restacked
-from lumina_jax.weights.tensors import Tensors
+from lumina_jax.weights.tensors import ComputedTensors, Tensors
 
 Weights = Literal["ema", "params"]
 SHARD = re.compile(r"consolidated(_ema)?\.(\d+)-of-(\d+)\.(safetensors|pth)")
 ARGUMENTS = "model_args.pth"
-PICKLES = (".pth", ".pt", ".bin")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+WITHIN_LIGHTNING = "model.diffusion_model."
+"""How the names of the network's tensors begin in the checkpoints of the audio models, which hold much else."""
 GIVEN_SIZES = {
     "600M": {"dim": 1536, "n_layers": 16, "n_heads": 32},
     "2B": {"dim": 2304, "n_layers": 24, "n_heads": 32},
@@ -134,13 +136,24 @@ def _theirs(
 def open_tensors(path: Path) -> Tensors:
     """A file of either kind, or a folder with one, or with several and their index."""
     if path.is_file():
+        if path.suffix == ".ckpt":
+            return _of_lightning(path)
         return PickledTensors(path) if path.suffix in PICKLES else TensorFiles(path)
     if not list(path.glob("*.safetensors")):
         pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES and file.name != ARGUMENTS]
         if len(pickles) == 1:
-            return PickledTensors(pickles[0])
+            return open_tensors(pickles[0])
         raise ValueError(f"{path} holds no .safetensors file and {len(pickles)} of PyTorch; name the file itself")
     return TensorFiles(path)
+
+
+def _of_lightning(path: Path) -> Tensors:
+    """The network in a checkpoint of Lightning: of the audio models, without autoencoder and text encoders."""
+    tensors = PickledTensors(path, within="state_dict")
+    stored = {name.removeprefix(WITHIN_LIGHTNING): name for name in tensors if name.startswith(WITHIN_LIGHTNING)}
+    stored = stored or {name: name for name in tensors}
+    shapes = {name: (tensors.shape(theirs), tensors.dtype(theirs)) for name, theirs in stored.items()}
+    return ComputedTensors(shapes, lambda name: tensors[stored[name]])
 
 
 def _consolidated(folder: Path, weights: Weights | None) -> tuple[list[Path], list[str]]:

@@ -3,13 +3,17 @@
 import hashlib
 import json
 import re
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "weights"))
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, LUMINA, WEIGHTS, checkpoint, run, tensors_of
 from flax import nnx
+from pickled import save_pickled
 from safetensors.numpy import load_file, save_file
 
 from lumina_jax.commands.convert import main as command
@@ -57,6 +61,20 @@ def test_the_way_from_the_authors_over_diffusers_and_back_is_exact(tmp_path):
     assert_same(tensors_of(back, "lumina"), tensors_of(source, "lumina"))
     ours = run(theirs / "transformer", tmp_path / "ours", "diffusers", "jax")
     assert_same(tensors_of(ours, "jax"), tensors_of(run(source, tmp_path / "direct", "lumina", "jax"), "jax"))
+
+
+def test_the_network_of_an_audio_model_is_taken_from_its_checkpoint_of_lightning(tmp_path):
+    golden = Golden(GOLDEN / "audio_flagdit.safetensors")
+    state = {f"model.diffusion_model.{name}": value for name, value in golden.parameters.items()}
+    state |= {"scale_factor": np.float32([0.4]), "first_stage_model.encoder.conv_in.bias": np.ones(3, np.float32)}
+    folder = tmp_path / "audio_generation"
+    folder.mkdir()
+    save_pickled(folder / "119.ckpt", {"epoch": 119, "state_dict": state, "loops": {"fit_loop": None}})
+    (folder / "config.json").write_text(json.dumps(golden.config))
+    ours = run(folder, tmp_path / "ours", "lumina", "jax")
+    direct = run(checkpoint(tmp_path / "plain", "audio_flagdit"), tmp_path / "direct", "lumina", "jax")
+    assert_same(tensors_of(ours, "jax"), tensors_of(direct, "jax"))
+    assert read_model(ours).time_scale == 1000  # their network reads t in thousandths
 
 
 def test_converted_parameters_are_those_of_the_model_on_any_mesh(tmp_path):
