@@ -103,16 +103,13 @@ def _measured(
     arguments: Kernels, contestants: "Sequence[Contestant]", problems: "Sequence[Problem]", topology: str
 ) -> "list[Measurement]":
     """Measures and prints, problem by problem."""
-    from lumina_jax.scaling.compiler import measure
-    from lumina_jax.scaling.tuning import recorded_trial, tune, write_record
+    from lumina_jax.scaling.tuning import tune, with_recorded, write_record
 
     if arguments.tune:
         print(f"\n{topology}: trying block sizes", flush=True)
         stream = iter(tune(contestants, problems, topology, _print_trial))
     else:
-        pairs = [(one, problem) for problem in problems for one in contestants]
-        trials = [recorded_trial(one, problem, topology) for one, problem in pairs]
-        stream = measure(trials, topology)
+        stream = with_recorded(contestants, problems, topology)
     found: list[Measurement] = []
     for problem in problems:
         found += _printed(problem, topology, [one.note and f"{one.name}: {one.note}" for one in contestants], stream)

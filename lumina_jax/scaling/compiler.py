@@ -39,18 +39,28 @@ def measure(trials: Sequence[Trial], topology: str) -> Iterator[Measurement]:
     while done < len(trials):
         with tempfile.TemporaryDirectory(prefix="lumina_schedules_") as dump:
             worker = _start(trials[done:], topology, Path(dump))
-            assert worker.stdout
-            for line in worker.stdout:
-                if line.startswith(MARK):
-                    yield Measurement.from_json(json.loads(line[len(MARK) :]))
+            try:
+                for measured in _read(worker):
+                    yield measured
                     done += 1
-            worker.wait()
+            finally:  # also when the reader has seen enough
+                worker.kill()
+                worker.wait()
             if done < len(trials):
                 said = (Path(dump) / "stderr").read_text(errors="replace").strip()
                 if worker.returncode == 1:
                     raise RuntimeError(f"the compiling process failed outside any trial:\n{said[-2000:]}")
                 yield Measurement(topology, trials[done], error=f"the compiler aborted: {said[-300:]}")
                 done += 1
+
+
+def _read(worker: subprocess.Popen[str]) -> Iterator[Measurement]:
+    """What a worker says until it ends."""
+    assert worker.stdout
+    for line in worker.stdout:
+        if line.startswith(MARK):
+            yield Measurement.from_json(json.loads(line[len(MARK) :]))
+    worker.wait()
 
 
 def _start(trials: Sequence[Trial], topology: str, dump: Path) -> subprocess.Popen[str]:
@@ -63,11 +73,11 @@ def _start(trials: Sequence[Trial], topology: str, dump: Path) -> subprocess.Pop
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=_environment(topology, dump / "schedules"),
+            env=compiling_environment(topology, dump / "schedules"),
         )
 
 
-def _environment(topology: str, dump: Path) -> dict[str, str]:
+def compiling_environment(topology: str, dump: Path) -> dict[str, str]:
     """What libtpu must find before it is loaded to compile on a machine without a TPU."""
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

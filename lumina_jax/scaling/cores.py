@@ -26,7 +26,7 @@ class Core(NamedTuple):
         """The size that a matrix unit works as hard for."""
         return -(-size // self.width) * self.width
 
-    def cycles(self, multiplications: float) -> float:
+    def cycles(self, multiplications: int) -> float:
         """Cycles of each core when no matrix unit ever waits."""
         return multiplications / (self.units * self.width**2 * self.rows_a_cycle * self.cores)
 

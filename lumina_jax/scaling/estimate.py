@@ -159,7 +159,7 @@ def _piece(schedule: Schedule, core: Core, first: int, end: int) -> tuple[float,
                 busy[f"mxu{number}"] += cycles / core.units
         else:
             busy[unit] += cycles
-    return end - first + delays, max(busy.values(), default=0.0), sum(busy.values()) / core.units
+    return float(end - first + delays), max(busy.values(), default=0.0), sum(busy.values()) / core.units
 
 
 def _rows(kind: str) -> int:

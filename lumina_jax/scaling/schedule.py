@@ -27,8 +27,8 @@ DEFINITION = re.compile(r"%(\w+) = (s[^;}]*)")
 COMPARISON = re.compile(r"scmp\.(\w+)\.[su]32(?:\.totalorder)? (\S+), (\S+)")
 ADDITION = re.compile(r"sadd\.s32 (\S+), (\S+)")
 GUARD = re.compile(r"\(!?%\w+\),? ?")
-SPILLED = re.compile(r"sst \[smem:\[(#allocation\w+_spill)\]\] (%\w+)")
-COPY = re.compile(r"(?:smov|scopy) (\S+)|sld \[smem:\[(#allocation\w+_spill)\]\]")
+SPILLED = re.compile(r"sst \[smem:\[#(allocation\w+_spill)\]\] (%\w+)")
+COPY = re.compile(r"(?:smov|scopy) (\S+)|sld \[smem:\[#(allocation\w+_spill)\]\]")
 ALLOCATION = re.compile(r"space=vmem, size = (0x[0-9a-f]+|\d+), offset = (0x[0-9a-f]+|\d+)")
 NAME = re.compile(r"/\* entry bundle: %(\S+) = custom-call\(")
 
@@ -170,11 +170,11 @@ def _trips(predicate: str, definitions: Mapping[str, str]) -> int | None:
 def _origin(operand: str, definitions: Mapping[str, str]) -> str:
     """What an operand is, through copies and spills: a number, or the instruction that makes it."""
     for _ in range(16):
-        value = definitions.get(operand.lstrip("%"), operand)
+        value = definitions.get(operand[1:], operand) if operand[:1] in ("%", "#") else operand
         copied = COPY.fullmatch(value)
         if not copied:
             return value
-        operand = copied[1] or copied[2]
+        operand = copied[1] or f"#{copied[2]}"
     return operand
 
 

@@ -28,25 +28,29 @@ class Stage(NamedTuple):
     blocks: Iterable[Blocks]
 
 
-def recorded(contestant: Contestant, problem: Problem, topology: str, record: Path = RECORD) -> dict[str, int]:
-    """The best known blocks, else the likeliest."""
+def with_recorded(
+    contestants: Sequence[Contestant], problems: Sequence[Problem], topology: str, record: Path = RECORD
+) -> Iterator[Measurement]:
+    """A measurement of each problem and contestant with the best known blocks, else with the first that compile."""
+    pairs = [(contestant, problem) for problem in problems for contestant in contestants]
+    tried = [_known(contestant, problem, topology, record) for contestant, problem in pairs]
+    first = [Trial(one.name, problem, blocks[0]) for (one, problem), blocks in zip(pairs, tried, strict=True)]
+    for (contestant, problem), blocks, measured in zip(pairs, tried, measure(first, topology), strict=True):
+        others = [Trial(contestant.name, problem, other) for other in blocks[1:]] if measured.error is not None else []
+        yield next((one for one in measure(others, topology) if one.error is None), measured)
+
+
+def _known(contestant: Contestant, problem: Problem, topology: str, record: Path) -> list[dict[str, int]]:
+    """Block sizes for a problem, best first: one if it is recorded, packed or not, else all that are likely."""
     rows = _rows(record)
-    blocks: dict[str, int] = {}
+    known: list[dict[str, int]] = [{}]
     for backward in (False, True) if problem.backward else (False,):
         stage = replace(problem, backward=backward)
-        likeliest = next(iter((contestant.backward if backward else contestant.forward)(problem)), {})
-        whole = replace(stage, samples=1, length=0)
-        for key in (_key(contestant, stage, topology), _key(contestant, whole, topology)):
-            if key in rows:
-                blocks |= rows[key]
-                break
-        else:
-            blocks |= likeliest
-    return blocks
-
-
-def recorded_trial(contestant: Contestant, problem: Problem, topology: str) -> Trial:
-    return Trial(contestant.name, problem, recorded(contestant, problem, topology))
+        keys = [_key(contestant, one, topology) for one in (stage, replace(stage, samples=1, length=0))]
+        likely = list((contestant.backward if backward else contestant.forward)(problem))
+        of_stage = [rows[key] for key in keys if key in rows][:1] or likely
+        known = [{**one, **other} for other in of_stage for one in known]
+    return known
 
 
 def tune(

@@ -29,7 +29,7 @@ WRITTEN = re.compile(r"^\s+(?:ROOT )?%\S+ = (\([^)]*\)|\S+) ([a-z][\w-]*)\(")
 ARRAY = re.compile(r"(pred|[a-z]+?)(\d*)\[([\d,]*)\]")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custom-call"}
 """Instructions that write nothing; custom calls are the kernels."""
-ERROR_LENGTH = 400
+ERROR_LENGTH = 200
 
 
 def main(job: Path) -> None:
@@ -43,11 +43,17 @@ def main(job: Path) -> None:
         try:
             measured = _measure(trial, topology, sharding, dump)
         except Exception as error:  # whatever a contestant or the compiler raises is that trial's result
-            text = f"{type(error).__name__}: {error}"
-            measured = Measurement(topology, trial, error=" ".join(text.split())[:ERROR_LENGTH])
+            measured = Measurement(topology, trial, error=_short(error))
         for file in dump.iterdir():
             file.unlink()
         print(MARK + json.dumps(measured.to_json()), flush=True)
+
+
+def _short(error: Exception) -> str:
+    """One line; of kernels that need too much fast memory, how much."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    needed = re.search(r"Scoped allocation with size (\S+) and limit (\S+)", text)
+    return f"needs {needed[1]} of VMEM, the limit is {needed[2]}" if needed else text[:ERROR_LENGTH]
 
 
 def _answer_for(device: Any) -> None:
