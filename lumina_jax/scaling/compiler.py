@@ -1,7 +1,8 @@
 """Compiles trials for a topology that is not here, each batch in a process of its own, and yields measurements.
 
 libtpu reads LIBTPU_INIT_ARGS once in a process's life, so the dumps need a fresh process (`worker`), told by its
-environment where to put them. A compiler that aborts takes its process down: the trial is reported, the rest go on.
+environment where to put them. It runs optimised (-O), because tokamax wants its types checked by an old typeguard, and
+newer ones fail on them. A compiler that aborts takes its process down: the trial is reported, the rest go on.
 """
 
 import importlib.util
@@ -69,7 +70,7 @@ def _start(trials: Sequence[Trial], topology: str, dump: Path) -> subprocess.Pop
     (dump / "job.json").write_text(json.dumps(job))
     with (dump / "stderr").open("w") as errors:
         return subprocess.Popen(
-            [sys.executable, "-m", "lumina_jax.scaling.worker", str(dump / "job.json")],
+            [sys.executable, "-O", "-m", "lumina_jax.scaling.worker", str(dump / "job.json")],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

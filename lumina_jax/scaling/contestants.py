@@ -5,13 +5,14 @@ attention within segments, plus gated text attention, and on request the gradien
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from lumina_jax.scaling.estimate import Course
 from lumina_jax.scaling.problems import Problem
 
 Blocks = Mapping[str, int]
@@ -25,11 +26,15 @@ class Case(NamedTuple):
 
     function: Callable[..., Any]
     arguments: tuple[jax.ShapeDtypeStruct, ...]
+    values: Mapping[int, np.ndarray]
+    """Of the arguments, by place, that kernels are steered by."""
 
-
-def every_block(problem: Problem, blocks: Blocks, kernel: str) -> Course:
-    """The course of kernels that skip nothing."""
-    return Course()
+    def example(self) -> list[Array]:
+        """Arguments to run with; those without values are zero."""
+        return [
+            jnp.asarray(self.values[place]) if place in self.values else jnp.zeros(of.shape, of.dtype)
+            for place, of in enumerate(self.arguments)
+        ]
 
 
 class Contestant(NamedTuple):
@@ -40,7 +45,6 @@ class Contestant(NamedTuple):
       package: what must be installed.
       case: (problem, blocks) -> what to compile.
       forward, backward: block sizes to try for either pass, likeliest first.
-      course: (problem, blocks, kernel) -> what the kernel decides while it runs.
       note: what a reader must know to compare fairly.
     """
 
@@ -49,7 +53,6 @@ class Contestant(NamedTuple):
     case: Callable[[Problem, Blocks], Case]
     forward: Callable[[Problem], Iterable[Blocks]]
     backward: Callable[[Problem], Iterable[Blocks]]
-    course: Callable[[Problem, Blocks, str], Course] = every_block
     note: str = ""
 
     def is_installed(self) -> bool:
@@ -58,22 +61,23 @@ class Contestant(NamedTuple):
 
 def with_gradients(
     attention: Callable[..., Array],
-    ids: tuple[jax.ShapeDtypeStruct, ...],
-    inputs: tuple[jax.ShapeDtypeStruct, ...],
+    ids: Sequence[np.ndarray],
+    inputs: Sequence[jax.ShapeDtypeStruct],
     out: jax.ShapeDtypeStruct,
     *,
     backward: bool,
 ) -> Case:
-    """The call itself, or with the gradients of all `inputs` for a cotangent of the output."""
+    """The call `attention(*ids, *inputs)` itself, or with the gradients of all `inputs` for a cotangent of `out`."""
+    of_ids = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in ids]
     if not backward:
-        return Case(attention, (*ids, *inputs))
+        return Case(attention, (*of_ids, *inputs), dict(enumerate(ids)))
 
-    def gradients(cotangent, *arguments):
+    def gradients(cotangent: Array, *arguments: Array) -> tuple[Array, ...]:
         chosen, rest = arguments[: len(ids)], arguments[len(ids) :]
         result, pull_back = jax.vjp(lambda *rest: attention(*chosen, *rest), *rest)
         return result, *pull_back(cotangent)
 
-    return Case(gradients, (out, *ids, *inputs))
+    return Case(gradients, (out, *of_ids, *inputs), dict(enumerate(ids, start=1)))
 
 
 def padded(tokens: int) -> int:

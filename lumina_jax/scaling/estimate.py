@@ -1,6 +1,4 @@
-"""From a schedule to estimated cycles: how often each bundle is issued, and what holds it up.
-
-In: a Schedule and, for what it cannot say because the kernel decides while it runs, a `Course`. Out: an Estimate.
+"""From a schedule to estimated cycles: what holds up a kernel whose bundles are issued so many times.
 
 Bundles x times issued are the cycles of the issue; the matrix units' own time is counted apart, because on some
 generations the schedule does not hold it: a bf16 product streams 16 rows, one or two a cycle, into one of the units.
@@ -9,37 +7,19 @@ not counted, so estimates compare kernels and are no wall times.
 """
 
 import itertools
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from lumina_jax.scaling.cores import Core
-from lumina_jax.scaling.schedule import Loop, Region, Schedule
+from lumina_jax.scaling.schedule import Schedule
 
 PRODUCT = re.compile(r"vmatmul((?:\.\w+)*?)\.(mxu\d|mrb)")
 DELAY = re.compile(r"vdelay (\d+)")
-PIPELINE_STEPS = 4
-"""A pipelined grid runs up to this many steps more than it has blocks, to fill and drain."""
-
-
-class Course(NamedTuple):
-    """What is decided while a kernel runs.
-
-    Attributes:
-      trips: mean number of trips of each loop whose bound is no constant, in the order of the program; one number too
-        few repeats the last.
-      shares: the share of grid steps in which each region that feeds the matrix units runs, outermost regions only, in
-        the order of the program; likewise.
-    """
-
-    trips: tuple[float, ...] = ()
-    shares: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -52,7 +32,6 @@ class Estimate:
       main_bundles, main_runs: the straight piece that most cycles go to, and how often it is issued.
       slot_use: the share of each slot that the piece fills; VSTORE:SPILL and VLOAD:FILL are parts of VSTORE and VLOAD.
       spills, fills: vector registers that the piece stores for want of registers, and loads again.
-      unknown: loops whose trips nobody gave; they were counted once.
     """
 
     kernel: str
@@ -66,12 +45,10 @@ class Estimate:
     spills: int
     fills: int
     vmem_bytes: int
-    unknown: int = 0
 
 
-def estimate(schedule: Schedule, core: Core, course: Course) -> Estimate:
-    """The cycles of one kernel of one core."""
-    issued, unknown = times_issued(schedule, course)
+def estimate(schedule: Schedule, core: Core, issued: Float[np.ndarray, " n"]) -> Estimate:
+    """The cycles of a kernel whose bundles are issued so many times."""
     edges = [0, *(np.flatnonzero(np.diff(issued)) + 1).tolist(), len(issued)]
     pieces = list(itertools.pairwise(edges))
     length, busy, balanced = np.transpose([_piece(schedule, core, *piece) for piece in pieces])
@@ -94,57 +71,7 @@ def estimate(schedule: Schedule, core: Core, course: Course) -> Estimate:
         spills=counts.get("VSTORE:SPILL", 0),
         fills=counts.get("VLOAD:FILL", 0),
         vmem_bytes=schedule.vmem_bytes,
-        unknown=unknown,
     )
-
-
-def times_issued(schedule: Schedule, course: Course) -> tuple[Float[np.ndarray, " n"], int]:
-    """How often each bundle is issued, and how many loops had to be guessed.
-
-    The region that fills and drains the pipeline runs in every step of the grid, but not in every trip of its loop; a
-    region inside it with products in the share that `course` gives; one without, such as the set-up and the write-back
-    of an output block, once for each turn of the grid's last axis.
-    """
-    issued = np.ones(len(schedule.bundles))
-    steps = math.prod(schedule.grid)
-    grid_loop = next((loop for loop in schedule.loops if _is_grid(loop, steps)), None)
-    given, unknown = list(course.trips), 0
-    for loop in sorted(schedule.loops):
-        trips: float | None = loop.trips
-        if trips is None:
-            unknown += not given
-            trips = _next(given)
-        issued[loop.first : loop.last + 1] *= trips
-    wrapper = next((region for region in schedule.regions if _is_wrapper(region, grid_loop, steps)), None)
-    if wrapper and grid_loop and grid_loop.trips:
-        issued[wrapper.first : wrapper.end] *= steps / grid_loop.trips
-    shares, covered = list(course.shares), 0
-    for region in schedule.regions:
-        if region == wrapper:
-            continue
-        if not region.has_products:
-            inside = grid_loop and grid_loop.first <= region.first <= grid_loop.last
-            issued[region.first : region.end] /= schedule.grid[-1] if inside and schedule.grid else 1
-        elif region.first >= covered:
-            issued[region.first : region.end] *= _next(shares)
-            covered = region.end
-    return issued, unknown
-
-
-def _is_grid(loop: Loop, steps: int) -> bool:
-    return loop.trips is not None and 1 < steps <= loop.trips <= steps + PIPELINE_STEPS
-
-
-def _is_wrapper(region: Region, grid_loop: Loop | None, steps: int) -> bool:
-    """Whether a region is the body of the grid's loop, skipped while the pipeline fills and drains."""
-    if grid_loop is None or grid_loop.trips == steps or not region.has_products:
-        return False
-    return grid_loop.first <= region.first and region.end <= grid_loop.last
-
-
-def _next(given: list[float]) -> float:
-    """The next of the numbers, the last of them for ever; 1 without any."""
-    return given.pop(0) if len(given) > 1 else (given or [1.0])[0]
 
 
 def _piece(schedule: Schedule, core: Core, first: int, end: int) -> tuple[float, float, float]:

@@ -47,7 +47,7 @@ def _case(softmax: Builder, problem: Problem, blocks: Blocks) -> Case:
     if text:
         text_row = of((problem.heads, text, problem.width), jnp.bfloat16)
         inputs += (text_row, text_row, of((problem.heads,), jnp.float32))
-    ids = (of((tokens,), jnp.int32), of((max(text, 1),), jnp.int32))
+    ids = problem.segment_ids(tokens), problem.text_segment_ids(max(text, 1))
     return with_gradients(attention, ids, inputs, row, backward=problem.backward)
 
 

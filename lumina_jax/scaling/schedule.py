@@ -1,4 +1,4 @@
-"""Reads the compiler's final schedule of a TPU kernel: its bundles, loops, branches, slot use and memory.
+"""Reads the compiler's final schedule of a TPU kernel: its bundles, branches, slot use and memory.
 
 In: three texts that libtpu writes for each kernel under --xla_jf_dump_to (docs/kernels.md has the flags):
 `final_bundles` lists the VLIW bundles in order, one issue slot each, `final_hlo-static-per-bundle-utilization` how much
@@ -23,13 +23,8 @@ BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:(?:LH|LB|LE|PB|PF|CT)\s*)*:([> 
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 BRANCH = re.compile(r"sbr\.rel(?:\.\w+)? (?:\((!?)%(\w+)\) )?target ?= ?\$region(\d+)")
-DEFINITION = re.compile(r"%(\w+) = (s[^;}]*)")
-COMPARISON = re.compile(r"scmp\.(\w+)\.[su]32(?:\.totalorder)? (\S+), (\S+)")
-ADDITION = re.compile(r"sadd\.s32 (\S+), (\S+)")
-GUARD = re.compile(r"\(!?%\w+\),? ?")
-SPILLED = re.compile(r"sst \[smem:\[#(allocation\w+_spill)\]\] (%\w+)")
-COPY = re.compile(r"(?:smov|scopy) (\S+)|sld \[smem:\[#(allocation\w+_spill)\]\]")
 ALLOCATION = re.compile(r"space=vmem, size = (0x[0-9a-f]+|\d+), offset = (0x[0-9a-f]+|\d+)")
+SCALARS = re.compile(r"(#allocation\d+) \[.*space=smem, size = (0x[0-9a-f]+|\d+),.*'prefetched SMEM operand (\d+)'")
 NAME = re.compile(r"/\* entry bundle: %(\S+) = custom-call\(")
 
 
@@ -42,36 +37,28 @@ class Bundle(NamedTuple):
     """Its instructions, without comments."""
 
 
-class Loop(NamedTuple):
-    first: int
-    last: int
-    """Bundles, both included."""
-    trips: int | None
-    """None where the bound is known only when the kernel runs."""
+class Branch(NamedTuple):
+    """At the end of the DELAY bundles that follow, the program goes on at `target`, if the predicate is as wanted."""
 
-
-class Region(NamedTuple):
-    """What a branch may skip."""
-
-    first: int
-    end: int
-    """Bundles, the end not included."""
-    has_products: bool
-    """Whether it feeds a matrix unit."""
+    predicate: str
+    """The register's name; '' for a branch that is always taken."""
+    wanted: bool
+    target: int
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A kernel as it will be issued; `slot_use` is [bundles, slots], in units of `capacity`."""
+    """A kernel as it will be issued; `branches` by bundle, `slot_use` [bundles, slots] in units of `capacity`."""
 
     name: str
     grid: tuple[int, ...]
     bundles: tuple[Bundle, ...]
-    loops: tuple[Loop, ...]
-    regions: tuple[Region, ...]
+    branches: Mapping[int, Branch]
     capacity: Mapping[str, int]
     slot_use: Int[np.ndarray, "n slots"]
     vmem_bytes: int
+    scalars: Mapping[int, tuple[str, int]]
+    """Where in scalar memory an operand lies and how many bytes it has: arrays that tell a kernel what to do."""
 
 
 def kernel_name(bundles: str) -> str | None:
@@ -89,17 +76,19 @@ def read_schedule(bundles: str, utilization: str, allocations: str) -> Schedule:
     capacity, slot_use = _slots(utilization)
     if len(slot_use) < len(numbered):
         raise ValueError(f"the slots of {len(slot_use)} bundles are given for {len(numbered)}; they are of two kernels")
-    loops, regions = _branches(numbered, starts)
     spans = [(int(size, 0), int(offset, 0)) for size, offset in ALLOCATION.findall(allocations)]
     return Schedule(
         name,
         _grid(bundles),
         tuple(numbered),
-        tuple(loops),
-        tuple(regions),
+        _branches(numbered, starts),
         capacity,
         slot_use[: len(numbered)],
         max((size + offset for size, offset in spans), default=0),
+        {
+            int(number): (place, math.prod(map(int, shape.split(","))))
+            for place, shape, number in SCALARS.findall(allocations)
+        },
     )
 
 
@@ -121,61 +110,14 @@ def _bundles(text: str) -> tuple[list[Bundle], dict[int, int]]:
     return bundles, starts
 
 
-def _branches(bundles: Sequence[Bundle], starts: Mapping[int, int]) -> tuple[list[Loop], list[Region]]:
-    definitions = _definitions(bundles)
-    loops, regions = [], []
+def _branches(bundles: Sequence[Bundle], starts: Mapping[int, int]) -> dict[int, Branch]:
+    branches = {}
     for number, bundle in enumerate(bundles):
-        for _, predicate, region in BRANCH.findall(bundle.text):
+        for negated, predicate, region in BRANCH.findall(bundle.text):
             if int(region) not in starts:
                 raise ValueError(f"bundle {number} branches to region {region}, which starts nowhere")
-            target = starts[int(region)]
-            if target <= number:
-                last = min(number + DELAY, len(bundles) - 1)
-                loops.append(Loop(target, last, _trips(f"%{predicate}", definitions)))
-            else:
-                first = min(number + 1 + DELAY, target)
-                regions.append(Region(first, target, any("vmatmul" in b.text for b in bundles[first:target])))
-    return sorted(loops, key=lambda loop: loop.first - loop.last), regions
-
-
-def _definitions(bundles: Sequence[Bundle]) -> dict[str, str]:
-    """What every scalar is made of, by its name; what is spilled to memory, by the name of its place there."""
-    definitions: dict[str, str] = {}
-    for bundle in bundles:
-        for name, value in DEFINITION.findall(bundle.text):
-            definitions[name] = GUARD.sub("", value).strip()
-        for place, value in SPILLED.findall(bundle.text):
-            definitions.setdefault(place, f"smov {value}")
-    return definitions
-
-
-def _trips(predicate: str, definitions: Mapping[str, str]) -> int | None:
-    """How often a loop runs whose exit test is `predicate`: from its first index, step and bound where constant.
-
-    The dump reads %p = scmp.ge.s32.totalorder %next, 290; %next = sadd.s32 1, %index; %index = sphi %first, %next.
-    """
-    test = COMPARISON.match(_origin(predicate, definitions))
-    added = test and ADDITION.match(_origin(test[2], definitions))
-    if not test or not added or test[1] not in ("ge", "lt"):
-        return None
-    step, index = (added[1], added[2]) if added[2].startswith("%") else (added[2], added[1])
-    phi = re.match(r"sphi (\S+), ", _origin(index, definitions))
-    numbers = [_origin(operand, definitions) for operand in (phi[1] if phi else "", step, test[3])]
-    if not all(re.fullmatch(r"-?\d+", number) for number in numbers):
-        return None
-    first, width, bound = map(int, numbers)
-    return max(-(-(bound - first) // width), 1) if width > 0 else None
-
-
-def _origin(operand: str, definitions: Mapping[str, str]) -> str:
-    """What an operand is, through copies and spills: a number, or the instruction that makes it."""
-    for _ in range(16):
-        value = definitions.get(operand[1:], operand) if operand[:1] in ("%", "#") else operand
-        copied = COPY.fullmatch(value)
-        if not copied:
-            return value
-        operand = copied[1] or f"#{copied[2]}"
-    return operand
+            branches[number] = Branch(predicate, not negated, starts[int(region)])
+    return branches
 
 
 def _grid(text: str) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ def lines(measured: Measurement) -> Iterator[str]:
     for kernel in measured.kernels if several else ():
         label = f"  {kernel.kernel}"[:17]
         yield f"{label:<18}{core.microseconds(kernel.cycles):9.1f}{kernel.cycles:13.0f}{'':7}  {_details(kernel)}"
-    for note in notes(measured):
+    for note in measured.notes:
         yield f"{'':<18}note: {note}"
 
 
@@ -48,13 +48,6 @@ def _details(kernel: Estimate) -> str:
     main = f"{kernel.main_bundles} x {kernel.main_runs:.0f}"
     slots = "".join(f"{kernel.slot_use.get(slot, 0.0):7.0%}" for slot in SLOTS)
     return f"{main:>15}  {slots}{kernel.spills:8}{kernel.fills:7}{kernel.vmem_bytes / 2**20:6.1f}M"
-
-
-def notes(measured: Measurement) -> Iterator[str]:
-    yield from measured.notes
-    unknown = sum(kernel.unknown for kernel in measured.kernels)
-    if unknown:
-        yield f"{unknown} loops have bounds that are known only at run time; they are counted once"
 
 
 def summary(measurements: Sequence[Measurement], own: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from lumina_jax.scaling.compiler import MARK
 from lumina_jax.scaling.cores import core_of
 from lumina_jax.scaling.estimate import Estimate, estimate
 from lumina_jax.scaling.measurements import Measurement, Trial
+from lumina_jax.scaling.problems import Problem
+from lumina_jax.scaling.scalar_unit import follow
+from lumina_jax.scaling.scalars import Call, kernel_calls, scalars_of
 from lumina_jax.scaling.schedule import kernel_name, read_schedule
 
 BUNDLES = re.compile(r"(.+)-\d+-final_bundles\.txt")
@@ -30,6 +34,7 @@ ARRAY = re.compile(r"(pred|[a-z]+?)(\d*)\[([\d,]*)\]")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custom-call"}
 """Instructions that write nothing; custom calls are the kernels."""
 ERROR_LENGTH = 200
+MOST_VALUES = 1 << 27
 
 
 def main(job: Path) -> None:
@@ -65,14 +70,15 @@ def _answer_for(device: Any) -> None:
 
 
 def _measure(trial: Trial, topology: str, sharding: NamedSharding, dump: Path) -> Measurement:
-    with jax.default_device(jax.devices("cpu")[0]):
-        function, arguments = contestant_of(trial.contestant).case(trial.problem, trial.blocks)
-    on_chip = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arguments]
+    build = contestant_of(trial.contestant).case
+    case = build(trial.problem, trial.blocks)
+    on_chip = [jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding) for of in case.arguments]
     start = time.perf_counter()
-    compiled = jax.jit(function).trace(*on_chip).lower(lowering_platforms=("tpu",)).compile()
+    compiled = jax.jit(case.function).trace(*on_chip).lower(lowering_platforms=("tpu",)).compile()
     seconds = time.perf_counter() - start
     program = compiled.as_text() or ""
-    kernels = _kernels(dump, trial, topology)
+    fewer = build(replace(trial.problem, heads=_few_heads(trial.problem)), trial.blocks)
+    kernels = _kernels(dump, topology, kernel_calls(fewer.function, fewer.example()))
     calls = program.count('custom_call_target="tpu_custom_call"')
     notes = () if calls == len(kernels) else (f"{len(kernels)} schedules for {calls} kernel calls",)
     if not kernels:
@@ -80,7 +86,15 @@ def _measure(trial: Trial, topology: str, sharding: NamedSharding, dump: Path) -
     return Measurement(topology, trial, tuple(kernels), around_bytes(program), seconds, notes=notes)
 
 
-def _kernels(dump: Path, trial: Trial, topology: str) -> list[Estimate]:
+def _few_heads(problem: Problem) -> int:
+    """All heads, or as many as this machine can hold; what steers a kernel is the same for every head."""
+    heads = problem.heads
+    while heads % 2 == 0 and heads * problem.tokens * problem.width > MOST_VALUES:
+        heads //= 2
+    return heads
+
+
+def _kernels(dump: Path, topology: str, calls: list[Call]) -> list[Estimate]:
     """Estimates of every custom kernel whose schedule was dumped, in the order of their files."""
     found = []
     for file in sorted(dump.glob("*-final_bundles.txt")):
@@ -96,8 +110,8 @@ def _kernels(dump: Path, trial: Trial, topology: str) -> list[Estimate]:
             for ending in ("-final_hlo-static-per-bundle-utilization.txt", "-post-delay-converter.txt")
         ]
         schedule = read_schedule(text, *(path.read_text(errors="replace") for path in others))
-        course = contestant_of(trial.contestant).course(trial.problem, trial.blocks, name)
-        found.append(estimate(schedule, core_of(topology), course))
+        issued = follow(schedule, scalars_of(schedule, calls))
+        found.append(estimate(schedule, core_of(topology), issued))
     return found
 
 
