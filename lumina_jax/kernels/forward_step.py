@@ -12,7 +12,6 @@ from lumina_jax.kernels.lanes import LANES, Heads, Ref, across, column
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.segments import Visits
 from lumina_jax.kernels.softmax_tiles import (
-    HIDDEN,
     LOWEST,
     Carry,
     Keys,
@@ -106,8 +105,9 @@ class Step:
             for with_text in (True, False):
                 pl.when(self.has_text(heads) == with_text)(functools.partial(self._whole, heads, with_text=with_text))
 
-    def _hidden(self, keys: Keys) -> Float[Array, "1 n"]:
-        return jnp.where(keys.ids[...] == self.visits.single[self.row], 0.0, HIDDEN)
+    def _sees(self, keys: Keys) -> Any:
+        """Whether any of the keys is of the segment of this block."""
+        return jnp.max(jnp.where(keys.ids[...] == self.visits.single[self.row], 1, 0)) > 0
 
     def _unshifted(self, head: Any, carry: Carry, of_text: bool) -> Carry:
         plan, keys = self.plan, self.text if of_text else self.tokens
@@ -115,8 +115,8 @@ class Step:
         queries = self.text_queries if own else self.queries
         q = scaled(queries.head(head)[...], plan.text_scale if own else plan.scale)
         chunk = plan.text_tile if of_text else plan.blocks.kv_compute
-        key = self.key_head(head)
-        sums = unshifted(q, keys.keys.head(key), keys.values.head(key), self._hidden(keys), carry, chunk)
+        key, segment = self.key_head(head), self.visits.single[self.row]
+        sums = unshifted(q, keys.keys.head(key), keys.values.head(key), keys.ids, segment, carry, chunk)
         return Carry(*sums, jnp.zeros_like(carry.shift))
 
     def _whole(self, heads: list[Any], *, with_text: bool) -> None:
@@ -128,7 +128,7 @@ class Step:
         totals = [self.write(head, rows, *both, shifted=False) for head, both in zip(heads, sums)]
         safe = within_safety([both[0] for both in totals])
         if with_text:
-            unseen = jnp.max(self._hidden(self.text)) < 0
+            unseen = jnp.logical_not(self._sees(self.text))
             safe = safe & (unseen | within_safety([both[1] for both in totals]))
 
         @pl.when(jnp.logical_not(safe))
@@ -157,7 +157,7 @@ class Step:
         def _():
             carries = [Carry(values[head], weights[head], shifts[head][:, :1]) for head in heads]
             carries = [self._unshifted(head, carry, False) for head, carry in zip(heads, carries)]
-            unseen = jnp.max(self._hidden(self.tokens)) < 0
+            unseen = jnp.logical_not(self._sees(self.tokens))
             safe = within_safety([jnp.sum(carry.weights, axis=1, keepdims=True) for carry in carries])
 
             @pl.when(safe & jnp.logical_not(unseen))

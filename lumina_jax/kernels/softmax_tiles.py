@@ -51,13 +51,14 @@ def empty(rows: int, width: int) -> Carry:
 
 
 def unshifted(
-    q: Float[Array, "q d"], keys: Ref, values: Ref, hidden: Ref, carry: Carry, chunk: int
+    q: Float[Array, "q d"], keys: Ref, values: Ref, ids: Ref, segment: Any, carry: Carry, chunk: int
 ) -> tuple[Float[Array, "q d"], Float[Array, "q 128"]]:
-    """Sums over all keys of a block without a shift; `hidden` [1 n] is added to the logits of every query."""
+    """Sums over the keys of a block that are of one segment, without a shift; `ids` [1 n] are those of the keys."""
 
     def step(start: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         at = pl.ds(start, chunk)
-        weights = jnp.exp2(product(q, keys[at, :], TRANSPOSED) + hidden[:, at])
+        hidden = jnp.where(ids[:, at] == segment, 0.0, HIDDEN)
+        weights = jnp.exp2(product(q, keys[at, :], TRANSPOSED) + hidden)
         total = sums[1]
         for lane in range(0, chunk, LANES):
             total = total + weights[:, lane : lane + LANES]
