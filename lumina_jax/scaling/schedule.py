@@ -85,10 +85,7 @@ def read_schedule(bundles: str, utilization: str, allocations: str) -> Schedule:
         capacity,
         slot_use[: len(numbered)],
         max((size + offset for size, offset in spans), default=0),
-        {
-            int(number): (place, math.prod(map(int, shape.split(","))))
-            for place, shape, number in SCALARS.findall(allocations)
-        },
+        {int(number): (place, int(size, 0)) for place, size, number in SCALARS.findall(allocations)},
     )
 
 
