@@ -123,10 +123,7 @@ class Step:
         plan = self.plan
         start = empty(plan.blocks.q, plan.width)
         start = Carry(start.values, start.weights, jnp.zeros_like(start.shift))
-        sums = [
-            (self._unshifted(head, start, False), self._unshifted(head, start, True) if with_text else None)
-            for head in heads
-        ]
+        sums = [(self._unshifted(head, start, False), self._unshifted(head, start, True) if with_text else None) for head in heads]
         rows = pl.ds(0, plan.blocks.q)
         totals = [self.write(head, rows, *both, shifted=False) for head, both in zip(heads, sums)]
         safe = within_safety([both[0] for both in totals])
@@ -166,11 +163,7 @@ class Step:
             @pl.when(safe & jnp.logical_not(unseen))
             def _():
                 for head, carry in zip(heads, carries):
-                    values[head], weights[head], shifts[head] = (
-                        carry.values,
-                        carry.weights,
-                        jnp.zeros_like(shifts[head]),
-                    )
+                    values[head], weights[head], shifts[head] = carry.values, carry.weights, jnp.zeros_like(shifts[head])
 
             @pl.when(jnp.logical_not(safe | unseen))
             def _():
@@ -254,9 +247,7 @@ class Step:
 
         def one(tile: Any) -> None:
             rows = self._rows(tile)
-            carries = [
-                Carry(values[head, rows, :], weights[head, rows, :], shifts[head, rows, :][:, :1]) for head in heads
-            ]
+            carries = [Carry(values[head, rows, :], weights[head, rows, :], shifts[head, rows, :][:, :1]) for head in heads]
             seen = column(self.ids[:, rows])[:, :1] > 0
             carries = [Carry(*(jnp.where(seen, x, 0.0) for x in carry[:2]), carry.shift) for carry in carries]
             self.finish(heads, tile, carries)
