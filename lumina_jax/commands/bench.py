@@ -103,7 +103,7 @@ def _measured(
     arguments: Kernels, contestants: "Sequence[Contestant]", problems: "Sequence[Problem]", topology: str
 ) -> "list[Measurement]":
     """Measures and prints, problem by problem."""
-    from lumina_jax.scaling.tuning import tune, with_recorded, write_record
+    from lumina_jax.scaling.tuning import keep, tune, with_recorded
 
     if arguments.tune:
         print(f"\n{topology}: trying block sizes", flush=True)
@@ -114,7 +114,7 @@ def _measured(
     for problem in problems:
         found += _printed(problem, topology, [one.note and f"{one.name}: {one.note}" for one in contestants], stream)
     if arguments.tune:
-        write_record(found, contestants)
+        keep(found, contestants)
     return found
 
 

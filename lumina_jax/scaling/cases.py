@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from lumina_jax.scaling.contestants import Contestant
+from lumina_jax.scaling.ours import OURS
 from lumina_jax.scaling.peers import PEERS
 
-CONTESTANTS = PEERS
+CONTESTANTS = (OURS, *PEERS)
 
 
 def contestant_of(name: str) -> Contestant:

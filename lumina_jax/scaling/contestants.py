@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lumina_jax.scaling.measurements import Measurement
 from lumina_jax.scaling.problems import Problem
 
 Blocks = Mapping[str, int]
@@ -46,6 +47,7 @@ class Contestant(NamedTuple):
       case: (problem, blocks) -> what to compile.
       forward, backward: block sizes to try for either pass, likeliest first.
       note: what a reader must know to compare fairly.
+      keep: writes down the blocks of measurements for whoever reads them; None: in the record of `tuning`.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Contestant(NamedTuple):
     forward: Callable[[Problem], Iterable[Blocks]]
     backward: Callable[[Problem], Iterable[Blocks]]
     note: str = ""
+    keep: Callable[[Sequence[Measurement]], None] | None = None
 
     def is_installed(self) -> bool:
         return importlib.util.find_spec(self.package) is not None

@@ -88,18 +88,19 @@ def _told(measurements: Iterable[Measurement], report: Report) -> Iterator[Measu
         yield measured
 
 
-def write_record(measurements: Iterable[Measurement], contestants: Sequence[Contestant], record: Path = RECORD) -> None:
-    """Replace the rows of what was measured; others stay."""
+def keep(best: Sequence[Measurement], contestants: Sequence[Contestant], record: Path = RECORD) -> None:
+    """Write down the blocks that were found best, each contestant's where it wants them; other rows stay."""
     rows = _rows(record)
-    by_name = {contestant.name: contestant for contestant in contestants}
-    for measured in measurements:
-        if measured.error is None:
-            trial = measured.trial
-            for backward in {False, trial.problem.backward}:
-                stage = replace(trial.problem, backward=backward)
-                names = {name for name in trial.blocks if _is_backward(name) == backward}
-                rows[_key(by_name[trial.contestant], stage, measured.topology)] = {
-                    name: size for name, size in trial.blocks.items() if name in names
+    for contestant in contestants:
+        own = [one for one in best if one.error is None and one.trial.contestant == contestant.name]
+        if contestant.keep:
+            contestant.keep(own)
+            continue
+        for measured in own:
+            for backward in {False, measured.trial.problem.backward}:
+                stage = replace(measured.trial.problem, backward=backward)
+                rows[_key(contestant, stage, measured.topology)] = {
+                    name: size for name, size in measured.trial.blocks.items() if _is_backward(name) == backward
                 }
     fields = ("contestant", "generation", "tokens", "width", "samples", "length", "backward")
     entries = [json.dumps({**dict(zip(fields, key)), "blocks": rows[key]}) for key in sorted(rows)]
