@@ -43,7 +43,7 @@ class Measurement:
 
     @property
     def cycles(self) -> float:
-        return sum(kernel.cycles for kernel in self.kernels)
+        return sum((kernel.cycles for kernel in self.kernels), start=0.0)
 
     @property
     def microseconds(self) -> float:

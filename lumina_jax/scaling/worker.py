@@ -62,11 +62,12 @@ def _short(error: Exception) -> str:
 
 
 def _answer_for(device: Any) -> None:
-    """Kernels that ask which chip they are traced for (tokamax) shall hear of the topology's, not of this machine's."""
+    """Kernels that ask which chip they are traced for shall hear of the topology's, not of this machine's."""
     from jax._src.pallas.mosaic import tpu_info
 
     tpu_info.get_device_kind = lambda: device.device_kind
     tpu_info.get_num_device_cores = lambda: device.num_cores
+    jax.default_backend = lambda: "tpu"
 
 
 def _measure(trial: Trial, topology: str, sharding: NamedSharding, dump: Path) -> Measurement:
