@@ -86,23 +86,22 @@ class BackwardStep:
     text_queries: Heads
     ids: Ref
     logs: Ref
-    delta: Ref | None
+    delta: Ref
     tokens: Keys
-    text: Keys | None
-    text_logs: Ref | None
+    text: Any
+    text_logs: Ref
     of_tokens: Gradients
-    of_text: Gradients | None
+    of_text: Any
     dq: Heads
-    text_dq: Heads | None
-    gates: Ref | None
-    deltas: Ref | None
+    text_dq: Any
+    gates: Ref
+    deltas: Ref
 
     def read_keys(self, ids: list[Ref], blocks: list[Heads]) -> None:
         """Gather the heads of keys and values, make columns of their ids, and clear what is padding."""
         for block in blocks:
             block.gather()
         for row, keys in zip(ids, (self.tokens, self.text)):
-            assert keys
             for start in range(0, row.shape[1], LANES):
                 keys.ids[start : start + LANES, :] = column(row[:, start : start + LANES])
 
@@ -164,7 +163,6 @@ class BackwardStep:
             at = pl.ds(pl.multiple_of(tile * size, size), size)
         gradient = self.gradient.head(head)[at, :]
         if self.out is None:
-            assert self.delta is not None
             delta = self.delta[head, :, at]
         else:
             delta = row_sums(gradient.astype(jnp.float32) * self.out.head(head)[at, :].astype(jnp.float32))
@@ -205,7 +203,6 @@ class BackwardStep:
 
     def _text(self, head: Any, rows: Rows, place: Any | None) -> tuple[Float[Array, "q d"], Rows]:
         """The share of dq, and the rows with what remains of delta for the tokens."""
-        assert self.text and self.of_text and self.text_logs is not None and self.gates is not None
         plan, of_text, key_head, size = self.plan, self.of_text, self._key_head(head), self.plan.text_tile
         block = self.group * plan.repeats + self.repeat
         gate = self.gate[block * plan.blocks.heads_backward + head]

@@ -51,7 +51,7 @@ def backward(
       gradient: of the output.
     """
     windows = plan.keys // plan.blocks.kv_backward
-    call = functools.partial(_window, plan, q, ids, out=out, gradient=gradient, interpret=interpret)
+    call: Any = functools.partial(_window, plan, q, ids, out=out, gradient=gradient, interpret=interpret)
     if windows == 1:
         return call(k, v, key_ids, text, logs, summed=False)
     cut = [x.reshape(x.shape[0], windows, plan.blocks.kv_backward, *x.shape[2:]) for x in (k, v, key_ids)]
@@ -60,7 +60,7 @@ def backward(
     dq, dk, dv, *of_text = call(*(x[0] for x in parts), text, logs, summed=True)
     delta = of_text.pop() if text is not None else None
 
-    def step(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+    def step(total: Array, part: Any) -> Any:
         more, *of_keys = call(*part, None, logs[:1], summed=True, delta=delta)
         return total + more, tuple(of_keys)
 
@@ -158,8 +158,12 @@ class _Built:
         queries = [sizes.q_backward] * (2 + (not self.has_delta) + self.own_queries)
         rows = [*queries, sizes.kv_backward, sizes.kv_backward, *words, *words]
         gathered = [part for size in rows for part in scratch_for(size, heads, plan.width, dtype)]
-        of_queries = [part for dtype in (jnp.float32,) for part in scratch_for(sizes.q_backward, heads, plan.width, dtype)]
-        sums = [pltpu.VMEM((heads, size, plan.width), jnp.float32) for size in (sizes.kv_backward, *words) for _ in "kv"]
+        of_queries = [
+            part for dtype in (jnp.float32,) for part in scratch_for(sizes.q_backward, heads, plan.width, dtype)
+        ]
+        sums = [
+            pltpu.VMEM((heads, size, plan.width), jnp.float32) for size in (sizes.kv_backward, *words) for _ in "kv"
+        ]
         ids = [pltpu.VMEM((size, LANES), jnp.int32) for size in (sizes.kv_backward, *words)]
         return gathered + of_queries * (1 + self.own_queries) + sums + ids
 
