@@ -197,8 +197,8 @@ def _first(
         if need(*candidate) <= capacity * USABLE:
             return candidate
     raise ValueError(
-        f"attention over {sizes} needs {need(*candidates[-1]) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, but "
-        f"the chip has {capacity / MEBIBYTE:.0f}; use implementation='xla', or head widths of which fewer fill registers"
+        f"attention over {sizes} needs {need(*candidates[-1]) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, "
+        f"but the chip has {capacity / MEBIBYTE:.0f}; use implementation='xla', or heads of which fewer fill registers"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from lumina_jax.kernels.lanes import LANES, Heads, Ref, across, column
 from lumina_jax.kernels.plan import Plan
@@ -57,11 +57,11 @@ class Step:
     text_queries: Heads
     out: Heads
     tokens: Keys
-    text: Keys | None
+    text: Any
     ids: Ref
     logs: Ref
-    text_logs: Ref | None
-    sums: tuple[Ref, Ref, Ref, Ref] | None
+    text_logs: Ref
+    sums: Any
 
     def key_head(self, head: Any) -> Any:
         """Which key head of the block a query head of the block belongs to."""
@@ -76,7 +76,7 @@ class Step:
     def has_text(self, heads: list[Any]) -> Any:
         """Whether the gate of any of the heads is open; a backward pass needs the text of closed ones too."""
         if self.logs is not None:
-            return True
+            return jnp.bool_(True)
         return functools.reduce(jnp.logical_or, [self.gate_of(head) != 0.0 for head in heads])
 
     def write(self, head: Any, rows: Any, carry: Carry, text: Carry | None, *, shifted: bool) -> list[Array]:
@@ -123,7 +123,10 @@ class Step:
         plan = self.plan
         start = empty(plan.blocks.q, plan.width)
         start = Carry(start.values, start.weights, jnp.zeros_like(start.shift))
-        sums = [(self._unshifted(head, start, False), self._unshifted(head, start, True) if with_text else None) for head in heads]
+        sums = [
+            (self._unshifted(head, start, False), self._unshifted(head, start, True) if with_text else None)
+            for head in heads
+        ]
         rows = pl.ds(0, plan.blocks.q)
         totals = [self.write(head, rows, *both, shifted=False) for head, both in zip(heads, sums)]
         safe = within_safety([both[0] for both in totals])
@@ -132,13 +135,13 @@ class Step:
             safe = safe & (unseen | within_safety([both[1] for both in totals]))
 
         @pl.when(jnp.logical_not(safe))
-        def _():
+        def _() -> None:
             self.tiles(heads)
 
         if self.text is not None and not with_text and plan.text > INLINE_TEXT:
 
             @pl.when(safe & self.has_text(heads))
-            def _():
+            def add_text() -> None:
                 self._each_tile(functools.partial(self._add_text, heads))
 
         @pl.when(self.visits.padding[self.row] == 1)
@@ -150,7 +153,6 @@ class Step:
 
     def _whole_part(self, heads: list[Any]) -> None:
         """The same with a part of the keys; rows stay without shift until one of them leaves the safe range."""
-        plan = self.plan
         values, weights, shifts, failed = self.sums
 
         @pl.when(failed[heads[0]] == 0)
@@ -163,7 +165,11 @@ class Step:
             @pl.when(safe & jnp.logical_not(unseen))
             def _():
                 for head, carry in zip(heads, carries):
-                    values[head], weights[head], shifts[head] = carry.values, carry.weights, jnp.zeros_like(shifts[head])
+                    values[head], weights[head], shifts[head] = (
+                        carry.values,
+                        carry.weights,
+                        jnp.zeros_like(shifts[head]),
+                    )
 
             @pl.when(jnp.logical_not(safe | unseen))
             def _():
@@ -247,9 +253,15 @@ class Step:
 
         def one(tile: Any) -> None:
             rows = self._rows(tile)
-            carries = [Carry(values[head, rows, :], weights[head, rows, :], shifts[head, rows, :][:, :1]) for head in heads]
             seen = column(self.ids[:, rows])[:, :1] > 0
-            carries = [Carry(*(jnp.where(seen, x, 0.0) for x in carry[:2]), carry.shift) for carry in carries]
+            carries = [
+                Carry(
+                    jnp.where(seen, values[head, rows, :], 0.0),
+                    jnp.where(seen, weights[head, rows, :], 0.0),
+                    shifts[head, rows, :][:, :1],
+                )
+                for head in heads
+            ]
             self.finish(heads, tile, carries)
 
         self._each_tile(one)

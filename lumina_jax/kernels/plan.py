@@ -71,9 +71,9 @@ class Plan:
         """Heads to compute side by side where their products are too small to hide each other's latency."""
         return 4 if self.blocks.q * self.blocks.kv <= 512 * 512 else 1
 
-    def each_head(self, work: Callable[[list[Any]], None], *, side_by_side: int) -> None:
-        """Work on all heads of a grid step, some at a time."""
-        count = self.blocks.heads
+    def each_head(self, work: Callable[[list[Any]], None], *, side_by_side: int, count: int = 0) -> None:
+        """Work on all heads of a grid step (or on the first `count`), some at a time."""
+        count = count or self.blocks.heads
         size = max(part for part in range(1, count + 1) if count % part == 0 and part <= side_by_side)
         if size == count:
             work(list(range(count)))

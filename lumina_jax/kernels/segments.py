@@ -32,9 +32,7 @@ class Visits(NamedTuple):
     padding: Int[Array, " m"]
 
 
-def visits(
-    queries: Int[Array, "b l"], keys: Int[Array, "b n"], *, block: int, tile_q: int, tile_kv: int
-) -> Visits:
+def visits(queries: Int[Array, "b l"], keys: Int[Array, "b n"], *, block: int, tile_q: int, tile_kv: int) -> Visits:
     """For blocks of `block` queries, cut into tiles of `tile_q`, and tiles of `tile_kv` keys."""
     batch = queries.shape[0]
     low, high = _span(queries, tile_q)

@@ -6,6 +6,7 @@ values and of weights, which a division turns into attention.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ LOWEST = -1e15
 """Least maximum of a row: far below every logit, far above HIDDEN, so that a row that sees nothing sums to 0."""
 SAFE = 2.0**60
 """A row whose sum, or its inverse, is greater is computed again with a running maximum."""
+UNROLL = 12
+"""Most steps of a loop that are written out."""
 LOG2E = math.log2(math.e)
 
 
@@ -64,20 +67,23 @@ def unshifted(
             total = total + weights[:, lane : lane + LANES]
         return sums[0] + product(weights.astype(q.dtype), values[at, :]), total
 
-    sums = (carry.values, carry.weights)
-    count = keys.shape[0] // chunk
-    unrolled = next(size for size in (8, 7, 6, 5, 4, 3, 2, 1) if count % size == 0)
-    if unrolled == count or count <= 12:
+    return unrolled_loop(keys.shape[0] // chunk, chunk, step, (carry.values, carry.weights))
+
+
+def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value: Any) -> Any:
+    """step(start, value) for start = 0, size, ... , unrolled, so that the compiler overlaps the steps."""
+    if count <= UNROLL:
         for index in range(count):
-            sums = step(index * chunk, sums)
-        return sums
+            value = step(index * size, value)
+        return value
+    parts = max(part for part in range(1, UNROLL + 1) if count % part == 0)
 
-    def steps(index: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        for part in range(unrolled):
-            sums = step(pl.multiple_of((index * unrolled + part) * chunk, chunk), sums)
-        return sums
+    def some(index: Any, value: Any) -> Any:
+        for part in range(parts):
+            value = step(pl.multiple_of((index * parts + part) * size, size), value)
+        return value
 
-    return jax.lax.fori_loop(0, count // unrolled, steps, sums)
+    return jax.lax.fori_loop(0, count // parts, some, value)
 
 
 def online(
