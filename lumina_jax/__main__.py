@@ -4,12 +4,13 @@ parity FILE...   run recorded cases of the authors' models and compare
 evaluate RUN     draw every caption of a run's data and count the pictures that match theirs
 convert SRC DST  weights from one layout to another: the authors', diffusers', ours
 data prepare NAME  fetch a free data set and make it ready for training
+bench kernels    attention kernels against each other, compiled for TPUs that need not be there
 """
 
 import importlib
 import sys
 
-COMMANDS = ("parity", "evaluate", "convert", "data")
+COMMANDS = ("parity", "evaluate", "convert", "data", "bench")
 
 
 def main() -> None:

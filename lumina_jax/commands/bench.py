@@ -1,0 +1,140 @@
+"""python -m lumina_jax bench kernels: attention kernels against each other, by the compiler's own schedule.
+
+Compiles ours and every installed peer (jax flash, jax splash, tokamax) ahead of time for a TPU topology that need not
+be there, and prints what the compiler scheduled: estimated cycles, their share of the matrix units' floor, the main
+loop's bundles and slots, spills and VMEM. Estimates count no waits for memory: compare within one run
+(docs/kernels.md).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+if TYPE_CHECKING:
+    from lumina_jax.scaling.contestants import Contestant
+    from lumina_jax.scaling.measurements import Measurement
+    from lumina_jax.scaling.problems import Problem
+
+OWN = "ours"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    topology: tuple[str, ...] = ("v6e:2x2",)
+    """Where to compile for: v5e:2x2, v5p:2x2x1, v6e:2x2, tpu7x:2x2x1."""
+    tokens: tuple[int, ...] = ()
+    """Lengths of a row; default: 4224, or what --packed needs."""
+    width: tuple[int, ...] = (128,)
+    """Head widths."""
+    heads: int = 32
+    backward: bool = False
+    """The gradients too."""
+    packed: str | None = None
+    """Samples x tokens of a packed row, such as 16x256; default: one sample fills the row."""
+    text: int = 0
+    """Text tokens of each sample, attended to with a gate."""
+    contestants: tuple[str, ...] = ()
+    """Names as in the table; default: all that are installed."""
+    tune: bool = False
+    """Try the likely block sizes of each, and record the best: of ours in the table that the kernels read."""
+    json: Path | None = None
+    """Write all that was measured here."""
+
+
+def main(words: Sequence[str]) -> int:
+    if not words or words[0] != "kernels":
+        print(__doc__)
+        return 0 if words and words[0] in ("-h", "--help") else 2
+    arguments = tyro.cli(Kernels, args=words[1:], prog="python -m lumina_jax bench kernels", description=__doc__)
+    try:
+        kernels(arguments)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from None
+    return 0
+
+
+def kernels(arguments: Kernels) -> None:
+    from lumina_jax.scaling.cases import chosen
+    from lumina_jax.scaling.compiler import require_libtpu
+    from lumina_jax.scaling.cores import core_of
+
+    for topology in arguments.topology:
+        core_of(topology)
+    problems = problems_of(arguments)
+    contestants = chosen(arguments.contestants)
+    require_libtpu()
+    measured = [
+        measurement
+        for topology in arguments.topology
+        for measurement in _measured(arguments, contestants, problems, topology)
+    ]
+    if arguments.json:
+        arguments.json.write_text(json.dumps([one.to_json() for one in measured], indent=1) + "\n")
+        print(f"\n{arguments.json} holds every number")
+
+
+def problems_of(arguments: Kernels) -> "list[Problem]":
+    """Every length with every width; ValueError for sizes that no row can have."""
+    from lumina_jax.scaling.problems import Problem
+
+    samples, length = _packed(arguments.packed)
+    tokens = arguments.tokens or (samples * length or 4224,)
+    return [
+        Problem(row, width, arguments.heads, samples, length, arguments.text, arguments.backward)
+        for width in arguments.width
+        for row in tokens
+    ]
+
+
+def _packed(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1, 0
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"--packed must be SAMPLESxTOKENS, such as 16x256, but is {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _measured(
+    arguments: Kernels, contestants: "Sequence[Contestant]", problems: "Sequence[Problem]", topology: str
+) -> "list[Measurement]":
+    """Measures and prints, problem by problem."""
+    from lumina_jax.scaling.tuning import keep, tune, with_recorded
+
+    if arguments.tune:
+        print(f"\n{topology}: trying block sizes", flush=True)
+        stream = iter(tune(contestants, problems, topology, _print_trial))
+    else:
+        stream = with_recorded(contestants, problems, topology)
+    found: list[Measurement] = []
+    for problem in problems:
+        found += _printed(problem, topology, [one.note and f"{one.name}: {one.note}" for one in contestants], stream)
+    if arguments.tune:
+        keep(found, contestants)
+    return found
+
+
+def _printed(
+    problem: "Problem", topology: str, remarks: Sequence[str], stream: "Iterator[Measurement]"
+) -> "list[Measurement]":
+    """One table, filled as measurements come."""
+    from lumina_jax.scaling.table import heading, lines, summary
+
+    print(heading(problem, topology), flush=True)
+    found = []
+    for _ in remarks:
+        found.append(next(stream))
+        print("\n".join(lines(found[-1])), flush=True)
+    for line in [*summary(found, OWN), *filter(None, remarks)]:
+        print(f"  {line}")
+    return found
+
+
+def _print_trial(measured: "Measurement") -> None:
+    blocks = " ".join(f"{key}={size}" for key, size in measured.trial.blocks.items())
+    result = measured.error[:80] if measured.error is not None else f"{measured.microseconds:.1f} us"
+    print(f"  {measured.trial.contestant:<18}{measured.trial.problem.tokens:>7}  {blocks}: {result}", flush=True)

@@ -1,0 +1,137 @@
+"""Reads the compiler's final schedule of a TPU kernel: its bundles, branches, slot use and memory.
+
+In: three texts that libtpu writes for each kernel under --xla_jf_dump_to (docs/kernels.md has the flags):
+`final_bundles` lists the VLIW bundles in order, one issue slot each, `final_hlo-static-per-bundle-utilization` how much
+of each functional slot a bundle uses, `post-delay-converter` the allocations. Out: a Schedule.
+
+A bundle reads `0x1f : > { instructions ;; instructions } /* Start region 31 */`, with one `>` for every loop around it.
+`sbr.rel (%p) target = $region32` branches to where region 32 starts; a branch backwards closes a loop, one forwards
+skips a region. The DELAY bundles after a branch are executed either way.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+DELAY = 4
+BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:(?:LH|LB|LE|PB|PF|CT)\s*)*:([> ]*)\{")
+COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
+BRANCH = re.compile(r"sbr\.rel(?:\.\w+)? (?:\((!?)%(\w+)\) )?target ?= ?\$region(\d+)")
+ALLOCATION = re.compile(r"space=vmem, size = (0x[0-9a-f]+|\d+), offset = (0x[0-9a-f]+|\d+)")
+SCALARS = re.compile(r"(#allocation\d+) \[.*space=smem, size = (0x[0-9a-f]+|\d+),.*'prefetched SMEM operand (\d+)'")
+NAME = re.compile(r"/\* entry bundle: %(\S+) = custom-call\(")
+
+
+class Bundle(NamedTuple):
+    """One issue slot."""
+
+    depth: int
+    """Loops around it."""
+    text: str
+    """Its instructions, without comments."""
+
+
+class Branch(NamedTuple):
+    """At the end of the DELAY bundles that follow, the program goes on at `target`, if the predicate is as wanted."""
+
+    predicate: str
+    """The register's name; '' for a branch that is always taken."""
+    wanted: bool
+    target: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A kernel as it will be issued; `branches` by bundle, `slot_use` [bundles, slots] in units of `capacity`."""
+
+    name: str
+    grid: tuple[int, ...]
+    bundles: tuple[Bundle, ...]
+    branches: Mapping[int, Branch]
+    capacity: Mapping[str, int]
+    slot_use: Int[np.ndarray, "n slots"]
+    vmem_bytes: int
+    scalars: Mapping[int, tuple[str, int]]
+    """Where in scalar memory an operand lies and how many bytes it has: arrays that tell a kernel what to do."""
+
+
+def kernel_name(bundles: str) -> str | None:
+    """The instruction of the program that a schedule belongs to; None if it is no custom kernel."""
+    found = NAME.search(bundles)
+    return found[1] if found else None
+
+
+def read_schedule(bundles: str, utilization: str, allocations: str) -> Schedule:
+    """Raises: ValueError when a text is not what its name says, which a change of libtpu's format would cause."""
+    numbered, starts = _bundles(bundles)
+    name = kernel_name(bundles)
+    if name is None or not numbered:
+        raise ValueError("the text holds no bundles of a custom kernel; give the final_bundles file of one")
+    capacity, slot_use = _slots(utilization)
+    if len(slot_use) < len(numbered):
+        raise ValueError(f"the slots of {len(slot_use)} bundles are given for {len(numbered)}; they are of two kernels")
+    spans = [(int(size, 0), int(offset, 0)) for size, offset in ALLOCATION.findall(allocations)]
+    return Schedule(
+        name,
+        _grid(bundles),
+        tuple(numbered),
+        _branches(numbered, starts),
+        capacity,
+        slot_use[: len(numbered)],
+        max((size + offset for size, offset in spans), default=0),
+        {int(number): (place, int(size, 0)) for place, size, number in SCALARS.findall(allocations)},
+    )
+
+
+def _bundles(text: str) -> tuple[list[Bundle], dict[int, int]]:
+    """The bundles, and the number of the bundle at which each region starts. Comments may run over several lines."""
+    raw: list[tuple[int, list[str]]] = []
+    for line in text.splitlines():
+        if found := BUNDLE.match(line):
+            raw.append((found[1].count(">"), [line]))
+        elif raw:
+            raw[-1][1].append(line)
+    bundles: list[Bundle] = []
+    starts: dict[int, int] = {}
+    for number, (depth, lines) in enumerate(raw):
+        whole = "\n".join(lines)
+        for comment in COMMENT.findall(whole):
+            starts |= {int(region): number for region in REGION.findall(comment)}
+        bundles.append(Bundle(depth, COMMENT.sub("", whole)))
+    return bundles, starts
+
+
+def _branches(bundles: Sequence[Bundle], starts: Mapping[int, int]) -> dict[int, Branch]:
+    branches = {}
+    for number, bundle in enumerate(bundles):
+        for negated, predicate, region in BRANCH.findall(bundle.text):
+            if int(region) not in starts:
+                raise ValueError(f"bundle {number} branches to region {region}, which starts nowhere")
+            branches[number] = Branch(predicate, not negated, starts[int(region)])
+    return branches
+
+
+def _grid(text: str) -> tuple[int, ...]:
+    """The grid that most of the kernel's transfers name; () without a grid."""
+    bounds = Counter(re.findall(r"iteration_bounds: \(([^)]*)\)", text))
+    if not bounds:
+        return ()
+    return tuple(int(size) for size in bounds.most_common(1)[0][0].split(",") if size.strip())
+
+
+def _slots(text: str) -> tuple[dict[str, int], Int[np.ndarray, "n slots"]]:
+    """`== CAPACITY:` (libtpu misspells it), names, numbers; then `== UTILIZATION:` and one line of numbers a bundle."""
+    lines = text.splitlines()
+    places = [place for place, line in enumerate(lines) if line.startswith("== UTIL")]
+    if len(lines) < 4 or not places:
+        raise ValueError("the text has no `== UTILIZATION:` line; give the per-bundle utilization file of a kernel")
+    names = [name.strip() for name in lines[1].split(",")]
+    capacity = dict(zip(names, map(int, lines[2].split()), strict=True))
+    rows = [[int(value) for value in line.split()] for line in lines[places[0] + 1 :] if line.strip()]
+    return capacity, np.array(rows, int).reshape(-1, len(names))
