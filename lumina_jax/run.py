@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lumina_jax.config import Config, ModelConfig
 
@@ -98,6 +99,12 @@ def write_config(config: Config) -> None:
     temporary = folder / f".{CONFIG_FILE}.tmp"
     temporary.write_text(config.to_json())
     os.replace(temporary, folder / CONFIG_FILE)
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Each setting under the name of its flag, such as "optimizer.learning_rate"."""
+    sections = json.loads(config.to_json())
+    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
 
 
 def read_prompts(file: Path | None) -> list[str]:

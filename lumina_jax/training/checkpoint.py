@@ -129,6 +129,14 @@ class Checkpoints:
             with self._writing():
                 self._manager.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; but after an error of one of several processes, wait for nobody: the others don't come."""
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
     def _restore(self, step: int, abstract: Tree, *, prefix: str, whole: bool) -> Tree:
         wanted = {prefix + name: leaf for name, leaf in _flat(abstract).items()}
         self._check_arrays(step, wanted, whole=whole)
