@@ -193,7 +193,10 @@ class Watch:
         line.settimeout(self._silence)
         with contextlib.suppress(OSError, ValueError), line.makefile("r") as words:
             for word in words:
-                yield json.loads(word)
+                message = json.loads(word)
+                if not isinstance(message, dict):  # a stranger
+                    return
+                yield message
 
     def _over(self, why: str) -> None:
         """The job has ended: pass it on, and end."""

@@ -5,7 +5,7 @@ whole mesh. Processes that share the tokens of a row, or cut its products, each 
 whoever makes them.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from lumina_jax.parallel.multihost import gathered
 from lumina_jax.training.step import TrainBatch
 
 
+@runtime_checkable
 class Stream(Protocol):
     """What makes rows: `data.batches.Stream`, or anything like it."""
 

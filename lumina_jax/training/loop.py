@@ -8,7 +8,7 @@ the same step. What a checkpoint holds, state and place in the data, continues b
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ Show = Callable[[int, Parameters], None]
 """Draws and writes a sheet of pictures for a step, from the averaged parameters."""
 
 
+@runtime_checkable
 class Restorable(Protocol):
     """A stream of data that can be put back to a recorded place."""
 
