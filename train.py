@@ -66,15 +66,15 @@ def run(config: Config) -> bool:
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
 
-    if config.run.init_from and not (folder / CHECKPOINTS).is_dir():  # a run that resumes needs its start no more
+    # Its checkpoints, and whether they are of this model: before any long work
+    place = config.run.checkpoints or folder / CHECKPOINTS
+    checkpoints = Checkpoints(place, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
+    if check_newest(config, checkpoints) is None and config.run.init_from:  # a run that resumes needs its start no more
         check_trained(config.run.init_from, config)
 
     def initial() -> dict[str, Any]:
         say(f"starting from the parameters in {config.run.init_from}")
         return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
-
-    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
-    check_newest(config, checkpoints)
 
     # Data: captions and pictures are encoded once, and read from files from then on
     source = open_source(config.data, config.model)

@@ -23,6 +23,13 @@ def run_folder(config: Config) -> Path:
     return Path(config.run.root) / config.run.name
 
 
+def checkpoints_of(folder: str | Path) -> str:
+    """Where the run in a folder has its checkpoints: what its configuration says, or in that folder."""
+    file = Path(folder) / CONFIG_FILE
+    settings = json.loads(file.read_text()).get("run", {}) if file.is_file() else {}
+    return settings.get("checkpoints") or str(Path(folder) / CHECKPOINTS)
+
+
 def parse_config(arguments: Sequence[str], description: str) -> Config:
     """The configuration file named first, with the flags that follow it on top; --help and bad flags exit."""
     import tyro

@@ -175,6 +175,8 @@ class RunConfig:
     name: str = "run"
     root: str = "runs"
     """The run lives in root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files, samples/."""
+    checkpoints: str = ""
+    """Another place for the checkpoints, such as gs://bucket/name; nothing: in the run's folder."""
     init_from: str = ""
     """A run, or a folder made by `convert --to jax`: a new run starts from its (averaged) parameters, at step 0."""
     steps: int = 1000

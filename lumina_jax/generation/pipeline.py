@@ -25,6 +25,7 @@ from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Latents, Prompt, Task
 from lumina_jax.mel import frames_of, unit_to_mel
+from lumina_jax.parallel.multihost import whole
 from lumina_jax.tokens import TextFeatures, unit_to_pixels
 
 Sample = UInt8[np.ndarray, "_ _ _ 3"] | Float[np.ndarray, "_ 80"]
@@ -132,6 +133,7 @@ class Pipeline:
 
     def _decoded(self, latents: Latents, modality: str | None) -> Iterable[Sample]:
         """Samples of latents. An autoencoder decodes frames one after another, so memory is that of one."""
+        latents = whole(latents)
         if self.config.data_of(modality).seconds is not None:
             return list(unit_to_mel(np.asarray(latents)[:, 0, 0]))
         if self._vae is not None:
@@ -178,7 +180,7 @@ class Pipeline:
 
     def _condition(self, prompts: Sequence[str]) -> TextFeatures | Int[Array, "b 1"]:
         if self._encoder is not None:
-            return jax.tree.map(jnp.asarray, self._encoder.encode(prompts))
+            return jax.tree.map(np.asarray, self._encoder.encode(prompts))  # on no device: the model may be on others
         return jnp.asarray([[_label(prompt, self.config.model.classes)] for prompt in prompts])
 
 

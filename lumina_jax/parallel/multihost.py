@@ -14,7 +14,9 @@ import os
 import signal
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -112,6 +114,32 @@ def gathered(value: Any) -> list[Any]:
     padded[: words.size] = words
     everyone = multihost_utils.process_allgather(padded)
     return [json.loads(bytes(of_one[:length])) for of_one, length in zip(everyone, lengths)]
+
+
+def whole(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """An array of which other processes may hold parts, on every process; each must call it."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
+        return array
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def barrier(name: str) -> None:
+    """Return when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether all processes see the same folder, as on a shared file system; each must call it. It is created."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = gathered(f".shared-{uuid.uuid4().hex}")[0]
+    if is_first():
+        (folder / name).touch()
+    barrier(name)
+    seen = gathered((folder / name).exists())
+    if is_first():
+        (folder / name).unlink()
+    return all(seen)
 
 
 def check_agreement(values: Mapping[str, Any], remedy: str) -> None:

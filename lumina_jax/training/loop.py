@@ -133,7 +133,7 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
       ValueError: it is of another model, or not all processes find it.
     """
     newest = checkpoints.latest()
-    check_agreement({"the newest checkpoint": newest}, "all need the same folder: put run.root on a shared file system")
+    check_agreement({"the newest checkpoint": newest}, "all need the same folder: see run.checkpoints")
     if newest is not None:
         saved = checkpoints.restore_config(newest)
         check_same_model(saved.model, config.model, "a run must resume with its own model")

@@ -200,18 +200,9 @@ def assert_every_sample_once(attempts, settings):
     return {key: final[key] for key in final if key[0] <= step}
 
 
-@pytest.mark.slow
-def test_a_job_killed_in_every_way_ends_as_the_undisturbed_one(tmp_path):
-    """4 processes x 2 devices: one killed, all killed while saving; then 1 process, stopped; then 2, one of them asked
-    to stop; then 2 to the end."""
-    run = {"steps": 60, "log_every": 1, "checkpoint_every": 5, "keep_checkpoints": 99}
-    whole, broken = (packed_config(tmp_path / name, run=run) for name in ("whole", "broken"))
-    cache, checkpoints, attempts = tmp_path / "cache", folder_of(broken) / "checkpoints", []
-    with Job(whole, 4, 2, cache=cache) as undisturbed:
-        assert undisturbed.statuses() == [0] * 4, undisturbed.said(0)
-    expected = assert_every_sample_once([undisturbed], whole)
-
-    with Job(broken, 4, 2, cache=cache) as job:  # one is killed
+def one_is_killed(settings, cache):
+    """One of 4 processes is killed: the others say so and end."""
+    with Job(settings, 4, 2, cache=cache) as job:
         job.wait_for(lambda: job.steps() >= 12)
         job.processes[2].kill()
         killed = time.monotonic()
@@ -222,9 +213,13 @@ def test_a_job_killed_in_every_way_ends_as_the_undisturbed_one(tmp_path):
     assert [statuses[index] for index in (0, 1, 3)] == [1, 1, 1]
     assert all(re.search(r"process 2 of 4 \(.*\) is gone", job.said(index)) for index in (0, 1, 3)), job.said(0)
     assert seconds < 20
-    attempts.append(job)
+    return job
 
-    with Job(broken, 4, 2, cache=cache) as job:  # all are killed in the middle of a save
+
+def all_are_killed_while_saving(settings, cache):
+    """All 4 are killed when the folder of an unfinished checkpoint appears."""
+    checkpoints = folder_of(settings) / "checkpoints"
+    with Job(settings, 4, 2, cache=cache) as job:
         job.wait_for(lambda: job.steps() >= 8)
         known = {path.name for path in checkpoints.iterdir()}
         job.wait_for(lambda: any("tmp" in name for name in {path.name for path in checkpoints.iterdir()} - known))
@@ -235,32 +230,59 @@ def test_a_job_killed_in_every_way_ends_as_the_undisturbed_one(tmp_path):
     print(f"continued from step {job.start()}; all killed while saving: {torn}")
     assert torn
     assert job.start() > 0
-    attempts.append(job)
+    return job
+
+
+def one_process_is_stopped(settings, cache):
+    with Job(settings, 1, 8, cache=cache) as job:
+        job.wait_for(lambda: job.steps() >= 4)
+        job.processes[0].send_signal(signal.SIGTERM)
+        assert job.statuses() == [0], job.said(0)
+    print(f"1 process x 8 devices from step {job.start()} to {state_at(settings)[0]}")
+    return job
+
+
+def one_of_two_is_asked_to_stop(settings, cache):
+    """As by a notice of preemption: both save, after the same step."""
+    with Job(settings, 2, 2, "--hosts.stopped-status", "75", cache=cache) as job:
+        job.wait_for(lambda: job.steps() >= 4)
+        job.processes[1].send_signal(signal.SIGTERM)
+        assert job.statuses() == [75, 75], job.said(0) + job.said(1)
+    print(f"2 processes x 2 devices from step {job.start()} to {state_at(settings)[0]}, SIGTERM to one")
+    assert state_at(settings)[0] < settings.run.steps
+    return job
+
+
+def two_finish(settings, cache):
+    stopped = state_at(settings)[0]
+    with Job(settings, 2, 1, cache=cache) as job:
+        assert job.statuses() == [0, 0], job.said(0) + job.said(1)
+    assert job.start() == stopped
+    return job
+
+
+def reports(settings, name):
+    lines = (folder_of(settings) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)[name] for line in lines]
+
+
+@pytest.mark.slow
+def test_a_job_killed_in_every_way_ends_as_the_undisturbed_one(tmp_path):
+    run = {"steps": 60, "log_every": 1, "checkpoint_every": 5, "keep_checkpoints": 99}
+    whole, broken = (packed_config(tmp_path / name, run=run) for name in ("whole", "broken"))
+    cache = tmp_path / "cache"
+    with Job(whole, 4, 2, cache=cache) as undisturbed:
+        assert undisturbed.statuses() == [0] * 4, undisturbed.said(0)
+
+    attempts = [one_is_killed(broken, cache), all_are_killed_while_saving(broken, cache)]
     step, ours, place = state_at(broken)
     _, theirs, their_place = state_at(whole, step)
     assert largest_difference(ours, theirs) == 0, "the same processes must give the same bits"
     assert place == their_place
 
-    with Job(broken, 1, 8, cache=cache) as job:
-        job.wait_for(lambda: job.steps() >= 4)
-        job.processes[0].send_signal(signal.SIGTERM)
-        assert job.statuses() == [0], job.said(0)
-    attempts.append(job)
-    print(f"1 process x 8 devices from step {job.start()} to {state_at(broken)[0]}")
-
-    with Job(broken, 2, 2, "--hosts.stopped-status", "75", cache=cache) as job:  # preempted: one is asked to stop
-        job.wait_for(lambda: job.steps() >= 4)
-        job.processes[1].send_signal(signal.SIGTERM)
-        assert job.statuses() == [75, 75], job.said(0) + job.said(1)
-    attempts.append(job)
-    stopped = state_at(broken)[0]
-    print(f"2 processes x 2 devices from step {job.start()} to {stopped}, SIGTERM to one")
-    assert stopped < 60
-
-    with Job(broken, 2, 1, cache=cache) as job:
-        assert job.statuses() == [0, 0], job.said(0) + job.said(1)
-    attempts.append(job)
-    assert job.start() == stopped
+    for attempt in (one_process_is_stopped, one_of_two_is_asked_to_stop, two_finish):
+        attempts.append(attempt(broken, cache))
+    expected = assert_every_sample_once([undisturbed], whole)
     assert assert_every_sample_once(attempts, broken) == expected, "every row of every batch must be the same"
     (step, ours, place), (_, theirs, their_place) = state_at(broken), state_at(whole)
     difference = largest_difference(ours, theirs)
@@ -268,9 +290,5 @@ def test_a_job_killed_in_every_way_ends_as_the_undisturbed_one(tmp_path):
     assert step == 60
     assert difference < 1e-6
     assert place == their_place
-    lines = [
-        [json.loads(line) for line in (folder_of(each) / "metrics.jsonl").read_text().splitlines()]
-        for each in (broken, whole)
-    ]
-    assert [line["step"] for line in lines[0]] == list(range(1, 61))
-    np.testing.assert_allclose(*([line["loss"] for line in of_run] for of_run in lines), atol=1e-6)
+    assert reports(broken, "step") == list(range(1, 61))
+    np.testing.assert_allclose(reports(broken, "loss"), reports(whole, "loss"), atol=1e-6)
