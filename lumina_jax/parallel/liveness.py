@@ -22,6 +22,9 @@ from typing import Any
 Address = tuple[str, int]
 RETRY = 0.2
 """Seconds between attempts to reach process 0."""
+ENDED_BY_OTHERS = 143
+"""Exit status of a process that ends because another is gone: that of a program ended by SIGTERM. Launchers, such as
+XPK, start a job again after it, and not after 1, which an error of the settings gives."""
 FAREWELL = 0.5
 """Seconds that process 0 waits before it ends, so that its last words arrive."""
 
@@ -30,7 +33,7 @@ def end_process(why: str) -> None:
     """Say why on stderr and end this process, whatever it waits for."""
     print(f"error: {why}\nThis process ends too; start all of them again to go on.", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(ENDED_BY_OTHERS)
 
 
 class Watch:
