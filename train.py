@@ -1,41 +1,62 @@
 """Train a Lumina model: python train.py configs/emoji.py [--section.field value ...]
 
-The same command continues a run that was stopped, killed or preempted, from its last checkpoint and bit for bit.
+The same command continues a run that was stopped, killed or preempted, from its last checkpoint and bit for bit. On
+several hosts it is started on each of them: docs/tpu-vm.md.
 """
 
+import dataclasses
 import os
 import sys
+import traceback
 from typing import Any
 
-from lumina_jax.config import Config, DataConfig
+from lumina_jax.config import Config, DataConfig, HostsConfig
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import parse_config, run_folder, write_config
+from lumina_jax.run import flat_settings, parse_config, run_folder, write_config
 
 
 def main() -> None:
     try:
         config = parse_config(sys.argv[1:], __doc__ or "")
         keep_memory_on_cpu()
-        run(config)
+        status = run_in_job(config)
     except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("LUMINA_TRACEBACK"):
-            raise
-        raise SystemExit(f"error: {error}\n(LUMINA_TRACEBACK=1 shows where)") from None
+        report(error)
+        raise SystemExit(1) from None
+    raise SystemExit(status)
 
 
-def run(config: Config) -> None:
-    """The whole run, top to bottom. jax is imported here, after the flags were read."""
-    import jax
+def report(error: BaseException) -> None:
+    """What went wrong, in a line."""
+    if os.environ.get("LUMINA_TRACEBACK"):
+        traceback.print_exception(error)
+    else:
+        print(f"error: {error}\n(LUMINA_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
 
+
+def run_in_job(config: Config) -> int:
+    """The run, by this process alone or with the others of its job; returns the exit status."""
+    from lumina_jax.parallel.multihost import check_agreement, joined
+
+    with joined(config.hosts, report):
+        alike = dataclasses.replace(config, hosts=HostsConfig())  # the place of a process in the job is not the run's
+        check_agreement(flat_settings(alike), "start the same command on every host, but for hosts.index")
+        is_finished = run(alike)
+    return 0 if is_finished else config.hosts.stopped_status
+
+
+def run(config: Config) -> bool:
+    """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
     from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
     from lumina_jax.parallel.mesh import check_rows, make_mesh
+    from lumina_jax.parallel.multihost import is_first, say
     from lumina_jax.run import CHECKPOINTS
     from lumina_jax.trained import check_trained, trained_parameters
     from lumina_jax.training.checkpoint import Checkpoints
-    from lumina_jax.training.feed import Feed
-    from lumina_jax.training.loop import restored_or_new, train
+    from lumina_jax.training.feed import Feed, own_rows
+    from lumina_jax.training.loop import check_newest, restored_or_new, train
     from lumina_jax.training.metrics import MetricWriter
     from lumina_jax.training.state import parameter_shardings
     from lumina_jax.training.step import train_step
@@ -45,63 +66,73 @@ def run(config: Config) -> None:
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
 
-    if config.run.init_from and not (folder / CHECKPOINTS).is_dir():  # a run that resumes needs its start no more
+    # Its checkpoints, and whether they are of this model: before any long work
+    place = config.run.checkpoints or folder / CHECKPOINTS
+    checkpoints = Checkpoints(place, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
+    if check_newest(config, checkpoints) is None and config.run.init_from:  # a run that resumes needs its start no more
         check_trained(config.run.init_from, config)
 
     def initial() -> dict[str, Any]:
-        print(f"starting from the parameters in {config.run.init_from}", flush=True)
+        say(f"starting from the parameters in {config.run.init_from}")
         return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
 
     # Data: captions and pictures are encoded once, and read from files from then on
     source = open_source(config.data, config.model)
     encoder, vae = encoder_of(config), vae_of(config)
-    shard = (jax.process_index(), jax.process_count())
     features = None if encoder is None else caption_features(config, source, encoder)
-    source, data = (source, config.data) if vae is None else latents(config, source, vae, shard)
+    source, data = (source, config.data) if vae is None else latents(config, source, vae)
+    stream = Stream(
+        source, data, config.model, seed=config.run.seed, features=features, rows=own_rows(mesh, data.batch_rows)
+    )
 
     # State: the newest checkpoint of this run, or a new one from the seed
-    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
-    with Stream(source, data, config.model, seed=config.run.seed, features=features, shard=shard) as stream:
+    with checkpoints, stream:
         state = restored_or_new(config, mesh, checkpoints, stream, initial if config.run.init_from else None)
-        write_config(config)
-        writer = MetricWriter(folder, resumed_step=int(state.step))
+        writer = MetricWriter(folder, resumed_step=int(state.step)) if is_first() else None
+        if is_first():
+            write_config(config)
         show = sheet_writer(config, encoder, writer, vae) if config.run.sample_prompts else None
 
         # Steps
         try:
             state = train(
-                config, state, train_step(config, mesh), Feed(stream, mesh),
+                config, state, train_step(config, mesh), Feed(stream, mesh, data.batch_rows),
                 checkpoints=checkpoints, writer=writer, show=show,
             )  # fmt: skip
         finally:
-            writer.close()
-            checkpoints.close()
-    print(f"step {int(state.step)} of {config.run.steps} in {folder}", flush=True)
+            if writer is not None:
+                writer.close()
+    say(f"step {int(state.step)} of {config.run.steps} in {folder}")
+    return int(state.step) >= config.run.steps
 
 
 def caption_features(config: Config, source: Any, encoder: Any) -> Any:
     """The features of every caption of the source."""
     from lumina_jax.data.example import captions
     from lumina_jax.encoders.caption_cache import encode_captions
+    from lumina_jax.parallel.multihost import say
 
-    print(f"{len(source)} samples of {source!r}; encoding their captions", flush=True)
+    say(f"{len(source)} samples of {source!r}; encoding their captions")
     return encode_captions(captions(source), encoder, config.text.cache)
 
 
-def latents(config: Config, source: Any, vae: Any, shard: tuple[int, int]) -> tuple[Any, DataConfig]:
+def latents(config: Config, source: Any, vae: Any) -> tuple[Any, DataConfig]:
     """The source with latents in the place of pictures or sounds, and the data settings counted in their values."""
+    import jax
+
     from lumina_jax.data.latents import encode_pictures, latent_data
     from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
+    from lumina_jax.parallel.multihost import say
 
-    def say(done: int, total: int) -> None:
-        print(f"encoded {done} of {total}", flush=True)
+    def progress(done: int, total: int) -> None:
+        say(f"encoded {done} of {total}")
 
-    print(f"{len(source)} samples of {source!r}; encoding what they show or sound like", flush=True)
-    cache = config.vae.cache
+    say(f"{len(source)} samples of {source!r}; encoding what they show or sound like")
+    cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
     if config.data.seconds is not None:
-        encoded = encode_sounds(source, vae, config.data, cache, shard=shard, progress=say)
+        encoded = encode_sounds(source, vae, config.data, cache, shard=shard, progress=progress)
         return encoded, sound_latent_data(config.data, vae.factor)
-    encoded = encode_pictures(source, vae, config.data, config.model, cache, shard=shard, progress=say)
+    encoded = encode_pictures(source, vae, config.data, config.model, cache, shard=shard, progress=progress)
     return encoded, latent_data(config.data, vae.factor)
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lumina_jax.config import Config, ModelConfig
 
@@ -20,6 +21,13 @@ CHECKPOINTS = "checkpoints"
 
 def run_folder(config: Config) -> Path:
     return Path(config.run.root) / config.run.name
+
+
+def checkpoints_of(folder: str | Path) -> str:
+    """Where the run in a folder has its checkpoints: what its configuration says, or in that folder."""
+    file = Path(folder) / CONFIG_FILE
+    settings = json.loads(file.read_text()).get("run", {}) if file.is_file() else {}
+    return settings.get("checkpoints") or str(Path(folder) / CHECKPOINTS)
 
 
 def parse_config(arguments: Sequence[str], description: str) -> Config:
@@ -98,6 +106,12 @@ def write_config(config: Config) -> None:
     temporary = folder / f".{CONFIG_FILE}.tmp"
     temporary.write_text(config.to_json())
     os.replace(temporary, folder / CONFIG_FILE)
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Each setting under the name of its flag, such as "optimizer.learning_rate"."""
+    sections = json.loads(config.to_json())
+    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
 
 
 def read_prompts(file: Path | None) -> list[str]:

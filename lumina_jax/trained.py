@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from flax import nnx
 
 from lumina_jax.config import Config
@@ -15,7 +16,7 @@ from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.generation.sheets import encoder_of, new_pipeline, vae_of
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import CHECKPOINTS, read_run
+from lumina_jax.run import checkpoints_of, read_run
 from lumina_jax.training.checkpoint import Checkpoints, check_same_model
 
 
@@ -50,11 +51,11 @@ def trained_parameters(
       ValueError: there are none, they cannot be read, or they are of another model than the configuration's.
     """
     check_trained(folder, config)
-    if not (Path(folder) / CHECKPOINTS).is_dir():
+    if not epath.Path(checkpoints_of(folder)).is_dir():
         if step is not None:
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
         return load_parameters(folder, config.model, shardings), 0
-    checkpoints = Checkpoints(Path(folder) / CHECKPOINTS, read_only=True)
+    checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise ValueError(f"{folder} has no checkpoint yet; train it further")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from etils import epath
 
-from lumina_jax.run import CHECKPOINTS
+from lumina_jax.run import checkpoints_of
 
 if TYPE_CHECKING:
     from lumina_jax.interop.sources import Source
@@ -100,7 +101,7 @@ def opened(arguments: Arguments) -> "Source":
     from lumina_jax.interop.sources import open_source
 
     folder = arguments.source
-    if arguments.source_layout == "jax" and (folder / CHECKPOINTS).is_dir():
+    if arguments.source_layout == "jax" and epath.Path(checkpoints_of(folder)).is_dir():
         return open_run(folder, arguments.step, arguments.weights or "ema")
     if arguments.step is not None:
         raise ValueError(f"--step {arguments.step} needs the folder of a run of train.py, but {folder} is none")
@@ -118,7 +119,7 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"]) 
     from lumina_jax.training.checkpoint import Checkpoints
     from lumina_jax.weights.tensors import ComputedTensors
 
-    checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
+    checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise ValueError(f"{folder} has no checkpoint yet; train it further")

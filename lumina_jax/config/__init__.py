@@ -14,6 +14,7 @@ from typing import Any, Literal
 from lumina_jax.config.data import DataConfig as DataConfig
 from lumina_jax.config.data import Part as Part
 from lumina_jax.config.data import SourceConfig as SourceConfig
+from lumina_jax.config.hosts import HostsConfig as HostsConfig
 from lumina_jax.config.model import Modality as Modality
 from lumina_jax.config.model import ModelConfig as ModelConfig
 from lumina_jax.config.model import require
@@ -180,6 +181,8 @@ class RunConfig:
     name: str = "run"
     root: str = "runs"
     """The run lives in root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files, samples/."""
+    checkpoints: str = ""
+    """Another place for the checkpoints, such as gs://bucket/name; nothing: in the run's folder."""
     init_from: str = ""
     """A run, or a folder made by `convert --to jax`: a new run starts from its (averaged) parameters, at step 0."""
     steps: int = 1000
@@ -213,6 +216,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

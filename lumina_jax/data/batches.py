@@ -2,21 +2,21 @@
 
     source -> shuffle -> repeat -> prepare (decode, crop, drop captions) -> read ahead -> pack -> Batch
 
-Everything up to reading ahead is grain's, by global index: sample i of the stream is the same whatever the number of
-workers or shards; shard j of n takes i = j, j + n, j + 2n, ... Packing happens here, in order: each batch looks at the
-oldest samples not yet handed out, puts each into the first row with room, and leaves the others for the next batch.
+Sample i of the stream is the same whatever the number of workers or processes, and so is every row of every batch: a
+row takes its own indices (`data.rows`), looks at the oldest samples that it has not handed out, packs those that fit,
+and leaves the others for its next batch. Which process makes which rows is therefore free.
 
 So the state of a stream is small: the next index to read, and the indices that wait. It describes the batches handed
 out, never what was read ahead, and restoring seeks to it.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Float, Int
 
 from lumina_jax.config import DataConfig, Modality, ModelConfig
@@ -24,6 +24,9 @@ from lumina_jax.data.example import BadSample, Example, Source
 from lumina_jax.data.latents import LatentSource
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.reading import ReadAhead
+from lumina_jax.data.rows import Row, place_of, seek
+from lumina_jax.data.rows import merge_states as merge_states
 from lumina_jax.data.sources import MixedSource
 from lumina_jax.mel import BINS
 from lumina_jax.tokens import TextFeatures, Tokens, first_fit, latent_grid, pack, pack_text
@@ -31,6 +34,10 @@ from lumina_jax.tokens import TextFeatures, Tokens, first_fit, latent_grid, pack
 logger = logging.getLogger(__name__)
 
 READING_THREADS = 16
+WINDOW = 3
+"""A row of several samples chooses among so many times as many: that fills it as well as packing all rows together."""
+HOPELESS = 10
+"""After so many times the samples of the source without a usable one, there is none."""
 
 
 @runtime_checkable
@@ -73,32 +80,14 @@ def row_tokens(data: DataConfig, model: ModelConfig) -> int:
     return data.row_tokens or longest
 
 
-def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The states of all shards as one, which any number of shards can restore.
-
-    Raises:
-      ValueError: not one state of each shard.
-    """
-    shards = sorted(tuple(state["shard"]) for state in states)
-    count = len(states)
-    if shards != [(index, count) for index in range(count)]:
-        raise ValueError(f"merging needs the state of every shard once, but got {shards=}")
-    position = max(state["position"] for state in states)
-    waiting = [index for state in states for index in state["waiting"]]
-    for state in states:  # what the others have passed and this shard has not read yet
-        waiting.extend(range(state["position"], position, count))
-    bad = {name: reason for state in states for name, reason in state["bad"].items()}
-    return {**states[0], "shard": [0, 1], "position": position, "waiting": sorted(waiting), "bad": bad}
-
-
 class Stream:
-    """An endless iterator of batches, of which this process makes data.batch_rows / shards rows.
+    """An endless iterator of batches, of which this process makes some rows.
 
     Args:
       source: records by index; of a `LatentSource`, data.image_size is that of the latents (`latent_data`).
       seed: of the order, the crops and the dropped captions.
       features: encoded captions, for text-conditional models; None: batches carry no text.
-      shard: (index, count) of this process.
+      rows: the rows of the batch that this process makes, in the order in which they come; None: all.
 
     Unusable samples are logged once by name, collected in `bad` (name to reason), and skipped. Use it as a context
     manager or call `close`: worker processes end then.
@@ -116,31 +105,35 @@ class Stream:
         *,
         seed: int,
         features: CaptionLookup | None = None,
-        shard: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
     ) -> None:
-        index, count = shard
-        if data.batch_rows % count or not 0 <= index < count:
-            raise ValueError(f"{shard=} needs 0 <= index < count, and a count that divides {data.batch_rows=}")
+        numbers = range(data.batch_rows) if rows is None else rows
+        if not numbers or len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(data.batch_rows)):
+            raise ValueError(f"{rows=} must be different rows of the {data.batch_rows=} of a batch, and at least one")
         _check_channels(source, data, model)
         if not len(source):
             raise ValueError(f"{source!r} holds no sample")
         self.bad: dict[str, str] = {}
-        self._source, self._data, self._model, self._features, self._shard = source, data, model, features, shard
-        self._rows, self._row_tokens = data.batch_rows // count, row_tokens(data, model)
-        self._samples = _endless_samples(source, data, model, seed)
-        self._reader: grain.DatasetIterator | None = None
-        self._waiting: list[tuple[int, Example]] = []
-        self._position, self._last_good = index, index - count
+        self._source, self._data, self._model, self._features, self._seed = source, data, model, features, seed
+        self._row_tokens = row_tokens(data, model)
+        self._rows: list[Row[Example]] = [Row(number, data.batch_rows, seed) for number in numbers]
+        self._window = 1 if data.samples_per_row == 1 else WINDOW * data.samples_per_row
+        self._ahead = -(-data.prefetch // len(self._rows))
+        self._reader = ReadAhead(
+            _endless_samples(source, data, model, seed),
+            workers=data.workers,
+            threads=min(data.prefetch, READING_THREADS),
+        )
+        self._bad_in_a_row = 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        self._read_ahead()
         self._fill()
-        lengths = [self._tokens_of(example) for _, example in self._waiting]
-        fit = first_fit(lengths, self._row_tokens, rows=self._rows, samples_per_row=self._data.samples_per_row)
-        batch = self._batch([[self._waiting[place][1] for place in row] for row in fit.rows])
-        self._waiting = [self._waiting[place] for place in fit.left_over]
+        batch = self._batch([self._packed(row) for row in self._rows])
+        self._read_ahead()
         return batch
 
     def __enter__(self) -> "Stream":
@@ -151,84 +144,76 @@ class Stream:
 
     def close(self) -> None:
         """Ends reading ahead; the next batch starts it again."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        self._reader.close()
 
     def state(self) -> dict[str, Any]:
         """What JSON needs to hold for `restore` to continue after the last batch handed out."""
-        return {
-            "position": self._position,
-            "waiting": [index for index, _ in self._waiting],
-            "shard": list(self._shard),
-            "samples": len(self._source),
-            "bad": dict(self.bad),
-        }
+        about = {"seed": self._seed, "samples": len(self._source), "bad": dict(self.bad)}
+        return place_of(self._rows, self._data.batch_rows) | about
+
+    def merged(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The states of all processes as one; see `merge_states`."""
+        return merge_states(states)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state` was taken, bit for bit: by this shard, or (`merge_states`) by all together.
+        """Continues where `state` was taken, bit for bit: that of these rows, or (`merge_states`) of all.
+
+        With another data.batch_rows, too, no sample is lost or repeated.
 
         Raises:
-          ValueError: the state is that of another shard alone.
+          ValueError: the state is that of other rows.
         """
-        index, count = self._shard
-        if list(state["shard"]) not in ([0, 1], [index, count]):
-            raise ValueError(f"this is shard {index} of {count}, the state is of {state['shard']=}; use merge_states")
+        rows, own = state.get("rows"), [row.number for row in self._rows]
+        if rows is not None and (rows != own or state["batch_rows"] != self._data.batch_rows):
+            raise ValueError(f"this stream makes the rows {own}, the state is of the rows {rows}; use merge_states")
         if state["samples"] != len(self._source):
             logger.warning(
                 "%r has %d samples, but had %d: the order changes", self._source, len(self._source), state["samples"]
             )
         self.close()
-        self.bad = dict(state["bad"])
-        self._position = state["position"] + (index - state["position"]) % count
-        self._last_good = self._position - count
-        self._waiting = []
-        for waiting in sorted(state["waiting"]):
-            if waiting % count == index:
-                self._take(*self._samples[waiting])
+        self.bad, self._bad_in_a_row = dict(state["bad"]), 0
+        seek(self._rows, self._data.batch_rows, self._seed, state)
+
+    def _read_ahead(self) -> None:
+        """Begins to read what the next batch needs, and a little more."""
+        for row in self._rows:
+            needed = max(0, self._window - len(row.waiting))
+            self._reader.want(itertools.islice(row.upcoming(), needed + self._ahead))
 
     def _fill(self) -> None:
-        """Reads until enough samples wait to fill every row even when all are short."""
-        while len(self._waiting) < self._rows * self._data.samples_per_row:
-            if self._reader is None:
-                self._reader = self._read_ahead()
-            index, sample = next(self._reader)
-            self._position = index + self._shard[1]
-            self._take(index, sample)
+        """Reads, for one row after another, until each has its window of samples to choose from."""
+        while lacking := [row for row in self._rows if len(row.waiting) < self._window]:
+            for row in lacking:
+                index, sample = self._reader.read(row.take())
+                if isinstance(sample, Example):
+                    row.waiting.append((index, sample))
+                    self._bad_in_a_row = 0
+                else:
+                    self._report(sample)
 
-    def _read_ahead(self) -> grain.DatasetIterator:
-        ahead = self._data.prefetch
-        options = grain.ReadOptions(num_threads=min(ahead, READING_THREADS), prefetch_buffer_size=ahead)
-        samples = self._samples[self._position :: self._shard[1]].to_iter_dataset(options)
-        if self._data.workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which programs without absl never parse
-            samples = samples.mp_prefetch(grain.MultiprocessingOptions(self._data.workers, ahead))
-        return iter(samples)
-
-    def _take(self, index: int, sample: Example | BadSample) -> None:
-        if isinstance(sample, Example):
-            self._waiting.append((index, sample))
-            self._last_good = index
-            return
-        self._report(sample)
-        epoch = index - index % len(self._source)
-        is_last_of_epoch = index + self._shard[1] >= epoch + len(self._source)
-        if is_last_of_epoch and self._last_good < epoch:
-            raise ValueError(
-                f"a whole pass over {self._source!r} gave no usable sample; the last: {sample.name}: {sample.reason}"
-            )
+    def _packed(self, row: Row[Example]) -> list[Example]:
+        """The oldest samples of the row that fit into it, which are then handed out."""
+        lengths = [self._tokens_of(example) for _, example in row.waiting]
+        fit = first_fit(lengths, self._row_tokens, rows=1, samples_per_row=self._data.samples_per_row)
+        chosen = [row.waiting[place][1] for place in fit.rows[0]]
+        row.waiting = [row.waiting[place] for place in fit.left_over]
+        return chosen
 
     def _report(self, sample: BadSample) -> None:
-        if sample.name in self.bad:
-            return
-        self.bad[sample.name] = sample.reason
-        logger.warning("skipped %s: %s", sample.name, sample.reason)
+        self._bad_in_a_row += 1
+        if sample.name not in self.bad:
+            self.bad[sample.name] = sample.reason
+            logger.warning("skipped %s: %s", sample.name, sample.reason)
         if len(self.bad) > self._data.bad_samples:
             last = "; ".join(f"{name}: {reason}" for name, reason in list(self.bad.items())[-3:])
             raise ValueError(
                 f"{len(self.bad)} samples cannot be used, more than data.bad_samples={self._data.bad_samples}; "
                 f"repair or remove them, or raise the limit. The last: {last}"
+            )
+        samples = len(self._source)
+        if len(self.bad) >= samples or self._bad_in_a_row >= HOPELESS * samples:
+            raise ValueError(
+                f"a whole pass over {self._source!r} gave no usable sample; the last: {sample.name}: {sample.reason}"
             )
 
     def _tokens_of(self, example: Example) -> int:

@@ -1,10 +1,12 @@
-"""The order in which an endless stream visits a source: every sample once an epoch, each epoch in another order.
+"""The order in which an endless stream visits a source: every sample once an epoch, each epoch in another order; and
+which row of a batch takes which sample.
 
 In: a global index, from 0 without end. Out: the record whose turn it is. The order is a keyed permutation that is
 computed for one index alone (a Feistel network, walked until it falls inside the source), so seeking costs nothing and
 no list of a billion samples is kept. grain's own shuffle needs up to 50 ms an index when a source is small.
 """
 
+import functools
 import hashlib
 import sys
 
@@ -44,3 +46,23 @@ def shuffled(place: int, count: int, key: str) -> int:
         place = left << bits | right
         if place < count:
             return place
+
+
+def dealt(row: int, turn: int, rows: int, seed: int) -> int:
+    """The index that a row of the batch takes at its turn: each turn deals the next `rows` indices, one to each row.
+
+    Where a turn begins is random, so that no row is given the same part of a mixture for ever.
+    """
+    return turn * rows + (row + _rotation(turn, rows, seed)) % rows
+
+
+def taker(index: int, rows: int, seed: int) -> int:
+    """The row that takes an index: the inverse of `dealt`."""
+    turn, place = divmod(index, rows)
+    return (place - _rotation(turn, rows, seed)) % rows
+
+
+@functools.lru_cache(maxsize=4096)
+def _rotation(turn: int, rows: int, seed: int) -> int:
+    digest = hashlib.blake2b(b"%d" % turn, key=b"%d" % seed, digest_size=8).digest()
+    return int.from_bytes(digest, "little") % rows

@@ -8,17 +8,21 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lumina_jax.encoders.text import BATCH, TextEncoder
+from lumina_jax.parallel.multihost import barrier, gathered, is_first, is_shared
 
 CHUNK = 4 * BATCH
 """Captions held in memory while a set is encoded."""
+Chunk = tuple[Float[np.ndarray, "t c"], Int[np.ndarray, " n"]]
+"""Features of the tokens of n captions one after another, and how many tokens each has."""
 _FEATURES, _INDEX, _ABOUT = "features.f32", "index.npy", "about.json"
 
 
@@ -31,7 +35,8 @@ def encode_captions(
     """The features of every caption of a set, read from the cache or, the first time, encoded into it.
 
     An entry of the cache is one folder, renamed into place when it is complete, named by the encoder and the set. A
-    damaged entry is encoded anew. Memory stays bounded by CHUNK captions, whatever the size of the set.
+    damaged entry is encoded anew. Memory stays bounded by CHUNK captions, whatever the size of the set. The processes
+    of a job, which all call this, share the work if they share the folder, and each does all of it if they don't.
 
     Args:
       captions: any order; repeated ones count once. Include "" for the unconditional half of guidance.
@@ -40,23 +45,15 @@ def encode_captions(
     Raises:
       ValueError: there are no captions.
     """
-    unique = sorted(set(captions))
+    unique = sorted(set(captions), key=_digest_of_caption)
     if not unique:
         raise ValueError('there are no captions to encode; give at least one, such as ""')
-    name = f"{encoder.fingerprint}-{_digest_of_set(unique)}"
-    folder = Path(cache_folder) / name
-    if not _is_intact(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        partial = folder.with_name(f"{name}.partial-{uuid.uuid4().hex}")
-        partial.mkdir(parents=True)
-        try:
-            _write(partial, unique, encoder, progress)
-            os.replace(partial, folder)
-        except OSError:
-            if not _is_intact(folder):  # else another process has just finished the same set
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    folder = Path(cache_folder) / f"{encoder.fingerprint}-{_digest_of_set(sorted(unique))}"
+    if jax.process_count() > 1 and is_shared(Path(cache_folder)):
+        if not gathered(_is_intact(folder))[0]:
+            _encode_together(folder, unique, encoder, progress)
+    elif not _is_intact(folder):
+        _complete(folder, unique, encoder, _encoded(unique, encoder, range(0, len(unique), CHUNK), progress))
     return CaptionFeatures(folder)
 
 
@@ -105,25 +102,69 @@ class CaptionFeatures:
         return place if place < len(self) and self._digests[place] == digest else None
 
 
-def _write(
+def _encode_together(
     folder: Path, captions: list[str], encoder: TextEncoder, progress: Callable[[int, int], None] | None
 ) -> None:
+    """Each process encodes every so many-th chunk into a file, and the first joins them."""
+    parts = folder.with_name(f"{folder.name}.parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(captions), CHUNK)
+    own = [start for start in starts[jax.process_index() :: jax.process_count()] if not _part(parts, start).exists()]
+    for start, (features, lengths) in zip(own, _encoded(captions, encoder, own, progress)):
+        partial = parts / f"{uuid.uuid4().hex}.npz"
+        np.savez(partial, features=features, lengths=lengths)
+        os.replace(partial, _part(parts, start))
+    barrier("every chunk of captions is encoded")
+    if is_first():
+        loaded = (np.load(_part(parts, start)) for start in starts)
+        _complete(folder, captions, encoder, ((part["features"], part["lengths"]) for part in loaded))
+        shutil.rmtree(parts)
+    barrier("the features of the captions are complete")
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"{start:09}.part"
+
+
+def _encoded(
+    captions: list[str], encoder: TextEncoder, starts: Iterable[int], progress: Callable[[int, int], None] | None
+) -> Iterator[Chunk]:
+    """The chunks that begin at these places."""
+    for start in starts:
+        chunk = captions[start : start + CHUNK]
+        features, segment_ids = encoder.encode(chunk)
+        real = np.asarray(segment_ids) > 0
+        yield np.asarray(features, np.float32)[real], real.sum(axis=1)
+        if progress is not None:
+            progress(start + len(chunk), len(captions))
+
+
+def _complete(folder: Path, captions: list[str], encoder: TextEncoder, chunks: Iterable[Chunk]) -> None:
+    """An entry of the cache from all chunks; it appears when it is complete."""
+    shutil.rmtree(folder, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
+    partial.mkdir(parents=True)
+    try:
+        _write(partial, captions, encoder, chunks)
+        os.replace(partial, folder)
+    except OSError:
+        if not _is_intact(folder):  # else another process has just finished the same set
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, captions: list[str], encoder: TextEncoder, chunks: Iterable[Chunk]) -> None:
     """Features in the order of the captions' digests; the index: digests, and where each caption's tokens end."""
     digests = np.array([_digest_of_caption(caption) for caption in captions], np.uint64)
-    order = np.argsort(digests)
-    index = np.stack([digests[order], np.zeros_like(digests)])
-    assert np.all(index[0, 1:] != index[0, :-1]), "two captions with one 64-bit digest"
+    assert np.all(digests[1:] != digests[:-1]), "two captions with one 64-bit digest"
+    lengths = []
     with open(folder / _FEATURES, "wb") as file:
-        for start in range(0, len(captions), CHUNK):
-            chunk = order[start : start + CHUNK]
-            features, segment_ids = encoder.encode([captions[place] for place in chunk])
-            real = np.asarray(segment_ids) > 0
-            file.write(np.asarray(features, np.float32)[real].tobytes())
-            index[1, start : start + len(chunk)] = real.sum(axis=1)
-            if progress is not None:
-                progress(start + len(chunk), len(captions))
-    index[1] = np.cumsum(index[1])
-    np.save(folder / _INDEX, index)
+        for features, of_captions in chunks:
+            file.write(np.asarray(features, np.float32).tobytes())
+            lengths.append(of_captions)
+    ends = np.cumsum(np.concatenate(lengths)).astype(np.uint64)
+    np.save(folder / _INDEX, np.stack([digests, ends]))
     about = {"width": encoder.width, "max_tokens": encoder.max_tokens, "digest": _digest_of_entry(folder)}
     (folder / _ABOUT).write_text(json.dumps(about))
 

@@ -25,7 +25,12 @@ from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Latents, Prompt, Task
+<<<<<<< HEAD
 from lumina_jax.mel import QUIET, frames_of, unit_to_mel, whole_frames
+=======
+from lumina_jax.mel import frames_of, unit_to_mel
+from lumina_jax.parallel.multihost import whole
+>>>>>>> 591be011d6717d084b61b258ae7bb108405d2fa0
 from lumina_jax.tokens import TextFeatures, unit_to_pixels
 
 Sample = UInt8[np.ndarray, "_ _ _ 3"] | Float[np.ndarray, "_ 80"]
@@ -133,6 +138,7 @@ class Pipeline:
 
     def _decoded(self, latents: Latents, modality: str | None) -> Iterable[Sample]:
         """Samples of latents. An autoencoder decodes frames one after another, so memory is that of one."""
+        latents = whole(latents)
         if self.config.data_of(modality).seconds is not None:
             values = np.asarray(latents)[:, 0, 0]
             if self._vae is None:
@@ -182,7 +188,7 @@ class Pipeline:
 
     def _condition(self, prompts: Sequence[str]) -> TextFeatures | Int[Array, "b 1"]:
         if self._encoder is not None:
-            return jax.tree.map(jnp.asarray, self._encoder.encode(prompts))
+            return jax.tree.map(np.asarray, self._encoder.encode(prompts))  # on no device: the model may be on others
         return jnp.asarray([[_label(prompt, self.config.model.classes)] for prompt in prompts])
 
 

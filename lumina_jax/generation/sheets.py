@@ -131,9 +131,16 @@ def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape
 
 
 def sheet_writer(
+<<<<<<< HEAD
     config: Config, encoder: TextEncoder | None, writer: ImageWriter, vae: ImageVae | SoundVae | None = None
+=======
+    config: Config, encoder: TextEncoder | None, writer: ImageWriter | None, vae: ImageVae | None = None
+>>>>>>> 591be011d6717d084b61b258ae7bb108405d2fa0
 ) -> Callable[[int, dict[str, Any]], None]:
-    """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder."""
+    """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder.
+
+    All processes of a job draw, since each has a part of the parameters; the one with a writer writes.
+    """
     pipeline = new_pipeline(config, None, encoder, vae)
     prompts, folder = config.run.sample_prompts, run_folder(config) / "samples"
     shape = [shape_for(config, prompt) for prompt in prompts]
@@ -142,7 +149,7 @@ def sheet_writer(
         pipeline.parameters = parameters
         batch = min(SHEET_BATCH, len(prompts))
         samples = pipeline(prompts, config.sample, seed=config.run.seed, shape=shape, batch=batch)
-        if jax.process_index() == 0:
+        if writer is not None:
             sheet = contact_sheet([picture_of(sample) for sample in samples], prompts)
             save_png(Path(folder) / f"step_{step:07}.png", sheet, {"step": step, "prompts": list(prompts)})
             writer.image(step, "samples", sheet)

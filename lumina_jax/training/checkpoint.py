@@ -1,7 +1,8 @@
 """Checkpoints of a run: written in the background, whole or not at all, restored onto any mesh.
 
 In: a state (any tree of arrays, typed random keys included), the place in the data (a JSON dictionary) and the
-configuration. Out: a folder for each step, of which the newest and every `keep_every`-th are kept.
+configuration. Out: a folder for each step, of which the newest and every `keep_every`-th are kept. Each process of a
+job writes its part of the arrays, and any number of processes reads them.
 
 On disk the state is flat: each array under its path, such as `ema.blocks.mlp.up.kernel`, so that a part of it can be
 read alone. A step's folder gets its name only when it is complete; what a killed process leaves behind has another
@@ -10,6 +11,7 @@ name, is never read, and is removed when the next run opens the folder.
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -20,6 +22,7 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from lumina_jax.config import Config, ModelConfig
 
@@ -33,7 +36,8 @@ class Checkpoints:
     """The checkpoints in one folder.
 
     Args:
-      folder: created if missing, unless `read_only`.
+      folder: created if missing, unless `read_only`; also a URL such as gs://bucket/name, with gcsfs installed. All
+        processes of a job open the same one.
       keep: so many of the newest are kept.
       keep_every: besides those, every step that is a multiple of it is kept.
       read_only: neither create, nor write, nor clean up: the way to read the checkpoints of a run that still trains.
@@ -45,7 +49,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, *, keep: int = 1, keep_every: int | None = None, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax reports there, it also raises
-        self._folder = Path(folder).absolute()
+        self._folder = _place(folder)
         if read_only and not self._folder.is_dir():
             raise ValueError(f"there are no checkpoints in {self._folder}; name the folder of a run that has saved one")
         if not read_only:
@@ -129,6 +133,14 @@ class Checkpoints:
             with self._writing():
                 self._manager.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; but after an error of one of several processes, wait for nobody: the others don't come."""
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
     def _restore(self, step: int, abstract: Tree, *, prefix: str, whole: bool) -> Tree:
         wanted = {prefix + name: leaf for name, leaf in _flat(abstract).items()}
         self._check_arrays(step, wanted, whole=whole)
@@ -186,6 +198,19 @@ class Checkpoints:
                 f"a checkpoint cannot be written to {self._folder} ({_reason(error)}); complete checkpoints "
                 "are untouched; free space there, or choose another run.root, and start the same command again"
             ) from error
+
+
+def _place(folder: str | Path) -> epath.Path:
+    """An absolute path, or a URL as it is.
+
+    Raises:
+      ValueError: what reads such URLs is not installed.
+    """
+    if "://" not in str(folder):
+        return epath.Path(Path(folder).absolute())
+    if str(folder).startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+        raise ValueError(f"checkpoints in {folder} need gcsfs; pip install 'lumina_jax[gcs]'")
+    return epath.Path(folder)
 
 
 def check_same_model(saved: ModelConfig, current: ModelConfig, rule: str) -> None:

@@ -3,13 +3,17 @@
 In: a state, a compiled step and a stream of batches. Out: the state at the last step, checkpoints, metrics, sheets.
 
 Three promises. A loss or gradient that is not finite stops the run with its step, before anything is saved. SIGTERM
-saves after the running step and ends the run as finished. What a checkpoint holds, state and place in the data,
-continues bit for bit.
+saves after the running step and ends the run as finished; to one of several processes, it does so in all of them after
+the same step. What a checkpoint holds, state and place in the data, continues bit for bit, in any number of processes.
 """
 
+<<<<<<< HEAD
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+=======
+from collections.abc import Callable
+>>>>>>> 591be011d6717d084b61b258ae7bb108405d2fa0
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -17,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lumina_jax.config import Config
+from lumina_jax.parallel.multihost import check_agreement, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
 from lumina_jax.training.feed import Feed
 from lumina_jax.training.metrics import MetricWriter, Progress, Speed
@@ -48,10 +53,13 @@ def train(
     batches: Feed,
     *,
     checkpoints: Checkpoints,
-    writer: MetricWriter,
+    writer: MetricWriter | None,
     show: Show | None = None,
 ) -> TrainState:
     """Train to `run.steps`, or to a SIGTERM.
+
+    Args:
+      writer: of the metrics, in the process that writes them; None in the others.
 
     Raises:
       NotFiniteError: the loss or the gradient of a step is not finite.
@@ -60,13 +68,14 @@ def train(
     start = int(state.step)
     pending: tuple[int, StepMetrics] | None = None
     speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
-    with stop_requests() as stop_requested, Progress(run.steps, start, run.name) as progress:
+    shown = Progress(run.steps, start, run.name, is_shown=is_first())
+    with stop_requests() as stop_requested, shown as progress:
         for number in range(start + 1, run.steps + 1):
             state, metrics = step(state, next(batches))
             if pending is not None:  # of the step before, so that the device never waits for the host
                 speed.count(curves.add(_check(*pending)))
             pending = (number, metrics)
-            stopping = stop_requested() or number == run.steps
+            stopping = stop_requested(number) or number == run.steps
             logging = stopping or number % run.log_every == 0
             saving = stopping or number % run.checkpoint_every == 0
             showing = show is not None and run.sample_every is not None and number % run.sample_every == 0
@@ -79,9 +88,10 @@ def train(
                 values = curves.values(checked) | {
                     "learning_rate": float(rate(number - 1)),
                     "images_per_second": speed.measure() or 0.0,
-                    "bad_samples": len(batches.state()["bad"]),
+                    "bad_samples": batches.bad_samples(),
                 }
-                writer.write(number, values)
+                if writer is not None:
+                    writer.write(number, values)
                 progress.advance(number, values)
             if saving:
                 checkpoints.save(number, state, batches.state(), config.to_json())
@@ -107,36 +117,33 @@ def restored_or_new(
       initial: makes the parameters of a new state; None: they are random, from the seed.
 
     Raises:
-      ValueError: the checkpoint is of another model, or cannot be read.
+      ValueError: the checkpoint is of another model, or cannot be read; or not all processes find it.
     """
-    newest = checkpoints.latest()
+    newest = check_newest(config, checkpoints)
     if newest is None:
         return create_state(config, mesh, None if initial is None else initial())
     saved = checkpoints.restore_config(newest)
-    check_same_model(saved.model, config.model, "a run must resume with its own model")
     state = checkpoints.restore(newest, abstract_state(config, mesh))
     stream.restore(checkpoints.restore_data(newest))
-    print(f"continuing from step {newest} of {config.run.steps}", flush=True)
+    say(f"continuing from step {newest} of {config.run.steps}")
     for section in ("data", "text", "vae", "flow", "optimizer"):
         for change in changed_fields(section, getattr(saved, section), getattr(config, section), but=PLACES):
-            print(f"  {change}", flush=True)
+            say(f"  {change}")
     return state
 
 
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM only asks to stop; the value tells whether it did."""
-    asked = False
+def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
+    """The newest checkpoint, None if there is none, after a look at whose it is: what can be known before long work.
 
-    def ask(*_: Any) -> None:
-        nonlocal asked
-        asked = True
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    Raises:
+      ValueError: it is of another model, or not all processes find it.
+    """
+    newest = checkpoints.latest()
+    check_agreement({"the newest checkpoint": newest}, "all need the same folder: see run.checkpoints")
+    if newest is not None:
+        saved = checkpoints.restore_config(newest)
+        check_same_model(saved.model, config.model, "a run must resume with its own model")
+    return newest
 
 
 class Curves:

@@ -116,15 +116,25 @@ class Progress:
       total: steps of the whole run.
       start: steps done before.
       description: stands before the bar.
+      is_shown: False: say nothing, as all but one process of a job do.
       clock: gives seconds.
     """
 
-    def __init__(self, total: int, start: int, description: str, *, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        total: int,
+        start: int,
+        description: str,
+        *,
+        is_shown: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         from rich.console import Console
 
         self._total, self._description, self._clock = total, description, clock
-        self._console = Console()
-        self._bar = _bar(self._console) if self._console.is_terminal else None
+        self._console = Console(quiet=not is_shown)
+        self._is_shown = is_shown
+        self._bar = _bar(self._console) if is_shown and self._console.is_terminal else None
         self._task = self._bar and self._bar.add_task(description, total=total, completed=start, shown="")
         self._first: tuple[int, float] | None = None
 
@@ -146,14 +156,14 @@ class Progress:
         shown = {} if metrics is None else {"shown": "  ".join(self._texts(step, metrics))}
         if self._bar is not None:
             self._bar.update(self._task, completed=step, **shown)
-        elif metrics is not None:
+        elif metrics is not None and self._is_shown:
             print(f"{self._description} {step}/{self._total}  {shown['shown']}", flush=True)
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        else:
+        elif self._is_shown:
             print(text, flush=True)
 
     def _texts(self, step: int, metrics: Mapping[str, SupportsFloat]) -> list[str]:

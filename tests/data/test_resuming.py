@@ -1,15 +1,21 @@
-"""Streams stopped and continued, by any number of workers and shards."""
+"""Streams stopped and continued, by any number of workers, and by processes that make some rows of each batch."""
 
 import itertools
 import json
+import os
+import subprocess
+import sys
+import time
 
+import jax
+import numpy as np
 import pytest
 from numbered import LABEL, PACKED, TEXT, Lookup, Numbered, assert_same, labels_of, small, take
 
 from lumina_jax.config import DataConfig
 from lumina_jax.data.batches import Stream, merge_states
 from lumina_jax.data.emoji_source import EmojiSource
-from lumina_jax.data.order import shuffled
+from lumina_jax.data.order import dealt, shuffled, taker
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -39,11 +45,15 @@ def test_a_restored_stream_seeks_and_does_not_replay():
             return super().__getitem__(index)
 
     stream = Stream(Counting(12), small(), LABEL, seed=0)
-    stream.restore({"position": 10**9, "waiting": [5], "shard": [0, 1], "samples": 12, "bad": {}})
-    assert Counting.reads == 1
+    about = {"rows": None, "batch_rows": 4, "seed": 0, "samples": 12, "bad": {}}
+    stream.restore({"position": 10**9, "waiting": [5], **about})
+    assert Counting.reads == 0
     with stream:
         next(stream)
-    assert stream.state()["position"] == 10**9 + 3
+    after = stream.state()
+    assert after["position"] == 10**9 + 4
+    assert len(after["waiting"]) == 1
+    assert after["waiting"][0] >= 10**9
     assert Counting.reads < 20
 
 
@@ -56,35 +66,52 @@ def test_closing_and_going_on_changes_nothing():
         assert_same(batches + take(stream, 2), expected)
 
 
-def test_two_shards_share_the_samples_of_one_stream():
-    def opened(shard):
-        return Stream(Numbered(13), small(batch_rows=8), LABEL, seed=2, shard=shard)
+@pytest.mark.parametrize("data", [small(batch_rows=8), PACKED], ids=["one sample a row", "packed"])
+@pytest.mark.parametrize("parts", [[range(0, 2), range(2, 4)], [range(0, 4, 2), range(1, 4, 2)], [[3], [1], [0, 2]]])
+def test_a_row_is_the_same_whoever_makes_it(data, parts):
+    factor = data.batch_rows // 4
+    parts = [[row + 4 * part for row in rows for part in range(factor)] for rows in parts]
 
-    with opened((0, 1)) as one, opened((0, 2)) as left, opened((1, 2)) as right:
-        for _ in range(5):
-            half, other = labels_of([next(left)]), labels_of([next(right)])
-            assert [label for pair in zip(half, other) for label in pair] == labels_of([next(one)])
+    def opened(rows):
+        return Stream(EmojiSource(48, "train"), data, TEXT, seed=2, features=Lookup(), rows=rows)
+
+    with opened(None) as stream:
+        whole = take(stream, 6)
+    for rows in parts:
+        with opened(rows) as stream:
+            assert_same(take(stream, 6), jax.tree.map(lambda x, rows=rows: x[np.array(rows)], whole))
+
+
+@pytest.mark.parametrize("rows", [6, 7])
+def test_every_row_sees_every_part_of_a_mixture(rows):
+    """Parts of a mixture follow each other in a fixed pattern; a row must not be given one part for ever."""
+    parts = np.array([[dealt(row, turn, rows, 3) % 2 for turn in range(400)] for row in range(rows)])
+    assert np.abs(parts.mean(axis=1) - 0.5).max() < 0.1
+    dealt_out = [dealt(row, turn, rows, 3) for turn in range(50) for row in range(rows)]
+    assert sorted(dealt_out) == list(range(50 * rows))
+    assert [taker(index, rows, 3) for index in dealt_out] == [row for _ in range(50) for row in range(rows)]
 
 
 BROKEN = (4, 9, 11)
 
 
-def drifting(shard):
-    """Shards that each meet their own bad samples and leave their own waiting, so that one runs ahead."""
+def drifting(rows=None, batch_rows=4):
+    """Rows that each meet their own bad samples and leave their own waiting, so that one runs ahead."""
     source = Numbered(37, size=(9, 16), broken=BROKEN)
-    data = small(image_size=16, crop="buckets", row_tokens=45, samples_per_row=3)
-    return Stream(source, data, LABEL, seed=2, shard=shard)
+    data = small(image_size=16, crop="buckets", row_tokens=45, samples_per_row=3, batch_rows=batch_rows)
+    return Stream(source, data, LABEL, seed=2, rows=rows)
 
 
-def test_merged_states_lose_and_repeat_nothing_under_another_number_of_shards():
+@pytest.mark.parametrize("rows", [4, 3, 8])
+def test_merged_states_lose_and_repeat_nothing_under_another_number_of_processes_and_rows(rows):
     states, labels = [], []
     for index in range(2):
-        with drifting((index, 2)) as stream:
+        with drifting([index, index + 2]) as stream:
             labels += labels_of(take(stream, 5 + index))
             states.append(stream.state())
     merged = json.loads(json.dumps(merge_states(states)))
     assert merged["position"] == max(state["position"] for state in states) > min(state["position"] for state in states)
-    with drifting((0, 1)) as stream:
+    with drifting(batch_rows=rows) as stream:
         stream.restore(merged)
         labels += labels_of(take(stream, 6))
         end = stream.state()
@@ -94,25 +121,56 @@ def test_merged_states_lose_and_repeat_nothing_under_another_number_of_shards():
     assert end["position"] > 37
 
 
-def test_a_merged_state_continues_each_shard_bit_for_bit():
+def test_a_merged_state_continues_every_row_bit_for_bit_in_any_processes():
     states, expected = [], []
-    for index in range(2):
-        with drifting((index, 2)) as stream:
-            take(stream, 3 + index)
+    for rows in ([0, 1], [2, 3]):
+        with drifting(rows) as stream:
+            take(stream, 4)
             states.append(stream.state())
-            expected.append(take(stream, 4))
+            expected.append(take(stream, 5))
+    merged = merge_states([*states, states[0]])
     for index, state in itertools.product(range(2), ("own", "merged")):
-        with drifting((index, 2)) as stream:
-            stream.restore(states[index] if state == "own" else merge_states(states))
-            assert_same(take(stream, 4), expected[index])
+        with drifting([2 * index, 2 * index + 1]) as stream:
+            stream.restore(states[index] if state == "own" else merged)
+            assert_same(take(stream, 5), expected[index])
+    with drifting() as stream:
+        stream.restore(merged)
+        assert stream.state() == merged
+        assert_same(take(stream, 5), jax.tree.map(lambda *halves: np.concatenate(halves), *expected))
 
 
-def test_the_state_of_one_shard_alone_is_refused_by_others():
-    with drifting((1, 2)) as stream:
+def test_the_state_of_some_rows_alone_is_refused_by_others():
+    with drifting([1, 3]) as stream:
         next(stream)
         state = stream.state()
-    for shard in ((0, 2), (0, 1)):
+    for rows in ([0, 2], None):
         with pytest.raises(ValueError, match="merge_states"):
-            drifting(shard).restore(state)
-    with pytest.raises(ValueError, match="every shard once"):
+            drifting(rows).restore(state)
+    with pytest.raises(ValueError, match=r"missing=\[0, 2\]"):
         merge_states([state, state])
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """Also when it is killed and can tell them nothing."""
+    process = subprocess.Popen([sys.executable, "-c", ORPHANS], env=WITH_TESTS, stdout=subprocess.PIPE, text=True)
+    workers = [int(word) for word in process.stdout.readline().split()]
+    assert len(workers) == 1
+    process.kill()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{worker}") for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{worker}") for worker in workers)
+
+
+WITH_TESTS = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{os.path.dirname(__file__)}"}
+ORPHANS = """
+import multiprocessing, time
+from numbered import LABEL, Numbered, small
+from lumina_jax.data.batches import Stream
+
+if __name__ == "__main__":
+    stream = Stream(Numbered(12), small(workers=1), LABEL, seed=0)
+    next(stream)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(60)
+"""

@@ -1,0 +1,39 @@
+"""Settings of a run of several processes; see docs/tpu-vm.md."""
+
+from dataclasses import dataclass
+
+from lumina_jax.config.model import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostsConfig:
+    """How the processes of one job find each other. On TPU VMs nothing need be said.
+
+    Elsewhere each process is given the same command but for its index. The variables JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID stand for the flags that are not given.
+    """
+
+    coordinator: str = ""
+    """Address of process 0, such as 10.0.0.2:8476 (the port above it is used, too); 'auto' under Slurm or Open MPI."""
+    count: int | None = None
+    """Processes of the job; 1: this one alone, also on a TPU VM that is part of a slice."""
+    index: int | None = None
+    """Of this process, from 0."""
+    start_timeout: int = 300
+    """Seconds within which all processes must have started."""
+    silence: int = 60
+    """A host from which nothing came for so many seconds is taken for lost, which ends the job. That a process was
+    killed is known at once."""
+    stopped_status: int = 0
+    """Exit status of a run that was asked to stop (SIGTERM) before its last step. Launchers that start a failed job
+    again, as JobSet does, need another than 0."""
+
+    def __post_init__(self) -> None:
+        require(self.count is None or self.count >= 1, f"hosts.count={self.count} must be at least 1")
+        require(
+            self.index is None or (self.index >= 0 and (self.count is None or self.index < self.count)),
+            f"hosts.index={self.index} must be from 0 to hosts.count - 1",
+        )
+        for name in ("start_timeout", "silence"):
+            require(getattr(self, name) >= 1, f"hosts.{name}={getattr(self, name)} must be at least 1")
+        require(0 <= self.stopped_status <= 255, f"hosts.stopped_status={self.stopped_status} must be from 0 to 255")

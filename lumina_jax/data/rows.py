@@ -1,0 +1,106 @@
+"""The place of a stream in its data: which samples the rows of the batches have handed out.
+
+Every row of the batch is a stream of its own: at each turn it takes one index (`data.order.dealt`), packs from the
+oldest it has, and never looks at its neighbours. So a row is the same whichever process makes it, and a place in the
+data is one set of indices whatever the number of processes: all below `position` but those in `waiting` were handed
+out or unusable, and all from it on were not.
+
+    {"position": 12, "waiting": [9, 11], "rows": None, "batch_rows": 4, "seed": 0, "samples": 37, "bad": {}}
+
+`rows` lists the rows that a state is about, None all of them; `merge_states` joins those of several processes.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from lumina_jax.data.order import dealt, taker
+
+Sample = TypeVar("Sample")
+State = dict[str, Any]
+
+
+class Row(Generic[Sample]):
+    """One row: the samples it has read and not handed out, oldest first, and the indices that follow."""
+
+    def __init__(self, number: int, rows: int, seed: int) -> None:
+        self.number = number
+        self.waiting: list[tuple[int, Sample]] = []
+        self._rows, self._seed = rows, seed
+        self._backlog: deque[int] = deque()
+        self.turn = 0
+
+    def upcoming(self) -> Iterator[int]:
+        """The indices that it will take, without end."""
+        later = (dealt(self.number, turn, self._rows, self._seed) for turn in itertools.count(self.turn))
+        return itertools.chain(tuple(self._backlog), later)
+
+    def take(self) -> int:
+        """Its next index, which is then behind it."""
+        if self._backlog:
+            return self._backlog.popleft()
+        self.turn += 1
+        return dealt(self.number, self.turn - 1, self._rows, self._seed)
+
+    def missing(self, turn: int) -> list[int]:
+        """The indices of its turns before `turn` that it has not handed out."""
+        own = [index for index, _ in self.waiting] + list(self._backlog)
+        return own + [dealt(self.number, before, self._rows, self._seed) for before in range(self.turn, turn)]
+
+    def seek(self, turn: int, backlog: Iterable[int]) -> None:
+        """Go on with these indices and after them with this turn."""
+        self.waiting, self._backlog, self.turn = [], deque(sorted(backlog)), turn
+
+
+def place_of(rows: Sequence[Row], batch_rows: int) -> State:
+    """Position and waiting indices of these rows of a batch of `batch_rows`."""
+    turn = max(row.turn for row in rows)
+    waiting = sorted(index for row in rows for index in row.missing(turn))
+    whole = len(rows) == batch_rows
+    return {
+        "position": turn * batch_rows,
+        "waiting": waiting,
+        "rows": None if whole else [row.number for row in rows],
+        "batch_rows": batch_rows,
+    }
+
+
+def seek(rows: Sequence[Row], batch_rows: int, seed: int, state: Mapping[str, Any]) -> None:
+    """Put rows to the place that a state says, which may be that of a batch of another number of rows."""
+    turn = -(-state["position"] // batch_rows)
+    backlog: dict[int, list[int]] = {row.number: [] for row in rows}
+    for index in itertools.chain(state["waiting"], range(state["position"], turn * batch_rows)):
+        number = taker(index, batch_rows, seed)
+        if number in backlog:
+            backlog[number].append(index)
+    for row in rows:
+        row.seek(turn, backlog[row.number])
+
+
+def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
+    """The states of all processes as one, which any number of processes can restore, and batches of any size.
+
+    Processes that make the same rows, as those do that share the tokens of a row, count once.
+
+    Raises:
+      ValueError: a row is in no state, or the states are of different streams.
+    """
+    batch_rows, seed = states[0]["batch_rows"], states[0]["seed"]
+    if any((state["batch_rows"], state["seed"]) != (batch_rows, seed) for state in states):
+        raise ValueError("merging needs the states of one stream, but they differ in the rows of a batch or the seed")
+    owner: dict[int, Mapping[str, Any]] = {}
+    for state in states:
+        for row in range(batch_rows) if state["rows"] is None else state["rows"]:
+            owner.setdefault(row, state)
+    if missing := sorted(set(range(batch_rows)) - owner.keys()):
+        raise ValueError(f"merging needs the state of every row of the batch, but {missing=}; give those of all")
+    position = max(state["position"] for state in states)
+    waiting: set[int] = set()
+    for state in states:
+        waiting.update(index for index in state["waiting"] if owner[taker(index, batch_rows, seed)] is state)
+    for row, state in owner.items():  # what others have passed and this row has not taken yet
+        turns = range(state["position"] // batch_rows, position // batch_rows)
+        waiting.update(dealt(row, turn, batch_rows, seed) for turn in turns)
+    bad = {name: reason for state in states for name, reason in state["bad"].items()}
+    return {**states[0], "rows": None, "position": position, "waiting": sorted(waiting), "bad": bad}

@@ -1,0 +1,244 @@
+"""A line between the processes of a job, over which they meet, and learn at once when one of them is gone.
+
+In: the address of process 0, which listens there; every other process keeps a connection to it. Out: `Watch.meet`
+returns when all have come, or says who is missing. From then on the end of a process that said no goodbye (its
+connection closes when it is killed; nothing comes from a host that lost power or network) ends every other one
+within a second, with a message on stderr. Otherwise they would wait in the next collective for minutes or for ever.
+
+One JSON object a line: {"index", "count", "name"} at first, then {"alive"}, {"failed": why} or {"bye"}; from process 0
+{"all": true} when all have come, {"alive"}, {"end": why} or {"bye"}.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Address = tuple[str, int]
+RETRY = 0.2
+"""Seconds between attempts to reach process 0."""
+ENDED_BY_OTHERS = 143
+"""Exit status of a process that ends because another is gone: that of a program ended by SIGTERM. Launchers, such as
+XPK, start a job again after it, and not after 1, which an error of the settings gives."""
+FAREWELL = 0.5
+"""Seconds that process 0 waits before it ends, so that its last words arrive."""
+
+
+def end_process(why: str) -> None:
+    """Say why on stderr and end this process, whatever it waits for."""
+    print(f"error: {why}\nThis process ends too; start all of them again to go on.", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(ENDED_BY_OTHERS)
+
+
+class Watch:
+    """This process's end of the line.
+
+    Args:
+      index: of this process; 0 listens, the others connect.
+      count: processes of the job.
+      address: host and port of process 0, or several to try.
+      silence: a process from which nothing came for so many seconds counts as gone.
+      end: called with the reason when the job has ended.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        addresses: list[Address],
+        *,
+        silence: float,
+        end: Callable[[str], None] = end_process,
+    ) -> None:
+        self._index, self._count, self._addresses, self._silence, self._end = index, count, addresses, silence, end
+        self._lines: dict[int, socket.socket] = {}
+        self._names: dict[int, str] = {}
+        self._left: set[int] = set()
+        self._changed = threading.Condition()
+        self._all_here, self._refusal, self._closed = False, "", False
+        self._listener: socket.socket | None = None
+
+    def listen(self) -> int:
+        """Process 0: accept connections from now on; returns the port."""
+        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        self._listener = socket.create_server(
+            ("", self._addresses[0][1]), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=1024
+        )
+        self._start(self._accept)
+        return self._listener.getsockname()[1]
+
+    def meet(self, timeout: float) -> None:
+        """Return when every process is here.
+
+        Raises:
+          RuntimeError: after `timeout` seconds some are not, or two processes say they are the same.
+        """
+        deadline = time.monotonic() + timeout
+        if self._index:
+            self._connect(deadline, timeout)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._refusal or self._all_here or (not self._index and len(self._lines) == self._count - 1),
+                timeout=max(0.0, deadline - time.monotonic()) + (RETRY + FAREWELL if self._index else 0),
+            )
+            if self._refusal:
+                why = self._refusal
+            elif self._all_here or (not self._index and len(self._lines) == self._count - 1):
+                self._all_here, why = True, ""
+            else:
+                missing = sorted(set(range(1, self._count)) - self._lines.keys()) if not self._index else []
+                which = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else "some"
+                why = (
+                    f"all {self._count} processes of the job must start within {timeout:g} seconds of each other, but "
+                    f"{which} did not come; start them on every host with the same command, or set hosts.count to the "
+                    "number of processes"
+                )
+        self._tell_all({"end": why} if why else {"all": True})
+        if why:
+            time.sleep(0 if self._index else FAREWELL)
+            raise RuntimeError(why)
+        self._start(self._beat)
+
+    def fail(self, why: str) -> None:
+        """Tell the others that this process ends with an error, which ends them too."""
+        with self._changed:
+            self._closed = True
+        self._tell_all({"failed": why} if self._index else {"end": self._described(0, f"stopped: {why}")})
+        time.sleep(FAREWELL)
+
+    def close(self) -> None:
+        """Say goodbye: this process is done, and the others may be or not."""
+        with self._changed:
+            self._closed = True
+        self._tell_all({"bye": True})
+        for line in [*self._lines.values(), *([self._listener] if self._listener else [])]:
+            with contextlib.suppress(OSError):
+                line.close()
+
+    def _connect(self, deadline: float, timeout: float) -> None:
+        line = None
+        while line is None:
+            for address in self._addresses:
+                with contextlib.suppress(OSError):
+                    line = socket.create_connection(address, timeout=2)
+                    break
+            else:
+                if time.monotonic() > deadline:
+                    host, port = self._addresses[0]
+                    raise RuntimeError(
+                        f"process 0 must answer at {host}:{port}, but did not within {timeout:g} seconds; start it "
+                        "there, and let the other hosts reach this port and the one below it"
+                    )
+                time.sleep(RETRY)
+        self._lines[0] = line
+        self._names[0] = self._addresses[0][0]
+        self._tell(line, {"index": self._index, "count": self._count, "name": _own_name()})
+        self._start(self._follow, 0, self._messages(line))
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while not self._closed:
+            try:
+                line, _ = self._listener.accept()
+            except OSError:
+                return
+            self._start(self._welcome, line)
+
+    def _welcome(self, line: socket.socket) -> None:
+        """A new connection: one of the job, or someone who has the wrong number."""
+        messages = self._messages(line)
+        hello = next(messages, {})
+        index, count = hello.get("index"), hello.get("count")
+        if not isinstance(index, int):
+            line.close()
+            return
+        problem = ""
+        if count != self._count or not 0 < index < self._count:
+            problem = f"process {index} was started with hosts.count={count}, and process 0 with {self._count}"
+        elif index in self._lines:
+            problem = f"two processes were started with hosts.index={index}: {self._names[index]} and {hello['name']}"
+        with self._changed:
+            if problem:
+                self._refusal = self._refusal or f"every process must have its own place in the job, but {problem}"
+                self._tell(line, {"end": self._refusal})
+            else:
+                self._names[index], self._lines[index] = str(hello.get("name")), line
+            self._changed.notify_all()
+        if not problem:
+            self._follow(index, messages)
+
+    def _follow(self, index: int, messages: Iterator[dict[str, Any]]) -> None:
+        """Hear what process `index` says, until it goes."""
+        for message in messages:
+            if "all" in message:
+                with self._changed:
+                    self._all_here = True
+                    self._changed.notify_all()
+            elif "end" in message:
+                self._over(message["end"])
+                return
+            elif "failed" in message:
+                self._over(self._described(index, f"stopped: {message['failed']}"))
+                return
+            elif "bye" in message:
+                self._left.add(index)
+                return
+        self._over(self._described(index, "is gone: it was killed, or its host is lost"))
+
+    def _messages(self, line: socket.socket) -> Iterator[dict[str, Any]]:
+        """What comes over a connection, up to its end or a silence."""
+        line.settimeout(self._silence)
+        with contextlib.suppress(OSError, ValueError), line.makefile("r") as words:
+            for word in words:
+                message = json.loads(word)
+                if not isinstance(message, dict):  # a stranger
+                    return
+                yield message
+
+    def _over(self, why: str) -> None:
+        """The job has ended: pass it on, and end."""
+        with self._changed:
+            if self._closed:
+                return
+            if not self._all_here:  # `meet` is still waiting, and raises it
+                self._refusal = self._refusal or why
+                self._changed.notify_all()
+                return
+            self._closed = True
+        if not self._index:
+            self._tell_all({"end": why})
+            time.sleep(FAREWELL)
+        self._end(why)
+
+    def _beat(self) -> None:
+        while not self._closed:
+            self._tell_all({"alive": True})
+            time.sleep(self._silence / 4)
+
+    def _tell_all(self, message: dict[str, Any]) -> None:
+        for index, line in list(self._lines.items()):
+            if index not in self._left:
+                self._tell(line, message)
+
+    @staticmethod
+    def _tell(line: socket.socket, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # whoever listens to that line learns that it is broken
+            line.sendall(json.dumps(message).encode() + b"\n")
+
+    def _described(self, index: int, what: str) -> str:
+        name = _own_name() if index == self._index else self._names.get(index, "")
+        return f"process {index} of {self._count} ({name}) {what}"
+
+    @staticmethod
+    def _start(target: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()}, process id {os.getpid()}"
