@@ -25,12 +25,8 @@ from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Latents, Prompt, Task
-<<<<<<< HEAD
 from lumina_jax.mel import QUIET, frames_of, unit_to_mel, whole_frames
-=======
-from lumina_jax.mel import frames_of, unit_to_mel
 from lumina_jax.parallel.multihost import whole
->>>>>>> 591be011d6717d084b61b258ae7bb108405d2fa0
 from lumina_jax.tokens import TextFeatures, unit_to_pixels
 
 Sample = UInt8[np.ndarray, "_ _ _ 3"] | Float[np.ndarray, "_ 80"]

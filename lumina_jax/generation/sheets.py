@@ -131,11 +131,10 @@ def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape
 
 
 def sheet_writer(
-<<<<<<< HEAD
-    config: Config, encoder: TextEncoder | None, writer: ImageWriter, vae: ImageVae | SoundVae | None = None
-=======
-    config: Config, encoder: TextEncoder | None, writer: ImageWriter | None, vae: ImageVae | None = None
->>>>>>> 591be011d6717d084b61b258ae7bb108405d2fa0
+    config: Config,
+    encoder: TextEncoder | None,
+    writer: ImageWriter | None,
+    vae: ImageVae | SoundVae | None = None,
 ) -> Callable[[int, dict[str, Any]], None]:
     """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder.
 

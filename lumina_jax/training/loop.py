@@ -7,13 +7,7 @@ saves after the running step and ends the run as finished; to one of several pro
 the same step. What a checkpoint holds, state and place in the data, continues bit for bit, in any number of processes.
 """
 
-<<<<<<< HEAD
-import contextlib
-import signal
-from collections.abc import Callable, Iterator
-=======
 from collections.abc import Callable
->>>>>>> 591be011d6717d084b61b258ae7bb108405d2fa0
 from typing import Any, Protocol, runtime_checkable
 
 import jax
