@@ -30,7 +30,7 @@ def run(config: Config) -> None:
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
     from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
-    from lumina_jax.parallel.mesh import check_rows, make_mesh
+    from lumina_jax.parallel.mesh import check_mesh, configured_mesh, row_shard
     from lumina_jax.run import CHECKPOINTS
     from lumina_jax.trained import check_trained, trained_parameters
     from lumina_jax.training.checkpoint import Checkpoints
@@ -42,8 +42,8 @@ def run(config: Config) -> None:
 
     # Devices
     folder = run_folder(config)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
+    mesh = configured_mesh(config.mesh)
+    check_mesh(config, mesh)
 
     if config.run.init_from and not (folder / CHECKPOINTS).is_dir():  # a run that resumes needs its start no more
         check_trained(config.run.init_from, config)
@@ -55,13 +55,13 @@ def run(config: Config) -> None:
     # Data: captions and pictures are encoded once, and read from files from then on
     source = open_source(config.data, config.model)
     encoder, vae = encoder_of(config), vae_of(config)
-    shard = (jax.process_index(), jax.process_count())
+    process = (jax.process_index(), jax.process_count())
     features = None if encoder is None else caption_features(config, source, encoder)
-    source, data = (source, config.data) if vae is None else latents(config, source, vae, shard)
+    source, data = (source, config.data) if vae is None else latents(config, source, vae, process)
 
     # State: the newest checkpoint of this run, or a new one from the seed
     checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
-    with Stream(source, data, config.model, seed=config.run.seed, features=features, shard=shard) as stream:
+    with Stream(source, data, config.model, seed=config.run.seed, features=features, shard=row_shard(mesh)) as stream:
         state = restored_or_new(config, mesh, checkpoints, stream, initial if config.run.init_from else None)
         write_config(config)
         writer = MetricWriter(folder, resumed_step=int(state.step))
