@@ -50,7 +50,7 @@ def run(config: Config) -> bool:
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
     from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
-    from lumina_jax.parallel.mesh import check_rows, make_mesh
+    from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import is_first, say
     from lumina_jax.run import CHECKPOINTS
     from lumina_jax.trained import check_trained, trained_parameters
@@ -63,8 +63,8 @@ def run(config: Config) -> bool:
 
     # Devices
     folder = run_folder(config)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
+    mesh = configured_mesh(config.mesh)
+    check_mesh(config, mesh)
 
     # Its checkpoints, and whether they are of this model: before any long work
     place = config.run.checkpoints or folder / CHECKPOINTS
