@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from test_liveness import free_port
 
+from lumina_jax.parallel.liveness import ENDED_BY_OTHERS
+
 ROOT = Path(__file__).parents[2]
 SHARING = """
 import sys
@@ -63,6 +65,12 @@ def processes(commands, environment=lambda index: {}):
     return said, [process.returncode for process in started]
 
 
+def assert_failed(statuses):
+    """The first to fail ends with 1; the others may fail of themselves, or hear of it before."""
+    assert 1 in statuses
+    assert set(statuses) <= {1, ENDED_BY_OTHERS}
+
+
 def open_mpi(port):
     """What its launcher says to each of two processes."""
     return lambda index: {
@@ -81,7 +89,7 @@ def test_two_processes_found_by_jax_share_the_captions_and_are_told_where_they_d
     assert "all is well" in said[0], said
     assert "all is well" not in said[1]
     assert all("index is 0 in process 0 and 1 in process 1; be alike" in words for words in said), said
-    assert statuses == [1, 1]
+    assert_failed(statuses)
     encoded = [words.count("encodes") for words in said]
     assert sorted(encoded) == [2, 3], "9 captions, 2 at a time, by turns"
 
@@ -119,5 +127,5 @@ def test_processes_with_other_settings_are_refused(tmp_path):
         [[*command, "--hosts.index", str(index), "--optimizer.learning-rate", rate] for index, rate in enumerate(rates)]
     )
     assert all("optimizer.learning_rate is 0.001 in process 0 and 0.002 in process 1" in words for words in said), said
-    assert statuses == [1, 1]
+    assert_failed(statuses)
     assert not list(tmp_path.iterdir())

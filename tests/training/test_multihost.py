@@ -245,11 +245,11 @@ def one_process_is_stopped(settings, cache):
 
 def one_of_two_is_asked_to_stop(settings, cache):
     """As by a notice of preemption: both save, after the same step."""
-    with Job(settings, 2, 2, "--hosts.stopped-status", "143", cache=cache) as job:
+    with Job(settings, 2, 1, "--hosts.stopped-status", "143", cache=cache) as job:
         job.wait_for(lambda: job.steps() >= 4)
         job.processes[1].send_signal(signal.SIGTERM)
         assert job.statuses() == [143, 143], job.said(0) + job.said(1)
-    print(f"2 processes x 2 devices from step {job.start()} to {state_at(settings)[0]}, SIGTERM to one")
+    print(f"2 processes x 1 device from step {job.start()} to {state_at(settings)[0]}, SIGTERM to one")
     assert state_at(settings)[0] < settings.run.steps
     return job
 
