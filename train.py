@@ -50,8 +50,8 @@ def run(config: Config) -> bool:
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
     from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
-    from lumina_jax.parallel.mesh import check_rows, make_mesh
-    from lumina_jax.parallel.multihost import is_first, say
+    from lumina_jax.parallel.mesh import check_mesh, configured_mesh
+    from lumina_jax.parallel.multihost import barrier, is_first, say
     from lumina_jax.run import CHECKPOINTS
     from lumina_jax.trained import check_trained, trained_parameters
     from lumina_jax.training.checkpoint import Checkpoints
@@ -63,8 +63,8 @@ def run(config: Config) -> bool:
 
     # Devices
     folder = run_folder(config)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
+    mesh = configured_mesh(config.mesh)
+    check_mesh(config, mesh)
 
     # Its checkpoints, and whether they are of this model: before any long work
     place = config.run.checkpoints or folder / CHECKPOINTS
@@ -81,6 +81,7 @@ def run(config: Config) -> bool:
     encoder, vae = encoder_of(config), vae_of(config)
     features = None if encoder is None else caption_features(config, source, encoder)
     source, data = (source, config.data) if vae is None else latents(config, source, vae)
+    barrier("captions and pictures are encoded")
     stream = Stream(
         source, data, config.model, seed=config.run.seed, features=features, rows=own_rows(mesh, data.batch_rows)
     )

@@ -123,11 +123,22 @@ class MeshConfig:
     """Devices along each mesh axis; `data` takes what the others leave."""
 
     fsdp: int = 1
+    """Devices that each keep a share of every parameter and moment, and gather the weights of a layer to use it."""
+    sequence: int = 1
+    """Devices that share the tokens of a row, for long sequences; they keep shares of the parameters as well."""
+    ring: int = 1
+    """So many of those pass keys and values round a ring; the others (sequence / ring) exchange heads for tokens, which
+    is faster but needs as many heads."""
     tensor: int = 1
+    """Devices that divide attention heads and the width of the feed-forward."""
 
     def __post_init__(self) -> None:
-        for name in ("fsdp", "tensor"):
+        for name in ("fsdp", "sequence", "ring", "tensor"):
             require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.sequence % self.ring == 0,
+            f"mesh.ring={self.ring} must divide mesh.sequence={self.sequence}: it is part of it",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,12 +114,12 @@ def _encode_together(
         partial = parts / f"{uuid.uuid4().hex}.npz"
         np.savez(partial, features=features, lengths=lengths)
         os.replace(partial, _part(parts, start))
-    barrier("every chunk of captions is encoded")
+    barrier(f"every chunk of {folder.name} is encoded")
     if is_first():
         loaded = (np.load(_part(parts, start)) for start in starts)
         _complete(folder, captions, encoder, ((part["features"], part["lengths"]) for part in loaded))
         shutil.rmtree(parts)
-    barrier("the features of the captions are complete")
+    barrier(f"{folder.name} is complete")
 
 
 def _part(folder: Path, start: int) -> Path:

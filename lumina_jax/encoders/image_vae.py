@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from lumina_jax.encoders.vae_files import FILES, load_autoencoder, read_vae_config, vae_folder
 from lumina_jax.encoders.vae_layers import Autoencoder, ImageVaeConfig
-from lumina_jax.parallel.mesh import ROW_AXES
+from lumina_jax.parallel.mesh import axis_size, row_spec
 
 TILE = 1024
 """Default side of a tile in pixels."""
@@ -48,7 +48,7 @@ class ImageVae:
         self.factor, self.channels = config.factor, config.channels
         self.tile, self.fingerprint = tile, fingerprint
         self._mesh = mesh
-        self.devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        self.devices = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         self._encode = functools.partial(jax.jit(Autoencoder.encode), model)
         self._decode = functools.partial(jax.jit(Autoencoder.decode), model)
 
@@ -107,8 +107,8 @@ class ImageVae:
         """On the devices of the mesh: pictures spread over its rows if they divide evenly, else whole on each."""
         if self._mesh is None:
             return jnp.asarray(x)
-        rows = None if len(x) % self.devices else ROW_AXES
-        return jax.device_put(x, NamedSharding(self._mesh, PartitionSpec(rows)))
+        spec = PartitionSpec() if len(x) % self.devices else row_spec(self._mesh)
+        return jax.device_put(x, NamedSharding(self._mesh, spec))
 
 
 def load_image_vae(

@@ -29,7 +29,7 @@ from lumina_jax.encoders.phonemes import PhonemeEncoder
 from lumina_jax.encoders.published import CONFIG_FILE, Loading, Network, State, settings, weights
 from lumina_jax.encoders.t5 import load_t5
 from lumina_jax.encoders.tokenizer import NETWORK_FOLDER, TOKENIZER_FOLDER, CaptionTokenizer, tokenizer_folder
-from lumina_jax.parallel.mesh import batch_sharding
+from lumina_jax.parallel.mesh import axis_size, batch_sharding
 from lumina_jax.tokens import TextFeatures
 from lumina_jax.weights.hub import local_folder
 
@@ -291,5 +291,5 @@ def _compiled(
     if mesh is None:
         return functools.partial(jax.jit(forward), network)
     whole = NamedSharding(mesh, PartitionSpec())
-    rows = whole if BATCH % (mesh.shape["data"] * mesh.shape["fsdp"]) else batch_sharding(mesh)
+    rows = whole if BATCH % axis_size(mesh, "data", "fsdp") else batch_sharding(mesh)
     return functools.partial(jax.jit(forward, in_shardings=(None, rows, rows), out_shardings=whole), network)

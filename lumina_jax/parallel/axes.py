@@ -4,20 +4,28 @@ In: parameters as `nnx.Variable`s, each with `axes` in its metadata: one logical
 Out: the same tree with a `NamedSharding` in the place of each array.
 
 A model says what a dimension means ("embed"), never where it lies, so the same model runs under every table. FSDP
-cuts each matrix along one dimension, gathers it where it is used, and scatters its gradient. Tensor parallelism divides
-the products themselves: by heads in attention, by hidden width in the feed-forward.
+cuts each matrix along one dimension, gathers it where it is used, and scatters its gradient. Devices that share the
+tokens of a row keep shares of the parameters as well, so each rule of fsdp is one of fsdp and sequence. Tensor
+parallelism divides the products themselves: by heads in attention, by hidden width in the feed-forward.
 """
 
+import itertools
 import logging
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
 import jax
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lumina_jax.parallel.mesh import AnyMesh, axes_of, axis_size
 
 Rules = Mapping[str, str | None]
 Tree = TypeVar("Tree")
+
+LOGICAL = {"fsdp": ("fsdp", "sequence"), "tensor": ("tensor",)}
+"""The logical axes of the mesh that each rule stands for."""
 
 FSDP: Rules = {
     "layers": None,  # the scan over layers reads one layer at a time: never cut
@@ -37,61 +45,69 @@ FSDP_TENSOR: Rules = {**FSDP, "heads": "tensor", "kv_heads": "tensor", "mlp": "t
 """The same, and attention heads and MLP width divided over tensor."""
 
 
-def shardings(parameters: Tree, mesh: Mesh | AbstractMesh, rules: Rules) -> Tree:
+def shardings(parameters: Tree, mesh: AnyMesh, rules: Rules) -> Tree:
     """The tree again, with a `NamedSharding` in the place of each array.
 
     Args:
       parameters: an nnx.State or module, abstract (`jax.eval_shape`) or real; its leaves are `nnx.Variable`s. A
         stacked parameter has one leading dimension more than names: "layers".
       mesh: from `make_mesh`, or abstract, to plan for devices that are not here.
-      rules: logical name to mesh axis, or to None for not cut.
+      rules: logical name to "fsdp" or "tensor", or to None for not cut.
 
-    A dimension that its fsdp axis does not divide is kept whole, which is logged; only memory is lost by that.
+    A dimension that the devices of fsdp do not divide is cut over as many of their mesh axes as do, which is logged;
+    only memory is lost by that.
 
     Raises:
       ValueError: a name is missing from the rules; two dimensions of an array would lie on one mesh axis; a dimension
         is not divisible by its tensor axis.
     """
-    kept_whole: list[str] = []
+    kept: list[str] = []
 
     def one(path: tuple, variable: nnx.Variable) -> nnx.Variable:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return variable.replace(NamedSharding(mesh, _spec(name, variable, mesh, rules, kept_whole)))
+        return variable.replace(NamedSharding(mesh, _spec(name, variable, mesh, rules, kept)))
 
     tree = jax.tree.map_with_path(one, parameters, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    if kept_whole:
+    if kept:
         logging.getLogger(__name__).warning(
-            "Not divisible by the %d devices of fsdp, so every device holds all of: %s",
-            mesh.shape["fsdp"],
-            "; ".join(kept_whole),
+            "Not divisible by the %d devices of fsdp, so devices hold equal parts, or all, of: %s",
+            axis_size(mesh, *LOGICAL["fsdp"]),
+            "; ".join(kept),
         )
     return tree
 
 
-def _spec(
-    name: str, variable: nnx.Variable, mesh: Mesh | AbstractMesh, rules: Rules, kept_whole: list[str]
-) -> PartitionSpec:
-    """The mesh axis of each dimension of one parameter; adds to `kept_whole` what fsdp does not divide."""
+def _spec(name: str, variable: nnx.Variable, mesh: AnyMesh, rules: Rules, kept: list[str]) -> PartitionSpec:
+    """The mesh axes of each dimension of one parameter; adds to `kept` what fsdp does not divide."""
     shape = variable.shape
     axes = _axes(name, variable, rules)
-    spec = [rules[axis] if axis else None for axis in axes]
-    used = [mesh_axis for mesh_axis in spec if mesh_axis]
+    wanted = [rules[axis] if axis else None for axis in axes]
+    used = [rule for rule in wanted if rule]
     if len(set(used)) != len(used):
         raise ValueError(
             f"the dimensions of one array must lie on different mesh axes, but parameter {name} with {axes=} "
-            f"would lie on {spec}; change the rules, or name one of its dimensions None"
+            f"would lie on {wanted}; change the rules, or name one of its dimensions None"
         )
-    for dimension, mesh_axis in enumerate(spec):
-        if mesh_axis is None or shape[dimension] % mesh.shape[mesh_axis] == 0:
-            continue
-        if mesh_axis != "fsdp":
-            raise ValueError(
-                f"mesh.{mesh_axis}={mesh.shape[mesh_axis]} must divide dimension {axes[dimension]!r} of parameter "
-                f"{name}, but its shape is {shape}; choose another mesh.{mesh_axis}"
-            )
-        spec[dimension] = None
-        kept_whole.append(f"{name} {shape}")
+    spec: list[tuple[str, ...] | str | None] = []
+    for dimension, rule in enumerate(wanted):
+        over = axes_of(mesh, *LOGICAL[rule]) if rule else ()
+        cut = _most_that_divide(shape[dimension], over, mesh)
+        if cut != over:
+            if rule != "fsdp":
+                raise ValueError(
+                    f"mesh.{rule}={axis_size(mesh, *LOGICAL[str(rule)])} must divide dimension {axes[dimension]!r} of "
+                    f"parameter {name}, but its shape is {shape}; choose another mesh.{rule}"
+                )
+            kept.append(f"{name} {shape}")
+        spec.append(cut if len(cut) > 1 else cut[0] if cut else None)
     return PartitionSpec(*spec)
+
+
+def _most_that_divide(size: int, over: tuple[str, ...], mesh: AnyMesh) -> tuple[str, ...]:
+    """Those of the mesh axes that together cut a dimension into the most equal parts."""
+    subsets = (itertools.compress(over, chosen) for chosen in itertools.product((True, False), repeat=len(over)))
+    counts = {subset: math.prod(mesh.shape[name] for name in subset) for subset in map(tuple, subsets)}
+    return max((subset for subset, count in counts.items() if size % count == 0), key=lambda subset: counts[subset])
 
 
 def _axes(name: str, variable: nnx.Variable, rules: Rules) -> tuple[str | None, ...]:

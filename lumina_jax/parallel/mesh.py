@@ -1,54 +1,288 @@
 """The devices of a run as one mesh of named axes, and how a batch lies on it.
 
-In: how many devices share each parameter (`fsdp`) and each matrix product (`tensor`). Out: a `jax.sharding.Mesh` with
-the axes (data, fsdp, tensor). Rows of a batch are spread over data and fsdp; parameters are spread over fsdp and
-tensor by the table of `parallel/axes.py`.
+In: how many devices share each parameter (`fsdp`), each row of tokens (`sequence`) and each matrix product (`tensor`).
+Out: a `jax.sharding.Mesh`. Rows of a batch are spread over data and fsdp, tokens of a row over sequence; parameters are
+spread by the table of `parallel/axes.py`.
+
+A logical axis is one mesh axis or several: on a TPU, one for each dimension of the torus of chips that it runs along,
+named after both: ("fsdp_x", "fsdp_y", "fsdp_z"). Only sums along one dimension of the torus at a time compile to real
+reduce-scatters; flattened, they become all-reduces of twice the traffic. So nothing here or elsewhere may assume that
+`mesh.axis_names` holds "fsdp": ask `axes_of(mesh, "fsdp")` and `axis_size(mesh, "fsdp")`.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
-ROW_AXES = ("data", "fsdp")
-"""The mesh axes over which the rows of a batch are spread."""
+from lumina_jax.config import Config, MeshConfig
+
+AnyMesh = Mesh | AbstractMesh
+FAMILIES = ("data", "fsdp", "sequence_ring", "sequence_heads", "tensor")
+"""Mesh axes from the slowest to the fastest links. Those of sequence: keys go round a ring, or heads are exchanged."""
+Devices = Sequence[Any]
+"""`jax.Device`s, or anything that describes one: those of a topology that is not here are of other types."""
+Split = Mapping[str, Sequence[int]]
 
 
-def make_mesh(*, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    *,
+    fsdp: int = 1,
+    sequence: int = 1,
+    ring: int = 1,
+    tensor: int = 1,
+    devices: Devices | None = None,
+    slices: int | None = None,
+    split: Split | None = None,
+) -> Mesh:
     """A mesh of all `devices` (default: every device of the run); the axis `data` takes what the others leave.
 
+    Args:
+      fsdp: devices that each keep a share of every parameter, and gather it where it is used.
+      sequence: devices that share the tokens of a row, and keep shares of parameters as well.
+      ring: so many of those pass keys and values round; the others (sequence / ring) exchange heads for tokens.
+      tensor: devices that divide attention heads and the width of the feed-forward.
+      slices: groups of devices joined by a slower network, which only `data` crosses; None: as the devices say.
+      split: mesh axes that an axis is made of, for devices that know no coordinates: {"fsdp": (2, 4)}.
+
     Raises:
-      ValueError: `fsdp` times `tensor` does not divide the number of devices.
+      ValueError: the axes do not fill the devices, or not each slice.
     """
-    devices = jax.devices() if devices is None else devices
-    group = fsdp * tensor
-    if fsdp < 1 or tensor < 1 or len(devices) % group:
+    devices = list(jax.devices() if devices is None else devices)
+    group = fsdp * sequence * tensor
+    if min(fsdp, sequence, ring, tensor) < 1 or len(devices) % group or sequence % ring:
         raise ValueError(
-            f"mesh.fsdp x mesh.tensor must divide the number of devices, but {fsdp=} x {tensor=} is {group} "
+            f"mesh.fsdp x mesh.sequence x mesh.tensor must divide the number of devices, and mesh.ring divide "
+            f"mesh.sequence, but {fsdp=} x {sequence=} x {tensor=} is {group} with {ring=}, "
             f"and there are {len(devices)} devices; choose a product from {_divisors(len(devices))}"
         )
-    shape = (len(devices) // group, fsdp, tensor)
-    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
+    by_slice = _slices(devices, slices)
+    if len(by_slice[0]) % group:
+        raise ValueError(
+            f"mesh.fsdp x mesh.sequence x mesh.tensor must fit into one slice, but is {group}, and each of the "
+            f"{len(by_slice)} slices has {len(by_slice[0])} devices; choose a product from "
+            f"{_divisors(len(by_slice[0]))}"
+        )
+    sizes = dict(zip(FAMILIES, (len(by_slice[0]) // group, fsdp, ring, sequence // ring, tensor)))
+    if split is not None:
+        array, names = _split_as_told(np.array(by_slice), sizes, split)
+    else:
+        array, names = _laid_on_torus([_torus(part) for part in by_slice], sizes)
+    return Mesh(array, names, axis_types=(AxisType.Auto,) * len(names))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def configured_mesh(config: MeshConfig, devices: Devices | None = None) -> Mesh:
+    """The mesh that a configuration describes; errors as `make_mesh`."""
+    return make_mesh(
+        fsdp=config.fsdp, sequence=config.sequence, ring=config.ring, tensor=config.tensor, devices=devices
+    )
+
+
+def axes_of(mesh: AnyMesh, *logical: str) -> tuple[str, ...]:
+    """The mesh axes of logical axes ("data", "fsdp", "sequence", "tensor"), in order, those of one device left out."""
+    return tuple(
+        name
+        for axis in logical
+        for name in mesh.axis_names
+        if (name == axis or name.startswith(f"{axis}_")) and mesh.shape[name] > 1
+    )
+
+
+def axis_size(mesh: AnyMesh, *logical: str) -> int:
+    """The number of devices along logical axes together."""
+    return math.prod(mesh.shape[name] for name in axes_of(mesh, *logical))
+
+
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Rows of a batch, its first dimension, spread over data and fsdp; every other dimension whole."""
-    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    return NamedSharding(mesh, row_spec(mesh))
 
 
-def check_rows(rows: int, mesh: Mesh) -> None:
+def row_spec(mesh: AnyMesh) -> PartitionSpec:
+    """Rows over data and fsdp."""
+    return PartitionSpec(axes_of(mesh, "data", "fsdp") or None)
+
+
+def token_spec(mesh: AnyMesh) -> PartitionSpec:
+    """Rows over data and fsdp, and the tokens of each, its second dimension, over sequence."""
+    return PartitionSpec(axes_of(mesh, "data", "fsdp") or None, axes_of(mesh, "sequence") or None)
+
+
+def row_shard(mesh: Mesh) -> tuple[int, int]:
+    """Which share of the rows of a batch this process reads, and how many shares there are.
+
+    Processes whose devices hold the same rows, because only tokens or matrix products are divided between them, read
+    the same share.
+    """
+    rows = axis_size(mesh, "data", "fsdp")
+    along = [mesh.axis_names.index(name) for name in axes_of(mesh, "data", "fsdp")]
+    of_process: dict[int, set[int]] = {}
+    for place in np.ndindex(mesh.devices.shape):
+        row = 0
+        for axis in along:
+            row = row * mesh.devices.shape[axis] + place[axis]
+        device: Any = mesh.devices[place]
+        of_process.setdefault(device.process_index, set()).add(row)
+    shares = sorted({tuple(sorted(held)) for held in of_process.values()})
+    if sum(map(len, shares)) != rows or len({len(share) for share in shares}) != 1:
+        raise ValueError(
+            "the devices of a process must hold the same rows of a batch as those of another, or other ones, and all "
+            f"processes as many, but on {dict(mesh.shape)} the shares of rows are {shares[:4]}; choose other sizes of "
+            "mesh.fsdp and mesh.sequence"
+        )
+    return shares.index(tuple(sorted(of_process[jax.process_index()]))), len(shares)
+
+
+def check_rows(rows: int, mesh: AnyMesh) -> None:
     """Refuse a batch whose rows do not spread evenly over the mesh.
 
     Raises:
       ValueError: `rows` is not a multiple of the devices along data and fsdp.
     """
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = axis_size(mesh, "data", "fsdp")
     if rows % devices:
         raise ValueError(
             f"the rows of a batch must be a multiple of the {devices} devices along data and fsdp, but {rows=}; "
             f"set data.batch_rows (divided by optimizer.accumulate) to {max(devices, rows - rows % devices)}"
         )
+
+
+def check_tokens(tokens: int, mesh: AnyMesh) -> None:
+    """Refuse rows whose tokens do not spread evenly over the mesh.
+
+    Raises:
+      ValueError: `tokens` is not a multiple of the devices along sequence.
+    """
+    devices = axis_size(mesh, "sequence")
+    if tokens % devices:
+        raise ValueError(
+            f"the tokens of a row must be a multiple of mesh.sequence={devices}, but there are {tokens}; "
+            f"set data.row_tokens={tokens + -tokens % devices}, which pads the rows"
+        )
+
+
+def check_mesh(config: Config, mesh: AnyMesh) -> None:
+    """Refuse a model, or a batch, that cannot be divided over the mesh: before anything is read or compiled.
+
+    Raises:
+      ValueError: rows, heads or widths are not divisible; the message names the setting.
+    """
+    check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
+    if config.data.row_tokens is not None:
+        check_tokens(config.data.row_tokens, mesh)
+    model, tensor, exchanged = config.model, axis_size(mesh, "tensor"), axis_size(mesh, "sequence_heads")
+    for name, size in (
+        ("model.heads", model.heads), ("model.kv_heads", model.key_heads), ("the width of the MLP", model.mlp_width)
+    ):  # fmt: skip
+        if size % tensor:
+            raise ValueError(f"mesh.tensor={tensor} must divide {name}={size}; choose from {_divisors(size)}")
+    heads, key_heads = model.heads // tensor, model.key_heads // tensor
+    if heads % exchanged:
+        raise ValueError(
+            f"mesh.sequence / mesh.ring = {exchanged} devices exchange the {heads} query heads that each has, so it "
+            f"must divide them; raise mesh.ring to mesh.sequence / {math.gcd(heads, exchanged)}"
+        )
+    if key_heads % exchanged and exchanged % key_heads:
+        raise ValueError(
+            f"mesh.sequence / mesh.ring = {exchanged} must divide the {key_heads} key heads that each device has, or "
+            f"be a multiple of them; raise mesh.ring to mesh.sequence / {math.gcd(key_heads, exchanged)}"
+        )
+
+
+def _slices(devices: Devices, slices: int | None) -> list[list[Any]]:
+    """Devices of each slice, in equal numbers."""
+    found = sorted({getattr(device, "slice_index", None) or 0 for device in devices})
+    if slices is None or len(found) == slices:
+        parts = [[d for d in devices if (getattr(d, "slice_index", None) or 0) == index] for index in found]
+    elif len(found) == 1 and slices >= 1 and len(devices) % slices == 0:
+        each = len(devices) // slices
+        parts = [list(devices[start : start + each]) for start in range(0, len(devices), each)]
+    else:
+        raise ValueError(f"{slices=} must be the number of slices of the devices, {len(found)}, or divide their number")
+    sizes = Counter(len(part) for part in parts)
+    if len(sizes) != 1:
+        raise ValueError(f"all slices must have as many devices, but they have {[len(part) for part in parts]}")
+    return parts
+
+
+def _torus(devices: Devices) -> np.ndarray:
+    """The devices of a slice by their coordinates x, y, z and core; in one line if they do not fill a box."""
+    line = np.array(devices, object).reshape(-1, 1, 1, 1)
+    if not all(len(getattr(device, "coords", None) or ()) == 3 for device in devices):
+        return line
+    places = np.array([(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices])
+    places -= places.min(axis=0)
+    shape = tuple(int(size) for size in places.max(axis=0) + 1)
+    if math.prod(shape) != len(devices):
+        return line
+    box = np.empty(shape, object)
+    for place, device in zip(places, devices):
+        box[tuple(place)] = device
+    return box
+
+
+def _laid_on_torus(boxes: list[np.ndarray], sizes: dict[str, int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Every logical axis as the dimensions of the torus that it runs along; inner axes on neighbouring chips."""
+    letters = [letter for letter, size in zip("xyzc", boxes[0].shape) if size > 1] or ["x"]
+    dimensions = [size for size in boxes[0].shape if size > 1] or [1]
+    pieces = _pieces(tuple(dimensions), tuple(sizes.values()))  # [logical axis][dimension]
+    array = np.stack(boxes).reshape(len(boxes), *(pieces[a][d] for d in range(len(dimensions)) for a in range(5)))
+    order = [1 + 5 * d + a for a in range(5) for d in range(len(dimensions))]
+    axes = {name: [(letters[d], pieces[a][d]) for d in range(len(dimensions))] for a, name in enumerate(sizes)}
+    axes["data"].insert(0, ("slice", len(boxes)))
+    return _named(array.transpose(0, *order), axes)
+
+
+def _split_as_told(by_slice: np.ndarray, sizes: dict[str, int], split: Split) -> tuple[np.ndarray, tuple[str, ...]]:
+    for name, parts in split.items():
+        if name not in sizes or math.prod(parts) != sizes[name]:
+            raise ValueError(f"split={dict(split)} must cut axes of {sizes} into parts of their product")
+    axes = {
+        name: [(letter, part) for letter, part in zip("xyzuvw", split.get(name, (size,)))]
+        for name, size in sizes.items()
+    }
+    axes["data"].insert(0, ("slice", len(by_slice)))
+    return _named(by_slice, axes)
+
+
+def _named(array: np.ndarray, axes: dict[str, list[tuple[str, int]]]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The array with an axis for each part of more than one device, at least one for each logical axis."""
+    shape, names = [], []
+    for name, parts in axes.items():
+        real = [(letter, size) for letter, size in parts if size > 1]
+        shape += [size for _, size in real] or [1]
+        names += [f"{name}_{letter}" for letter, _ in real] if len(real) > 1 else [name]
+    return array.reshape(shape), tuple(names)
+
+
+def _pieces(dimensions: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """How many devices of each dimension of the torus each logical axis takes: [axis][dimension].
+
+    Of all ways, that with the fewest pieces, so that axes run along whole dimensions, whose ends are joined. Among
+    those, the last axes come first in taking one dimension alone.
+    """
+
+    def ways(axis: int, left: tuple[int, ...]) -> list[tuple[tuple[int, ...], ...]]:
+        if axis < 0:
+            return [()] if math.prod(left) == 1 else []
+        choices = itertools.product(*(_divisors(size) for size in left))
+        return [
+            (*before, own)
+            for own in choices
+            if math.prod(own) == sizes[axis]
+            for before in ways(axis - 1, tuple(size // part for size, part in zip(left, own)))
+        ]
+
+    def cost(way: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+        counts = [sum(part > 1 for part in own) for own in way]
+        return (sum(counts), *reversed(counts))
+
+    return min(ways(len(sizes) - 1, dimensions), key=cost)
 
 
 def _divisors(number: int) -> list[int]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from lumina_jax.config import HostsConfig
@@ -31,6 +32,8 @@ TPU_COORDINATOR_PORT = 8482
 """The port that jax.distributed uses on TPU VMs, unless JAX_COORDINATOR_PORT says otherwise."""
 EARLY = 10
 """So many seconds before jax gives up waiting, this does."""
+LATENESS = 24 * 3600
+"""Seconds that a barrier waits for the last process, as after encoding; one that died ends the job sooner."""
 AFTERMATH = 5.0
 """Seconds in which the death of another process explains an error of a collective."""
 Report = Callable[[BaseException], None]
@@ -124,9 +127,29 @@ def whole(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
 
 
 def barrier(name: str) -> None:
-    """Return when all processes have come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Return when all processes have come here, however late; each name once.
+
+    It goes through the coordinator, not the devices: the first collective of some devices gives up after half a minute
+    on CPUs, if they don't come to it together.
+    """
+    everyone = set(range(jax.process_count()))
+    if len(everyone) > 1:
+        ocp.multihost.sync_global_processes(name, processes=everyone, timeout=LATENESS)
+
+
+def compiled_together(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A jitted function, whose first call runs when every process has compiled it; later calls have the same shapes."""
+    if jax.process_count() == 1:
+        return function
+    programs: list[Callable[..., Any]] = []
+
+    def call(*arguments: Any) -> Any:
+        if not programs:
+            programs.append(function.lower(*arguments).compile())  # type: ignore[attr-defined]
+            barrier(f"compiled {getattr(function, '__name__', '')}")
+        return programs[0](*arguments)
+
+    return call
 
 
 def is_shared(folder: Path) -> bool:

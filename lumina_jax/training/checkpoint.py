@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.parallel.multihost import is_shared
 
 Tree = TypeVar("Tree")
 
@@ -64,6 +65,10 @@ class Checkpoints:
         )
         with self._writing():
             self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def is_shared(self) -> bool:
+        """Whether all processes of the job see this folder; each must ask for it."""
+        return "://" in str(self._folder) or is_shared(Path(self._folder))
 
     def save(self, step: int, state: Any, data_state: dict[str, Any], config_json: str) -> None:
         """Copy the state and write it in the background; a step that was saved before is left as it is.

@@ -9,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from lumina_jax.parallel.mesh import batch_sharding
+from lumina_jax.parallel.mesh import batch_sharding, check_tokens
 from lumina_jax.parallel.multihost import gathered
-from lumina_jax.training.step import TrainBatch
+from lumina_jax.training.step import TrainBatch, batch_places
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class Feed:
 
     def __init__(self, stream: Stream, mesh: Mesh, batch_rows: int):
         self._stream = stream
-        self._sharding = batch_sharding(mesh)
+        self._mesh, self._places = mesh, batch_places(mesh)
         self._rows, self._own = batch_rows, np.array(own_rows(mesh, batch_rows))
 
     def __iter__(self) -> "Feed":
@@ -54,7 +54,9 @@ class Feed:
     def __next__(self) -> TrainBatch:
         batch = next(self._stream)
         condition = batch.labels if batch.text is None else batch.text
-        return jax.tree.map(self._laid, TrainBatch(batch.tokens, condition, batch.present))
+        check_tokens(batch.tokens.kinds.shape[1], self._mesh)
+        own = TrainBatch(batch.tokens, condition, batch.present)
+        return TrainBatch(*(jax.tree.map(lambda x, to=to: self._laid(x, to), x) for x, to in zip(own, self._places)))
 
     def state(self) -> dict[str, Any]:
         """The place in the data after the last batch handed out, of all processes together; each must ask for it."""
@@ -64,11 +66,11 @@ class Feed:
         """Different samples that could not be used, of all processes together; each must ask for it."""
         return len({name for names in gathered(list(self._stream.bad)) for name in names})
 
-    def _laid(self, own: np.ndarray) -> jax.Array:
-        """Rows of this process as its part of the array of all."""
+    def _laid(self, own: np.ndarray, place: NamedSharding) -> jax.Array:
+        """Rows of this process, with all of their tokens, as its part of the array of all."""
 
         def part(index: Any) -> np.ndarray:
             wanted = np.arange(self._rows)[index[0]]
             return own[np.searchsorted(self._own, wanted)][(slice(None), *index[1:])]
 
-        return jax.make_array_from_callback((self._rows, *own.shape[1:]), self._sharding, part)
+        return jax.make_array_from_callback((self._rows, *own.shape[1:]), place, part)

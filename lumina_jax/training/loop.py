@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lumina_jax.config import Config
-from lumina_jax.parallel.multihost import check_agreement, is_first, say, stop_requests
+from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
 from lumina_jax.training.feed import Feed
 from lumina_jax.training.metrics import MetricWriter, Progress, Speed
@@ -62,6 +62,7 @@ def train(
     start = int(state.step)
     pending: tuple[int, StepMetrics] | None = None
     speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
+    step = compiled_together(step)
     shown = Progress(run.steps, start, run.name, is_shown=is_first())
     with stop_requests() as stop_requested, shown as progress:
         for number in range(start + 1, run.steps + 1):
@@ -132,8 +133,13 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
     Raises:
       ValueError: it is of another model, or not all processes find it.
     """
+    if jax.process_count() > 1 and not checkpoints.is_shared():
+        raise ValueError(
+            "every process writes its part of a checkpoint, so all must see one folder, but some do not see that of "
+            "the first process; give a gs:// URL or a folder of a shared file system as run.checkpoints"
+        )
     newest = checkpoints.latest()
-    check_agreement({"the newest checkpoint": newest}, "all need the same folder: see run.checkpoints")
+    check_agreement({"the newest checkpoint": newest}, "start all of them again")
     if newest is not None:
         saved = checkpoints.restore_config(newest)
         check_same_model(saved.model, config.model, "a run must resume with its own model")

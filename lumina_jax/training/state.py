@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, Key
 
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
-from lumina_jax.parallel.axes import FSDP, FSDP_TENSOR, shardings
+from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
 from lumina_jax.training.optimizer import optimizer
 
 Parameters = dict[str, Any]
@@ -40,8 +40,7 @@ def split_model(model: FlagDiT) -> tuple[nnx.GraphDef, Parameters]:
 
 def parameter_shardings(config: ModelConfig, mesh: Mesh) -> Parameters:
     """Where each parameter lives on the mesh."""
-    rules = FSDP_TENSOR if mesh.shape["tensor"] > 1 else FSDP
-    return nnx.to_pure_dict(shardings(abstract_model(config)[1], mesh, rules))
+    return nnx.to_pure_dict(shardings(abstract_model(config)[1], mesh, FSDP_TENSOR))
 
 
 def state_shardings(config: Config, mesh: Mesh) -> TrainState:

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import Config, FlowConfig
 from lumina_jax.flow import losses, paths, timesteps
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
-from lumina_jax.parallel.mesh import batch_sharding
+from lumina_jax.parallel.mesh import batch_sharding, token_spec
 from lumina_jax.tokens import TextFeatures, Tokens, spread
 from lumina_jax.training.optimizer import ema_decay, ema_update, optimizer
 from lumina_jax.training.state import Parameters, TrainState, state_shardings
@@ -77,7 +77,13 @@ def train_step(config: Config, mesh: Mesh) -> Step:
         return TrainState(state.step + 1, parameters, ema, moments, state.key), metrics
 
     places = state_shardings(config, mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(places, batch_sharding(mesh)), out_shardings=(places, None))
+    return jax.jit(step, donate_argnums=0, in_shardings=(places, batch_places(mesh)), out_shardings=(places, None))
+
+
+def batch_places(mesh: Mesh) -> TrainBatch:
+    """Where a batch lies, a sharding for each of its parts: rows are spread, and the tokens of each; texts are whole."""
+    rows = batch_sharding(mesh)
+    return TrainBatch(tokens=NamedSharding(mesh, token_spec(mesh)), condition=rows, present=rows)  # type: ignore[arg-type]
 
 
 def draw(key: Array, batch: TrainBatch, flow: FlowConfig) -> Draw:

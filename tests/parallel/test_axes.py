@@ -17,8 +17,8 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from lumina_jax.parallel.axes import FSDP, FSDP_TENSOR, shardings
 
 
-def mesh(data=1, fsdp=1, tensor=1):
-    return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+def mesh(**axes):
+    return AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def parameters(**shapes_and_axes):
@@ -51,6 +51,20 @@ def test_each_dimension_lies_on_the_axis_of_its_name():
 def test_stacked_parameters_have_a_leading_dimension_of_layers_that_is_never_cut():
     state = parameters(kernel=((8, 16, 32), ("embed", "mlp")))
     assert specs(state, mesh(fsdp=8), FSDP)["kernel"] == PartitionSpec(None, "fsdp", None)
+
+
+def test_an_axis_of_the_table_is_all_mesh_axes_that_fsdp_and_sequence_run_along():
+    state = parameters(kernel=((32, 16), ("embed", "mlp")))
+    torus = mesh(data=2, fsdp_x=4, fsdp_y=2, sequence_ring=1, sequence_heads=2, tensor=2)
+    assert specs(state, torus, FSDP_TENSOR)["kernel"] == PartitionSpec(("fsdp_x", "fsdp_y", "sequence_heads"), "tensor")
+
+
+def test_what_only_some_mesh_axes_divide_is_cut_over_those_that_leave_least(caplog):
+    state = parameters(kernel=((24, 16), ("embed", "mlp")))
+    found = specs(state, mesh(fsdp_x=2, fsdp_y=4, fsdp_z=4, tensor=1), FSDP)
+    assert found["kernel"] == PartitionSpec(("fsdp_x", "fsdp_y"), None)
+    assert "32 devices" in caplog.text
+    assert "(24, 16)" in caplog.text
 
 
 def test_two_dimensions_on_one_mesh_axis_are_refused():
@@ -89,13 +103,13 @@ def test_what_tensor_does_not_divide_is_refused():
 )
 def test_a_parameter_with_wrong_names_is_refused(shape, axes, message):
     with pytest.raises(ValueError, match=message):
-        shardings(parameters(p=(shape, axes)), mesh(), FSDP)
+        shardings(parameters(p=(shape, axes)), mesh(fsdp=1), FSDP)
 
 
 def test_a_parameter_without_names_is_refused():
     state = nnx.State({"p": nnx.Param(jax.ShapeDtypeStruct((4,), jnp.float32))})
     with pytest.raises(ValueError, match="must name its dimensions, but p has no axes"):
-        shardings(state, mesh(), FSDP)
+        shardings(state, mesh(fsdp=1), FSDP)
 
 
 def test_the_tables_name_at_most_fifteen_dimensions_and_know_the_same():
@@ -130,7 +144,7 @@ def apply(stack, x):
     return jax.lax.scan(body, x, stack.blocks)[0]
 
 mesh = make_mesh(fsdp=2, tensor=2)
-assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}, mesh
+assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence_ring": 1, "sequence_heads": 1, "tensor": 2}, mesh
 for fsdp, tensor in ((3, 1), (4, 4)):
     try:
         make_mesh(fsdp=fsdp, tensor=tensor)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.run import checkpoints_of
 from lumina_jax.training.checkpoint import Checkpoints, check_same_model
 
 CONFIG = Config(model=ModelConfig(layers=2, heads=2, width=8))
@@ -228,6 +229,17 @@ def test_a_step_or_folder_that_is_not_there_is_refused(tmp_path):
         checkpoints.restore(7, abstract(make_state()))
     with pytest.raises(ValueError, match="there are no checkpoints in"):
         Checkpoints(tmp_path / "nothing", read_only=True)
+
+
+def test_a_url_needs_what_reads_it_and_a_run_may_keep_its_checkpoints_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"gs://bucket/run need gcsfs; pip install 'lumina_jax\[gcs\]'"):
+        Checkpoints("gs://bucket/run")
+    assert checkpoints_of(tmp_path) == str(tmp_path / "checkpoints")
+    (tmp_path / "config.json").write_text(CONFIG.to_json())
+    assert checkpoints_of(tmp_path) == str(tmp_path / "checkpoints")
+    (tmp_path / "config.json").write_text(CONFIG.replace(run={"checkpoints": "gs://bucket/run"}).to_json())
+    assert checkpoints_of(tmp_path) == "gs://bucket/run"
 
 
 RESHARDED = """

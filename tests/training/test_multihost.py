@@ -159,8 +159,17 @@ def packed_config(root, **sections):
     return label_config(root, **{"data": data, "optimizer": {"learning_rate": 1e-4}, **sections})
 
 
-def test_two_processes_train_and_one_goes_on_from_their_checkpoint(tmp_path):
-    settings = packed_config(tmp_path, run={"steps": 4, "log_every": 1, "checkpoint_every": 2, "keep_checkpoints": 9})
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param({}, id="rows of their own"),
+        pytest.param({"tensor": 2}, id="the same rows", marks=pytest.mark.slow),
+        pytest.param({"fsdp": 2}, id="parameters divided", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_and_one_goes_on_from_their_checkpoint(tmp_path, mesh):
+    run = {"steps": 4, "log_every": 1, "checkpoint_every": 2, "keep_checkpoints": 9}
+    settings = packed_config(tmp_path, run=run, mesh=mesh)
     with Job(settings, 2, 1, cache=tmp_path / "cache") as job:
         assert job.statuses() == [0, 0], job.said(0) + job.said(1)
     assert job.steps() == 4
@@ -245,11 +254,11 @@ def one_process_is_stopped(settings, cache):
 
 def one_of_two_is_asked_to_stop(settings, cache):
     """As by a notice of preemption: both save, after the same step."""
-    with Job(settings, 2, 2, "--hosts.stopped-status", "143", cache=cache) as job:
+    with Job(settings, 2, 1, "--hosts.stopped-status", "143", cache=cache) as job:
         job.wait_for(lambda: job.steps() >= 4)
         job.processes[1].send_signal(signal.SIGTERM)
         assert job.statuses() == [143, 143], job.said(0) + job.said(1)
-    print(f"2 processes x 2 devices from step {job.start()} to {state_at(settings)[0]}, SIGTERM to one")
+    print(f"2 processes x 1 device from step {job.start()} to {state_at(settings)[0]}, SIGTERM to one")
     assert state_at(settings)[0] < settings.run.steps
     return job
 
