@@ -108,13 +108,15 @@ def _bundles(text: str) -> tuple[list[Bundle], dict[int, int]]:
 
 
 def _branches(bundles: Sequence[Bundle], starts: Mapping[int, int]) -> dict[int, Branch]:
-    branches = {}
-    for number, bundle in enumerate(bundles):
-        for negated, predicate, region in BRANCH.findall(bundle.text):
-            if int(region) not in starts:
-                raise ValueError(f"bundle {number} branches to region {region}, which starts nowhere")
-            branches[number] = Branch(predicate, not negated, starts[int(region)])
-    return branches
+    """Branches by bundle. The end of the program is a region that starts at no bundle; two of them are a mistake."""
+    found = {number: match for number, bundle in enumerate(bundles) if (match := BRANCH.search(bundle.text))}
+    nowhere = {int(match[3]) for match in found.values()} - starts.keys()
+    if len(nowhere) > 1:
+        raise ValueError(f"regions {sorted(nowhere)} are branched to and start nowhere; only the end may")
+    return {
+        number: Branch(match[2] or "", not match[1], starts.get(int(match[3]), len(bundles)))
+        for number, match in found.items()
+    }
 
 
 def _grid(text: str) -> tuple[int, ...]:

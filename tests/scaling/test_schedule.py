@@ -116,7 +116,16 @@ def test_a_loop_of_three_products_waits_for_the_busier_unit():
         (("no bundles", SLOTS, ""), "holds no bundles"),
         ((WRITTEN, "nothing", ""), "== UTILIZATION:"),
         ((WRITTEN, SLOTS.rsplit("\n", 3)[0], ""), "two kernels"),
-        ((WRITTEN.replace("region7", "region8"), SLOTS, ""), "region 8, which starts nowhere"),
+        (
+            (
+                WRITTEN.replace("%13 = vst", "%14 = sbr.rel target = $region9 ;; %13 = vst").replace(
+                    "region7", "region8"
+                ),
+                SLOTS,
+                "",
+            ),
+            "start nowhere",
+        ),
     ],
 )
 def test_texts_of_another_format_are_refused(texts, message):
@@ -128,6 +137,11 @@ def test_a_kernel_without_an_end_is_refused(monkeypatch):
     monkeypatch.setattr("lumina_jax.scaling.scalar_unit.MOST_PIECES", 1000)
     with pytest.raises(ValueError, match="did not end"):
         follow(read_schedule(WRITTEN.replace("smov 2", "smov 0"), SLOTS, ""), {})
+
+
+def test_a_branch_to_a_region_without_bundles_ends_the_program():
+    schedule = read_schedule(WRITTEN.replace("(!%p8_p0) target = $region7", "target = $region8"), SLOTS, "")
+    np.testing.assert_array_equal(follow(schedule, {}), [*[1] * 11, 0])
 
 
 def test_only_custom_calls_are_kernels():
