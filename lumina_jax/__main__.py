@@ -3,13 +3,14 @@
 parity FILE...   run recorded cases of the authors' models and compare
 evaluate RUN     draw every caption of a run's data and count the pictures that match theirs
 convert SRC DST  weights from one layout to another: the authors', diffusers', ours
+aot CONFIG       compile for TPUs that are not here: does it fit, how fast can it be
 data prepare NAME  fetch a free data set and make it ready for training
 """
 
 import importlib
 import sys
 
-COMMANDS = ("parity", "evaluate", "convert", "data")
+COMMANDS = ("parity", "evaluate", "convert", "data", "aot")
 
 
 def main() -> None:
