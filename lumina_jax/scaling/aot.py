@@ -13,6 +13,7 @@ import importlib.util
 import math
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ from lumina_jax.scaling.roofline import Estimate, estimate
 from lumina_jax.scaling.traffic import Collective, Work, collectives, work
 from lumina_jax.tokens import TextFeatures, Tokens
 from lumina_jax.training.state import abstract_state, parameter_shardings
-from lumina_jax.training.step import TrainBatch, train_step
+from lumina_jax.training.step import TrainBatch, batch_places, train_step
 
 QUICK = -1.0
 """jax_exec_time_optimization_effort of a quick compile: memory and collectives hold, speed does not."""
@@ -117,7 +118,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     return list(found.devices)
 
 
-def plan_mesh(plan: Plan, devices: list[jax.Device]) -> Mesh:
+def plan_mesh(plan: Plan, devices: Sequence[Any]) -> Mesh:
     """The mesh of a plan, refused before anything is compiled if model or batch do not fit it.
 
     Raises:
@@ -174,10 +175,10 @@ def parameter_count(model: ModelConfig) -> int:
 
 def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
     """A batch as `training/feed.py` lays it on the mesh, without values."""
-    place, model = batch_sharding(mesh), config.model
+    places, model = batch_places(mesh), config.model
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct((load.rows, *shape), dtype, sharding=place)
+        return jax.ShapeDtypeStruct((load.rows, *shape), dtype)
 
     tokens = Tokens(
         array(load.tokens, model.patch_values),
@@ -186,11 +187,19 @@ def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
         array(load.tokens, dtype=jnp.int32),
         array(load.tokens, dtype=jnp.int32) if model.others else None,
     )
-    if model.conditioning == "label":
-        return TrainBatch(tokens, array(load.samples, dtype=jnp.int32), array(load.samples))
     words = load.samples * load.text_tokens
     text = TextFeatures(array(words, model.text_width), array(words, dtype=jnp.int32))
-    return TrainBatch(tokens, text, array(load.samples))
+    labels = array(load.samples, dtype=jnp.int32)
+    batch = TrainBatch(tokens, labels if model.conditioning == "label" else text, array(load.samples))
+    return TrainBatch(*(_all_placed(part, place) for part, place in zip(batch, places)))
+
+
+def _all_placed(tree: Any, place: Any) -> Any:
+    return jax.tree.map(functools.partial(_placed, place), tree)
+
+
+def _placed(place: NamedSharding, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def _lower_step(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
@@ -206,11 +215,7 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     """One drawing of `data.batch_rows` samples, lowered, and its parameters."""
     config, load = plan.config, plan.load
     graph, abstract = abstract_model(config.model)
-    parameters = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        nnx.to_pure_dict(abstract),
-        parameter_shardings(config.model, mesh),
-    )
+    parameters = jax.tree.map(_placed, parameter_shardings(config.model, mesh), nnx.to_pure_dict(abstract))
     side = config.data.image_size // (plan.vae_factor if config.vae.path else 1)
     extent = Extent(config.data.frames, side, side)
     batch = abstract_batch(config, dataclasses.replace(load, samples=1), mesh)
@@ -229,7 +234,8 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
 
 def _compile(lowered: Any, quick: bool) -> Any:
     """Compile, and tell a lack of memory from other errors."""
-    effort = jax.config.read("jax_exec_time_optimization_effort")
+    settings: Any = jax.config  # whose attributes are made while jax is imported
+    effort = settings.jax_exec_time_optimization_effort
     jax.config.update("jax_exec_time_optimization_effort", QUICK if quick else effort)
     try:
         return lowered.compile()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
+BYTES = {"pred": 1.0, "bf16": 2.0, "f16": 2.0, "f32": 4.0, "f64": 8.0, "c64": 8.0, "c128": 16.0, "token": 0.0}
 HBM, HOST = 0, 5
 """Memory spaces in layouts, S(n): none is HBM; VMEM, scalar memory and semaphores have other numbers."""
 
@@ -169,10 +169,10 @@ def read_hlo(text: str) -> Module:
             current = Computation(header[2], {})
             computations[current.name] = current
             entry = current if header[1] else entry
-        elif current is not None and (line.startswith("}") or _START.match(line)):
+        elif current is not None and (_START.match(line) or (line == "}" and pending.count("{") == pending.count("}"))):
             _add(current, pending)  # an instruction ends where the next begins: attributes may span lines
-            pending = "" if line.startswith("}") else line
-            current = None if line.startswith("}") else current
+            pending = "" if line == "}" else line
+            current = None if line == "}" else current
         elif current is not None:
             pending += "\n" + line
     if entry is None:
@@ -194,7 +194,7 @@ def _width(dtype: str) -> float:
     if dtype in BYTES:
         return BYTES[dtype]
     bits = re.match(r"[a-z]+(\d+)", dtype)
-    return int(bits[1]) / 8 if bits else 4
+    return int(bits[1]) / 8 if bits else 0.0
 
 
 def _add(computation: Computation, line: str) -> None:

@@ -141,7 +141,7 @@ def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
     return Guess(plan, max(arithmetic, links) + (1 - HIDDEN) * min(arithmetic, links), memory)
 
 
-KEPT: dict[str, Callable[[ModelConfig], float]] = {
+KEPT: dict[str, Callable[[ModelConfig], int]] = {
     "full": lambda model: model.width,
     "dots": lambda model: 3 * model.width + 2 * model.heads_width + 2 * _keys(model) + 2 * model.mlp_width,
     "none": lambda model: 12 * model.width + 4 * model.heads_width + 4 * _keys(model) + 4 * model.mlp_width,
@@ -153,7 +153,7 @@ def _keys(model: ModelConfig) -> int:
     return model.key_heads * model.head_width
 
 
-def _kept(model: ModelConfig) -> float:
+def _kept(model: ModelConfig) -> int:
     return KEPT[model.remat](model)
 
 

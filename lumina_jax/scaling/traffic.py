@@ -112,12 +112,12 @@ def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> flo
     once; of one that is only sliced or updated in place, the slice."""
     if one.opcode in FREE or one.opcode.endswith("-done"):
         return 0.0
-    if "AllocateBuffer" in one.attributes:
+    fused = module.fused(one)
+    if "AllocateBuffer" in one.attributes or (fused is not None and "AsyncCollectiveDone" in fused.root.attributes):
         return 0.0
     noted = _noted(one, "bytes_accessed") if "tpu_custom_call" in one.attributes else None
     if noted is not None:
         return float(noted)
-    fused = module.fused(one)
     if fused is not None:
         parameters = [part for part in fused.instructions.values() if part.opcode == "parameter"]
         return sum(_read(module, fused, part.name) for part in parameters) + _written(module, fused, fused.root)
@@ -212,6 +212,8 @@ def _used(module: Module, computation: Computation, name: str) -> float:
         nested = module.fused(user)
         if user.opcode == "dynamic-slice" and user.operands[0] == name:
             total += user.shapes[0].bytes
+        elif _is_underway(computation, user):
+            continue
         elif user.opcode == "bitcast":
             total += _used(module, computation, user.name)
         elif nested is not None:
@@ -229,7 +231,7 @@ def _written(module: Module, computation: Computation, one: Instruction) -> floa
     """Bytes of HBM that a fusion writes for the value `one` of its root."""
     if one.opcode == "tuple":
         return sum(_written(module, computation, computation.instructions[name]) for name in one.operands)
-    if one.opcode == "parameter" or all(shape.space != HBM for shape in one.shapes):
+    if one.opcode == "parameter" or _is_underway(computation, one) or all(shape.space != HBM for shape in one.shapes):
         return 0.0
     source = one
     while source.opcode == "bitcast":
@@ -240,6 +242,11 @@ def _written(module: Module, computation: Computation, one: Instruction) -> floa
     if source.opcode == "dynamic-update-slice":
         return float(sum(shape.bytes for shape in computation.instructions[source.operands[1]].shapes))
     return _in_hbm(one)
+
+
+def _is_underway(computation: Computation, one: Instruction) -> bool:
+    """Whether this is a collective that started before this fusion and ends after it."""
+    return one.opcode in COLLECTIVES and computation.root.opcode == "tuple"
 
 
 def _in_hbm(one: Instruction) -> float:
