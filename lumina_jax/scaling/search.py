@@ -6,14 +6,17 @@ rests on a real program, and only the ranking on the estimates of this file, whi
 
 * memory: 16 bytes a parameter (value, average, two moments) and 4 of its gradient over the devices that share it, two
   layers gathered in bfloat16, what each layer keeps for the backward pass, and the activations of one layer;
-* arithmetic: model FLOPs, and again the share of the forward pass that is computed twice;
+* arithmetic: model FLOPs, and again the share of the forward pass that is computed twice, attention at the share of a
+  matrix unit that a head fills;
 * links: each micro-batch gathers all weights twice and scatters their gradients once, in bfloat16; gradients are summed
   over `data` once; where a sequence is shared, q, k, v and the output change places, or keys and values go round the
   ring; where products are shared, each layer sums two results. Each pass (forward, again, backward) does so.
+  Gathers, scatters and the ring overlap with arithmetic; exchanges and sums of activations are waited for.
 """
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,8 +28,6 @@ from lumina_jax.scaling.roofline import attention_efficiency
 MARGIN = 0.92
 """Candidates may fill so much of the memory by estimate: the compiler needs room for what the estimate leaves out."""
 MICRO_BATCHES, DATA, TENSOR = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)
-HIDDEN = 0.9
-"""Share of the lesser of arithmetic and links that the greater hides."""
 
 
 class Guess(NamedTuple):
@@ -59,7 +60,7 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
       ValueError: no candidate can work on this topology.
       DoesNotFitError: none of those compiled fits.
     """
-    found = sorted(guesses(plan), key=lambda guess: (guess.seconds, guess.memory))
+    found = sorted(guesses(plan), key=rank)
     if not found:
         raise ValueError(
             f"no mesh of the {plan.topology.devices} devices of {plan.topology.name} suits {plan.load.rows} rows of "
@@ -85,6 +86,11 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
     raise failure
 
 
+def rank(guess: Guess) -> tuple[float, float]:
+    """Fast ones first; of those as fast to a hundredth, the one that needs least memory."""
+    return round(math.log(guess.seconds), 2), guess.memory
+
+
 def flags(config: Config) -> str:
     """What selects a candidate on the command line."""
     mesh = [f"--mesh.{name} {size}" for name, size in dataclasses.asdict(config.mesh).items()]
@@ -97,7 +103,7 @@ def guesses(plan: Plan) -> Iterator[Guess]:
     """Every candidate that mesh and model allow, judged."""
     devices = devices_of(plan.topology)
     count, load, parameters = len(devices), plan.load, parameter_count(plan.config.model)
-    for shares in divisions(count):
+    for shares in divisions(count, plan.config.model.heads):
         if load.tokens % shares.sequence:
             continue
         for remat, micro in itertools.product(KEPT, MICRO_BATCHES):
@@ -116,15 +122,16 @@ def guesses(plan: Plan) -> Iterator[Guess]:
             yield judged(candidate, shares, load, parameters)
 
 
-def divisions(devices: int) -> Iterator[Shares]:
-    """Every way to divide the devices: `data` and `tensor` few, the rest fsdp and sequence."""
+def divisions(devices: int, heads: int) -> Iterator[Shares]:
+    """Every way to divide the devices: `data` and `tensor` few, the rest fsdp and sequence; a ring only where heads run
+    out, for to exchange heads is never slower."""
     for data, tensor in itertools.product(DATA, TENSOR):
         if devices % (data * tensor):
             continue
         rest = devices // (data * tensor)
         for sequence in (size for size in range(1, rest + 1) if rest % size == 0):
-            for ring in (size for size in range(1, sequence + 1) if sequence % size == 0):
-                yield Shares(data, rest // sequence, sequence, ring, tensor)
+            ring = sequence // math.gcd(sequence, heads // tensor)
+            yield Shares(data, rest // sequence, sequence, ring, tensor)
 
 
 def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
@@ -132,13 +139,13 @@ def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
     model, micro = plan.config.model, plan.config.optimizer.accumulate
     rows = load.rows / (micro * shares.data * shares.fsdp)
     tokens = rows * load.tokens / shares.sequence  # of one device in one micro-batch
-    arithmetic, links = _arithmetic(plan, load), _link_seconds(plan, shares, tokens, parameters)
+    hidden, waited_for = _link_seconds(plan, shares, tokens, parameters)
     own = 4.0 * parameters / shares.parameters
     kept = 2.0 * tokens * _kept(model) * model.layers
     layer = 2 * 2 * 2.0 * parameters / model.layers / shares.tensor
     widest = 2.0 * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
     memory = own * (6 if micro > 1 else 5) + kept + layer + widest
-    return Guess(plan, max(arithmetic, links) + (1 - HIDDEN) * min(arithmetic, links), memory)
+    return Guess(plan, max(_arithmetic(plan, load), hidden) + waited_for, memory)
 
 
 KEPT: dict[str, Callable[[ModelConfig], int]] = {
@@ -161,15 +168,19 @@ def _arithmetic(plan: Plan, load: Load) -> float:
     """Seconds of all products, with those that are computed again."""
     model = plan.config.model
     forward, step = forward_flops(model, load), step_flops(model, load)
-    again = {"full": forward.total, "dots": forward.attention, "none": 0.0}[model.remat]
-    idle = (step.attention + (forward.attention if again else 0.0)) * (
-        1 / attention_efficiency(model.head_width, plan.topology) - 1
-    )
-    return (step.total + again + idle) / plan.topology.devices / plan.topology.chip.flops
+    products, attention = {
+        "full": (forward.total - forward.attention, forward.attention),
+        "dots": (0.0, forward.attention),
+        "none": (0.0, 0.0),
+    }[model.remat]
+    attention += step.attention + forward.attention / 2  # a kernel's backward pass makes the logits again
+    attention /= attention_efficiency(model.head_width, plan.topology)
+    return (step.total - step.attention + products + attention) / plan.topology.devices / plan.topology.chip.flops
 
 
-def _link_seconds(plan: Plan, shares: Shares, tokens: float, parameters: int) -> float:
-    """Seconds of all collectives, over two links of each device or, where no axis closes to a ring, one."""
+def _link_seconds(plan: Plan, shares: Shares, tokens: float, parameters: int) -> tuple[float, float]:
+    """Seconds of collectives that arithmetic can hide, and of those that it waits for, over two links of each device
+    or, where no axis closes to a ring, one."""
     model, micro = plan.config.model, plan.config.optimizer.accumulate
     wraps = any(plan.topology.wraps(axis) for axis in range(len(plan.topology.extent)))
     rate = (2 if wraps else 1) * plan.topology.chip.link_bandwidth
@@ -182,4 +193,4 @@ def _link_seconds(plan: Plan, shares: Shares, tokens: float, parameters: int) ->
     exchange = passes * values * exchanged / 4 if exchanged > 1 else 0.0
     ring = passes * 2.0 * tokens / shares.tensor * 2 * _keys(model) * 1.5 * (shares.ring - 1)
     sums = passes * 2 * 2 * 2.0 * tokens * model.width * (shares.tensor - 1) / shares.tensor
-    return (weights + summed + exchange + ring + sums) / rate
+    return (weights + summed + ring) / rate, (exchange + sums) / rate
