@@ -87,7 +87,7 @@ class ModelConfig:
     unroll: int = 1
     """Layers unrolled per iteration of the scan over layers; all of them: no scan, which compiles longer with every
     layer and runs a little faster on CPU."""
-    attention: Literal["auto", "reference", "xla"] = "auto"
+    attention: Literal["auto", "reference", "xla", "pallas"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):

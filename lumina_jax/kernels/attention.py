@@ -5,6 +5,7 @@ a head. Out: softmax(scale q k^T) v + tanh(gate) softmax(q k_text^T / sqrt(d)) v
 softmax with its own denominator. Tokens that may see nothing get zeros.
 """
 
+import logging
 import math
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["auto", "reference", "xla"]
+from lumina_jax.kernels import flash
+
+Implementation = Literal["auto", "reference", "xla", "pallas"]
+
+logger = logging.getLogger(__name__)
 
 
 NEVER = -1e30
@@ -40,6 +45,7 @@ def attend(
     scale: float,
     text: GatedText | None = None,
     implementation: Implementation = "auto",
+    interpret: flash.Interpret = False,
 ) -> Float[Array, "b l h d"]:
     """Attention within segments, plus gated attention to the text of the same segment.
 
@@ -47,12 +53,28 @@ def attend(
       segment_ids: 0 is padding, which sees nothing and is seen by nothing.
       scale: factor of the self-attention logits; the text logits always have 1/sqrt(d).
       text: what to add, or None.
-      implementation: `reference` forms every logit in float32; `xla` leaves the layout to XLA; `auto` is `xla`.
-        Key/value heads may be fewer than query heads, in groups.
+      implementation: `reference` forms every logit in float32; `xla` leaves the layout to XLA; `pallas` is our kernel
+        for TPUs (`flash.py`); `auto` is `pallas` where it is traced for a TPU and the kernel takes these arrays, else
+        `xla`, and says why in the log. Key/value heads may be fewer than query heads, in groups.
+      interpret: of `pallas`: run on any device, slowly; see `flash.flash_attention`.
+
+    Raises:
+      ValueError: heads that key heads do not divide; `pallas` where its kernels cannot run.
     """
     heads, key_heads = q.shape[2], k.shape[2]
     if heads % key_heads:
         raise ValueError(f"{heads} query heads must be a multiple of {key_heads} key/value heads")
+    text_tokens = 0 if text is None else text.keys.shape[1]
+    why_not = None if implementation in ("reference", "xla") or interpret else flash.refusal(q, k, text_tokens)
+    if implementation == "pallas" and why_not:
+        raise ValueError(
+            f"implementation='pallas' cannot be used: {why_not}. Ask for 'auto' or 'xla', or, to see the kernel's "
+            "values on any device, for interpret=True"
+        )
+    if implementation == "pallas" or (implementation == "auto" and why_not is None):
+        return flash.flash_attention(q, k, v, segment_ids=segment_ids, scale=scale, text=text, interpret=interpret)
+    if implementation == "auto" and jax.default_backend() == "tpu":
+        logger.warning("attention over %s by XLA, not by our kernel: %s", q.shape, why_not)
     softmax_attention = _reference if implementation == "reference" else _xla
     visible = _same_segment(segment_ids, segment_ids)
     out = softmax_attention(q, k, v, visible, scale)

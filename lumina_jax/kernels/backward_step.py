@@ -1,0 +1,245 @@
+"""What a grid step of the backward kernel does: see `flash_backward.py` for the method."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.kernels.lanes import FIRST_AXES, LANES, TRANSPOSED, Heads, Ref, across, column, product, row_sums
+from lumina_jax.kernels.plan import Plan
+from lumina_jax.kernels.segments import Visits
+from lumina_jax.kernels.softmax_tiles import LOG2E, Keys, scaled, unrolled_loop
+
+
+class Gradients(NamedTuple):
+    """Sums in float32 over blocks of queries, [heads, keys, width] of keys and of values."""
+
+    keys: Ref
+    values: Ref
+
+
+class Rows(NamedTuple):
+    """Some rows of a head's queries and what belongs to them; rows of numbers are [1 q].
+
+    Attributes:
+      at: where they are in the block.
+      queries: scaled, to logits of base 2.
+      gradient: of the output.
+      ids: segments.
+      logs: log2 of the softmax's denominators.
+      delta: sum of gradient times output of this softmax, or what remains of it.
+    """
+
+    at: Any
+    queries: Float[Array, "q d"]
+    gradient: Float[Array, "q d"]
+    ids: Int[Array, "1 q"]
+    logs: Float[Array, "1 q"]
+    delta: Any
+
+
+def weights_and_slopes(
+    rows: Rows, keys: Float[Array, "n d"], values: Float[Array, "n d"], key_ids: Int[Array, "n 128"] | None
+) -> tuple[Float[Array, "n q"], Float[Array, "n q"]]:
+    """The softmax's weights [keys, queries], and gradient . values.
+
+    Args:
+      key_ids: who may see whom; None: all see all, and keys and values of padding are zero, so that its weights
+        contribute nothing as long as they are finite.
+    """
+    logits = product(keys, rows.queries, TRANSPOSED) - rows.logs
+    if key_ids is None:
+        weights = jnp.exp2(jnp.minimum(logits, 1.0))
+    else:
+        seen = across(key_ids, logits.shape[1]) == jnp.where(rows.ids > 0, rows.ids, -1)
+        weights = jnp.where(seen, jnp.exp2(logits), 0.0)
+    return weights, product(values, rows.gradient, TRANSPOSED)
+
+
+@dataclass(frozen=True)
+class BackwardStep:
+    """One step of the grid: a block of queries of some heads, and a window of the keys.
+
+    Attributes:
+      group, repeat, row: place in the grid, as in `forward_step.Step`.
+      visits, text_visits, gate: as there.
+      queries, gradient, out, text_queries: blocks of this step; of `out` and `delta` one is None.
+      ids, logs, text_logs: segments and logarithms of the denominators, by query.
+      tokens, text: keys and values; their ids are columns [n 128].
+      of_tokens, of_text: sums for their gradients.
+      dq, text_dq, gates, deltas: to be written; gradients of the gate and delta are by query.
+    """
+
+    plan: Plan
+    group: Any
+    repeat: Any
+    row: Any
+    visits: Visits
+    text_visits: tuple[Ref, ...]
+    gate: Ref
+    queries: Heads
+    gradient: Heads
+    out: Heads | None
+    text_queries: Heads
+    ids: Ref
+    logs: Ref
+    delta: Ref
+    tokens: Keys
+    text: Any
+    text_logs: Ref
+    of_tokens: Gradients
+    of_text: Any
+    dq: Heads
+    text_dq: Any
+    gates: Ref
+    deltas: Ref
+
+    def read_keys(self, ids: list[Ref], blocks: list[Heads]) -> None:
+        """Gather the heads of keys and values, make columns of their ids, and clear what is padding."""
+        for block in blocks:
+            block.gather()
+        for row, keys in zip(ids, (self.tokens, self.text)):
+            for start in range(0, row.shape[1], LANES):
+                keys.ids[start : start + LANES, :] = column(row[:, start : start + LANES])
+
+        @pl.when(jnp.min(ids[0][...]) <= 0)
+        def _():
+            self._clear(blocks[:2], self.tokens.ids)
+
+    def hide_padding(self) -> None:
+        """Queries of padding have no say: their gradient becomes zero."""
+
+        @pl.when(self.visits.padding[self.row] == 1)
+        def _():
+            self._clear([self.gradient], column(self.ids[...]))
+
+    def _clear(self, blocks: list[Heads], ids: Any) -> None:
+        width = self.plan.width
+        kept = across(ids[...], -(-width // LANES) * LANES)[:, :width] > 0
+        for block in blocks:
+            for index in range(block.count):
+                head = block.head(index)
+                head[...] = jnp.where(kept, head[...], jnp.zeros((), head.dtype))
+
+    def start(self) -> None:
+        """Nothing is summed yet."""
+        for sums in (*self.of_tokens, *(self.of_text or ())):
+            sums[...] = jnp.zeros_like(sums)
+
+    def write_keys(self, blocks: list[Ref]) -> None:
+        """Gradients of keys and values; zero for padding."""
+        plan = self.plan
+        width, scales = plan.width, (1 / LOG2E, 1.0) * 2
+        ids = [self.tokens.ids] * 2 + ([self.text.ids] * 2 if self.text else [])
+        for block, sums, scale, of in zip(blocks, (*self.of_tokens, *(self.of_text or ())), scales, ids):
+            kept = across(of[...], -(-width // LANES) * LANES)[:, :width] > 0
+            for head in range(plan.blocks.heads_backward):
+                value = jnp.where(kept, sums[head] * scale, 0.0)
+                block[:, head * width : (head + 1) * width] = value.astype(block.dtype)
+
+    def head(self, heads: list[Any]) -> None:
+        """All rows of one head: at once where they and all keys are one segment, else tile by tile."""
+        (head,) = heads
+        blocks = self.plan.blocks
+        alone = self.visits.alone[self.row] > 0
+        pl.when(alone)(lambda: self._rows(head, None))
+        count = blocks.q_backward // blocks.tile_q
+
+        @pl.when(jnp.logical_not(alone))
+        def _():
+            if count == 1:
+                self._rows(head, 0)
+            else:
+                pl.loop(0, count)(lambda tile: self._rows(head, tile))
+
+    def _rows(self, head: Any, tile: Any | None) -> None:
+        plan, blocks = self.plan, self.plan.blocks
+        size = blocks.q_backward if tile is None else blocks.tile_q
+        at = pl.ds(0, size)
+        if tile is not None and not isinstance(tile, int):
+            at = pl.ds(pl.multiple_of(tile * size, size), size)
+        gradient = self.gradient.head(head)[at, :]
+        if self.out is None:
+            delta = self.delta[head, :, at]
+        else:
+            delta = row_sums(gradient.astype(jnp.float32) * self.out.head(head)[at, :].astype(jnp.float32))
+        queries = scaled(self.queries.head(head)[at, :], plan.scale)
+        rows = Rows(at, queries, gradient, self.ids[:, at], self.logs[head, :, at], delta)
+        place = None if tile is None else self.row * (blocks.q_backward // blocks.tile_q) + tile
+        dq = jnp.zeros(rows.queries.shape, jnp.float32)
+        if self.text is not None:
+            dq, rows = self._text(head, rows, place)
+        if self.deltas is not None:
+            self.deltas[head, :, at] = rows.delta
+        dq = self._tokens(head, rows, place, dq)
+        out = self.dq.head(head)
+        out[at, :] = (dq * plan.scale).astype(out.dtype)
+
+    def _key_head(self, head: Any) -> Any:
+        if self.plan.repeats == 1:
+            return head
+        return (self.repeat * self.plan.blocks.heads_backward + head) // self.plan.repeats
+
+    def _tokens(self, head: Any, rows: Rows, place: Any | None, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
+        blocks, key_head = self.plan.blocks, self._key_head(head)
+        keys, values = (x.head(key_head) for x in self.tokens[:2])
+        size = blocks.kv_compute_backward if place is None else blocks.tile_kv
+
+        def step(start: Any, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
+            at = pl.ds(start, size)
+            ids = None if place is None else self.tokens.ids[at, :]
+            weights, slopes = weights_and_slopes(rows, keys[at, :], values[at, :], ids)
+            slopes = (weights * (slopes - rows.delta)).astype(rows.queries.dtype)
+            self.of_tokens.values[key_head, at, :] += product(weights.astype(slopes.dtype), rows.gradient)
+            self.of_tokens.keys[key_head, at, :] += product(slopes, rows.queries)
+            return dq + product(slopes, keys[at, :], FIRST_AXES)
+
+        if place is None:
+            return unrolled_loop(blocks.kv_backward // size, size, step, dq)
+        return _tiles(self.visits.first[place], self.visits.end[place], size, step, dq)
+
+    def _text(self, head: Any, rows: Rows, place: Any | None) -> tuple[Float[Array, "q d"], Rows]:
+        """The share of dq, and the rows with what remains of delta for the tokens."""
+        plan, of_text, key_head, size = self.plan, self.of_text, self._key_head(head), self.plan.text_tile
+        block = self.group * plan.repeats + self.repeat
+        gate = self.gate[block * plan.blocks.heads_backward + head]
+        keys, values = (x.head(key_head) for x in self.text[:2])
+        ids, own = self.text.ids, self.text_dq is not None
+        queries = scaled(self.text_queries.head(head)[rows.at, :], plan.text_scale) if own else rows.queries
+        here = rows._replace(queries=queries, logs=self.text_logs[head, :, rows.at])
+
+        def weigh(start: Any) -> tuple[Any, Array, Array]:
+            at = pl.ds(start, size)
+            return at, *weights_and_slopes(here, keys[at, :], values[at, :], ids[at, :])
+
+        def measure(start: Any, delta: Float[Array, "1 q"]) -> Float[Array, "1 q"]:
+            _, weights, slopes = weigh(start)
+            return delta + jnp.sum(weights * slopes, axis=0, keepdims=True)
+
+        def step(start: Any, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
+            at, weights, slopes = weigh(start)
+            slopes = (gate * weights * (slopes - delta)).astype(queries.dtype)
+            of_text.values[key_head, at, :] += product((gate * weights).astype(slopes.dtype), here.gradient)
+            of_text.keys[key_head, at, :] += product(slopes, queries)
+            return dq + product(slopes, keys[at, :], FIRST_AXES)
+
+        def over_text(step: Any, start: Any) -> Any:
+            if place is None:
+                return unrolled_loop(plan.text // size, size, step, start)
+            return _tiles(self.text_visits[0][place], self.text_visits[1][place], size, step, start)
+
+        delta = over_text(measure, jnp.zeros(rows.ids.shape, jnp.float32))
+        dq = over_text(step, jnp.zeros(queries.shape, jnp.float32))
+        self.gates[head, :, rows.at] = delta
+        if self.text_dq is not None:
+            out = self.text_dq.head(head)
+            out[rows.at, :] = (dq * plan.text_scale).astype(out.dtype)
+            dq = jnp.zeros_like(dq)
+        return dq, rows._replace(delta=rows.delta - gate * delta)
+
+
+def _tiles(first: Any, end: Any, size: int, step: Any, start: Any) -> Any:
+    return jax.lax.fori_loop(first, end, lambda index, value: step(pl.multiple_of(index * size, size), value), start)

@@ -1,0 +1,275 @@
+"""What a grid step of the forward kernel does: see `flash_forward.py` for the method."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array
+
+from lumina_jax.kernels.lanes import LANES, Heads, Ref, across, column
+from lumina_jax.kernels.plan import Plan
+from lumina_jax.kernels.segments import Visits
+from lumina_jax.kernels.softmax_tiles import (
+    LOWEST,
+    Carry,
+    Keys,
+    empty,
+    inverse,
+    logarithm,
+    online,
+    scaled,
+    unshifted,
+    within_safety,
+)
+
+INLINE_TEXT = 512
+"""Text up to this length is computed together with a block of queries; longer text tile by tile."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the grid: a block of queries of some heads, and all keys or a part of them.
+
+    Attributes:
+      group, repeat, block, part: place in the grid: group of key heads, which of the query heads that share them, block
+        of queries, part of the keys. `row` counts blocks of queries over the batch.
+      visits, text_visits: as of `segments.visits`, in scalar memory; of the text only `first` and `end`.
+      gate: tanh of every head's gate.
+      queries, text_queries, out: blocks of this step; text_queries are the queries where text has none of its own.
+      tokens, text: keys and values.
+      ids: segment ids of the queries [1 q].
+      logs, text_logs: logarithms of the denominators, to be written.
+      sums: carried from part to part: over values, of weights, shift; then which heads need a running maximum.
+    """
+
+    plan: Plan
+    group: Any
+    repeat: Any
+    block: Any
+    part: Any
+    row: Any
+    visits: Visits
+    text_visits: tuple[Ref, ...]
+    gate: Ref
+    queries: Heads
+    text_queries: Heads
+    out: Heads
+    tokens: Keys
+    text: Any
+    ids: Ref
+    logs: Ref
+    text_logs: Ref
+    sums: Any
+
+    def key_head(self, head: Any) -> Any:
+        """Which key head of the block a query head of the block belongs to."""
+        if self.plan.repeats == 1:
+            return head
+        return (self.repeat * self.plan.blocks.heads + head) // self.plan.repeats
+
+    def gate_of(self, head: Any) -> Any:
+        blocks = self.group * self.plan.repeats + self.repeat
+        return self.gate[blocks * self.plan.blocks.heads + head]
+
+    def has_text(self, heads: list[Any]) -> Any:
+        """Whether the gate of any of the heads is open; a backward pass needs the text of closed ones too."""
+        if self.logs is not None:
+            return jnp.bool_(True)
+        return functools.reduce(jnp.logical_or, [self.gate_of(head) != 0.0 for head in heads])
+
+    def write(self, head: Any, rows: Any, carry: Carry, text: Carry | None, *, shifted: bool) -> list[Array]:
+        """Divide, add, and write the output and the logarithms of some rows; returns the denominators."""
+        total = jnp.sum(carry.weights, axis=1, keepdims=True)
+        out = carry.values * inverse(total)
+        if text is not None:
+            of_text = jnp.sum(text.weights, axis=1, keepdims=True)
+            out = out + text.values * (inverse(of_text) * self.gate_of(head))
+            if self.text_logs is not None:
+                self.text_logs[head, :, rows] = logarithm(text.weights, text.shift if shifted else None)
+        self.out.head(head)[rows, :] = out.astype(self.out.block.dtype)
+        if self.logs is not None:
+            self.logs[head, :, rows] = logarithm(carry.weights, carry.shift if shifted else None)
+        return [total] if text is None else [total, of_text]
+
+    def whole(self, heads: list[Any]) -> None:
+        """All rows of some heads against all keys, which are of one segment or hidden."""
+        if self.sums is not None:
+            self._whole_part(heads)
+        elif self.text is None or self.plan.text > INLINE_TEXT:
+            self._whole(heads, with_text=False)
+        elif self.logs is not None:
+            self._whole(heads, with_text=True)
+        else:
+            for with_text in (True, False):
+                pl.when(self.has_text(heads) == with_text)(functools.partial(self._whole, heads, with_text=with_text))
+
+    def _sees(self, keys: Keys) -> Any:
+        """Whether any of the keys is of the segment of this block."""
+        return jnp.max(jnp.where(keys.ids[...] == self.visits.single[self.row], 1, 0)) > 0
+
+    def _unshifted(self, head: Any, carry: Carry, of_text: bool) -> Carry:
+        plan, keys = self.plan, self.text if of_text else self.tokens
+        own = of_text and plan.own_queries
+        queries = self.text_queries if own else self.queries
+        q = scaled(queries.head(head)[...], plan.text_scale if own else plan.scale)
+        chunk = plan.text_tile if of_text else plan.blocks.kv_compute
+        key, segment = self.key_head(head), self.visits.single[self.row]
+        sums = unshifted(q, keys.keys.head(key), keys.values.head(key), keys.ids, segment, carry, chunk)
+        return Carry(*sums, jnp.zeros_like(carry.shift))
+
+    def _whole(self, heads: list[Any], *, with_text: bool) -> None:
+        plan = self.plan
+        start = empty(plan.blocks.q, plan.width)
+        start = Carry(start.values, start.weights, jnp.zeros_like(start.shift))
+        sums = [
+            (self._unshifted(head, start, False), self._unshifted(head, start, True) if with_text else None)
+            for head in heads
+        ]
+        rows = pl.ds(0, plan.blocks.q)
+        totals = [self.write(head, rows, *both, shifted=False) for head, both in zip(heads, sums)]
+        safe = within_safety([both[0] for both in totals])
+        if with_text:
+            unseen = jnp.logical_not(self._sees(self.text))
+            safe = safe & (unseen | within_safety([both[1] for both in totals]))
+
+        @pl.when(jnp.logical_not(safe))
+        def _() -> None:
+            self.tiles(heads)
+
+        if self.text is not None and not with_text and plan.text > INLINE_TEXT:
+
+            @pl.when(safe & self.has_text(heads))
+            def add_text() -> None:
+                self._each_tile(functools.partial(self._add_text, heads))
+
+        @pl.when(self.visits.padding[self.row] == 1)
+        def _():
+            seen = across(column(self.ids[...]), -(-plan.width // LANES) * LANES)[:, : plan.width] > 0
+            for head in heads:
+                out = self.out.head(head)
+                out[...] = jnp.where(seen, out[...], jnp.zeros((), out.dtype))
+
+    def _whole_part(self, heads: list[Any]) -> None:
+        """The same with a part of the keys; rows stay without shift until one of them leaves the safe range."""
+        values, weights, shifts, failed = self.sums
+
+        @pl.when(failed[heads[0]] == 0)
+        def _():
+            carries = [Carry(values[head], weights[head], shifts[head][:, :1]) for head in heads]
+            carries = [self._unshifted(head, carry, False) for head, carry in zip(heads, carries)]
+            unseen = jnp.logical_not(self._sees(self.tokens))
+            safe = within_safety([jnp.sum(carry.weights, axis=1, keepdims=True) for carry in carries])
+
+            @pl.when(safe & jnp.logical_not(unseen))
+            def _():
+                for head, carry in zip(heads, carries):
+                    values[head], weights[head], shifts[head] = (
+                        carry.values,
+                        carry.weights,
+                        jnp.zeros_like(shifts[head]),
+                    )
+
+            @pl.when(jnp.logical_not(safe | unseen))
+            def _():
+                failed[heads[0]] = 1
+
+        @pl.when(failed[heads[0]] == 1)
+        def _():
+            self._each_tile(functools.partial(self._tile, heads))
+
+    def tiles(self, heads: list[Any]) -> None:
+        """All rows of some heads, tile by tile, with a running maximum."""
+        self._each_tile(functools.partial(self._tile, heads))
+
+    def _each_tile(self, work: Any) -> None:
+        count = self.plan.blocks.q // self.plan.blocks.tile_q
+        if count == 1:
+            work(0)
+        else:
+            pl.loop(0, count)(work)
+
+    def _rows(self, tile: Any) -> Any:
+        size = self.plan.blocks.tile_q
+        return pl.ds(tile * size if isinstance(tile, int) else pl.multiple_of(tile * size, size), size)
+
+    def _place(self, tile: Any) -> Any:
+        """Where a tile of this block stands in `visits.first`."""
+        return self.row * (self.plan.blocks.q // self.plan.blocks.tile_q) + tile
+
+    def _tile(self, heads: list[Any], tile: Any) -> None:
+        plan, rows, place = self.plan, self._rows(tile), self._place(tile)
+        parts = plan.blocks.kv // plan.blocks.tile_kv
+        first = jnp.maximum(self.visits.first[place] - self.part * parts, 0)
+        end = jnp.minimum(self.visits.end[place] - self.part * parts, parts)
+        if self.sums is None:
+            carries = [empty(plan.blocks.tile_q, plan.width) for _ in heads]
+        else:
+            carries = [Carry(*(x[head, rows, :] for x in self.sums[:3])) for head in heads]
+            carries = [Carry(carry.values, carry.weights, carry.shift[:, :1]) for carry in carries]
+        queries = [scaled(self.queries.head(head)[rows, :], plan.scale) for head in heads]
+        keys = [self.key_head(head) for head in heads]
+        ids = column(self.ids[:, rows])
+        carries = online(queries, self.tokens, keys, ids, first, end, carries, plan.blocks.tile_kv)
+        if self.sums is None:
+            self.finish(heads, tile, carries)
+        else:
+            for head, carry in zip(heads, carries):
+                values, weights, shifts, _ = self.sums
+                values[head, rows, :], weights[head, rows, :] = carry.values, carry.weights
+                shifts[head, rows, :] = jnp.broadcast_to(carry.shift, carry.weights.shape)
+
+    def finish(self, heads: list[Any], tile: Any, carries: list[Carry]) -> None:
+        """Write a tile, with what its rows see of the text."""
+        texts: list[Any] = [None] * len(heads) if self.text is None else self._text(heads, tile)
+        for head, carry, text in zip(heads, carries, texts):
+            self.write(head, self._rows(tile), carry, text, shifted=True)
+
+    def _text(self, heads: list[Any], tile: Any) -> list[Carry]:
+        plan, rows, place = self.plan, self._rows(tile), self._place(tile)
+        queries = self.text_queries if plan.own_queries else self.queries
+        scale = plan.text_scale if plan.own_queries else plan.scale
+        q = [scaled(queries.head(head)[rows, :], scale) for head in heads]
+        first = self.text_visits[0][place]
+        end = jnp.where(self.has_text(heads), self.text_visits[1][place], first)
+        carries = [empty(plan.blocks.tile_q, plan.width) for _ in heads]
+        keys = [self.key_head(head) for head in heads]
+        return online(q, self.text, keys, column(self.ids[:, rows]), first, end, carries, plan.text_tile)
+
+    def _add_text(self, heads: list[Any], tile: Any) -> None:
+        """Add the text to rows that were written without."""
+        rows = self._rows(tile)
+        for head, text in zip(heads, self._text(heads, tile)):
+            out = self.out.head(head)
+            share = inverse(jnp.sum(text.weights, axis=1, keepdims=True)) * self.gate_of(head)
+            out[rows, :] = (out[rows, :].astype(jnp.float32) + text.values * share).astype(out.dtype)
+            if self.text_logs is not None:
+                self.text_logs[head, :, rows] = logarithm(text.weights, text.shift)
+
+    def finish_parts(self, heads: list[Any]) -> None:
+        """After the last part of the keys."""
+        values, weights, shifts, _ = self.sums
+
+        def one(tile: Any) -> None:
+            rows = self._rows(tile)
+            seen = column(self.ids[:, rows])[:, :1] > 0
+            carries = [
+                Carry(
+                    jnp.where(seen, values[head, rows, :], 0.0),
+                    jnp.where(seen, weights[head, rows, :], 0.0),
+                    shifts[head, rows, :][:, :1],
+                )
+                for head in heads
+            ]
+            self.finish(heads, tile, carries)
+
+        self._each_tile(one)
+
+    def start(self) -> None:
+        """Nothing is summed yet."""
+        values, weights, shifts, failed = self.sums
+        values[...], weights[...] = jnp.zeros_like(values), jnp.zeros_like(weights)
+        shifts[...] = jnp.full_like(shifts, LOWEST)
+        for head in range(self.plan.blocks.heads):
+            failed[head] = 0

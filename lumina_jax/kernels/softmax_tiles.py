@@ -1,0 +1,135 @@
+"""Sums of softmax attention over blocks of keys in VMEM: without a shift of the logits, or with a running maximum.
+
+In: queries scaled to logits of base 2, keys and values of a head as references, and who may see whom. Out: sums over
+values and of weights, which a division turns into attention.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.kernels.lanes import LANES, TRANSPOSED, Heads, Ref, across, product, row_sums
+
+HIDDEN = -1e30
+"""The logit of what may not be seen."""
+LOWEST = -1e15
+"""Least maximum of a row: far below every logit, far above HIDDEN, so that a row that sees nothing sums to 0."""
+SAFE = 2.0**60
+"""A row whose sum, or its inverse, is greater is computed again with a running maximum."""
+UNROLL = 12
+"""Most steps of a loop that are written out."""
+LOG2E = math.log2(math.e)
+
+
+class Carry(NamedTuple):
+    """Running sums of a tile of queries: over values, of weights (one for each lane), and the shift of the logits."""
+
+    values: Float[Array, "q d"]
+    weights: Float[Array, "q 128"]
+    shift: Float[Array, "q 1"]
+
+
+class Keys(NamedTuple):
+    """Keys and values of one kind: of the tokens, or of the text."""
+
+    keys: Heads
+    values: Heads
+    ids: Ref
+
+
+def scaled(q: Float[Array, "q d"], scale: float) -> Float[Array, "q d"]:
+    """Queries whose products with keys are logits to the base 2."""
+    return (q.astype(jnp.float32) * (scale * LOG2E)).astype(q.dtype)
+
+
+def empty(rows: int, width: int) -> Carry:
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    return Carry(zeros((rows, width)), zeros((rows, LANES)), jnp.full((rows, 1), LOWEST, jnp.float32))
+
+
+def unshifted(
+    q: Float[Array, "q d"], keys: Ref, values: Ref, ids: Ref, segment: Any, carry: Carry, chunk: int
+) -> tuple[Float[Array, "q d"], Float[Array, "q 128"]]:
+    """Sums over the keys of a block that are of one segment, without a shift; `ids` [1 n] are those of the keys."""
+
+    def step(start: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        at = pl.ds(start, chunk)
+        hidden = jnp.where(ids[:, at] == segment, 0.0, HIDDEN)
+        weights = jnp.exp2(product(q, keys[at, :], TRANSPOSED) + hidden)
+        total = sums[1]
+        for lane in range(0, chunk, LANES):
+            total = total + weights[:, lane : lane + LANES]
+        return sums[0] + product(weights.astype(q.dtype), values[at, :]), total
+
+    return unrolled_loop(keys.shape[0] // chunk, chunk, step, (carry.values, carry.weights))
+
+
+def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value: Any) -> Any:
+    """step(start, value) for start = 0, size, ... , unrolled, so that the compiler overlaps the steps."""
+    if count <= UNROLL:
+        for index in range(count):
+            value = step(index * size, value)
+        return value
+    parts = max(part for part in range(1, UNROLL + 1) if count % part == 0)
+
+    def some(index: Any, value: Any) -> Any:
+        for part in range(parts):
+            value = step(pl.multiple_of((index * parts + part) * size, size), value)
+        return value
+
+    return jax.lax.fori_loop(0, count // parts, some, value)
+
+
+def online(
+    queries: list[Array],
+    keys: Keys,
+    key_heads: list[Any],
+    ids: Int[Array, "q 128"],
+    first: Any,
+    end: Any,
+    carries: list[Carry],
+    tile: int,
+) -> list[Carry]:
+    """Sums over tiles first..end of the keys, several heads side by side, with a running maximum."""
+
+    def step(index: Any, carries: list[Carry]) -> list[Carry]:
+        at = pl.ds(pl.multiple_of(index * tile, tile), tile)
+        visible = across(ids, tile) == jnp.where(keys.ids[:, at] > 0, keys.ids[:, at], -1)
+        result = []
+        for q, head, carry in zip(queries, key_heads, carries):
+            logits = product(q, keys.keys.head(head)[at, :], TRANSPOSED)
+            logits = jnp.where(visible, logits, HIDDEN)
+            shift = jnp.maximum(carry.shift, jnp.max(logits, axis=1, keepdims=True))
+            weights, kept = jnp.exp2(logits - shift), jnp.exp2(carry.shift - shift)
+            total = carry.weights * kept
+            for lane in range(0, tile, LANES):
+                total = total + weights[:, lane : lane + LANES]
+            summed = carry.values * kept + product(weights.astype(q.dtype), keys.values.head(head)[at, :])
+            result.append(Carry(summed, total, shift))
+        return result
+
+    return jax.lax.fori_loop(first, end, step, carries)
+
+
+def inverse(total: Float[Array, "q 1"]) -> Float[Array, "q 1"]:
+    """1 / total; 0 for a row that saw nothing."""
+    return jnp.where(total > 0, 1.0 / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def logarithm(weights: Float[Array, "q 128"], shift: Float[Array, "q 1"] | None = None) -> Float[Array, "1 q"]:
+    """log2 of each row's denominator; huge for a row that saw nothing, so that its weights are 0 again."""
+    total = row_sums(weights)
+    shifts = 0.0 if shift is None else jnp.broadcast_to(shift, weights.shape).T[:1]
+    return jnp.where(total > 0, jnp.log2(jnp.where(total > 0, total, 1.0)) + shifts, -HIDDEN)
+
+
+def within_safety(totals: list[Float[Array, "q 1"]]) -> Any:
+    """Whether sums without a shift are exact: nothing overflowed, and what vanished is too small to count."""
+    safe = [(jnp.min(total) > 1 / SAFE) & (jnp.max(total) < SAFE) for total in totals]
+    return functools.reduce(jnp.logical_and, safe)

@@ -1,0 +1,7 @@
+"""Block sizes that static schedules found best: (chip, padded length, padded head width) to what differs from the rule.
+
+Sizes are those of `blocks.BlockSizes`; kv_compute, tile_kv and kv_compute_backward are upper bounds, because they must
+divide the keys in VMEM. The rows are data: a tool may write them anew.
+"""
+
+TUNED: dict[tuple[str, int, int], dict[str, int]] = {}
