@@ -3,6 +3,7 @@
 parity FILE...   run recorded cases of the authors' models and compare
 evaluate RUN     draw every caption of a run's data and count the pictures that match theirs
 convert SRC DST  weights from one layout to another: the authors', diffusers', ours
+aot CONFIG       compile for TPUs that are not here: does it fit, how fast can it be
 data prepare NAME  fetch a free data set and make it ready for training
 bench kernels    attention kernels against each other, compiled for TPUs that need not be there
 """
@@ -10,7 +11,7 @@ bench kernels    attention kernels against each other, compiled for TPUs that ne
 import importlib
 import sys
 
-COMMANDS = ("parity", "evaluate", "convert", "data", "bench")
+COMMANDS = ("parity", "evaluate", "convert", "data", "bench", "aot")
 
 
 def main() -> None:

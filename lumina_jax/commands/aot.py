@@ -1,0 +1,115 @@
+"""python -m lumina_jax aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not here.
+
+Prints what of a device's memory goes where, which collectives a step runs, and how long a step takes at least; fails
+if it does not fit, and says what would help. Any setting of the configuration is a flag, as for train.py:
+--model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, but libtpu: pip install 'lumina_jax[aot]'
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from lumina_jax.config import Config
+from lumina_jax.run import parse_config
+from lumina_jax.scaling.chips import parse_topology
+
+if TYPE_CHECKING:
+    from lumina_jax.scaling.aot import Plan, Report
+
+
+@dataclass(frozen=True)
+class Arguments:
+    topology: str
+    """Chips and the shape of the slice: v5e:16x16, v5p:4x4x8, v6e:16x16, v4:4x4x4, tpu7x:4x4x4."""
+    tokens: int | None = None
+    """Tokens in a row; default: data.row_tokens, or what a sample needs."""
+    rows: int | None = None
+    """Rows of a batch; default: data.batch_rows."""
+    sampler: bool = False
+    """Compile the drawing of a batch instead of the train step."""
+    quick: bool = False
+    """Check the fit only: compile with the least effort, several times faster. Speeds are then too low."""
+    search: bool = False
+    """Try meshes, remat policies and micro-batches, and recommend one."""
+    compiles: int = 4
+    """Of a search: at most so many quick compiles, of the best by estimate; the best that fits is compiled fully."""
+    vae_factor: int = 8
+    """Pixels along one side of a value of the latent, if vae.path names an autoencoder."""
+    json: Path | None = None
+    """Write all numbers into this file."""
+
+
+def main(words: Sequence[str]) -> int:
+    arguments, rest = tyro.cli(
+        Arguments, args=_without_config(words), prog="python -m lumina_jax aot CONFIG", description=__doc__,
+        return_unknown_args=True,
+    )  # fmt: skip
+    config = parse_config([*words[:1], *rest], __doc__ or "")
+    try:
+        os.environ.update(parse_topology(arguments.topology).environment)
+        return run(arguments, config)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def run(arguments: Arguments, config: Config) -> int:
+    """0 if the plan fits. jax is imported here, after its environment was set."""
+    if "jax" in sys.modules:
+        raise ValueError(
+            "jax was imported before the environment of libtpu was set; run this command in its own process"
+        )
+    from lumina_jax.scaling.aot import DoesNotFitError, Plan, compile_plan
+    from lumina_jax.scaling.report import as_json, failure_lines, report_lines
+
+    plan = Plan(
+        config=_changed(config, arguments),
+        topology=parse_topology(arguments.topology),
+        sampler=arguments.sampler,
+        quick=arguments.quick,
+        vae_factor=arguments.vae_factor,
+    )
+    try:
+        report = _searched(plan, arguments.compiles) if arguments.search else compile_plan(plan)
+    except DoesNotFitError as error:
+        _say(failure_lines(plan, error))
+        if arguments.json is not None:
+            found = {"fits": False, "needed_bytes": error.needed, "config": dataclasses.asdict(plan.config)}
+            arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        return 1
+    _say(report_lines(report))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(as_json(report), indent=2) + "\n")
+    return 0 if report.fits else 1
+
+
+def _searched(plan: "Plan", compiles: int) -> "Report":
+    from lumina_jax.scaling.search import search
+
+    return search(plan, compiles, say=lambda line: print(line, flush=True))
+
+
+def _changed(config: Config, arguments: Arguments) -> Config:
+    """The configuration with the rows and tokens that were asked for."""
+    changes: dict[str, int] = {}
+    if arguments.rows is not None:
+        changes["batch_rows"] = arguments.rows
+    if arguments.tokens is not None:
+        changes["row_tokens"] = arguments.tokens
+    return config.replace(data=changes)
+
+
+def _without_config(words: Sequence[str]) -> list[str]:
+    """What follows the name of the configuration."""
+    return list(words) if not words or words[0].startswith("-") else list(words[1:])
+
+
+def _say(lines: object) -> None:
+    for line in lines:  # type: ignore[attr-defined]
+        print(line, flush=True)

@@ -1,0 +1,119 @@
+"""Floating point operations of a step, counted from the architecture.
+
+In: a `ModelConfig`, and what a batch holds. Out: multiplications and additions of all matrix products, by what they are
+for. Norms, activations, softmax and the optimiser are not counted: that is what "model FLOPs" means where utilisation
+(MFU) is compared. A product of [m k] and [k n] takes 2 m n k; backward takes two such, one for each factor, and only
+one where the input needs no gradient (noised patches, the sinusoids of time). What rematerialisation computes again is
+not counted either.
+
+Nothing here imports jax.
+"""
+
+import dataclasses
+
+from lumina_jax.config import ModelConfig
+
+TIME_FREQUENCIES = 256
+"""Sinusoids that the time embedding reads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a batch holds: all rows alike."""
+
+    rows: int
+    tokens: int
+    """In a row, markers and padding included."""
+    samples: int = 1
+    """In a row, of equal length; tokens attend within their sample."""
+    text_tokens: int = 0
+    """Of each sample's caption."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Of one forward pass, or of one training step."""
+
+    projections: float
+    """Queries, keys, values and the output of attention."""
+    attention: float
+    """Logits and weighted sums of self-attention, every pair of tokens of a sample."""
+    text: float
+    """Keys and values of the captions, attention of each token to its own, and a trained text encoder."""
+    feed_forward: float
+    conditioning: float
+    """adaLN, time, caption pooling."""
+    ends: float
+    """Patches in and out."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(dataclasses.asdict(self).values()))
+
+    def scaled(self, factor: float) -> "Flops":
+        return Flops(**{name: factor * value for name, value in dataclasses.asdict(self).items()})
+
+
+def forward_flops(model: ModelConfig, load: Load) -> Flops:
+    """Of one prediction for the whole batch."""
+    return _flops(model, load, backward=False)
+
+
+def step_flops(model: ModelConfig, load: Load) -> Flops:
+    """Of prediction and gradient for the whole batch."""
+    return _flops(model, load, backward=True)
+
+
+def sampling_flops(model: ModelConfig, load: Load, calls: int, guided: bool) -> float:
+    """Of drawing the batch with so many predictions; guidance doubles the rows. Caption keys are made once."""
+    doubled = dataclasses.replace(load, rows=load.rows * (2 if guided else 1))
+    once = _text_keys(model, doubled) * model.layers
+    return calls * (forward_flops(model, doubled).total - once) + once
+
+
+def _flops(model: ModelConfig, load: Load, *, backward: bool) -> Flops:
+    both, one = (3.0, 2.0) if backward else (1.0, 1.0)  # products that need the gradient of both factors, or of one
+    width, heads, condition = model.width, model.heads_width, model.condition_width
+    tokens, samples = load.rows * load.tokens, load.rows * load.samples
+    parts = 4 if model.block == "next" else 6
+    final_parts = 2 if model.final_shift else 1
+    queries = 2 if model.own_text_query and model.conditioning == "text" else 1
+    conditioning = both * samples * 2 * condition * width * (model.layers * parts + final_parts)
+    conditioning += samples * 2 * condition * (one * TIME_FREQUENCIES + both * condition)
+    text = 0.0
+    if model.conditioning == "text":
+        conditioning += both * samples * 2 * model.caption_width * condition
+        text = both * model.layers * (_text_keys(model, load) + 4 * tokens * load.text_tokens * heads)
+    values = sum(modality.patch_values for modality in model.modalities)
+    out = values * (2 if model.predict_sigma else 1)
+    encoder_tokens = samples * load.text_tokens if model.text_layers else 0
+    encoder = model.text_layers * encoder_tokens * (_projections(model) + _feed_forward(model))
+    encoder += model.text_layers * 4 * encoder_tokens * load.text_tokens * heads
+    encoder_in = 2 * encoder_tokens * model.text_width * width
+    return Flops(
+        projections=both * model.layers * tokens * (_projections(model) + (queries - 1) * 2 * width * heads),
+        attention=both * model.layers * 4 * tokens * (load.tokens / load.samples) * heads,
+        text=text + both * encoder + one * encoder_in,
+        feed_forward=both * model.layers * tokens * _feed_forward(model),
+        conditioning=conditioning,
+        ends=2 * tokens * width * (one * values + both * out),
+    )
+
+
+def _projections(model: ModelConfig) -> float:
+    """Of one token in one layer."""
+    keys = model.key_heads * model.head_width
+    return 2.0 * model.width * (2 * model.heads_width + 2 * keys)
+
+
+def _feed_forward(model: ModelConfig) -> float:
+    """Of one token in one layer: gate, up and down."""
+    return 6.0 * model.width * model.mlp_width
+
+
+def _text_keys(model: ModelConfig, load: Load) -> float:
+    """Keys and values of all captions in one layer."""
+    if model.conditioning != "text":
+        return 0.0
+    captions = load.rows * load.samples * load.text_tokens
+    return 4.0 * captions * model.caption_width * model.key_heads * model.head_width

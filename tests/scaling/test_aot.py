@@ -1,0 +1,192 @@
+"""Programs for TPUs that are not here. Those marked `aot` compile, and need libtpu:
+
+python -m pytest -m aot -n 0 tests/scaling
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lumina_jax.config import Config, ModelConfig
+from lumina_jax.data.batches import row_tokens
+from lumina_jax.parallel.mesh import make_mesh
+from lumina_jax.run import load_config
+from lumina_jax.scaling import aot, search
+from lumina_jax.scaling.aot import DoesNotFitError, Plan, Report, abstract_batch, devices_of, needed_bytes, plan_mesh
+from lumina_jax.scaling.chips import parse_topology
+from lumina_jax.scaling.memory import Memory
+from lumina_jax.scaling.report import remedies
+from lumina_jax.training.state import abstract_state
+from lumina_jax.training.step import train_step
+
+ROOT = Path(__file__).parents[2]
+MEMORY_KINDS = [field.name for field in dataclasses.fields(Memory)]
+TINY = Config(model=ModelConfig(layers=2, heads=4, width=32, channels=3, text_width=8, mlp_multiple_of=8))
+
+
+def command(*words):
+    """python -m lumina_jax aot WORDS in its own process, as users run it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX", "TPU"))}
+    run = [sys.executable, "-m", "lumina_jax", "aot", *words]
+    return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_the_program_does_not_grow_with_depth():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    lines = []
+    for layers in (2, 9):
+        config = TINY.replace(model={"layers": layers})
+        load = Plan(config=config, topology=parse_topology("v5e:4x4")).load
+        arguments = abstract_state(config, mesh), abstract_batch(config, load, mesh)
+        lines.append(train_step(config, mesh).lower(*arguments).as_text().count("\n"))
+    assert lines[0] == lines[1] > 100
+
+
+def test_the_load_of_a_plan_is_what_training_would_feed_it():
+    config = load_config(ROOT / "configs" / "t2i_5b_1024.py")
+    load = Plan(config=config, topology=parse_topology("v5e:16x16")).load
+    latents = dataclasses.replace(config.data, image_size=1024 // 8)
+    assert load.tokens == row_tokens(latents, config.model) > 64 * 64
+    assert (load.rows, load.samples, load.text_tokens) == (config.data.batch_rows, 1, 128)
+
+
+def test_missing_libtpu_names_the_extra_that_installs_it(monkeypatch):
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'lumina_jax\[aot\]'"):
+        devices_of(parse_topology("v5e:4x4"))
+
+
+class Chip:
+    """A device that only has a place."""
+
+    def __init__(self, number, coords):
+        self.id, self.coords, self.core_on_chip, self.process_index, self.slice_index = number, coords, 0, 0, 0
+
+
+def chips(*extent):
+    return [Chip(number, (*place, *[0] * (3 - len(extent)))) for number, place in enumerate(np.ndindex(*extent))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": {"fsdp": 3}}, "divide the number of devices"),
+        ({"mesh": {"fsdp": 32}}, "there are 16 devices"),
+        ({"mesh": {"tensor": 8}}, r"mesh.tensor=8 must divide"),
+        ({"data": {"batch_rows": 20}, "mesh": {"fsdp": 16}}, "rows of a batch must be a multiple of the 16"),
+        (
+            {"data": {"batch_rows": 4, "image_size": 36}, "mesh": {"sequence": 4}},
+            "tokens of a row must be a multiple of",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_topology_is_refused_before_anything_is_compiled(changes, message):
+    plan = Plan(config=TINY.replace(**changes), topology=parse_topology("v5e:4x4"))
+    with pytest.raises(ValueError, match=message):
+        plan_mesh(plan, chips(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        (
+            "Ran out of memory in memory space hbm. Used 35.25G of 15.75G hbm. Exceeded hbm capacity by 19.5G.",
+            35.25 * 2**30,
+        ),
+        ("the total memory required for HLO temporaries (168.13G) exceeds available HBM (31.25G).", 168.13 * 2**30),
+        ("something else", None),
+    ],
+)
+def test_the_compiler_says_how_much_a_program_needs(message, needed):
+    assert needed_bytes(message) == needed
+
+
+def test_what_would_help_is_what_is_not_done_yet():
+    plan = Plan(config=TINY.replace(model={"remat": "none"}, mesh={"fsdp": 4}), topology=parse_topology("v5e:4x4"))
+    helps = "\n".join(remedies(plan))
+    for word in ("--model.remat full", "--optimizer.accumulate 2", "--mesh.fsdp 16", "--rows 16", "a topology of more"):
+        assert word in helps
+    done = plan.config.replace(model={"remat": "full"}, mesh={"fsdp": 16}, optimizer={"accumulate": 32})
+    helps = "\n".join(remedies(dataclasses.replace(plan, config=done)))
+    assert "--model.remat" not in helps
+    assert "--mesh.fsdp 16" not in helps
+
+
+def test_a_search_prefers_what_is_fast_and_fits_and_compiles_only_that(monkeypatch):
+    """With compilation replaced: the first candidate turns out too large, the second fits."""
+    plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
+    monkeypatch.setattr(search, "devices_of", lambda topology: chips(4, 4))
+    found = sorted(search.guesses(plan), key=search.rank)
+    assert len(found) > 50
+    assert found[0].plan.config.model.remat == "none"  # nothing is computed twice where all fits
+    assert {one.plan.config.mesh.ring for one in found if one.plan.config.mesh.sequence == 16} == {4}  # of 4 heads
+    tried = []
+
+    def compiled(candidate):
+        tried.append(candidate)
+        if len(tried) == 1:
+            raise DoesNotFitError("Used 20G of 15.75G hbm", 20e9)
+        report = object.__new__(Report)
+        vars(report).update(plan=candidate, memory=Memory(**dict.fromkeys(MEMORY_KINDS, 1e9)))
+        return report
+
+    monkeypatch.setattr(search, "compile_plan", compiled)
+    said = []
+    report = search.search(plan, 3, said.append)
+    assert [one.quick for one in tried] == [True, True, False]
+    assert report.plan.config == tried[1].config == found[1].plan.config
+    assert any(line.startswith("does not fit") for line in said)
+
+
+def test_less_is_kept_and_more_computed_by_full_rematerialisation(monkeypatch):
+    plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
+    shares = search.Shares(1, 16, 1, 1, 1)
+    none, dots, full = (
+        search.judged(
+            dataclasses.replace(plan, config=plan.config.replace(model={"remat": name})), shares, plan.load, 10**6
+        )
+        for name in ("none", "dots", "full")
+    )
+    assert none.memory > dots.memory > full.memory
+    assert none.seconds < dots.seconds < full.seconds
+
+
+@pytest.mark.aot
+def test_a_quick_check_of_a_configuration_fits_and_is_written_down(tmp_path):
+    file = tmp_path / "found.json"
+    done = command(
+        "configs/imagenet_600m.py", "--topology", "v5e:4x4", "--mesh.fsdp", "16", "--quick", "--json", str(file)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(file.read_text())
+    assert found["fits"]
+    assert found["compile_seconds"] < 60
+    assert found["memory"]["total"] < found["hbm_bytes"]
+    assert {one["kind"] for one in found["collectives"]} & {"all-gather", "reduce-scatter"}
+    done_flops = sum(found["work"][f"{kind}_flops"] for kind in ("product", "batched", "kernel"))
+    assert 1 < done_flops * found["devices"] / found["model_flops"] < 1.6
+    assert "MFU" in done.stdout
+
+
+@pytest.mark.aot
+def test_what_does_not_fit_says_by_how_much_and_what_would_help():
+    done = command("configs/imagenet_600m.py", "--topology", "v5e:2x2", "--rows", "4096", "--quick", "--mesh.fsdp", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "does NOT fit" in done.stdout
+    assert "GB too much" in done.stdout
+    assert "--mesh.fsdp 4" in done.stdout
+
+
+@pytest.mark.aot
+def test_errors_of_the_command_are_one_line():
+    done = command("configs/imagenet_600m.py", "--topology", "v5e:3x5", "--mesh.fsdp", "15", "--quick")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
