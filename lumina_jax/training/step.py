@@ -81,7 +81,7 @@ def train_step(config: Config, mesh: Mesh) -> Step:
 
 
 def batch_places(mesh: Mesh) -> TrainBatch:
-    """Where a batch lies, a sharding for each of its parts: rows are spread, and the tokens of each; texts are whole."""
+    """Where a batch lies, a sharding for each part: rows are spread, and the tokens of each; texts are whole."""
     rows = batch_sharding(mesh)
     return TrainBatch(tokens=NamedSharding(mesh, token_spec(mesh)), condition=rows, present=rows)  # type: ignore[arg-type]
 
