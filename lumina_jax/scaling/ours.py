@@ -1,4 +1,4 @@
-"""Ours: `attend(implementation="pallas")`, [b l h d] as the model has its arrays, the text in the same kernel.
+"""Ours: `attend(implementation="pallas")`, heads side by side as projections leave them, the text in the same kernel.
 
 Block sizes are rows of the table that the kernels read (kernels/tuned.py), which hold what differs from their rule. A
 row is tried by being in the table as long as the call is traced, and kept by being written into its file.
@@ -32,19 +32,24 @@ def row_of(problem: Problem, generation: str) -> tuple[str, int, int]:
 
 
 def _case(problem: Problem, blocks: Blocks) -> Case:
+    def heads(x: Float[Array, "1 n hd"]) -> Float[Array, "1 n h d"]:
+        return x.reshape(1, -1, problem.heads, problem.width)
+
     def attention(
         ids: Int[Array, "1 l"], text_ids: Int[Array, "1 t"], q: Array, k: Array, v: Array, *text: Array
-    ) -> Float[Array, "1 l h d"]:
-        gated = GatedText(text[0], text[1], text[2], text_ids) if text else None
+    ) -> Float[Array, "1 l hd"]:
+        gated = GatedText(heads(text[0]), heads(text[1]), text[2], text_ids) if text else None
         key = row_of(problem, chip() or UNKNOWN_CHIP)
+        q, k, v = map(heads, (q, k, v))
         with mock.patch.dict(tuned.TUNED, {key: {**tuned.TUNED.get(key, {}), **blocks}}):
-            return attend(q, k, v, segment_ids=ids, scale=problem.width**-0.5, text=gated, implementation="pallas")
+            out = attend(q, k, v, segment_ids=ids, scale=problem.width**-0.5, text=gated, implementation="pallas")
+        return out.reshape(1, problem.tokens, -1)
 
     of = jax.ShapeDtypeStruct
-    tokens = of((1, problem.tokens, problem.heads, problem.width), jnp.bfloat16)
+    tokens = of((1, problem.tokens, problem.heads * problem.width), jnp.bfloat16)
     inputs: tuple[jax.ShapeDtypeStruct, ...] = (tokens, tokens, tokens)
     if problem.text:
-        text = of((1, problem.text_tokens, problem.heads, problem.width), jnp.bfloat16)
+        text = of((1, problem.text_tokens, problem.heads * problem.width), jnp.bfloat16)
         inputs += (text, text, of((problem.heads,), jnp.float32))
     ids = problem.segment_ids()[None], problem.text_segment_ids()[None]
     return with_gradients(attention, ids, inputs, tokens, backward=problem.backward)
