@@ -129,7 +129,7 @@ def test_a_port_that_is_taken_is_named_with_the_remedy():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=rf"port {port} must be free .* choose another port"):
-            Watch(0, 2, [("localhost", port)], silence=1).listen()
+            Watch(0, 2, [("localhost", port)], silence=1.0).listen()
 
 
 def test_two_processes_of_one_index_and_different_counts_are_refused():
