@@ -65,11 +65,21 @@ class Watch:
         self._listener: socket.socket | None = None
 
     def listen(self) -> int:
-        """Process 0: accept connections from now on; returns the port."""
-        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        self._listener = socket.create_server(
-            ("", self._addresses[0][1]), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=1024
-        )
+        """Process 0: accept connections from now on; returns the port.
+
+        Raises:
+          OSError: another program listens there.
+        """
+        port, family = self._addresses[0][1], socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        try:
+            self._listener = socket.create_server(
+                ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=1024
+            )
+        except OSError as error:
+            raise OSError(
+                f"port {port} must be free on the host of process 0 ({error}); end what uses it, such as an earlier "
+                "attempt, or choose another port as hosts.coordinator"
+            ) from error
         self._start(self._accept)
         return self._listener.getsockname()[1]
 

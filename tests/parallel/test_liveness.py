@@ -125,6 +125,13 @@ def test_process_0_that_does_not_answer_is_named():
     assert "process 0 must answer at localhost:" in job.errors[0]
 
 
+def test_a_port_that_is_taken_is_named_with_the_remedy():
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=rf"port {port} must be free .* choose another port"):
+            Watch(0, 2, [("localhost", port)], silence=1.0).listen()
+
+
 def test_two_processes_of_one_index_and_different_counts_are_refused():
     same = Job([0, 1, 1], 3, timeout=1.0)
     assert any("two processes were started with hosts.index=1" in error for error in same.errors.values())
