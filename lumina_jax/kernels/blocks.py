@@ -5,8 +5,10 @@ length and head width comes from `tuned.py`; where that has no row, from a rule:
 time goes to filling and draining the matrix units, and blocks must divide the row.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from jax.experimental.pallas import tpu as pltpu
@@ -20,6 +22,8 @@ VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
 """Vector memory of a core, MiB."""
 RESIDENT = 16384
 """Most keys of a head that stay in VMEM; longer rows are streamed."""
+LEAST_RESIDENT = 1024
+"""Fewer keys than this are in VMEM at once only where nothing else fits."""
 USABLE = 0.85
 """The share of VMEM that blocks may fill; the compiler needs the rest for what does not fit into registers."""
 UNKNOWN_VMEM = 64
@@ -156,50 +160,51 @@ def choose(sizes: Sizes, of_chip: str | None) -> BlockSizes:
     capacity = VMEM.get(of_chip or "", UNKNOWN_VMEM) * MEBIBYTE
     parts = length // LANES
     tuned = TUNED.get((of_chip or "v6e", length, -(-sizes.width // LANES) * LANES), {})
-    q = tuned.get("q", LANES * _largest_divisor(parts, 12))
-    q_backward = tuned.get("q_backward", q)
-    tile_q = tuned.get("tile_q", LANES * _largest_divisor(math.gcd(q, q_backward) // LANES, 4))
     least = least_heads(sizes.key_heads, sizes.width)
+    most = next(count for count in (4, 2, 1) if sizes.key_heads % count == 0)
+    head_counts = sorted({least, *(count for count in (1, 2, 4) if count % least == 0 and count <= most)}, reverse=True)
 
-    def blocks(kv: int, heads: int, kv_backward: int, heads_backward: int) -> BlockSizes:
+    def blocks(q: int, kv: int, heads: int, forward: BlockSizes | None = None) -> BlockSizes:
+        """For the forward pass; or, given its blocks, with those of the backward pass in their place."""
+        ahead = (forward.q, forward.kv, forward.heads) if forward else (q, kv, heads)
+        within = functools.partial(_divisor, tuned)
         return BlockSizes(
-            q=q,
-            kv=kv,
-            kv_compute=LANES * _largest_divisor(kv // LANES, tuned.get("kv_compute", 12 * LANES) // LANES),
-            tile_q=tile_q,
-            tile_kv=LANES * _largest_divisor(math.gcd(kv, kv_backward) // LANES, tuned.get("tile_kv", 512) // LANES),
-            q_backward=q_backward,
-            kv_backward=kv_backward,
-            kv_compute_backward=LANES
-            * _largest_divisor(kv_backward // LANES, tuned.get("kv_compute_backward", 4 * LANES) // LANES),
-            heads=heads,
-            heads_backward=heads_backward,
+            q=ahead[0],
+            kv=ahead[1],
+            kv_compute=within("kv_compute", 12, ahead[1]),
+            tile_q=within("tile_q", 4, math.gcd(ahead[0], q)),
+            tile_kv=within("tile_kv", 4, math.gcd(ahead[1], kv)),
+            q_backward=q,
+            kv_backward=kv,
+            kv_compute_backward=within("kv_compute_backward", 4, kv),
+            heads=ahead[2],
+            heads_backward=heads,
         )
 
-    most = 4 if sizes.key_heads % 4 == 0 else 2 if sizes.key_heads % 2 == 0 else 1
-    windows = [LANES * part for part in reversed(divisors(parts)) if LANES * part <= RESIDENT]
-    head_counts = sorted({least, *(count for count in (1, 2, 4) if count % least == 0 and count <= most)}, reverse=True)
-    forward = [(kv, heads) for kv in windows for heads in head_counts]
-    kv, heads = _first(forward, lambda kv, heads: forward_vmem(sizes, blocks(kv, heads, kv, heads)), capacity, sizes)
-    backward = [(window, least) for window in windows]
-    window, _ = _first(backward, lambda kv, heads: backward_vmem(sizes, blocks(kv, least, kv, heads)), capacity, sizes)
-    return blocks(kv, heads, window, least)
+    def largest(name: str, forward: BlockSizes | None, need: Callable[[BlockSizes], int]) -> BlockSizes:
+        """The first that fits: all keys resident before many queries at once, and both before many heads."""
+        sizes_of_q = sorted({_divisor(tuned, name, count, length) for count in (12, 6, 3, 1)}, reverse=True)
+        windows = [LANES * part for part in reversed(divisors(parts)) if LANES * part <= RESIDENT]
+        for enough in (min(length, LEAST_RESIDENT), 0):
+            for q, kv, heads in itertools.product(sizes_of_q, windows, [least] if forward else head_counts):
+                if kv >= enough and need(found := blocks(q, kv, heads, forward)) <= capacity * USABLE:
+                    return found
+        raise ValueError(
+            f"attention over {sizes} needs {need(found) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, but the "
+            f"chip has {capacity / MEBIBYTE:.0f}; use implementation='xla', or heads of which fewer fill registers"
+        )
+
+    ahead = largest("q", None, functools.partial(forward_vmem, sizes))
+    return largest("q_backward", ahead, functools.partial(backward_vmem, sizes))
+
+
+def _divisor(tuned: Mapping[str, int], name: str, most: int, of: int) -> int:
+    """The largest divisor of `of` tokens of at most the tuned size, or `most` registers."""
+    return LANES * _largest_divisor(of // LANES, tuned[name] // LANES if name in tuned else most)
 
 
 def _largest_divisor(parts: int, most: int) -> int:
     return max(part for part in divisors(parts) if part <= max(most, 1))
-
-
-def _first(
-    candidates: Sequence[tuple[int, int]], need: Callable[[int, int], int], capacity: int, sizes: Sizes
-) -> tuple[int, int]:
-    for candidate in candidates:
-        if need(*candidate) <= capacity * USABLE:
-            return candidate
-    raise ValueError(
-        f"attention over {sizes} needs {need(*candidates[-1]) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, "
-        f"but the chip has {capacity / MEBIBYTE:.0f}; use implementation='xla', or heads of which fewer fill registers"
-    )
 
 
 def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-WHOLE = 0.6
+WHOLE = 0.4
 """From this share of the tiles on, a block of queries is computed against the whole row in large products."""
 NOBODY = 2**30
 

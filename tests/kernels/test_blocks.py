@@ -1,0 +1,117 @@
+"""Block sizes: what is refused and why, what is chosen, and the ranges of tiles that packed rows need."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumina_jax.kernels import segments
+from lumina_jax.kernels.blocks import (
+    MEBIBYTE,
+    VMEM,
+    BlockSizes,
+    Sizes,
+    backward_vmem,
+    choose,
+    forward_vmem,
+    least_heads,
+    padded_length,
+)
+
+
+def visits(queries, keys, **tiles):
+    return segments.visits(jnp.asarray(queries), jnp.asarray(keys), **tiles)
+
+
+GOOD = {
+    "q": 256,
+    "kv": 512,
+    "kv_compute": 256,
+    "tile_q": 128,
+    "tile_kv": 128,
+    "q_backward": 256,
+    "kv_backward": 512,
+    "kv_compute_backward": 128,
+    "heads": 2,
+    "heads_backward": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tile_q": 100}, "tile_q=100 must be a positive multiple of 128, the lanes of a vector register"),
+        ({"kv": 0}, "kv=0 must be a positive multiple of 128"),
+        ({"tile_kv": 384}, "kv=512 must be a multiple of tile_kv=384"),
+        ({"heads": 0}, "heads=0 must be at least 1"),
+    ],
+)
+def test_block_sizes_that_cannot_work_are_refused_with_the_reason(change, reason):
+    with pytest.raises(ValueError, match=reason):
+        BlockSizes(**{**GOOD, **change})
+
+
+def test_blocks_must_divide_the_row_and_heads_fill_registers():
+    with pytest.raises(ValueError, match="kv=512 must divide the 768 tokens"):
+        BlockSizes(**GOOD).check(768, 4, 128)
+    with pytest.raises(ValueError, match="heads_backward=1 must divide the 4 key heads and be a multiple of 2"):
+        BlockSizes(**GOOD).check(1024, 4, 64)
+    BlockSizes(**GOOD).check(1024, 4, 128)
+
+
+@pytest.mark.parametrize("chip", [*VMEM, None])
+@pytest.mark.parametrize("length", [1, 256, 272, 1088, 4224, 4736, 16384, 131072])
+@pytest.mark.parametrize(("width", "key_heads"), [(48, 32), (72, 16), (96, 32), (128, 8)])
+def test_chosen_blocks_divide_every_row_and_fit(chip, length, width, key_heads):
+    if chip == "v4":
+        pytest.skip("16 MiB hold few of these")
+    sizes = Sizes(length, 128, 32, key_heads, width)
+    blocks = choose(sizes, chip)
+    blocks.check(padded_length(length), key_heads, width)
+    capacity = VMEM.get(chip or "", 64) * MEBIBYTE
+    assert max(forward_vmem(sizes, blocks), backward_vmem(sizes, blocks)) < capacity
+
+
+def test_chips_with_too_little_vector_memory_say_so():
+    with pytest.raises(ValueError, match="MiB of VMEM with the smallest blocks, but the chip has 16"):
+        choose(Sizes(4224, 0, 97, 97, 72), "v4")
+
+
+@pytest.mark.parametrize(("tokens", "padded"), [(1, 128), (256, 256), (1088, 1152), (4160, 4224), (37 * 128, 40 * 128)])
+def test_rows_are_padded_to_whole_registers_and_not_to_primes_of_them(tokens, padded):
+    assert padded_length(tokens) == padded
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "least"), [(128, 32, 1), (64, 32, 2), (96, 32, 4), (72, 16, 16), (96, 2, 2)]
+)
+def test_heads_are_taken_together_until_they_fill_registers(width, heads, least):
+    assert least_heads(heads, width) == least
+
+
+def test_sixteen_samples_in_a_row_visit_a_sixteenth_of_it():
+    ids = np.repeat(np.arange(1, 17), 256)[None]
+    found = visits(ids, ids, block=1024, tile_q=256, tile_kv=256)
+    assert np.array_equal(found.first, np.arange(16))
+    assert np.array_equal(found.end - found.first, np.ones(16))
+    assert not np.any(found.single)
+
+
+def test_visits_hold_every_visible_pair_whatever_the_ids():
+    random = np.random.default_rng(0)
+    queries, keys = random.integers(0, 4, (2, 1024)), random.integers(0, 9, (2, 512))
+    found = visits(queries, keys, block=512, tile_q=128, tile_kv=128)
+    visible = (queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0)
+    tiles = visible.reshape(2, 8, 128, 4, 128).any(axis=(2, 4)).reshape(16, 4)
+    columns = np.arange(4)
+    inside = (columns >= np.asarray(found.first)[:, None]) & (columns < np.asarray(found.end)[:, None])
+    assert not np.any(tiles & ~inside)
+
+
+def test_padding_visits_nothing_and_one_sample_is_told_from_many():
+    ids = np.stack([np.repeat([1, 0], [700, 324]), np.repeat([1, 2], 512)])
+    found = visits(ids, ids, block=1024, tile_q=256, tile_kv=256)
+    ends = np.asarray(found.end).reshape(2, 4)
+    assert ends[0, 3] == 0
+    assert list(found.single) == [1, 0]
+    assert list(found.alone) == [1, 0]
+    assert list(found.padding) == [1, 0]

@@ -1,0 +1,217 @@
+"""The TPU kernels, interpreted on CPU, against attention and its gradients written out in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flash_cases import arrays, by_definition, case, gated, relative
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from lumina_jax.kernels.attention import attend
+from lumina_jax.kernels.blocks import BlockSizes
+from lumina_jax.kernels.flash import flash_attention
+
+SMALL = BlockSizes(
+    q=256,
+    kv=256,
+    kv_compute=128,
+    tile_q=128,
+    tile_kv=128,
+    q_backward=256,
+    kv_backward=256,
+    kv_compute_backward=128,
+    heads=2,
+    heads_backward=2,
+)
+STREAMED = BlockSizes(**{**vars(SMALL), "kv": 128, "kv_backward": 128})
+ONE = np.ones((1, 256), int)
+PADDED = np.repeat([[1, 0]], [200, 56], axis=1)
+PACKED = np.repeat([[1, 2, 3, 0]], [100, 28, 98, 30], axis=1)
+ANY_ORDER = np.random.default_rng(0).integers(0, 4, (1, 256))
+WORDS = np.repeat([[1, 2, 0]], [40, 30, 10], axis=1)
+
+
+def run(of, *inputs, blocks=SMALL, interpret=True):
+    text = gated(of, *inputs[3:]) if of.text else None
+    ids = jnp.asarray(of.segments)
+    return flash_attention(
+        *inputs[:3],
+        segment_ids=ids,
+        scale=of.scale,
+        text=None if text is None else tuple(text),
+        blocks=blocks,
+        interpret=interpret,
+    )
+
+
+def output_and_gradients(of, gradient, **options):
+    """Of the kernels, in one trace."""
+    inputs = arrays(of)
+    out, pull_back = jax.vjp(jax.jit(functools.partial(run, of, **options)), *inputs)
+    return out, pull_back(jnp.asarray(gradient, jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("segments", "words", "options", "blocks"),
+    [
+        pytest.param(ONE, None, {}, SMALL, id="one sample, no text"),
+        pytest.param(PADDED, WORDS, {}, SMALL, id="padding and text"),
+        pytest.param(PACKED, WORDS, {"heads": 4}, SMALL, id="packed, grouped heads"),
+        pytest.param(ANY_ORDER, WORDS, {"own_queries": True}, SMALL, id="ids in any order, text with its own queries"),
+        pytest.param(PADDED, WORDS, {"heads": 4, "scale": 0.2}, STREAMED, id="streamed, another scale"),
+        pytest.param(PACKED, WORDS, {"own_queries": True}, STREAMED, id="streamed, packed"),
+    ],
+)
+def test_output_and_every_gradient_are_those_of_the_definition(segments, words, options, blocks):
+    of = case(segments, words, **options)
+    gradient = np.random.default_rng(9).standard_normal(of.q.shape)
+    out, gradients = output_and_gradients(of, gradient, blocks=blocks)
+    wanted, of_inputs = by_definition(of, gradient)
+    assert relative(out, wanted) <= 2e-6
+    assert len(gradients) == len(of_inputs)
+    assert [relative(ours, theirs) < 1e-5 for ours, theirs in zip(gradients, of_inputs)] == [True] * len(gradients)
+    assert not np.any(np.asarray(out)[segments == 0])
+    assert not np.any(np.asarray(gradients[1])[segments == 0])
+
+
+@pytest.mark.parametrize(("width", "heads"), [(48, 8), (72, 3), (96, 4), (128, 2)])
+def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads):
+    of = case(PADDED, WORDS, width=width, heads=heads, key_heads=heads)
+    blocks = BlockSizes(**{**vars(SMALL), "heads": heads, "heads_backward": heads})
+    gradient = np.random.default_rng(9).standard_normal(of.q.shape)
+    out, gradients = output_and_gradients(of, gradient, blocks=blocks)
+    wanted, of_inputs = by_definition(of, gradient)
+    assert relative(out, wanted) <= 2e-6
+    assert max(relative(ours, theirs) for ours, theirs in zip(gradients, of_inputs)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda of: of._replace(q=of.q * 5e3), id="logits of +-1e4"),
+        pytest.param(lambda of: of._replace(k=np.concatenate([of.k[:, :1] * 3e3, of.k[:, 1:]], 1)), id="one huge key"),
+        pytest.param(lambda of: of._replace(k=np.ones_like(of.k)), id="all equal"),
+        pytest.param(lambda of: of._replace(q=abs(of.q) * 900, k=-abs(of.k)), id="all far below zero"),
+    ],
+)
+@pytest.mark.parametrize("blocks", [SMALL, STREAMED])
+def test_softmax_is_exact_for_any_logits(change, blocks):
+    of = change(case(PADDED, heads=2))
+    # Whole numbers of few bits: products are exact in float32, so that only the softmax can be wrong.
+    of = of._replace(q=np.round(of.q), k=np.round(of.k * 8) / 8, scale=0.125)
+    out = run(of, *arrays(of), blocks=blocks)
+    assert relative(out, by_definition(of)) <= 2e-6
+
+
+def test_bfloat16_is_within_a_percent():
+    of = case(PACKED, WORDS)
+    inputs = arrays(of, jnp.bfloat16)
+    out, pull_back = jax.vjp(functools.partial(run, of), *inputs)
+    gradient = np.random.default_rng(9).standard_normal(of.q.shape).astype(jnp.bfloat16).astype(float)
+    gradients = pull_back(jnp.asarray(gradient, jnp.bfloat16))
+    wanted, of_inputs = by_definition(of, gradient)
+    assert out.dtype == jnp.bfloat16
+    assert relative(out, wanted) <= 0.01
+    assert max(relative(ours, theirs) for ours, theirs in zip(gradients, of_inputs)) <= 0.02
+
+
+def test_gradients_agree_with_finite_differences():
+    of = case(PADDED, WORDS)
+    check_grads(functools.partial(run, of), arrays(of), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def test_gradients_are_the_same_every_time():
+    of = case(PACKED, WORDS)
+    gradient = np.random.default_rng(9).standard_normal(of.q.shape)
+    first, second = (output_and_gradients(of, gradient)[1] for _ in range(2))
+    assert all(np.array_equal(one, other) for one, other in zip(first, second))
+
+
+def test_attend_pads_rows_that_no_block_divides_and_agrees_with_the_reference():
+    of = case(np.repeat([[1, 2]], [40, 61], axis=1), WORDS[:, :70], heads=4, key_heads=2, width=48)
+    q, k, v, *text = arrays(of)
+    call = functools.partial(attend, q, k, v, segment_ids=jnp.asarray(of.segments), scale=0.3, text=gated(of, *text))
+    ours = call(implementation="pallas", interpret=True)
+    assert ours.shape == q.shape
+    np.testing.assert_allclose(ours, call(implementation="reference"), atol=3e-6)
+
+
+def test_explicit_choice_off_tpu_is_refused_with_the_remedy():
+    of = case(ONE)
+    with pytest.raises(ValueError, match=r"neither the default device nor the mesh.*interpret=True"):
+        attend(*arrays(of), segment_ids=jnp.asarray(of.segments), scale=1.0, implementation="pallas")
+
+
+def test_gradients_flow_inside_shard_map():
+    of = case(np.repeat(PADDED, 2, axis=0))
+    mesh = jax.make_mesh((1,), ("rows",))
+    ids = jnp.asarray(of.segments)
+
+    def loss(q, k, v, ids):
+        out = flash_attention(q, k, v, segment_ids=ids, scale=of.scale, blocks=SMALL, interpret=True)
+        return jnp.sum(out**2)[None]
+
+    specs = (P("rows"),) * 4
+    divided = jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=P("rows"), check_vma=False)
+    gradients = jax.grad(lambda *x: divided(*x, ids)[0], argnums=(0, 1, 2))(*arrays(of))
+    out = by_definition(of)
+    _, wanted = by_definition(of, 2 * out)
+    assert max(relative(ours, theirs) for ours, theirs in zip(gradients, wanted)) < 1e-5
+
+
+lengths = st.lists(st.integers(1, 120), min_size=1, max_size=5)
+
+
+@given(
+    lengths=lengths,
+    words=st.lists(st.integers(0, 40), min_size=5, max_size=5),
+    heads=st.sampled_from([(2, 2), (4, 2), (2, 1)]),
+    streamed=st.booleans(),
+    ordered=st.booleans(),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_rows_agree_with_the_definition(lengths, words, heads, streamed, ordered, seed):
+    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)[:256]
+    segments = np.pad(ids, (0, 256 - len(ids)))
+    text = np.repeat([1, 2, 3, 4, 5], words)[:100]
+    text = np.pad(text, (0, 100 - len(text)))
+    if not ordered:
+        random = np.random.default_rng(seed)
+        segments, text = random.permutation(segments), random.permutation(text)
+    query_heads, key_heads = heads
+    of = case(segments[None], text[None], heads=query_heads, key_heads=key_heads, seed=seed)
+    blocks = BlockSizes(**{**vars(STREAMED if streamed else SMALL), "heads": key_heads, "heads_backward": key_heads})
+    gradient = np.random.default_rng(seed).standard_normal(of.q.shape)
+    out, gradients = output_and_gradients(of, gradient, blocks=blocks)
+    wanted, of_inputs = by_definition(of, gradient)
+    assert np.max(np.abs(out - wanted)) <= 4e-6
+    assert all(np.max(np.abs(ours - theirs)) < 3e-5 for ours, theirs in zip(gradients, of_inputs))
+
+
+RACES = pltpu.InterpretParams(detect_races=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [SMALL, STREAMED])
+@pytest.mark.parametrize("huge", [1, 1e4])
+def test_no_race_and_no_read_of_what_was_never_written(blocks, huge, capsys):
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    segments = np.concatenate([PADDED, PACKED])
+    of = case(segments, np.concatenate([WORDS, WORDS]))
+    of = of._replace(q=of.q * huge)
+    gradient = np.random.default_rng(9).standard_normal(of.q.shape)
+    out, gradients = output_and_gradients(of, gradient, blocks=blocks, interpret=RACES)
+    assert not interpret_pallas_call.races.races_found
+    assert all(np.isfinite(x).all() for x in (out, *gradients))
+    if huge == 1:
+        wanted, of_inputs = by_definition(of, gradient)
+        assert relative(out, wanted) <= 2e-6
+        assert max(relative(ours, theirs) for ours, theirs in zip(gradients, of_inputs)) < 1e-5
