@@ -94,6 +94,9 @@ class OptimizerConfig:
     """Gradients of a larger global norm are scaled down to it; None: never."""
     accumulate: int = 1
     """Micro-batches whose gradients are averaged into one update."""
+    sum_dtype: Literal["compute", "float32"] = "compute"
+    """In which type gradients of the layers' weights are added up over devices: model.compute_dtype, in which they are
+    made, or float32, which doubles that traffic."""
     ema_decay: float = 0.9999
     ema_warmup: bool = False
     """Start the average quickly: decay = min(ema_decay, (1 + step) / (10 + step))."""

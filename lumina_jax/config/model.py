@@ -82,8 +82,9 @@ class ModelConfig:
     """What rotary embeddings turn by. 1: the place in the sequence. 2: row and column. 3: frame, row and column."""
     rope_theta: float = 10_000.0
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    remat: Literal["none", "full", "dots"] = "full"
-    """What the backward pass recomputes: nothing, each layer, or each layer except its matrix products."""
+    remat: Literal["none", "full", "dots", "attention", "offload"] = "full"
+    """What the backward pass recomputes: nothing; each layer from its input; all but matrix products; all but the
+    attention of a fused kernel; or each layer from its input, which waits in the memory of the host (TPU)."""
     unroll: int = 1
     """Layers unrolled per iteration of the scan over layers; all of them: no scan, which compiles longer with every
     layer and runs a little faster on CPU."""

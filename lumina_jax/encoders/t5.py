@@ -35,7 +35,7 @@ from lumina_jax.encoders.published import (
     visible,
     weights,
 )
-from lumina_jax.models.layers import Linear, RMSNorm, normed, param, small_normal
+from lumina_jax.models.layers import Linear, RMSNorm, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
 
 
@@ -100,7 +100,7 @@ class T5Encoder(nnx.Module):
         with jax.default_matmul_precision("highest"):
             bias = jnp.moveaxis(self.distances[...].astype(jnp.float32)[buckets], -1, 0)
             x = through(self.layers, self.words[...][token_ids], bias, visible(mask, is_causal=False))
-            return normed(x, self.norm).astype(jnp.float32)
+            return (x if self.norm is None else self.norm(x)).astype(jnp.float32)
 
 
 def distance_buckets(tokens: int, *, buckets: int, max_distance: int) -> Int[np.ndarray, "t t"]:

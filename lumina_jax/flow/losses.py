@@ -6,6 +6,7 @@ batch is the mean over samples, not over tokens (Lumina-T2X, arXiv 2405.05945, e
 arXiv 2401.08740, section 2.3).
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -44,6 +45,7 @@ def flow_loss(
     prediction: Prediction,
     weighting: Weighting = "none",
     patch_values: Int[AnyArray, "b l"] | None = None,
+    over_row: Callable[[Array], Array] = lambda count: count,
 ) -> Losses:
     """The loss of each sample, in float32.
 
@@ -56,6 +58,7 @@ def flow_loss(
       kinds: what each token is; only patches count.
       segment_ids: 0 for padding, else the sample of the row, from 1.
       patch_values: how many values of each token's patch count, the first ones; None: all.
+      over_row: adds up what the devices that share the tokens of a row counted. Each then gets its part of the loss.
 
     Raises:
       ValueError: a weighting is given for a velocity.
@@ -72,7 +75,9 @@ def flow_loss(
             errors = output - interpolate(path, x0, x1, token_times).velocity
         else:
             errors = output * path.coefficients(token_times).sigma + x0
-    losses = sample_means(errors**2, kinds, segment_ids, segments=t.shape[1], patch_values=patch_values)
+    losses = sample_means(
+        errors**2, kinds, segment_ids, segments=t.shape[1], patch_values=patch_values, over_row=over_row
+    )
     if weighting == "none":
         return losses
     c = path.coefficients(t)
@@ -89,11 +94,12 @@ def sample_means(
     *,
     segments: int,
     patch_values: Int[AnyArray, "b l"] | None = None,
+    over_row: Callable[[Array], Array] = lambda count: count,
 ) -> Losses:
     """The mean over the patch elements of each of the `segments` samples of a row; 0 where there is none.
 
     Args:
-      patch_values: as for `flow_loss`.
+      patch_values, over_row: as for `flow_loss`.
     """
     patches = (segment_ids[..., None] == jnp.arange(1, segments + 1)) & (kinds == Kind.PATCH)[..., None]
     if patch_values is None:
@@ -101,6 +107,6 @@ def sample_means(
     else:
         counts = jnp.arange(values.shape[-1]) < patch_values[..., None]
         token_means = (jnp.sum(jnp.where(counts, values, 0), axis=-1) / jnp.maximum(patch_values, 1))[..., None]
-    count = jnp.sum(patches, axis=1)
+    count = over_row(jnp.sum(patches, axis=1))
     sums = jnp.sum(jnp.where(patches, token_means, 0), axis=1)
     return Losses(sums / jnp.maximum(count, 1), (count > 0).astype(jnp.float32))

@@ -17,6 +17,7 @@ from lumina_jax.config import ModelConfig
 from lumina_jax.kernels.attention import GatedText, attend
 from lumina_jax.models.layers import LayerNorm, Linear, RMSNorm, normed, param, zeros
 from lumina_jax.models.rope import Rotation, rotate
+from lumina_jax.parallel.tensor import ALONE, Tensor
 
 Attend = Callable[..., Float[Array, "b l h d"]]
 
@@ -49,9 +50,9 @@ class TextProjection(nnx.Module):
         self.gate = param(rngs, (config.heads,), zeros, axes=("heads",))
         self.head_width = config.head_width
 
-    def __call__(self, features: Float[Array, "b t c"]) -> TextKeys:
-        features = self.norm(features)
-        keys, values = normed(self.key(features), self.key_norm), self.value(features)
+    def __call__(self, features: Float[Array, "b t c"], tensor: Tensor = ALONE) -> TextKeys:
+        features = tensor.share(self.norm(features))
+        keys, values = normed(self.key(features), self.key_norm, tensor), self.value(features)
         split = (*features.shape[:2], -1, self.head_width)
         return TextKeys(keys.reshape(split), values.reshape(split))
 
@@ -78,17 +79,19 @@ class Attention(nnx.Module):
         sequence: Sequence,
         text: GatedText | None,
         attend: Attend,
+        tensor: Tensor = ALONE,
     ) -> Float[Array, "b l m"]:
-        q, k, v = normed(self.query(x), self.query_norm), normed(self.key(x), self.key_norm), self.value(x)
-        q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, v))
+        x = tensor.share(x)
+        q, k = normed(self.query(x), self.query_norm, tensor), normed(self.key(x), self.key_norm, tensor)
+        q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, self.value(x)))
         q, k = rotate(q, sequence.rotation), rotate(k, sequence.rotation)
         if text is not None and self.text_query is not None:
-            own = normed(self.text_query(x), self.text_query_norm).reshape(q.shape)
+            own = normed(self.text_query(x), self.text_query_norm, tensor).reshape(q.shape)
             text = text._replace(queries=rotate(own, sequence.rotation))
         if sequence.key_scale is not None:
             k = k * sequence.key_scale.astype(k.dtype)
         out = attend(q, k, v, segment_ids=sequence.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
-        return self.out(out.reshape(*x.shape[:2], -1))
+        return tensor.join(self.out(out.reshape(*x.shape[:2], -1)))
 
 
 def attend_with(config: ModelConfig) -> Attend:

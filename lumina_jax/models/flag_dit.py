@@ -42,13 +42,20 @@ from lumina_jax.models.layers import (
     zeros,
 )
 from lumina_jax.models.rope import RopeScaling, rotation
+from lumina_jax.models.stack import run_layers
 from lumina_jax.models.text_layers import TextLayers
+from lumina_jax.parallel.gather import Weights
+from lumina_jax.parallel.tensor import ALONE, Tensor
 from lumina_jax.tokens import Kind, TextFeatures, Tokens, spread
 
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-}
+
+class Parallel(NamedTuple):
+    """How parameters are divided between devices; by default they are not."""
+
+    layer: Weights | None = None
+    """How the weights of one layer are gathered, where each device has a share of them."""
+    tensor: Tensor = ALONE
+    """The devices that divide attention heads and the width of the feed-forward."""
 
 
 class TextContext(NamedTuple):
@@ -102,17 +109,19 @@ class Block(nnx.Module):
         sequence: Sequence,
         text: GatedText | None,
         attend: Attend,
+        tensor: Tensor = ALONE,
     ) -> Float[Array, "b l m"]:
         parts = self.modulation(condition, sequence.segment_ids)
         if self.attention_out_norm is None or self.mlp_out_norm is None:
             shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-            y = self.attention(self.attention_norm(x) * (1 + scale) + shift, sequence, text, attend)
+            y = self.attention(self.attention_norm(x) * (1 + scale) + shift, sequence, text, attend, tensor)
             x = x + gate * y
-            return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift)
+            return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift, tensor)
         scale, gate, mlp_scale, mlp_gate = parts
-        y = self.attention(self.attention_norm(x) * (1 + scale), sequence, text, attend)
+        y = self.attention(self.attention_norm(x) * (1 + scale), sequence, text, attend, tensor)
         x = x + jnp.tanh(gate) * self.attention_out_norm(y)
-        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(self.mlp(self.mlp_norm(x) * (1 + mlp_scale)))
+        y = self.mlp(self.mlp_norm(x) * (1 + mlp_scale), tensor)
+        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
 
 
 class CaptionPooling(nnx.Module):
@@ -187,6 +196,7 @@ class FlagDiT(nnx.Module):
         base_length: int | None = None,
         attend: Attend | None = None,
         keep_sigma: bool = False,
+        parallel: Parallel = Parallel(),  # noqa: B008
     ) -> Float[Array, "b l p"]:
         """The prediction for each patch, float32.
 
@@ -198,12 +208,14 @@ class FlagDiT(nnx.Module):
           base_length: training length for proportional attention; None: the plain softmax scale.
           attend: attention to use instead of the one that the configuration names.
           keep_sigma: return the second half of the channels too, where `predict_sigma` makes one.
+          parallel: how parameters are divided between devices, inside `jax.shard_map`. Tokens may be divided as well:
+            then `attend` must cross the devices that share a row.
         """
         config, segments = self.config, t.shape[1]
         dtype = jnp.dtype(config.compute_dtype)
         attend = attend or attend_with(config)
         if isinstance(condition, TextFeatures):
-            condition = self._through_text_layers(condition, attend)
+            condition = self._through_text_layers(condition, parallel.tensor)
         scale = None if base_length is None else proportional_scale(tokens.segment_ids, segments, base_length)
         turns = rotation(
             coordinates(tokens.positions, config.rope_axes),
@@ -214,7 +226,7 @@ class FlagDiT(nnx.Module):
         sequence = Sequence(tokens.segment_ids, turns, scale)
         conditioning = (self.time_embedding(t) + self._pooled(condition, segments)).astype(dtype)
         x = self.embed(tokens).astype(dtype)
-        x = self._run_blocks(x, conditioning, sequence, condition, attend)
+        x = self._run_blocks(x, conditioning, sequence, condition, attend, parallel)
         outputs = self.final_layer(x, conditioning, sequence.segment_ids)
         first, *others = (
             _in_order_of_input(output, modality, keep_sigma) for output, modality in zip(outputs, config.modalities)
@@ -247,14 +259,15 @@ class FlagDiT(nnx.Module):
 
     def encode_text(self, text: TextFeatures, segments: int = 1) -> TextContext:
         """What depends on the captions alone: the pooled caption, and keys and values of every layer."""
-        text = self._through_text_layers(text, attend_with(self.config))
+        text = self._through_text_layers(text)
         features = text.features.astype(jnp.dtype(self.config.compute_dtype))
         keys = jax.lax.map(lambda block: block.text(features), self.blocks)
         return TextContext(self.caption_pooling(text, segments), keys, text.segment_ids)
 
-    def _through_text_layers(self, text: TextFeatures, attend: Attend) -> TextFeatures:
-        dtype = jnp.dtype(self.config.compute_dtype)
-        return text if self.text_layers is None else self.text_layers(text, attend, dtype)
+    def _through_text_layers(self, text: TextFeatures, tensor: Tensor = ALONE) -> TextFeatures:
+        if self.text_layers is None:
+            return text
+        return self.text_layers(text, attend_with(self.config), jnp.dtype(self.config.compute_dtype), tensor)
 
     def _pooled(self, condition: Condition, segments: int) -> Float[Array, "b s c"]:
         if isinstance(condition, TextContext):
@@ -270,43 +283,23 @@ class FlagDiT(nnx.Module):
         sequence: Sequence,
         condition: Condition,
         attend: Attend,
+        parallel: Parallel,
     ) -> Float[Array, "b l m"]:
-        given = condition.keys if isinstance(condition, TextContext) else None
-
-        def layer(x: Float[Array, "b l m"], inputs: tuple[Block, TextKeys | None]) -> tuple[Array, None]:
-            block, keys = inputs
+        def layer(x: Float[Array, "b l m"], inputs: tuple[Block, TextKeys | None], shared: Any, fixed: Any) -> Array:
+            (block, keys), (conditioning, features), (sequence, text_ids) = inputs, shared, fixed
             text = None
             if block.text is not None:
-                assert isinstance(condition, TextFeatures | TextContext)
-                if isinstance(condition, TextFeatures):
-                    keys = block.text(jnp.asarray(condition.features, x.dtype))
-                assert keys is not None
-                text = GatedText(*keys, block.text.gate[...], jnp.asarray(condition.segment_ids))
-            return block(x, conditioning, sequence, text, attend), None
+                keys = block.text(features, parallel.tensor) if keys is None else keys
+                text = GatedText(*keys, block.text.gate[...], text_ids)
+            return block(x, conditioning, sequence, text, attend, parallel.tensor)
 
-        if self.config.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-        if self.config.unroll < self.config.layers:
-            return jax.lax.scan(layer, x, (self.blocks, given), unroll=self.config.unroll)[0]
-        for inputs in unstack((self.blocks, given)):
-            x, _ = layer(x, inputs)
-        return x
-
-
-@jax.custom_vjp
-def unstack(stacked: Any) -> list[Any]:
-    """The layers of a tree that holds all of them along its first axes.
-
-    Its gradient is one stack; that of plain indexing adds up as many stacks as there are layers.
-    """
-    layers = jax.tree.leaves(stacked)[0].shape[0]
-    return [jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked) for layer in range(layers)]
-
-
-unstack.defvjp(
-    lambda stacked: (unstack(stacked), None),
-    lambda _, layers: (jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers),),
-)
+        features = jnp.asarray(condition.features, x.dtype) if isinstance(condition, TextFeatures) else None
+        given = condition.keys if isinstance(condition, TextContext) else None
+        ids = jnp.asarray(condition.segment_ids) if isinstance(condition, TextFeatures | TextContext) else None
+        return run_layers(
+            layer, x, (self.blocks, given), (conditioning, features), (sequence, ids),
+            remat=self.config.remat, unroll=self.config.unroll, weights=parallel.layer,
+        )  # fmt: skip
 
 
 def _in_order_of_input(output: Float[Array, "b l o"], modality: Modality, keep_sigma: bool) -> Float[Array, "b l p"]:

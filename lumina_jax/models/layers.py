@@ -13,6 +13,8 @@ from flax import nnx
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.parallel.tensor import ALONE, Tensor
+
 Initializer = Callable[..., Array]
 Axes = tuple[str | None, ...]
 
@@ -64,20 +66,20 @@ class LayerNorm(nnx.Module):
         self.bias = param(rngs, (width,), zeros, axes=(axis,))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-        return (normalize(x, self.eps) * self.weight[...] + self.bias[...]).astype(x.dtype)
+    def __call__(self, x: Float[Array, "*b m"], tensor: Tensor = ALONE) -> Float[Array, "*b m"]:
+        return (normalize(x, self.eps, tensor) * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
-def normed(x: Float[Array, "*b m"], norm: LayerNorm | RMSNorm | None) -> Float[Array, "*b m"]:
+def normed(x: Float[Array, "*b m"], norm: LayerNorm | None, tensor: Tensor = ALONE) -> Float[Array, "*b m"]:
     """x through a norm that a model may not have."""
-    return x if norm is None else norm(x)
+    return x if norm is None else norm(x, tensor)
 
 
-def normalize(x: Float[Array, "*b m"], eps: float) -> Float[Array, "*b m"]:
-    """Zero mean and unit variance along the last axis, in float32."""
+def normalize(x: Float[Array, "*b m"], eps: float, tensor: Tensor = ALONE) -> Float[Array, "*b m"]:
+    """Zero mean and unit variance along the last axis, of which `tensor` may divide the values; in float32."""
     x = x.astype(jnp.float32)
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean((x - mean) ** 2, axis=-1, keepdims=True)
+    mean = tensor.mean(jnp.mean(x, axis=-1, keepdims=True))
+    variance = tensor.mean(jnp.mean((x - mean) ** 2, axis=-1, keepdims=True))
     return (x - mean) * jax.lax.rsqrt(variance + eps)
 
 
@@ -89,8 +91,9 @@ class SwiGLU(nnx.Module):
         self.up = Linear(rngs, width, hidden, axes=("embed", "mlp"))
         self.down = Linear(rngs, hidden, width, axes=("mlp", "embed"))
 
-    def __call__(self, x: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def __call__(self, x: Float[Array, "b l m"], tensor: Tensor = ALONE) -> Float[Array, "b l m"]:
+        x = tensor.share(x)
+        return tensor.join(self.down(jax.nn.silu(self.gate(x)) * self.up(x)))
 
 
 class TimeEmbedding(nnx.Module):

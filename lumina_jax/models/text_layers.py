@@ -12,6 +12,7 @@ from lumina_jax.config import ModelConfig
 from lumina_jax.models.attention import Attend, Attention, Sequence
 from lumina_jax.models.layers import Linear, RMSNorm, SwiGLU
 from lumina_jax.models.rope import RopeScaling, rotation
+from lumina_jax.parallel.tensor import ALONE, Tensor
 from lumina_jax.tokens import TextFeatures
 
 
@@ -24,9 +25,11 @@ class TextLayer(nnx.Module):
         self.mlp_norm = RMSNorm(rngs, config.width, config.norm_eps)
         self.mlp = SwiGLU(rngs, config.width, config.mlp_width)
 
-    def __call__(self, x: Float[Array, "b t m"], sequence: Sequence, attend: Attend) -> Float[Array, "b t m"]:
-        x = x + self.attention(self.attention_norm(x), sequence, None, attend)
-        return x + self.mlp(self.mlp_norm(x))
+    def __call__(
+        self, x: Float[Array, "b t m"], sequence: Sequence, attend: Attend, tensor: Tensor = ALONE
+    ) -> Float[Array, "b t m"]:
+        x = x + self.attention(self.attention_norm(x), sequence, None, attend, tensor)
+        return x + self.mlp(self.mlp_norm(x), tensor)
 
 
 class TextLayers(nnx.Module):
@@ -38,7 +41,7 @@ class TextLayers(nnx.Module):
         self.norm = RMSNorm(rngs, config.width, config.norm_eps)
         self.head_width, self.theta = config.head_width, config.rope_theta
 
-    def __call__(self, text: TextFeatures, attend: Attend, dtype: jnp.dtype) -> TextFeatures:
+    def __call__(self, text: TextFeatures, attend: Attend, dtype: jnp.dtype, tensor: Tensor = ALONE) -> TextFeatures:
         """The same texts with features [b t m] of type `dtype`."""
         segment_ids = jnp.asarray(text.segment_ids)
         # attention sees only differences of places, so texts of a row may count on from one another
@@ -46,5 +49,5 @@ class TextLayers(nnx.Module):
         turns = rotation(places, head_width=self.head_width, theta=self.theta, scaling=RopeScaling())
         x = self.embedding(jnp.asarray(text.features, dtype))
         for layer in self.layers:
-            x = layer(x, Sequence(segment_ids, turns, None), attend)
+            x = layer(x, Sequence(segment_ids, turns, None), attend, tensor)
         return TextFeatures(self.norm(x), segment_ids)
