@@ -1,4 +1,11 @@
-"""Flag-DiT 7B."""
+"""Flag-DiT 7B on ImageNet-1k by label (Lumina-T2X report, arXiv 2405.05945, label-conditional models).
+
+32 layers of 4096; the rest as in configs/imagenet_600m.py. For comparison, Large-DiT-7B, the same size trained by DDPM,
+reaches FID-50K 6.09 without guidance; the report trains at 120 pictures a second on 8 A100.
+Hardware: v5p:4x4x4 (64 chips) or more, FSDP over all of them; docs/scaling.md has the estimate of speed.
+Run: python train.py configs/imagenet_7b.py
+At 512 pixels: python train.py configs/imagenet_7b.py --data.image-size 512 --run.name imagenet_7b_512
+"""
 
 from pathlib import Path
 

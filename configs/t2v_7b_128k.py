@@ -1,4 +1,12 @@
-"""7B at 128K."""
+"""Text to video at the largest size and length together: 7B parameters, 131,072 tokens in a row.
+
+The report (Lumina-T2X, arXiv 2405.05945) claims both, 7B parameters (label-conditional) and 128K tokens (2B), and
+trains no model of the two; this is the configuration that shows that ours can. 32 layers of 4096; data and captions as
+in configs/t2v_2b_stage2.py: clips of up to 120 frames of the area of 512 x 512, one to a row.
+Hardware: v5p:4x4x4 (64 chips) at 16 rows, or v6e:16x16 with --mesh.fsdp 8 --mesh.sequence 32; docs/scaling.md has the
+estimates of memory and speed.
+Run: python train.py configs/t2v_7b_128k.py --data.path clips
+"""
 
 from pathlib import Path
 
@@ -10,7 +18,7 @@ from lumina_jax.run import load_config
 def get_config() -> Config:
     return load_config(Path(__file__).with_name("t2v_2b_stage2.py")).replace(
         model=SIZES["7B"],
-        data={"batch_rows": 64, "samples_per_row": 1},
+        data={"batch_rows": 16, "samples_per_row": 1},
         mesh={"fsdp": 16, "sequence": 4},
         run={"name": "t2v_7b_128k", "init_from": "", "steps": 40_000},
     )

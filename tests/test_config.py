@@ -19,6 +19,9 @@ from lumina_jax.config import (
     SampleConfig,
     TextConfig,
 )
+from lumina_jax.run import load_config
+from lumina_jax.scaling.aot import Plan, parameter_count, plan_mesh
+from lumina_jax.scaling.chips import parse_topology
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 MODEL = {"layers": 2, "heads": 4, "width": 48}
@@ -141,3 +144,29 @@ def test_every_experiment_builds_its_configuration(path):
     assert module.__doc__, "the docstring is the lab note"
     config = module.get_config()
     assert Config.from_json(config.to_json()) == config
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """All that a mesh asks of a device."""
+
+    id: int
+    process_index: int = 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_experiment_divides_its_batch_and_its_heads_over_its_mesh(path):
+    plan = Plan(config=load_config(path), topology=parse_topology("v5e:4x4"))
+    mesh = plan.config.mesh
+    plan_mesh(plan, [Chip(number) for number in range(mesh.fsdp * mesh.sequence * mesh.tensor)])
+    assert plan.load.tokens >= 16
+
+
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, id=path.stem) for model, path in {load_config(path).model: path for path in CONFIGS}.items()],
+)
+def test_every_model_of_an_experiment_builds_without_computing_a_value(model):
+    values = parameter_count(model)
+    per_layer = values / model.layers / model.width**2
+    assert 10 < per_layer < 60  # four projections, three matrices of the feed-forward, modulation, text

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Key
 
 from lumina_jax.encoders.sound_vae_layers import GROUPS, SoundAutoencoder, SoundVaeConfig, sound_rules
 from lumina_jax.mel import BINS
-from lumina_jax.parallel.mesh import ROW_AXES
+from lumina_jax.parallel.mesh import axis_size, row_spec
 from lumina_jax.weights.files import Renamed, TensorFiles
 from lumina_jax.weights.hub import local_folder
 from lumina_jax.weights.modules import fill, named_parameters
@@ -67,7 +67,7 @@ class SoundVae:
         self.factor, self.channels = config.factor, config.channels
         self.fingerprint = fingerprint
         self._mesh = mesh
-        self.devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        self.devices = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         self._encode = functools.partial(jax.jit(SoundAutoencoder.encode), model)
         self._decode = functools.partial(jax.jit(SoundAutoencoder.decode), model)
 
@@ -113,8 +113,8 @@ class SoundVae:
         """On the devices of the mesh: sounds spread over its rows if they divide evenly, else whole on each."""
         if self._mesh is None:
             return jnp.asarray(x)
-        rows = None if len(x) % self.devices else ROW_AXES
-        return jax.device_put(x, NamedSharding(self._mesh, PartitionSpec(rows)))
+        spec = PartitionSpec() if len(x) % self.devices else row_spec(self._mesh)
+        return jax.device_put(x, NamedSharding(self._mesh, spec))
 
 
 def sound_vae(

@@ -72,8 +72,10 @@ def remedies(plan: Plan) -> list[str]:
     rows = max(1, load.rows // config.optimizer.accumulate)
     kept = 2 * load.tokens * model.width * model.layers * rows / devices
     found = []
-    if model.remat != "full" and not plan.sampler:
+    if model.remat not in ("full", "offload") and not plan.sampler:
         found.append(f"--model.remat full, which keeps only the input of each layer ({kept / GB:.2f} GB a device)")
+    elif model.remat == "full" and not plan.sampler:
+        found.append(f"--model.remat offload: those inputs wait in the memory of the host, {kept / GB:.2f} GB less")
     if not plan.sampler and load.rows > config.optimizer.accumulate:
         twice = 2 * config.optimizer.accumulate
         found.append(f"--optimizer.accumulate {twice}: half the rows at once, about {kept / 2 / GB:.2f} GB less")

@@ -150,10 +150,12 @@ def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
 
 KEPT: dict[str, Callable[[ModelConfig], int]] = {
     "full": lambda model: model.width,
+    "attention": lambda model: model.width + model.heads_width + 2 * model.heads,
     "dots": lambda model: 3 * model.width + 2 * model.heads_width + 2 * _keys(model) + 2 * model.mlp_width,
     "none": lambda model: 12 * model.width + 4 * model.heads_width + 4 * _keys(model) + 4 * model.mlp_width,
 }
-"""Values a token that each layer keeps, under each policy."""
+"""Values a token that each layer keeps, under each policy; "offload" is left to be chosen by hand, for the way to the
+memory of the host has no published bandwidth."""
 
 
 def _keys(model: ModelConfig) -> int:
@@ -170,6 +172,7 @@ def _arithmetic(plan: Plan, load: Load) -> float:
     forward, step = forward_flops(model, load), step_flops(model, load)
     products, attention = {
         "full": (forward.total - forward.attention, forward.attention),
+        "attention": (forward.total - forward.attention, 0.0),
         "dots": (0.0, forward.attention),
         "none": (0.0, 0.0),
     }[model.remat]
@@ -187,7 +190,7 @@ def _link_seconds(plan: Plan, shares: Shares, tokens: float, parameters: int) ->
     over = shares.fsdp * shares.sequence
     weights = micro * 6.0 * parameters / shares.tensor * (over - 1) / over
     summed = 2 * 4.0 * parameters / shares.parameters * (shares.data - 1) / shares.data
-    passes = micro * model.layers * (3 if model.remat == "full" else 2)
+    passes = micro * model.layers * (2 if model.remat == "none" else 3)
     exchanged = shares.sequence // shares.ring
     values = 2.0 * tokens / shares.tensor * (2 * model.heads_width + 2 * _keys(model))
     exchange = passes * values * exchanged / 4 if exchanged > 1 else 0.0

@@ -148,14 +148,14 @@ def test_a_search_prefers_what_is_fast_and_fits_and_compiles_only_that(monkeypat
 def test_less_is_kept_and_more_computed_by_full_rematerialisation(monkeypatch):
     plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
     shares = search.Shares(1, 16, 1, 1, 1)
-    none, dots, full = (
+    none, dots, attention, full = (
         search.judged(
             dataclasses.replace(plan, config=plan.config.replace(model={"remat": name})), shares, plan.load, 10**6
         )
-        for name in ("none", "dots", "full")
+        for name in ("none", "dots", "attention", "full")
     )
-    assert none.memory > dots.memory > full.memory
-    assert none.seconds < dots.seconds < full.seconds
+    assert none.memory > dots.memory > attention.memory > full.memory
+    assert none.seconds < dots.seconds < attention.seconds < full.seconds
 
 
 @pytest.mark.aot
