@@ -95,8 +95,8 @@ def _window(
       delta: do . o of the tokens' softmax, where another window has computed it.
     """
     blocks, built = plan.blocks, _Built(plan, text is not None, summed, delta is not None)
-    cut = functools.partial(visits, ids, block=blocks.q_backward, tile_q=blocks.tile_q)
-    scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv)]
+    cut = functools.partial(visits, ids, block=blocks.q_backward, tile_q=blocks.tile_q_backward)
+    scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv_backward)]
     arrays = [q, k, v, out if delta is None else delta, gradient, ids[:, None], key_ids[:, None], logs[0]]
     if text is not None:
         gate, text_keys, text_values, text_ids, *own = text
