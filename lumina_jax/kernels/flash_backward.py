@@ -103,7 +103,7 @@ def _window(
         scalars += [gate.astype(jnp.float32), *cut(text_ids, tile_kv=plan.text_tile)[:2]]
         arrays += [text_keys, text_values, text_ids[:, None], logs[1], *own]
     specs, shapes = built.blocks(q, k)
-    return pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(_kernel, built),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
@@ -119,7 +119,8 @@ def _window(
         cost_estimate=plan.cost(products=5, itemsize=q.dtype.itemsize),
         interpret=interpret,
         name="lumina_flash_backward",
-    )(*scalars, *arrays)
+    )
+    return list(call(*scalars, *arrays))
 
 
 class _Built:

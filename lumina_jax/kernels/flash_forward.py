@@ -77,7 +77,7 @@ def forward(
         interpret=interpret,
         name="lumina_flash_forward",
     )
-    return call(*scalars, *arrays)
+    return list(call(*scalars, *arrays))
 
 
 def _parts(plan: Plan, seen: Visits) -> list[Array]:

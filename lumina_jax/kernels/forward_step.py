@@ -18,6 +18,7 @@ from lumina_jax.kernels.softmax_tiles import (
     empty,
     inverse,
     logarithm,
+    masked,
     online,
     scaled,
     unshifted,
