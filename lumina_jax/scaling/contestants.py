@@ -31,7 +31,7 @@ class Case(NamedTuple):
     """Of the arguments, by place, that kernels are steered by."""
 
     def example(self) -> list[Array]:
-        """Arguments to run with: one for each head where there is one number a head, so that gates are open; else zero."""
+        """Arguments to run with: zero, but for `values` and gates, one number a head, which are open."""
         return [
             jnp.asarray(self.values[place])
             if place in self.values
