@@ -31,9 +31,11 @@ class Case(NamedTuple):
     """Of the arguments, by place, that kernels are steered by."""
 
     def example(self) -> list[Array]:
-        """Arguments to run with; those without values are zero."""
+        """Arguments to run with: zero, but for `values` and gates, one number a head, which are open."""
         return [
-            jnp.asarray(self.values[place]) if place in self.values else jnp.zeros(of.shape, of.dtype)
+            jnp.asarray(self.values[place])
+            if place in self.values
+            else jnp.full(of.shape, len(of.shape) == 1, of.dtype)
             for place, of in enumerate(self.arguments)
         ]
 
