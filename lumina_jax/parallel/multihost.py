@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,8 +35,8 @@ EARLY = 10
 """So many seconds before jax gives up waiting, this does."""
 LATENESS = 24 * 3600
 """Seconds that a barrier waits for the last process, as after encoding; one that died ends the job sooner."""
-AFTERMATH = 5.0
-"""Seconds in which the death of another process explains an error of a collective."""
+AFTERMATH = 3.0
+"""Seconds in which the death of another process explains an error here, such as that of a collective."""
 Report = Callable[[BaseException], None]
 
 
@@ -87,8 +88,7 @@ def joined(hosts: HostsConfig, report: Report) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):  # perhaps since another is gone, which the watch says better
-            threading.Event().wait(AFTERMATH)
+        time.sleep(AFTERMATH)  # perhaps another process is gone: then the watch says so, and ends this one
         report(error)
         watch.fail(f"{type(error).__name__}: {error}")
         os._exit(1)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from lumina_jax.parallel.liveness import ENDED_BY_OTHERS
 ROOT = Path(__file__).parents[2]
 SHARING = """
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,48 @@ def test_two_processes_found_by_jax_share_the_captions_and_are_told_where_they_d
     assert not list((tmp_path / "together").glob("*.parts"))
     for file in ("features.f32", "index.npy"):
         assert (entries[0] / file).read_bytes() == (entries[1] / file).read_bytes()
+
+
+WAITING = """
+import sys
+from lumina_jax.config import HostsConfig
+from lumina_jax.parallel.multihost import gathered, joined
+
+def report(error):
+    print("error:", error, flush=True)
+
+with joined(HostsConfig(coordinator=sys.argv[1], count=3, index=int(sys.argv[2]), start_timeout=300), report):
+    while True:
+        gathered(0)
+        print("works", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_process_ends_those_that_wait_for_it(victim):
+    address = f"localhost:{free_port()}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING, address, str(index)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(3)
+    ]
+    for process in started:
+        assert any("works" in line for line in process.stdout)
+    started[victim].kill()
+    killed = time.monotonic()
+    others = [process for index, process in enumerate(started) if index != victim]
+    said = [process.communicate(timeout=60)[0] for process in others]
+    seconds = time.monotonic() - killed
+    print(f"ended {seconds:.2f} s after process {victim} was killed")
+    assert [process.returncode for process in others] == [ENDED_BY_OTHERS] * 2, said
+    assert all(f"process {victim} of 3" in words and "is gone" in words for words in said), said
+    assert seconds < 20
 
 
 def training(port, tmp_path, *flags, count="2"):
