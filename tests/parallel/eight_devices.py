@@ -1,0 +1,98 @@
+"""Trains a tiny model on one device and on meshes of eight, and prints how far each mesh is from the one device.
+
+Run by test_sharded_step.py in a process of its own, because the number of devices is fixed when jax starts:
+python eight_devices.py [mesh ...]; out: a JSON object, for each mesh the largest relative difference of each quantity.
+"""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny import config, packed_batch
+
+from lumina_jax.parallel.mesh import make_mesh
+from lumina_jax.training.state import create_state, state_shardings
+from lumina_jax.training.step import batch_places, train_step
+
+MESHES = {
+    "fsdp over two mesh axes": ({"fsdp": 8, "split": {"fsdp": (2, 4)}}, {}, {}),
+    "data and tensor": ({"tensor": 2}, {}, {"remat": "none"}),
+    "heads exchanged, key heads repeated": ({"sequence": 4, "fsdp": 2}, {}, {"remat": "dots"}),
+    "ring": ({"sequence": 4, "ring": 4}, {}, {}),
+    "ring, heads exchanged, tensor": ({"sequence": 4, "ring": 2, "tensor": 2}, {}, {}),
+    "two slices, fsdp, sequence, micro-batches": ({"fsdp": 2, "sequence": 2, "slices": 2}, {"accumulate": 2}, {}),
+}
+"""For each mesh its sizes, settings of the optimizer and of the model, none of which may change a number."""
+STEPS = 3
+
+
+def settings(optimizer, model):
+    """Adam with an epsilon above the rounding of gradients: else it makes steps of full length out of rounding."""
+    base = config(optimizer={"learning_rate": 1e-3, "eps": 1e-3, "clip_norm": 1.0} | optimizer, data={"batch_rows": 8})
+    network = {
+        "heads": 8,
+        "kv_heads": 2,
+        "width": 48,
+        "own_text_query": True,
+        "nextframe": False,
+        "remat": "full",
+    } | model
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, **network))
+
+
+def start():
+    """A state of which no parameter is 0, so that every one has a gradient."""
+    one = make_mesh(devices=jax.devices()[:1])
+    state = jax.device_get(create_state(settings({}, {}), one)._replace(key=None))
+    waves = jax.tree.map(
+        lambda leaf: (leaf + 0.05 * np.sin(0.7 * np.arange(leaf.size) + 1).reshape(leaf.shape)).astype(np.float32),
+        state.parameters,
+    )
+    return state._replace(parameters=waves, ema=waves)
+
+
+def trained(state, mesh, optimizer, model):
+    """Losses and gradient norms of the steps, and what they leave behind."""
+    own = settings(optimizer, model)
+    places, step = batch_places(mesh), train_step(own, mesh)
+    state = jax.device_put(state._replace(key=jax.random.key(3)), state_shardings(own, mesh))
+    metrics = []
+    for seed in range(STEPS):
+        batch = packed_batch(8, seed)
+        batch = type(batch)(*(jax.device_put(part, place) for part, place in zip(batch, places)))
+        state, measured = step(state, batch)
+        metrics.append(jax.device_get(measured))
+    moments = state.optimizer[1][0]
+    return jax.device_get(
+        {"metrics": metrics, "gradients": moments.mu, "parameters": state.parameters, "ema": state.ema}
+    )
+
+
+def distance(ours, theirs):
+    """The largest difference of any array, relative to its largest value, or to 1e-3 of the largest of all arrays.
+
+    The bias of the norm of text keys has no gradient but rounding: it moves all logits of a query alike.
+    """
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(theirs)]
+    floor = 1e-3 * max(np.abs(leaf).max() for leaf in leaves)
+    pairs = zip(jax.tree.leaves(ours), leaves, strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), floor)) for a, b in pairs)
+
+
+def main(names):
+    state = start()
+    alone = trained(state, make_mesh(devices=jax.devices()[:1]), {}, {})
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(alone["gradients"]))
+    found = {}
+    for name in names or MESHES:
+        mesh, optimizer, model = MESHES[name]
+        together = trained(state, make_mesh(**mesh), optimizer, model)
+        found[name] = {part: distance(together[part], alone[part]) for part in alone}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

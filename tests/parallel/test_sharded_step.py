@@ -1,0 +1,39 @@
+"""Eight devices train like one, however the mesh divides the work: packed rows, texts, three steps of AdamW."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MESHES = (
+    "fsdp over two mesh axes",
+    "data and tensor",
+    "heads exchanged, key heads repeated",
+    "ring",
+    "ring, heads exchanged, tensor",
+    "two slices, fsdp, sequence, micro-batches",
+)
+
+
+@pytest.fixture(scope="module")
+def differences():
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "training"))),
+    }
+    command = [sys.executable, ROOT / "tests" / "parallel" / "eight_devices.py", *MESHES]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_give_losses_gradients_and_parameters_of_one(differences, mesh):
+    found = differences[mesh]
+    assert found.keys() == {"metrics", "gradients", "parameters", "ema"}
+    assert max(found.values()) < 1e-5, found
