@@ -1,5 +1,7 @@
 """What a grid step of the backward kernel does: see `flash_backward.py` for the method."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -141,26 +143,22 @@ class BackwardStep:
                 block[:, head * width : (head + 1) * width] = value.astype(block.dtype)
 
     def head(self, heads: list[Any]) -> None:
-        """All rows of one head: at once where they and all keys are one segment, else tile by tile."""
+        """All rows of one head: many at once where they and all keys are one segment, else tile by tile."""
         (head,) = heads
         blocks = self.plan.blocks
         alone = self.visits.alone[self.row] > 0
-        pl.when(alone)(lambda: self._rows(head, None))
-        count = blocks.q_backward // blocks.tile_q
+        first = self.row * (blocks.q_backward // blocks.tile_q_backward)
+        large = blocks.q_backward // blocks.q_compute_backward
+        pl.when(alone)(lambda: _spans(large, blocks.q_compute_backward, lambda at, _: self._rows(head, at, None)))
+        small = blocks.q_backward // blocks.tile_q_backward
+        work = functools.partial(
+            _spans, small, blocks.tile_q_backward, lambda at, tile: self._rows(head, at, first + tile)
+        )
+        pl.when(jnp.logical_not(alone))(work)
 
-        @pl.when(jnp.logical_not(alone))
-        def _():
-            if count == 1:
-                self._rows(head, 0)
-            else:
-                pl.loop(0, count)(lambda tile: self._rows(head, tile))
-
-    def _rows(self, head: Any, tile: Any | None) -> None:
-        plan, blocks = self.plan, self.plan.blocks
-        size = blocks.q_backward if tile is None else blocks.tile_q
-        at = pl.ds(0, size)
-        if tile is not None and not isinstance(tile, int):
-            at = pl.ds(pl.multiple_of(tile * size, size), size)
+    def _rows(self, head: Any, at: Any, place: Any | None) -> None:
+        """Some rows of one head; `place` is where they stand in `visits.first`, or None where they see all."""
+        plan = self.plan
         gradient = self.gradient.head(head)[at, :]
         if self.out is None:
             delta = self.delta[head, :, at]
@@ -168,7 +166,6 @@ class BackwardStep:
             delta = row_sums(gradient.astype(jnp.float32) * self.out.head(head)[at, :].astype(jnp.float32))
         queries = scaled(self.queries.head(head)[at, :], plan.scale)
         rows = Rows(at, queries, gradient, self.ids[:, at], self.logs[head, :, at], delta)
-        place = None if tile is None else self.row * (blocks.q_backward // blocks.tile_q) + tile
         dq = jnp.zeros(rows.queries.shape, jnp.float32)
         if self.text is not None:
             dq, rows = self._text(head, rows, place)
@@ -186,7 +183,7 @@ class BackwardStep:
     def _tokens(self, head: Any, rows: Rows, place: Any | None, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
         blocks, key_head = self.plan.blocks, self._key_head(head)
         keys, values = (x.head(key_head) for x in self.tokens[:2])
-        size = blocks.kv_compute_backward if place is None else blocks.tile_kv
+        size = blocks.kv_compute_backward if place is None else blocks.tile_kv_backward
 
         def step(start: Any, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
             at = pl.ds(start, size)
@@ -239,6 +236,14 @@ class BackwardStep:
             out[rows.at, :] = (dq * plan.text_scale).astype(out.dtype)
             dq = jnp.zeros_like(dq)
         return dq, rows._replace(delta=rows.delta - gate * delta)
+
+
+def _spans(count: int, size: int, work: Callable[[Any, Any], None]) -> None:
+    """work(rows, index) for each `size` rows of a block."""
+    if count == 1:
+        work(pl.ds(0, size), 0)
+    else:
+        pl.loop(0, count)(lambda index: work(pl.ds(pl.multiple_of(index * size, size), size), index))
 
 
 def _tiles(first: Any, end: Any, size: int, step: Any, start: Any) -> Any:

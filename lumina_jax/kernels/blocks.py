@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from jax.experimental.pallas import tpu as pltpu
 
@@ -22,6 +22,8 @@ VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
 """Vector memory of a core, MiB."""
 RESIDENT = 16384
 """Most keys of a head that stay in VMEM; longer rows are streamed."""
+MOST_QUERIES = 4608
+"""Most queries of a grid step."""
 LEAST_RESIDENT = 1024
 """Fewer keys than this are in VMEM at once only where nothing else fits."""
 USABLE = 0.85
@@ -36,21 +38,27 @@ class BlockSizes:
 
     Attributes:
       q: queries of a grid step of the forward pass.
+      q_compute: queries of one matrix product where a block of queries sees the whole row.
       kv: keys and values in VMEM at once in the forward pass; the whole row, or streamed in steps of this many.
-      kv_compute: keys of one matrix product where a block of queries sees the whole row.
+      kv_compute: keys of such a product.
       tile_q, tile_kv: the same where it sees a part; a tile that nobody sees is not computed.
-      q_backward, kv_backward, kv_compute_backward: as q, kv and kv_compute, in the backward pass.
+      q_backward, q_compute_backward, kv_backward, kv_compute_backward, tile_q_backward, tile_kv_backward: the same in
+        the backward pass.
       heads, heads_backward: key heads of a grid step.
     """
 
     q: int
+    q_compute: int
     kv: int
     kv_compute: int
     tile_q: int
     tile_kv: int
     q_backward: int
+    q_compute_backward: int
     kv_backward: int
     kv_compute_backward: int
+    tile_q_backward: int
+    tile_kv_backward: int
     heads: int
     heads_backward: int
 
@@ -65,12 +73,14 @@ class BlockSizes:
                     "because blocks of logits are cut along both axes"
                 )
         for whole, part in (
+            ("q", "q_compute"),
             ("q", "tile_q"),
             ("kv", "kv_compute"),
             ("kv", "tile_kv"),
-            ("q_backward", "tile_q"),
+            ("q_backward", "q_compute_backward"),
+            ("q_backward", "tile_q_backward"),
             ("kv_backward", "kv_compute_backward"),
-            ("kv_backward", "tile_kv"),
+            ("kv_backward", "tile_kv_backward"),
         ):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(
@@ -90,6 +100,11 @@ class BlockSizes:
                     f"{name}={getattr(self, name)} must divide the {length} tokens of a padded row; choose from "
                     f"{[LANES * part for part in divisors(length // LANES)]}"
                 )
+        if self.kv < length and self.q != self.q_compute:
+            raise ValueError(
+                f"q={self.q} must be q_compute={self.q_compute} where only kv={self.kv} of {length} keys are in "
+                "VMEM, because a block that turns to a running maximum turns as a whole"
+            )
         for name in ("heads", "heads_backward"):
             heads = getattr(self, name)
             if key_heads % heads or (heads != key_heads and heads * width % LANES):
@@ -147,6 +162,8 @@ def padded_length(tokens: int) -> int:
     tokens are worth it where the exact multiple has only small divisors (a prime number of registers).
     """
     least = padded(tokens) // LANES
+    if _largest_divisor(least, 12) >= 6:
+        return LANES * least
     return LANES * min(range(least, least + 4), key=lambda parts: parts * (1 + 0.3 / _largest_divisor(parts, 12)))
 
 
@@ -154,53 +171,92 @@ def choose(sizes: Sizes, of_chip: str | None) -> BlockSizes:
     """Blocks for a call: the row of `tuned.py`, else the rule; heads and resident keys as VMEM allows.
 
     Raises:
-      ValueError: even the smallest resident keys need more VMEM than the chip has.
+      ValueError: even the smallest blocks need more VMEM than the chip has.
     """
-    length = padded_length(sizes.length)
-    capacity = VMEM.get(of_chip or "", UNKNOWN_VMEM) * MEBIBYTE
-    parts = length // LANES
-    tuned = TUNED.get((of_chip or "v6e", length, -(-sizes.width // LANES) * LANES), {})
+    length, wide = padded_length(sizes.length), padded(sizes.width)
+    tuned = TUNED.get((of_chip or "v6e", length, wide), {})
     least = least_heads(sizes.key_heads, sizes.width)
-    most = next(count for count in (4, 2, 1) if sizes.key_heads % count == 0)
-    head_counts = sorted({least, *(count for count in (1, 2, 4) if count % least == 0 and count <= most)}, reverse=True)
-
-    def blocks(q: int, kv: int, heads: int, forward: BlockSizes | None = None) -> BlockSizes:
-        """For the forward pass; or, given its blocks, with those of the backward pass in their place."""
-        ahead = (forward.q, forward.kv, forward.heads) if forward else (q, kv, heads)
-        within = functools.partial(_divisor, tuned)
-        return BlockSizes(
-            q=ahead[0],
-            kv=ahead[1],
-            kv_compute=within("kv_compute", 12, ahead[1]),
-            tile_q=within("tile_q", 4, math.gcd(ahead[0], q)),
-            tile_kv=within("tile_kv", 4, math.gcd(ahead[1], kv)),
-            q_backward=q,
-            kv_backward=kv,
-            kv_compute_backward=within("kv_compute_backward", 4, kv),
-            heads=ahead[2],
-            heads_backward=heads,
-        )
-
-    def largest(name: str, forward: BlockSizes | None, need: Callable[[BlockSizes], int]) -> BlockSizes:
-        """The first that fits: all keys resident before many queries at once, and both before many heads."""
-        sizes_of_q = sorted({_divisor(tuned, name, count, length) for count in (12, 6, 3, 1)}, reverse=True)
-        windows = [LANES * part for part in reversed(divisors(parts)) if LANES * part <= RESIDENT]
-        for enough in (min(length, LEAST_RESIDENT), 0):
-            for q, kv, heads in itertools.product(sizes_of_q, windows, [least] if forward else head_counts):
-                if kv >= enough and need(found := blocks(q, kv, heads, forward)) <= capacity * USABLE:
-                    return found
-        raise ValueError(
-            f"attention over {sizes} needs {need(found) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, but the "
-            f"chip has {capacity / MEBIBYTE:.0f}; use implementation='xla', or heads of which fewer fill registers"
-        )
-
-    ahead = largest("q", None, functools.partial(forward_vmem, sizes))
-    return largest("q_backward", ahead, functools.partial(backward_vmem, sizes))
+    heads = sorted({least, *(n for n in (1, 2, 4) if n % least == 0 and sizes.key_heads % n == 0)}, reverse=True)
+    of_forward = functools.partial(_forward, length, tuned)
+    forward = _first_that_fits(sizes, of_chip, tuned.get("q_compute"), heads, of_forward, forward_vmem)
+    of_backward = functools.partial(_backward, length, tuned, forward)
+    return _first_that_fits(sizes, of_chip, tuned.get("q_compute_backward"), [least], of_backward, backward_vmem)
 
 
-def _divisor(tuned: Mapping[str, int], name: str, most: int, of: int) -> int:
-    """The largest divisor of `of` tokens of at most the tuned size, or `most` registers."""
-    return LANES * _largest_divisor(of // LANES, tuned[name] // LANES if name in tuned else most)
+def _first_that_fits(
+    sizes: Sizes,
+    of_chip: str | None,
+    tuned_q: int | None,
+    heads: list[int],
+    build: Callable[[int, int, int, bool], BlockSizes],
+    need: Callable[[Sizes, BlockSizes], int],
+) -> BlockSizes:
+    """All keys resident before many queries in one product, and both before many heads in a step."""
+    length, capacity = padded_length(sizes.length), VMEM.get(of_chip or "", UNKNOWN_VMEM) * MEBIBYTE
+    counts = [tuned_q // LANES] if tuned_q else []
+    queries = sorted({_divisor(length, count) for count in (*(counts or [12]), 6, 3, 1)}, reverse=True)
+    windows = [LANES * part for part in reversed(divisors(length // LANES)) if LANES * part <= RESIDENT]
+    for enough in (min(length, LEAST_RESIDENT), 0):
+        for q, kv, together, count in itertools.product(queries, windows, (True, False), heads):
+            blocks = build(q, kv, count, together)
+            if kv >= enough and need(sizes, blocks) <= capacity * USABLE:
+                return blocks
+    raise ValueError(
+        f"attention over {sizes} needs {need(sizes, blocks) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, but "
+        f"the chip has {capacity / MEBIBYTE:.0f}; use implementation='xla', or heads of which fewer fill registers"
+    )
+
+
+def _forward(length: int, tuned: Mapping[str, int], q: int, kv: int, heads: int, together: bool) -> BlockSizes:
+    """With a backward pass in the same blocks, which `_backward` replaces."""
+    block, tile = _block(length, q, together and kv == length)
+    of_window = _of_window(tuned, kv)
+    return BlockSizes(
+        q=block,
+        q_compute=q,
+        kv=kv,
+        kv_compute=_divisor(kv, tuned.get("kv_compute", 12 * LANES) // LANES),
+        tile_q=tile,
+        tile_kv=of_window["tile_kv_backward"],
+        q_backward=block,
+        q_compute_backward=q,
+        tile_q_backward=tile,
+        heads=heads,
+        heads_backward=heads,
+        **of_window,
+    )
+
+
+def _backward(
+    length: int, tuned: Mapping[str, int], forward: BlockSizes, q: int, kv: int, heads: int, together: bool
+) -> BlockSizes:
+    block, tile = _block(length, q, together)
+    sizes = {"q_backward": block, "q_compute_backward": q, "tile_q_backward": tile, "heads_backward": heads}
+    return replace(forward, **sizes, **_of_window(tuned, kv))
+
+
+def _block(length: int, q: int, together: bool) -> tuple[int, int]:
+    """Queries of a grid step, of which whole products and whole tiles fit in, where that may be; and of a tile."""
+    tile = LANES * _tile(length // LANES)
+    block = math.lcm(q, tile)
+    return (block, tile) if together and block <= MOST_QUERIES else (q, math.gcd(q, tile))
+
+
+def _of_window(tuned: Mapping[str, int], kv: int) -> dict[str, int]:
+    parts = kv // LANES
+    likely = max(_largest_divisor(parts, 4), _largest_divisor(parts, 12) if _largest_divisor(parts, 4) == 1 else 1)
+    compute = _divisor(kv, tuned.get("kv_compute_backward", likely * LANES) // LANES)
+    return {"kv_backward": kv, "kv_compute_backward": compute, "tile_kv_backward": LANES * _tile(parts)}
+
+
+def _divisor(tokens: int, most: int) -> int:
+    """The largest divisor of at most `most` registers."""
+    return LANES * _largest_divisor(tokens // LANES, most)
+
+
+def _tile(parts: int) -> int:
+    """Registers of a tile of a packed row: small enough to skip what is not seen, and worth a product."""
+    return next(part for part in (3, 2, 4, 5, 1) if parts % part == 0)
 
 
 def _largest_divisor(parts: int, most: int) -> int:
@@ -214,7 +270,7 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     moved = 2 * sizes.itemsize * lanes * (2 * blocks.q + 2 * blocks.kv + 2 * text + (blocks.q if text else 0))
     gathered = 0 if sizes.width % LANES == 0 else sizes.itemsize * heads * wide * 2 * (blocks.q + blocks.kv + text)
     carried = 0 if blocks.kv >= sizes.length else 4 * heads * blocks.q * (wide + 2 * LANES)
-    return moved + gathered + carried + 4 * blocks.q * (2 * blocks.kv_compute + 4 * LANES)
+    return moved + gathered + carried + 4 * blocks.q_compute * (2 * blocks.kv_compute + 4 * LANES)
 
 
 def backward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
@@ -224,4 +280,4 @@ def backward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     moved = 2 * lanes * (sizes.itemsize * (4 * rows + 5 * blocks.q_backward) + 4 * blocks.q_backward)
     gathered = 0 if sizes.width % LANES == 0 else sizes.itemsize * heads * wide * (2 * rows + 5 * blocks.q_backward)
     sums = 4 * rows * (2 * heads * wide + LANES)
-    return moved + gathered + sums + 4 * 4 * blocks.q_backward * blocks.kv_compute_backward
+    return moved + gathered + sums + 4 * 4 * blocks.q_compute_backward * blocks.kv_compute_backward

@@ -95,15 +95,15 @@ def _window(
       delta: do . o of the tokens' softmax, where another window has computed it.
     """
     blocks, built = plan.blocks, _Built(plan, text is not None, summed, delta is not None)
-    cut = functools.partial(visits, ids, block=blocks.q_backward, tile_q=blocks.tile_q)
-    scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv)]
+    cut = functools.partial(visits, ids, block=blocks.q_backward, tile_q=blocks.tile_q_backward)
+    scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv_backward)]
     arrays = [q, k, v, out if delta is None else delta, gradient, ids[:, None], key_ids[:, None], logs[0]]
     if text is not None:
         gate, text_keys, text_values, text_ids, *own = text
         scalars += [gate.astype(jnp.float32), *cut(text_ids, tile_kv=plan.text_tile)[:2]]
         arrays += [text_keys, text_values, text_ids[:, None], logs[1], *own]
     specs, shapes = built.blocks(q, k)
-    return pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(_kernel, built),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
@@ -119,7 +119,8 @@ def _window(
         cost_estimate=plan.cost(products=5, itemsize=q.dtype.itemsize),
         interpret=interpret,
         name="lumina_flash_backward",
-    )(*scalars, *arrays)
+    )
+    return list(call(*scalars, *arrays))
 
 
 class _Built:

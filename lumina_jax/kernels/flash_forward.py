@@ -77,7 +77,7 @@ def forward(
         interpret=interpret,
         name="lumina_flash_forward",
     )
-    return call(*scalars, *arrays)
+    return list(call(*scalars, *arrays))
 
 
 def _parts(plan: Plan, seen: Visits) -> list[Array]:
@@ -126,7 +126,7 @@ def _scratch(plan: Plan, dtype: Any) -> list[Any]:
     rows = [blocks.q, blocks.kv, blocks.kv, *([plan.text] * 2 if plan.text else []), *([blocks.q] * plan.own_queries)]
     gathered = [scratch for size in [*rows, blocks.q] for scratch in scratch_for(size, heads, plan.width, dtype)]
     sums = [pltpu.VMEM((heads, blocks.q, size), jnp.float32) for size in (plan.width, LANES, LANES)]
-    return gathered + ([*sums, pltpu.SMEM((heads,), jnp.int32)] if plan.steps > 1 else [])
+    return [*gathered, pltpu.SMEM((heads,), jnp.int32), *(sums if plan.steps > 1 else [])]
 
 
 def _kernel(plan: Plan, *references: Ref) -> None:
@@ -144,8 +144,9 @@ def _kernel(plan: Plan, *references: Ref) -> None:
     out, *logs = take(1 + plan.logs)
     spread = [arrays[0], arrays[1], arrays[2], *text[:2], *own, out]
     heads = [Heads(block, None if plan.is_aligned else next(refs), plan.width) for block in spread]
-    sums = take(4) if plan.steps > 1 else None
-    step = _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, sums)
+    failed = next(refs)
+    sums = take(3) if plan.steps > 1 else None
+    step = _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, failed, sums)
 
     @pl.when((step.block == 0) | (plan.steps > 1))
     def _():
@@ -170,7 +171,7 @@ def _kernel(plan: Plan, *references: Ref) -> None:
         step.out.scatter()
 
 
-def _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, sums) -> Step:
+def _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, failed, sums) -> Step:
     place = [pl.program_id(axis) for axis in range(5)]
     own = heads[5] if plan.own_queries else heads[0]
     return Step(
@@ -191,5 +192,6 @@ def _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, sums) -> St
         ids=arrays[3],
         logs=logs[0] if logs else None,
         text_logs=logs[1] if len(logs) > 1 else None,
+        failed=failed,
         sums=None if sums is None else tuple(sums),
     )

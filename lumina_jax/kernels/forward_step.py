@@ -18,6 +18,7 @@ from lumina_jax.kernels.softmax_tiles import (
     empty,
     inverse,
     logarithm,
+    masked,
     online,
     scaled,
     unshifted,
@@ -41,7 +42,8 @@ class Step:
       tokens, text: keys and values.
       ids: segment ids of the queries [1 q].
       logs, text_logs: logarithms of the denominators, to be written.
-      sums: carried from part to part: over values, of weights, shift; then which heads need a running maximum.
+      failed: which heads need a running maximum.
+      sums: carried from part to part: over values, of weights, shift; None where there is one part.
     """
 
     plan: Plan
@@ -61,6 +63,7 @@ class Step:
     ids: Ref
     logs: Ref
     text_logs: Ref
+    failed: Ref
     sums: Any
 
     def key_head(self, head: Any) -> Any:
@@ -79,7 +82,7 @@ class Step:
             return jnp.bool_(True)
         return functools.reduce(jnp.logical_or, [self.gate_of(head) != 0.0 for head in heads])
 
-    def write(self, head: Any, rows: Any, carry: Carry, text: Carry | None, *, shifted: bool) -> list[Array]:
+    def write(self, head: Any, rows: Any, carry: Carry, text: Carry | None) -> list[Array]:
         """Divide, add, and write the output and the logarithms of some rows; returns the denominators."""
         total = jnp.sum(carry.weights, axis=1, keepdims=True)
         out = carry.values * inverse(total)
@@ -87,48 +90,65 @@ class Step:
             of_text = jnp.sum(text.weights, axis=1, keepdims=True)
             out = out + text.values * (inverse(of_text) * self.gate_of(head))
             if self.text_logs is not None:
-                self.text_logs[head, :, rows] = logarithm(text.weights, text.shift if shifted else None)
+                self.text_logs[head, :, rows] = logarithm(*text[1:])
         self.out.head(head)[rows, :] = out.astype(self.out.block.dtype)
         if self.logs is not None:
-            self.logs[head, :, rows] = logarithm(carry.weights, carry.shift if shifted else None)
+            self.logs[head, :, rows] = logarithm(*carry[1:])
         return [total] if text is None else [total, of_text]
 
     def whole(self, heads: list[Any]) -> None:
         """All rows of some heads against all keys, which are of one segment or hidden."""
         if self.sums is not None:
             self._whole_part(heads)
-        elif self.text is None or self.plan.text > INLINE_TEXT:
-            self._whole(heads, with_text=False)
+            return
+        plan, failed = self.plan, self.failed
+        failed[heads[0]] = 0
+        for at in self._spans(plan.blocks.q_compute):
+            at(functools.partial(self._whole_rows, heads))
+
+        @pl.when(failed[heads[0]] == 1)
+        def _() -> None:
+            self._each_tile(functools.partial(self._careful, heads))
+
+        if plan.text > INLINE_TEXT:
+
+            @pl.when((failed[heads[0]] == 0) & self.has_text(heads))
+            def add_text() -> None:
+                self._each_tile(functools.partial(self._add_text, heads))
+
+    def _whole_rows(self, heads: list[Any], rows: Any) -> None:
+        if self.text is None or self.plan.text > INLINE_TEXT:
+            self._whole(heads, rows, with_text=False)
         elif self.logs is not None:
-            self._whole(heads, with_text=True)
+            self._whole(heads, rows, with_text=True)
         else:
             for with_text in (True, False):
-                pl.when(self.has_text(heads) == with_text)(functools.partial(self._whole, heads, with_text=with_text))
+                work = functools.partial(self._whole, heads, rows, with_text=with_text)
+                pl.when(self.has_text(heads) == with_text)(work)
 
     def _sees(self, keys: Keys) -> Any:
         """Whether any of the keys is of the segment of this block."""
         return jnp.max(jnp.where(keys.ids[...] == self.visits.single[self.row], 1, 0)) > 0
 
-    def _unshifted(self, head: Any, carry: Carry, of_text: bool) -> Carry:
+    def _unshifted(self, head: Any, rows: Any, carry: Carry, of_text: bool) -> Carry:
         plan, keys = self.plan, self.text if of_text else self.tokens
         own = of_text and plan.own_queries
         queries = self.text_queries if own else self.queries
-        q = scaled(queries.head(head)[...], plan.text_scale if own else plan.scale)
+        q = scaled(queries.head(head)[rows, :], plan.text_scale if own else plan.scale)
         chunk = plan.text_tile if of_text else plan.blocks.kv_compute
         key, segment = self.key_head(head), self.visits.single[self.row]
-        sums = unshifted(q, keys.keys.head(key), keys.values.head(key), keys.ids, segment, carry, chunk)
-        return Carry(*sums, jnp.zeros_like(carry.shift))
+        return Carry(*unshifted(q, keys.keys.head(key), keys.values.head(key), keys.ids, segment, carry, chunk))
 
-    def _whole(self, heads: list[Any], *, with_text: bool) -> None:
-        plan = self.plan
-        start = empty(plan.blocks.q, plan.width)
-        start = Carry(start.values, start.weights, jnp.zeros_like(start.shift))
+    def _whole(self, heads: list[Any], rows: Any, *, with_text: bool) -> None:
+        start = empty(self.plan.blocks.q_compute, self.plan.width)
         sums = [
-            (self._unshifted(head, start, False), self._unshifted(head, start, True) if with_text else None)
+            (
+                self._unshifted(head, rows, start, False),
+                self._unshifted(head, rows, start, True) if with_text else None,
+            )
             for head in heads
         ]
-        rows = pl.ds(0, plan.blocks.q)
-        totals = [self.write(head, rows, *both, shifted=False) for head, both in zip(heads, sums)]
+        totals = [self.write(head, rows, *both) for head, both in zip(heads, sums)]
         safe = within_safety([both[0] for both in totals])
         if with_text:
             unseen = jnp.logical_not(self._sees(self.text))
@@ -136,29 +156,25 @@ class Step:
 
         @pl.when(jnp.logical_not(safe))
         def _() -> None:
-            self.tiles(heads)
-
-        if self.text is not None and not with_text and plan.text > INLINE_TEXT:
-
-            @pl.when(safe & self.has_text(heads))
-            def add_text() -> None:
-                self._each_tile(functools.partial(self._add_text, heads))
+            self.failed[heads[0]] = 1
 
         @pl.when(self.visits.padding[self.row] == 1)
-        def _():
-            seen = across(column(self.ids[...]), -(-plan.width // LANES) * LANES)[:, : plan.width] > 0
+        def hide() -> None:
+            width = self.plan.width
+            seen = across(column(self.ids[:, rows]), -(-width // LANES) * LANES)[:, :width] > 0
             for head in heads:
                 out = self.out.head(head)
-                out[...] = jnp.where(seen, out[...], jnp.zeros((), out.dtype))
+                out[rows, :] = jnp.where(seen, out[rows, :], jnp.zeros((), out.dtype))
 
     def _whole_part(self, heads: list[Any]) -> None:
         """The same with a part of the keys; rows stay without shift until one of them leaves the safe range."""
-        values, weights, shifts, failed = self.sums
+        (values, weights, shifts), failed = self.sums, self.failed
 
         @pl.when(failed[heads[0]] == 0)
         def _():
-            carries = [Carry(values[head], weights[head], shifts[head][:, :1]) for head in heads]
-            carries = [self._unshifted(head, carry, False) for head, carry in zip(heads, carries)]
+            rows = pl.ds(0, self.plan.blocks.q)
+            carries = [Carry(values[head], weights[head]) for head in heads]
+            carries = [self._unshifted(head, rows, carry, False) for head, carry in zip(heads, carries)]
             unseen = jnp.logical_not(self._sees(self.tokens))
             safe = within_safety([jnp.sum(carry.weights, axis=1, keepdims=True) for carry in carries])
 
@@ -177,11 +193,19 @@ class Step:
 
         @pl.when(failed[heads[0]] == 1)
         def _():
-            self._each_tile(functools.partial(self._tile, heads))
+            self._each_tile(functools.partial(self._careful, heads))
 
     def tiles(self, heads: list[Any]) -> None:
-        """All rows of some heads, tile by tile, with a running maximum."""
-        self._each_tile(functools.partial(self._tile, heads))
+        """All rows of some heads, tile by tile."""
+        work = self._quick if self.sums is None else self._careful
+        self._each_tile(functools.partial(work, heads))
+
+    def _spans(self, size: int) -> list[Any]:
+        """For each `size` rows of the block something that calls a function with where they are."""
+        count = self.plan.blocks.q // size
+        if count == 1:
+            return [lambda work: work(pl.ds(0, size))]
+        return [lambda work: pl.loop(0, count)(lambda index: work(pl.ds(pl.multiple_of(index * size, size), size)))]
 
     def _each_tile(self, work: Any) -> None:
         count = self.plan.blocks.q // self.plan.blocks.tile_q
@@ -198,7 +222,24 @@ class Step:
         """Where a tile of this block stands in `visits.first`."""
         return self.row * (self.plan.blocks.q // self.plan.blocks.tile_q) + tile
 
-    def _tile(self, heads: list[Any], tile: Any) -> None:
+    def _quick(self, heads: list[Any], tile: Any) -> None:
+        """A tile without a shift; and again, with a running maximum, where that was not safe."""
+        plan, rows, place = self.plan, self._rows(tile), self._place(tile)
+        queries = [scaled(self.queries.head(head)[rows, :], plan.scale) for head in heads]
+        keys = [self.key_head(head) for head in heads]
+        ids = column(self.ids[:, rows])
+        first, end = self.visits.first[place], self.visits.end[place]
+        carries = masked(queries, self.tokens, keys, ids, first, end, plan.blocks.tile_kv)
+        totals = self.finish(heads, tile, carries)
+        # Every token sees itself, so that a sum of 0 is an underflow, except in padding.
+        safe = within_safety([jnp.where(ids[:, :1] > 0, total, 1.0) for total in totals])
+
+        @pl.when(jnp.logical_not(safe))
+        def _() -> None:
+            self._careful(heads, tile)
+
+    def _careful(self, heads: list[Any], tile: Any) -> None:
+        """A tile with a running maximum."""
         plan, rows, place = self.plan, self._rows(tile), self._place(tile)
         parts = plan.blocks.kv // plan.blocks.tile_kv
         first = jnp.maximum(self.visits.first[place] - self.part * parts, 0)
@@ -206,25 +247,23 @@ class Step:
         if self.sums is None:
             carries = [empty(plan.blocks.tile_q, plan.width) for _ in heads]
         else:
-            carries = [Carry(*(x[head, rows, :] for x in self.sums[:3])) for head in heads]
-            carries = [Carry(carry.values, carry.weights, carry.shift[:, :1]) for carry in carries]
+            values, weights, shifts = self.sums
+            carries = [Carry(values[one, rows, :], weights[one, rows, :], shifts[one, rows, :][:, :1]) for one in heads]
         queries = [scaled(self.queries.head(head)[rows, :], plan.scale) for head in heads]
         keys = [self.key_head(head) for head in heads]
         ids = column(self.ids[:, rows])
         carries = online(queries, self.tokens, keys, ids, first, end, carries, plan.blocks.tile_kv)
         if self.sums is None:
             self.finish(heads, tile, carries)
-        else:
-            for head, carry in zip(heads, carries):
-                values, weights, shifts, _ = self.sums
-                values[head, rows, :], weights[head, rows, :] = carry.values, carry.weights
-                shifts[head, rows, :] = jnp.broadcast_to(carry.shift, carry.weights.shape)
+            return
+        for head, carry in zip(heads, carries):
+            values[head, rows, :], weights[head, rows, :] = carry.values, carry.weights
+            shifts[head, rows, :] = jnp.broadcast_to(carry.shift, carry.weights.shape)
 
-    def finish(self, heads: list[Any], tile: Any, carries: list[Carry]) -> None:
-        """Write a tile, with what its rows see of the text."""
+    def finish(self, heads: list[Any], tile: Any, carries: list[Carry]) -> list[Array]:
+        """Write a tile, with what its rows see of the text; returns the denominators of the tokens."""
         texts: list[Any] = [None] * len(heads) if self.text is None else self._text(heads, tile)
-        for head, carry, text in zip(heads, carries, texts):
-            self.write(head, self._rows(tile), carry, text, shifted=True)
+        return [self.write(head, self._rows(tile), carry, text)[0] for head, carry, text in zip(heads, carries, texts)]
 
     def _text(self, heads: list[Any], tile: Any) -> list[Carry]:
         plan, rows, place = self.plan, self._rows(tile), self._place(tile)
@@ -245,11 +284,11 @@ class Step:
             share = inverse(jnp.sum(text.weights, axis=1, keepdims=True)) * self.gate_of(head)
             out[rows, :] = (out[rows, :].astype(jnp.float32) + text.values * share).astype(out.dtype)
             if self.text_logs is not None:
-                self.text_logs[head, :, rows] = logarithm(text.weights, text.shift)
+                self.text_logs[head, :, rows] = logarithm(*text[1:])
 
     def finish_parts(self, heads: list[Any]) -> None:
         """After the last part of the keys."""
-        values, weights, shifts, _ = self.sums
+        values, weights, shifts = self.sums
 
         def one(tile: Any) -> None:
             rows = self._rows(tile)
@@ -268,7 +307,7 @@ class Step:
 
     def start(self) -> None:
         """Nothing is summed yet."""
-        values, weights, shifts, failed = self.sums
+        (values, weights, shifts), failed = self.sums, self.failed
         values[...], weights[...] = jnp.zeros_like(values), jnp.zeros_like(weights)
         shifts[...] = jnp.full_like(shifts, LOWEST)
         for head in range(self.plan.blocks.heads):

@@ -79,7 +79,9 @@ class Heads:
 
             def move(rows: Any) -> None:
                 for head in range(self.count):
-                    self.block[rows, head * self.width : (head + 1) * self.width] = gathered[head, rows, :]
+                    self.block[rows, head * self.width : (head + 1) * self.width] = gathered[head, rows, :].astype(
+                        self.block.dtype
+                    )
 
             _in_steps(self.rows, move)
 

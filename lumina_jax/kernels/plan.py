@@ -69,7 +69,7 @@ class Plan:
     @property
     def small(self) -> int:
         """Heads to compute side by side where their products are too small to hide each other's latency."""
-        return 4 if self.blocks.q * self.blocks.kv <= 512 * 512 else 1
+        return 4 if self.blocks.q_compute * self.blocks.kv <= 512 * 512 else 1
 
     def each_head(self, work: Callable[[list[Any]], None], *, side_by_side: int, count: int = 0) -> None:
         """Work on all heads of a grid step (or on the first `count`), some at a time."""

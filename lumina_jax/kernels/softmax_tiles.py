@@ -28,11 +28,11 @@ LOG2E = math.log2(math.e)
 
 
 class Carry(NamedTuple):
-    """Running sums of a tile of queries: over values, of weights (one for each lane), and the shift of the logits."""
+    """Sums of a tile of queries: over values, of weights (one for each lane), and the shift of the logits, if any."""
 
     values: Float[Array, "q d"]
     weights: Float[Array, "q 128"]
-    shift: Float[Array, "q 1"]
+    shift: Any = None
 
 
 class Keys(NamedTuple):
@@ -84,6 +84,35 @@ def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value:
         return value
 
     return jax.lax.fori_loop(0, count // parts, some, value)
+
+
+def masked(
+    queries: list[Array],
+    keys: Keys,
+    key_heads: list[Any],
+    ids: Int[Array, "q 128"],
+    first: Any,
+    end: Any,
+    tile: int,
+) -> list[Carry]:
+    """Sums over tiles first..end of the keys, several heads side by side, without a shift."""
+
+    def step(index: Any, carries: list[Carry]) -> list[Carry]:
+        at = pl.ds(pl.multiple_of(index * tile, tile), tile)
+        visible = across(ids, tile) == jnp.where(keys.ids[:, at] > 0, keys.ids[:, at], -1)
+        result = []
+        for q, head, carry in zip(queries, key_heads, carries):
+            logits = product(q, keys.keys.head(head)[at, :], TRANSPOSED)
+            weights = jnp.where(visible, jnp.exp2(logits), 0.0)
+            total = carry.weights
+            for lane in range(0, tile, LANES):
+                total = total + weights[:, lane : lane + LANES]
+            values = carry.values + product(weights.astype(q.dtype), keys.values.head(head)[at, :])
+            result.append(Carry(values, total))
+        return result
+
+    start = [empty(q.shape[0], q.shape[1])._replace(shift=None) for q in queries]
+    return jax.lax.fori_loop(first, end, step, start)
 
 
 def online(

@@ -24,13 +24,17 @@ def visits(queries, keys, **tiles):
 
 GOOD = {
     "q": 256,
+    "q_compute": 256,
     "kv": 512,
     "kv_compute": 256,
     "tile_q": 128,
     "tile_kv": 128,
     "q_backward": 256,
+    "q_compute_backward": 256,
     "kv_backward": 512,
     "kv_compute_backward": 128,
+    "tile_q_backward": 128,
+    "tile_kv_backward": 128,
     "heads": 2,
     "heads_backward": 1,
 }

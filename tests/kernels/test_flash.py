@@ -19,13 +19,17 @@ from lumina_jax.kernels.flash import flash_attention
 
 SMALL = BlockSizes(
     q=256,
+    q_compute=256,
     kv=256,
     kv_compute=128,
     tile_q=128,
     tile_kv=128,
     q_backward=256,
+    q_compute_backward=256,
     kv_backward=256,
     kv_compute_backward=128,
+    tile_q_backward=128,
+    tile_kv_backward=128,
     heads=2,
     heads_backward=2,
 )
