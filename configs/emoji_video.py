@@ -1,4 +1,4 @@
-"""Moving emoji from text, on a laptop: 32 clips of 8 frames, 32 x 32 pixels.
+"""Moving emoji from text, on a laptop: 24 clips of 8 frames, 32 x 32 pixels.
 
 Text to video at its smallest: captions through a frozen MiniLM, pixels as latents, a Flag-DiT with patches of 4 x 4,
 [nextline] after each row and [nextframe] after each frame: 584 tokens a clip.
@@ -35,7 +35,7 @@ def get_config() -> Config:
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="minilm", max_tokens=16),
         data=DataConfig(
-            source="prepared", path="data/fluent-animated", limit=32, frames=8, image_size=32, batch_rows=4
+            source="prepared", path="data/fluent-animated", limit=24, frames=8, image_size=32, batch_rows=4
         ),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-3,
@@ -46,5 +46,5 @@ def get_config() -> Config:
             ema_warmup=True,
         ),
         sample=SampleConfig(solver="midpoint", steps=20, guidance=3.0),
-        run=RunConfig(name="emoji_video", steps=2500, log_every=50, checkpoint_every=500),
+        run=RunConfig(name="emoji_video", steps=3600, log_every=50, checkpoint_every=500),
     )

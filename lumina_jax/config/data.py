@@ -38,7 +38,7 @@ class SourceConfig:
     """Put the pitch of each sound before its caption, "[180 Hz] seven", where the source knows it; so that it can be
     asked for."""
     seconds_per_phoneme: float | None = None
-    """Length of a sound that is drawn from its text, for text.encoder="phonemes"; None: data.seconds."""
+    """Length of a sound that is drawn without a given one, by the phonemes of its text; None: data.seconds."""
     pause: float = 0.0
     """Seconds added to that."""
     crop: Literal["square", "buckets"] = "square"

@@ -112,7 +112,7 @@ def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape
     given, and all else as in training. Lengths are rounded, so that few programs are compiled."""
     data = config.data_of(modality)
     longest = trained_shape(config, modality)
-    if data.seconds_per_phoneme is None or config.text.encoder != "phonemes":
+    if data.seconds_per_phoneme is None:
         return longest
     seconds = spoken_seconds(prompt, per_phoneme=data.seconds_per_phoneme, pause=data.pause)
     frames = LENGTH_STEP * round(seconds * data.sample_rate / (HOP * LENGTH_STEP))

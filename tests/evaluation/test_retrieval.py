@@ -1,9 +1,10 @@
-"""Nearest pictures, against scipy."""
+"""Nearest pictures, against scipy; frames that cannot be told apart."""
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from lumina_jax.evaluation.retrieval import nearest
+from lumina_jax.commands.evaluate import compare_frames
+from lumina_jax.evaluation.retrieval import ALIKE, look_alike, nearest
 
 
 def test_nearest_is_the_smallest_distance_of_pixels():
@@ -18,3 +19,23 @@ def test_a_noisy_copy_is_nearest_to_its_original():
     true = random.integers(20, 236, (12, 8, 8, 3), dtype=np.uint8)
     noisy = (true + random.integers(-20, 20, true.shape)).astype(np.uint8)
     np.testing.assert_array_equal(nearest(noisy, true), np.arange(12))
+
+
+def test_pictures_look_alike_up_to_a_root_mean_squared_difference():
+    grey = np.full((3, 4, 4, 3), 100, np.uint8)
+    other = grey.copy()
+    other[0] += np.uint8(ALIKE)
+    other[1] += np.uint8(ALIKE + 1)
+    other[2, 0, 0] += np.uint8(ALIKE * 4)  # a sixteenth of the values, four times as far
+    np.testing.assert_array_equal(look_alike(grey, other), [True, False, True])
+
+
+def test_views_of_a_round_thing_count_as_any_of_its_sides_and_others_do_not(capsys):
+    random = np.random.default_rng(2)
+    round_thing = np.repeat(random.integers(40, 216, (1, 8, 8, 3)), 4, axis=0) + np.arange(4)[:, None, None, None]
+    true = np.stack([round_thing, random.integers(40, 216, (4, 8, 8, 3))]).astype(np.uint8)
+    drawn = np.roll(true, 1, axis=1)  # every view is that of the side before
+    compare_frames(drawn, true)
+    said = capsys.readouterr().out
+    assert "one of their own sample: 100.0%" in said
+    assert "looks like it: 50.0% (to the same frame itself: 0.0%)" in said

@@ -60,7 +60,7 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
     assert np.abs(average - last).max() > 0
     _, true, _ = true_samples(settings, limit=3)
     assert true.shape == (3, 1, 32, 32, 3)
-    with pytest.raises(ValueError, match="multiples of the 8 pixels of a patch"):
+    with pytest.raises(ValueError, match="multiple of the 8 pixels of a patch"):
         pipeline(["3"], SampleConfig(), seed=0, shape=Shape(32, 36), batch=1)
 
 

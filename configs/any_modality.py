@@ -1,0 +1,87 @@
+"""One small model of everything: emoji, moving emoji, furniture from all around, and spoken words.
+
+What Lumina-T2X proposes as one framework, trained as one network: each kind of data has its own input and output
+projection and all else in common. Samples of all kinds share rows of 640 tokens, each with its own time and caption,
+and one compiled step trains them. Captions of all kinds, words to be spoken included, go through one frozen MiniLM.
+
+Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare NAME for fluent-animated, furniture and flite-speech
+Run: python train.py configs/any_modality.py
+     python sample.py runs/any_modality "pizza, noto style"
+     python sample.py runs/any_modality "dragon" --modality video --video-frames 8
+     python sample.py runs/any_modality "armchair" --modality views --views 6
+     python sample.py runs/any_modality "[170 Hz] banana" --modality speech
+Each kind alone, at equal tokens: python benchmarks/joint_training.py
+"""
+
+from lumina_jax.config import (
+    Config,
+    DataConfig,
+    FlowConfig,
+    Modality,
+    ModelConfig,
+    OptimizerConfig,
+    Part,
+    RunConfig,
+    SampleConfig,
+    TextConfig,
+)
+
+MIXTURE = (
+    Part(source="emoji", emoji_names=24, image_size=32, weight=0.49),
+    Part(
+        source="prepared",
+        path="data/fluent-animated",
+        modality="video",
+        limit=16,
+        frames=8,
+        image_size=32,
+        weight=0.07,
+    ),
+    Part(source="prepared", path="data/furniture", modality="views", limit=16, frames=6, image_size=32, weight=0.09),
+    Part(
+        source="prepared",
+        path="data/flite-speech",
+        modality="speech",
+        seconds=0.9,
+        pitch=True,
+        seconds_per_phoneme=0.046,
+        pause=0.35,
+        weight=0.35,
+    ),
+)
+"""Weights are shares of samples, which are 72, 584, 438 and about 50 tokens long."""
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(
+            layers=4,
+            heads=4,
+            width=192,
+            patch_size=4,
+            channels=3,
+            modality="image",
+            others=(
+                Modality(name="video", patch_size=4, channels=3),
+                Modality(name="views", patch_size=4, channels=3),
+                Modality(name="speech", patch_size=1, channels=80),
+            ),
+            text_width=384,
+            mlp_multiple_of=32,
+            compute_dtype="float32",
+            remat="none",
+        ),
+        flow=FlowConfig(times="lognorm"),
+        text=TextConfig(encoder="minilm", max_tokens=16),
+        data=DataConfig(mixture=MIXTURE, batch_rows=4, row_tokens=640, samples_per_row=12),
+        optimizer=OptimizerConfig(
+            learning_rate=1.5e-3,
+            schedule="cosine",
+            warmup_steps=50,
+            beta2=0.99,
+            ema_decay=0.998,
+            ema_warmup=True,
+        ),
+        sample=SampleConfig(solver="midpoint", steps=20, guidance=3.0, proportional_attention=False),
+        run=RunConfig(name="any_modality", steps=2800, log_every=50, checkpoint_every=500),
+    )
