@@ -58,8 +58,9 @@ class Division(NamedTuple):
 
 
 def division(config: Config, mesh: Mesh, places: Any) -> Division | None:
-    """How the devices of `mesh` share the work of a step, their parameters at `places`; None when there is only one."""
-    if mesh.size == 1:
+    """How the devices of `mesh` share the work of a step, their parameters at `places`; None when there is only one,
+    unless its activations wait in the memory of the host."""
+    if mesh.size == 1 and config.model.remat != "offload":
         return None
     dtype = jnp.dtype(config.model.compute_dtype)
     sum_dtype = jnp.dtype(jnp.float32) if config.optimizer.sum_dtype == "float32" else None

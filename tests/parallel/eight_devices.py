@@ -21,7 +21,7 @@ MESHES = {
     "fsdp over two mesh axes": ({"fsdp": 8, "split": {"fsdp": (2, 4)}}, {}, {}),
     "data and tensor": ({"tensor": 2}, {}, {"remat": "none"}),
     "heads exchanged, key heads repeated": ({"sequence": 4, "fsdp": 2}, {}, {"remat": "dots"}),
-    "ring": ({"sequence": 4, "ring": 4}, {}, {}),
+    "ring": ({"sequence": 4, "ring": 4}, {}, {"remat": "offload"}),
     "ring, heads exchanged, tensor": ({"sequence": 4, "ring": 2, "tensor": 2}, {}, {}),
     "two slices, fsdp, sequence, micro-batches": ({"fsdp": 2, "sequence": 2, "slices": 2}, {"accumulate": 2}, {}),
 }

@@ -1,0 +1,58 @@
+"""Layers one after another: gathered ahead or not, kept or computed again, they give the same gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import checkpoint_name
+
+from lumina_jax.models.stack import KEPT, _forward_keeping, recomputed, run_layers
+from lumina_jax.parallel.gather import Cut, Weights
+
+ALONE = Weights((Cut(0, ()),) * 2, (), jnp.dtype("float32"), None)
+"""Two parameters a layer, none of which is cut."""
+
+
+def layer(x, parameters, shared, fixed):
+    turned = checkpoint_name(jnp.sin(x * fixed), "attention_out")
+    return x + jnp.tanh(turned @ parameters["kernel"] + parameters["bias"]) * shared
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    random = np.random.default_rng(0)
+    shapes = {"kernel": (3, 5, 5), "bias": (3, 5)}
+    stack = {name: jnp.asarray(random.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+    x, shared, fixed = (jnp.asarray(random.standard_normal((2, 4, 5)), jnp.float32) for _ in range(3))
+    return x, stack, shared, fixed
+
+
+def gradients(inputs, remat, weights):
+    def loss(x, stack, shared, fixed):
+        return jnp.sum(run_layers(layer, x, stack, shared, fixed, remat=remat, unroll=1, weights=weights) ** 2)
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2))(*inputs)
+
+
+@pytest.mark.parametrize("remat", KEPT)
+def test_layers_gathered_ahead_give_the_gradients_of_a_plain_scan(inputs, remat):
+    found, expected = gradients(inputs, remat, ALONE), gradients(inputs, "none", None)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 1), ("attention", 1)])
+def test_a_policy_keeps_of_each_layer_its_input_and_what_it_names_and_never_weights(inputs, remat, extra):
+    keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False)
+    _, residuals = jax.eval_shape(keeping, *inputs)
+    (kept,) = residuals[-1].args
+    assert [leaf.shape for leaf in kept] == [(3, 2, 4, 5)] * (1 + extra)
+
+
+def test_without_a_policy_everything_is_kept_but_weights(inputs):
+    _, residuals = jax.eval_shape(functools.partial(_forward_keeping, recomputed(layer, "none"), ALONE, False), *inputs)
+    (kept,) = residuals[-1].args
+    assert (3, 5, 5) not in {leaf.shape for leaf in kept}
+    assert len(kept) > 2
