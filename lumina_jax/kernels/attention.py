@@ -65,7 +65,9 @@ def attend(
     if heads % key_heads:
         raise ValueError(f"{heads} query heads must be a multiple of {key_heads} key/value heads")
     text_tokens = 0 if text is None else text.keys.shape[1]
-    why_not = None if implementation in ("reference", "xla") or interpret else flash.refusal(q, k, text_tokens)
+    why_not = None
+    if implementation in ("auto", "pallas") and not interpret:
+        why_not = flash.refusal(q, k, text_tokens, auto=implementation == "auto")
     if implementation == "pallas" and why_not:
         raise ValueError(
             f"implementation='pallas' cannot be used: {why_not}. Ask for 'auto' or 'xla', or, to see the kernel's "

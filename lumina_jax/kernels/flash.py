@@ -33,14 +33,17 @@ MOST_WIDTH = 256
 WIDTH_UNIT = 8
 
 
-def refusal(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens: int) -> str | None:
-    """Why the kernels cannot serve these arrays where this is traced; None: they can."""
+def refusal(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens: int, *, auto: bool) -> str | None:
+    """Why the kernels cannot serve these arrays where this is traced; None: they can.
+
+    `auto`: nobody asked for them, so that it must be certain that XLA need not divide them over devices.
+    """
     of_chip = chip()
     if of_chip not in VMEM:
         return "neither the default device nor the mesh in context is a TPU that the kernels know"
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.are_all_axes_manual and (jax.default_backend() != "tpu" or jax.device_count() > 1):
-        return "several devices share the arrays, and XLA cannot divide a kernel: call it inside jax.shard_map"
+    alone = jax.default_backend() == "tpu" and jax.device_count() == 1
+    if auto and not alone and not jax.sharding.get_abstract_mesh().are_all_axes_manual:
+        return "several devices may share the arrays, and XLA cannot divide a kernel: call it inside jax.shard_map"
     try:
         check(q, k)
         choose(sizes_of(q, k, text_tokens), of_chip)

@@ -219,9 +219,8 @@ def _kernel(built: _Built, *references: Ref) -> None:
         gates=of_text[2] if built.has_text else None,
         deltas=delta[0] if delta else None,
     )
-    first = place[3] == 0
-    pl.when(first)(lambda: step.read_keys([key_ids, *text[2:3]], keys))
-    pl.when(first & (place[2] == 0))(step.start)
+    pl.when(place[3] == 0)(lambda: step.read_keys([key_ids, *text[2:3]], keys))
+    pl.when((place[3] == 0) & (place[2] == 0))(step.start)
     for block in queries:
         block.gather()
     step.hide_padding()

@@ -108,7 +108,7 @@ class Step:
 
         @pl.when(failed[heads[0]] == 1)
         def _() -> None:
-            self._each_tile(functools.partial(self._careful, heads))
+            self._each_tile(functools.partial(self._again, heads))
 
         if plan.text > INLINE_TEXT:
 
@@ -141,13 +141,9 @@ class Step:
 
     def _whole(self, heads: list[Any], rows: Any, *, with_text: bool) -> None:
         start = empty(self.plan.blocks.q_compute, self.plan.width)
-        sums = [
-            (
-                self._unshifted(head, rows, start, False),
-                self._unshifted(head, rows, start, True) if with_text else None,
-            )
-            for head in heads
-        ]
+        # The text first: its few products hide behind those of the tokens, not behind the division.
+        texts = [self._unshifted(head, rows, start, True) if with_text else None for head in heads]
+        sums = [(self._unshifted(head, rows, start, False), text) for head, text in zip(heads, texts)]
         totals = [self.write(head, rows, *both) for head, both in zip(heads, sums)]
         safe = within_safety([both[0] for both in totals])
         if with_text:
@@ -229,14 +225,32 @@ class Step:
         keys = [self.key_head(head) for head in heads]
         ids = column(self.ids[:, rows])
         first, end = self.visits.first[place], self.visits.end[place]
-        carries = masked(queries, self.tokens, keys, ids, first, end, plan.blocks.tile_kv)
-        totals = self.finish(heads, tile, carries)
-        # Every token sees itself, so that a sum of 0 is an underflow, except in padding.
-        safe = within_safety([jnp.where(ids[:, :1] > 0, total, 1.0) for total in totals])
 
-        @pl.when(jnp.logical_not(safe))
+        def work(first: Any, end: Any) -> None:
+            carries = masked(queries, self.tokens, keys, ids, first, end, plan.blocks.tile_kv)
+            totals = self.finish(heads, tile, carries)
+            # Every token sees itself, so that a sum of 0 is an underflow, except in padding.
+            safe = within_safety([jnp.where(ids[:, :1] > 0, total, 1.0) for total in totals])
+
+            @pl.when(jnp.logical_not(safe))
+            def _() -> None:
+                self.failed[heads[0]] = 1
+
+        self.failed[heads[0]] = 0
+        # One tile of keys needs no loop, and no sums to carry through it.
+        pl.when(end - first == 1)(lambda: work(first, None))
+        pl.when(end - first != 1)(lambda: work(first, end))
+
+        @pl.when(self.failed[heads[0]] == 1)
         def _() -> None:
+            self._again(heads, tile)
+
+    def _again(self, heads: list[Any], tile: Any) -> None:
+        """What should be rare: one head after the other, for the sake of a small program."""
+        if len(heads) == 1:
             self._careful(heads, tile)
+        else:
+            pl.loop(0, len(heads))(lambda index: self._careful([heads[0] + index], tile))
 
     def _careful(self, heads: list[Any], tile: Any) -> None:
         """A tile with a running maximum."""

@@ -95,7 +95,7 @@ def masked(
     end: Any,
     tile: int,
 ) -> list[Carry]:
-    """Sums over tiles first..end of the keys, several heads side by side, without a shift."""
+    """Sums over tiles first..end of the keys (end None: of the first alone) of several heads, without a shift."""
 
     def step(index: Any, carries: list[Carry]) -> list[Carry]:
         at = pl.ds(pl.multiple_of(index * tile, tile), tile)
@@ -112,6 +112,8 @@ def masked(
         return result
 
     start = [empty(q.shape[0], q.shape[1])._replace(shift=None) for q in queries]
+    if end is None:
+        return step(first, start)
     return jax.lax.fori_loop(first, end, step, start)
 
 
