@@ -115,7 +115,8 @@ def test_what_would_help_is_what_is_not_done_yet():
         assert word in helps
     done = plan.config.replace(model={"remat": "full"}, mesh={"fsdp": 16}, optimizer={"accumulate": 32})
     helps = "\n".join(remedies(dataclasses.replace(plan, config=done)))
-    assert "--model.remat" not in helps
+    assert "--model.remat full" not in helps
+    assert "--model.remat offload" in helps
     assert "--mesh.fsdp 16" not in helps
 
 
