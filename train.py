@@ -54,7 +54,7 @@ def run(config: Config) -> bool:
     from lumina_jax.parallel.multihost import barrier, is_first, say
     from lumina_jax.run import CHECKPOINTS
     from lumina_jax.trained import check_trained, trained_parameters
-    from lumina_jax.training.checkpoint import Checkpoints
+    from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed, own_rows
     from lumina_jax.training.loop import check_newest, restored_or_new, train
     from lumina_jax.training.metrics import MetricWriter
@@ -66,11 +66,12 @@ def run(config: Config) -> bool:
     mesh = configured_mesh(config.mesh)
     check_mesh(config, mesh)
 
-    # Its checkpoints, and whether they are of this model: before any long work
+    # Its checkpoints, and whether they or its start are of this model: before any long work
     place = config.run.checkpoints or folder / CHECKPOINTS
-    checkpoints = Checkpoints(place, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
-    if check_newest(config, checkpoints) is None and config.run.init_from:  # a run that resumes needs its start no more
+    if config.run.init_from and not is_begun(place):  # a run that resumes needs its start no more
         check_trained(config.run.init_from, config)
+    checkpoints = Checkpoints(place, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
+    check_newest(config, checkpoints)
 
     def initial() -> dict[str, Any]:
         say(f"starting from the parameters in {config.run.init_from}")

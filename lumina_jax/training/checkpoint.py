@@ -33,6 +33,11 @@ EXECUTION_FIELDS = frozenset({"compute_dtype", "remat", "unroll", "attention"})
 """Fields of ModelConfig that say how a model is computed; a run may change them when it resumes."""
 
 
+def is_begun(folder: str | Path) -> bool:
+    """Whether a run has opened this folder of checkpoints before; nothing is created."""
+    return _place(folder).is_dir()
+
+
 class Checkpoints:
     """The checkpoints in one folder.
 

@@ -33,8 +33,8 @@ GRID = DataConfig(source="folder", path="none", frames=12, image_size=16, grid_c
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     """A cube with colored sides, and one without materials, drawn by the command; two files cannot be."""
-    models = tmp_path_factory.mktemp("models")
-    (models / "boxes").mkdir()
+    models = tmp_path_factory.mktemp("rendering") / "models"
+    (models / "boxes").mkdir(parents=True)
     (models / "colored_cube.obj").write_text(CUBE)
     colors = {"red": "1 0 0", "green": "0 1 0", "blue": "0 0 1", "gray": "0.5 0.5 0.5"}
     (models / "cube.mtl").write_text("".join(f"newmtl {name}\nKd {rgb}\nKa {rgb}\n" for name, rgb in colors.items()))
@@ -60,7 +60,7 @@ def test_own_models_become_a_folder_of_views_with_their_names_as_captions(render
 
 
 def test_a_model_that_shows_nothing_is_named_and_the_rest_goes_on_where_it_stopped(rendered, capsys, monkeypatch):
-    models = rendered.parent / next(folder.name for folder in rendered.parent.iterdir() if folder != rendered)
+    models = rendered.parent / "models"
     drawn = []
     monkeypatch.setattr(renders, "render_views", lambda file, **_: drawn.append(file.name) or _nothing())
     main(["render", str(models), str(rendered), "--size", "32"])

@@ -107,10 +107,12 @@ def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads):
 @pytest.mark.parametrize("blocks", [SMALL, STREAMED])
 def test_softmax_is_exact_for_any_logits(change, blocks):
     of = change(case(PADDED, heads=2))
-    # Whole numbers of few bits: products are exact in float32, so that only the softmax can be wrong.
+    # Whole numbers of few bits: products are exact in float32 but for log2 e, which is a factor of the queries; so a
+    # logit is rounded to half a unit in its last place, and its exponential is off by as much relatively.
     of = of._replace(q=np.round(of.q), k=np.round(of.k * 8) / 8, scale=0.125)
     out = run(of, *arrays(of), blocks=blocks)
-    assert relative(out, by_definition(of)) <= 2e-6
+    largest = np.abs(np.einsum("blhd,bnhd->bhln", of.q, np.repeat(of.k, of.q.shape[2] // of.k.shape[2], 2))).max()
+    assert relative(out, by_definition(of)) <= 2e-6 + of.scale * largest * 2.0**-24
 
 
 def test_bfloat16_is_within_a_percent():
@@ -155,7 +157,7 @@ def test_explicit_choice_off_tpu_is_refused_with_the_remedy():
 
 def test_gradients_flow_inside_shard_map():
     of = case(np.repeat(PADDED, 2, axis=0))
-    mesh = jax.make_mesh((1,), ("rows",))
+    mesh = jax.make_mesh((1,), ("rows",), (jax.sharding.AxisType.Auto,))
     ids = jnp.asarray(of.segments)
 
     def loss(q, k, v, ids):
