@@ -46,5 +46,5 @@ def get_config() -> Config:
             ema_warmup=True,
         ),
         sample=SampleConfig(solver="midpoint", steps=20, guidance=3.0),
-        run=RunConfig(name="emoji_video", steps=3600, log_every=50, checkpoint_every=500),
+        run=RunConfig(name="emoji_video", steps=4500, log_every=50, checkpoint_every=500),
     )

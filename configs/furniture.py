@@ -45,5 +45,5 @@ def get_config() -> Config:
             ema_warmup=True,
         ),
         sample=SampleConfig(solver="midpoint", steps=20, guidance=3.0),
-        run=RunConfig(name="furniture", steps=2600, log_every=50, checkpoint_every=500),
+        run=RunConfig(name="furniture", steps=4000, log_every=50, checkpoint_every=500),
     )
