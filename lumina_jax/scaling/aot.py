@@ -242,6 +242,11 @@ def _compile(lowered: Any, quick: bool) -> Any:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
+        if "memory space vmem" in str(error):
+            raise ValueError(
+                "the compiler gave a kernel more of a core's own memory (VMEM) than it has, which says nothing of HBM; "
+                f"try without --quick, or --model.attention xla. {str(error)[:600]}"
+            ) from error
         raise DoesNotFitError(str(error), needed_bytes(str(error))) from error
     finally:
         jax.config.update("jax_exec_time_optimization_effort", effort)

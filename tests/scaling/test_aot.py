@@ -108,6 +108,27 @@ def test_the_compiler_says_how_much_a_program_needs(message, needed):
     assert needed_bytes(message) == needed
 
 
+class Refused:
+    """A lowered program that the compiler refuses."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_a_lack_of_hbm_is_told_from_that_of_a_kernel_and_from_other_errors():
+    with pytest.raises(DoesNotFitError) as error:
+        aot._compile(Refused("RESOURCE_EXHAUSTED: Ran out of memory. Used 35.25G of 15.75G hbm."), quick=True)
+    assert error.value.needed == 35.25 * 2**30
+    with pytest.raises(ValueError, match="VMEM") as error:
+        aot._compile(Refused("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem"), quick=True)
+    assert not isinstance(error.value, DoesNotFitError)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        aot._compile(Refused("INTERNAL: something else"), quick=False)
+
+
 def test_what_would_help_is_what_is_not_done_yet():
     plan = Plan(config=TINY.replace(model={"remat": "none"}, mesh={"fsdp": 4}), topology=parse_topology("v5e:4x4"))
     helps = "\n".join(remedies(plan))
