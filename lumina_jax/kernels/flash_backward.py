@@ -61,7 +61,8 @@ def backward(
     delta = of_text.pop() if text is not None else None
 
     def step(total: Array, part: Any) -> Any:
-        more, *of_keys = call(*part, None, logs[:1], summed=True, delta=delta)
+        # The barrier: XLA would make the copy to its place in the stack a part of the kernel, which then lacks VMEM.
+        more, *of_keys = jax.lax.optimization_barrier(call(*part, None, logs[:1], summed=True, delta=delta))
         return total + more, tuple(of_keys)
 
     dq, (more_dk, more_dv) = jax.lax.scan(step, dq, tuple(x[1:] for x in parts))
