@@ -1,7 +1,7 @@
 """Ask the torch models of tests/encoders/torch_sound.py what a sound autoencoder and a vocoder of fixed numbers answer.
 
 Needs torch. From the root of the repository:
-    python tools/make_sound_golden.py tests/golden/sound.safetensors
+    python tools/make_sound_golden.py tests/golden/sounds/vae_and_vocoder.safetensors
 """
 
 import math

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels.blocks import (
@@ -151,6 +152,7 @@ def _attention_forward(
     plan: Plan, interpret: Interpret, q: Array, k: Array, v: Array, ids: Array, text: Any
 ) -> tuple[Array, Any]:
     out, *logs = forward(replace(plan, residuals=True), q, k, v, ids, ids, text, interpret=interpret)
+    out, logs = checkpoint_name(out, "attention_out"), [checkpoint_name(log, "attention_lse") for log in logs]
     return out, (q, k, v, ids, text, out, logs)
 
 

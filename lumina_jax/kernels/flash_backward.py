@@ -13,6 +13,7 @@ delta_text = sum of p_text (do v_text^T) is also the gradient of the gate.
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -117,7 +118,7 @@ def _window(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem
         ),
-        cost_estimate=plan.cost(products=5, itemsize=q.dtype.itemsize),
+        cost_estimate=built.cost(q.dtype.itemsize),
         interpret=interpret,
         name="lumina_flash_backward",
     )
@@ -153,6 +154,10 @@ class _Built:
             words = shape((plan.batch, plan.text, k.shape[2]))
             shapes += [words, words, by_token] + [shape(q.shape)] * plan.own_queries + [by_token] * self.summed
         return specs + result, shapes
+
+    def cost(self, itemsize: int) -> pl.CostEstimate:
+        part = replace(self.plan, keys=self.plan.blocks.kv_backward, text=self.plan.text * self.has_text)
+        return part.cost(products=5, itemsize=itemsize)
 
     def scratch(self, dtype: Any) -> list[Any]:
         plan, sizes = self.plan, self.plan.blocks

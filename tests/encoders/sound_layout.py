@@ -1,5 +1,6 @@
 """Tensors of a sound autoencoder and of a vocoder under their released names: shapes, spelled out, and numbers that are
-always the same ones; and the spectrograms and latents whose answers are recorded in tests/golden/sound.safetensors."""
+always the same ones; tests/golden/sounds/vae_and_vocoder.safetensors holds the answers to its spectrograms and latents.
+"""
 
 import itertools
 import math

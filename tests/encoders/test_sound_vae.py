@@ -14,7 +14,7 @@ from sound_layout import CHANNELS, VAE, latents, random_tensors, spectrograms
 from lumina_jax.encoders.sound_vae import Posterior, sound_vae
 from lumina_jax.parallel.mesh import make_mesh
 
-GOLDEN = Path(__file__).parents[1] / "golden/sound.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden/sounds/vae_and_vocoder.safetensors"
 SETTINGS = {**VAE, "ch_mult": [1, 2, 2], "attn_layers": [3]}
 LOG10 = math.log(10)
 

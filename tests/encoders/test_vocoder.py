@@ -16,7 +16,7 @@ from lumina_jax.encoders.vocoder import Generator, VocoderConfig, doubled, halve
 from lumina_jax.weights.modules import named_parameters
 from lumina_jax.weights.rules import to_theirs
 
-GOLDEN = Path(__file__).parents[1] / "golden/sound.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden/sounds/vae_and_vocoder.safetensors"
 SETTINGS = {"resblock": "1", "num_mels": 80, "upsample_initial_channel": 16, "upsample_rates": [8, 8, 4]}
 SETTINGS |= {"upsample_kernel_sizes": [16, 16, 8], "resblock_kernel_sizes": [3, 7]}
 SETTINGS |= {"resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]], "activation": "snakebeta", "snake_logscale": True}
