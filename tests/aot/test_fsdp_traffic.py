@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WHOLE_BYTES = 4 * (1001 + 256 + 1024) * 1024
-"""Of what is whole everywhere, in float32: the table of labels and the embedding of time; a matrix of attention has 33 MB."""
+"""Of what is whole everywhere, in float32: the table of labels and the embedding of time."""
 PARAMETERS = 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 1024 * 6 * 4096)
 """Of the layers' matrices: attention, feed-forward, adaLN."""
 
