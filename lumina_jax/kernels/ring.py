@@ -61,8 +61,7 @@ def ring_attention(
       axes: mesh axes that form the ring; of `size` devices. None at all: keys stay where they are.
       attention: how one block is computed; None: by plain matrix products.
     """
-    attention = attention or BlockAttention(forward_block, backward_block)
-    return _ring(scale, axes, size, attention, q, block.keys, block.values, segment_ids, block.segment_ids)
+    return _ring(scale, axes, size, attention or PLAIN, q, block.keys, block.values, segment_ids, block.segment_ids)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -101,14 +100,13 @@ def _ring_backward(
     scale: float, axes: tuple[str, ...], size: int, attention: BlockAttention, residuals: Any, d_out: Array
 ) -> tuple[Array, Array, Array, None, None]:
     q, k, v, (q_segments, k_segments), out, lse = residuals
-    delta = jnp.einsum("blhd,blhd->bhl", d_out.astype(jnp.float32), out.astype(jnp.float32))
     block = Keys(k, v, k_segments)
     d_q, d_keys = jnp.zeros(q.shape, jnp.float32), None
     for number in range(size):
         following = _passed_on(block, axes, size) if number + 1 < size else block
         # What earlier devices gave to this block's gradients arrives while this device's share is computed.
         arriving = None if d_keys is None else _passed_on(d_keys, axes, size)
-        to_q, *to_keys = attention.backward(q, *block, q_segments, lse, delta, d_out, scale=scale)
+        to_q, *to_keys = attention.backward(q, *block, q_segments, out, lse, d_out, scale=scale)
         d_q = d_q + to_q.astype(jnp.float32)
         to_keys = [part.astype(jnp.float32) for part in to_keys]
         d_keys = to_keys if arriving is None else jax.tree.map(jnp.add, arriving, to_keys)
@@ -174,8 +172,8 @@ def backward_block(
     v: Float[Array, "b n k d"],
     k_segments: Int[Array, "b n"],
     q_segments: Int[Array, "b l"],
+    out: Float[Array, "b l h d"],
     lse: Float[Array, "b h l"],
-    delta: Float[Array, "b h l"],
     d_out: Float[Array, "b l h d"],
     *,
     scale: float,
@@ -183,10 +181,10 @@ def backward_block(
     """This block's part of the gradients of q, k and v.
 
     Args:
-      lse: of the whole softmax, all blocks together.
-      delta: the sum over values of d_out times the output.
+      out, lse: of the whole softmax, all blocks together.
       d_out: the gradient of the output.
     """
+    delta = jnp.einsum("blhd,blhd->blh", d_out.astype(jnp.float32), out.astype(jnp.float32))
 
     def some(part: tuple[Array, ...]) -> tuple[Array, Array, Array]:
         q, segments, lse, delta, d_out = part
@@ -203,8 +201,12 @@ def backward_block(
         d_k = jnp.einsum("bkgln,blkgd->bnkd", d_logits, _grouped(q, k.shape[2]), preferred_element_type=jnp.float32)
         return d_q, d_k, d_v
 
-    d_q, d_k, d_v = _in_parts(some, (q, q_segments, lse.swapaxes(1, 2), delta.swapaxes(1, 2), d_out))
+    d_q, d_k, d_v = _in_parts(some, (q, q_segments, lse.swapaxes(1, 2), delta, d_out))
     return _joined(d_q), jnp.sum(d_k, axis=0), jnp.sum(d_v, axis=0)
+
+
+PLAIN = BlockAttention(forward_block, backward_block)
+"""A block by plain matrix products."""
 
 
 def _grouped(x: Float[Array, "b l h d"], key_heads: int) -> Float[Array, "b l k g d"]:

@@ -27,6 +27,10 @@ Tree = TypeVar("Tree")
 LOGICAL = {"fsdp": ("fsdp", "sequence"), "tensor": ("tensor",)}
 """The logical axes of the mesh that each rule stands for."""
 
+WHOLE_LANES = 256
+"""On TPUs the scatter of a gradient along its last dimension is a real one where each share is a multiple of this, and
+else an all-reduce, as compiled programs show."""
+
 FSDP: Rules = {
     "layers": None,  # the scan over layers reads one layer at a time: never cut
     "embed": "fsdp",  # the width of the model
@@ -81,7 +85,7 @@ def _spec(name: str, variable: nnx.Variable, mesh: AnyMesh, rules: Rules, kept: 
     """The mesh axes of each dimension of one parameter; adds to `kept` what fsdp does not divide."""
     shape = variable.shape
     axes = _axes(name, variable, rules)
-    wanted = [rules[axis] if axis else None for axis in axes]
+    wanted = _suited_to_tpus(shape, axes, [rules[axis] if axis else None for axis in axes], mesh)
     used = [rule for rule in wanted if rule]
     if len(set(used)) != len(used):
         raise ValueError(
@@ -101,6 +105,28 @@ def _spec(name: str, variable: nnx.Variable, mesh: AnyMesh, rules: Rules, kept: 
             kept.append(f"{name} {shape}")
         spec.append(cut if len(cut) > 1 else cut[0] if cut else None)
     return PartitionSpec(*spec)
+
+
+def _suited_to_tpus(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], wanted: list[str | None], mesh: AnyMesh
+) -> list[str | None]:
+    """The rules for one parameter, in which fsdp cuts no vector, because a gather of so little takes longer than it
+    saves, and no last dimension into narrow shares where another dimension is free."""
+    devices = axis_size(mesh, *LOGICAL["fsdp"])
+    if devices == 1 or "fsdp" not in wanted[-1:]:
+        return wanted
+    if sum(axis != "layers" for axis in axes) == 1:
+        return [*wanted[:-1], None]
+    free = [
+        dimension
+        for dimension, (axis, rule) in enumerate(zip(axes[:-1], wanted))
+        if axis not in (None, "layers") and not (rule and axes_of(mesh, *LOGICAL[rule]))
+    ]
+    whole = [dimension for dimension in free if shape[dimension] % devices == 0]
+    if shape[-1] % (devices * WHOLE_LANES) == 0 or not whole:
+        return wanted
+    best = max(whole, key=lambda dimension: shape[dimension])
+    return [*wanted[:best], "fsdp", *wanted[best + 1 : -1], None]
 
 
 def _most_that_divide(size: int, over: tuple[str, ...], mesh: AnyMesh) -> tuple[str, ...]:

@@ -18,25 +18,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.kernels.attention import GatedText
-from lumina_jax.kernels.ring import BlockAttention, Keys, ring_attention
+from lumina_jax.kernels.attention import GatedText, Implementation
+from lumina_jax.kernels.flash_forward import Interpret
+from lumina_jax.kernels.ring import Keys, ring_attention
+from lumina_jax.kernels.ring_blocks import block_attention
 from lumina_jax.parallel.mesh import AnyMesh, axes_of, axis_size
 
 
-def attend_across(attend: Any, mesh: AnyMesh, attention: BlockAttention | None = None) -> Any:
+def attend_across(
+    attend: Any, mesh: AnyMesh, implementation: Implementation = "auto", *, interpret: Interpret = False
+) -> Any:
     """`attend` over the devices of `mesh` that share the tokens of a row.
 
     Args:
       attend: as `kernels.attention.attend`, with its back end chosen. A ring does not use it.
-      attention: how a ring computes one block; None: by plain matrix products.
+      implementation, interpret: how a ring computes each block; see `kernels.ring_blocks.block_attention`.
     """
     ring, heads = axes_of(mesh, "sequence_ring"), axes_of(mesh, "sequence_heads")
     if ring:
-        attend = _around(ring, axis_size(mesh, "sequence_ring"), attention)
+        attend = _around(ring, axis_size(mesh, "sequence_ring"), implementation, interpret)
     return _exchanging(attend, heads, axis_size(mesh, "sequence_heads")) if heads else attend
 
 
-def _around(axes: tuple[str, ...], size: int, attention: BlockAttention | None) -> Any:
+def _around(axes: tuple[str, ...], size: int, implementation: Implementation, interpret: Interpret) -> Any:
     """`attend` whose keys and values are passed round a ring."""
 
     def attend(
@@ -48,7 +52,7 @@ def _around(axes: tuple[str, ...], size: int, attention: BlockAttention | None) 
         scale: float,
         text: GatedText | None = None,
     ) -> Float[Array, "b l h d"]:
-        own = Keys(k, v, segment_ids)
+        own, attention = Keys(k, v, segment_ids), block_attention(q, k, implementation, interpret)
         out = ring_attention(q, own, segment_ids, scale=scale, axes=axes, size=size, attention=attention)
         if text is None:
             return out

@@ -72,7 +72,7 @@ def division(config: Config, mesh: Mesh, places: Any) -> Division | None:
     return Division(
         mesh=mesh,
         places=places,
-        attend=attend_across(attend_with(config.model), mesh),
+        attend=attend_across(attend_with(config.model), mesh, config.model.attention),
         layers=Parallel(of_layer, Tensor(axes_of(mesh, "tensor"), axis_size(mesh, "tensor"))),
         rest=of_rest,
         of_row=axes_of(mesh, "sequence"),

@@ -67,6 +67,26 @@ def test_what_only_some_mesh_axes_divide_is_cut_over_those_that_leave_least(capl
     assert "(24, 16)" in caplog.text
 
 
+def test_shares_of_the_last_dimension_are_wide_enough_for_tpus_where_another_can_be_cut():
+    state = parameters(
+        out=((8, 4096, 4096), ("heads", "embed")),
+        wide=((32, 16384), ("mlp", "embed")),
+        patch=((32, 4096), (None, "embed")),
+        down=((8, 100, 4096), ("mlp", "embed")),
+        bias=((8, 4096), ("embed",)),
+    )
+    P, narrow = PartitionSpec, {"fsdp_x": 4, "fsdp_y": 8}
+    over = ("fsdp_x", "fsdp_y")
+    assert specs(state, mesh(**narrow, tensor=1), FSDP_TENSOR) == {
+        "out": P(None, over, None),
+        "wide": P(None, over),
+        "patch": P(None, over),
+        "down": P(None, None, over),
+        "bias": P(None, None),
+    }
+    assert specs(state, mesh(**narrow, tensor=2), FSDP_TENSOR)["out"] == P(None, "tensor", over)
+
+
 def test_two_dimensions_on_one_mesh_axis_are_refused():
     state = parameters(kernel=((16, 16), ("embed", "text")))
     with pytest.raises(ValueError, match=r"must lie on different mesh axes, but parameter kernel\S* with axes="):
@@ -74,16 +94,16 @@ def test_two_dimensions_on_one_mesh_axis_are_refused():
 
 
 def test_what_fsdp_does_not_divide_is_kept_whole_and_logged_once(caplog):
-    state = parameters(a=((6, 8), ("embed", "mlp")), b=((10,), ("embed",)), c=((8, 8), ("embed", "mlp")))
+    state = parameters(a=((6, 8), ("embed", "mlp")), b=((10, 3), ("embed", None)), c=((8, 8), ("embed", "mlp")))
     with caplog.at_level(logging.WARNING):
         found = specs(state, mesh(fsdp=4, tensor=2), FSDP_TENSOR)
     P = PartitionSpec
-    assert found == {"a": P(None, "tensor"), "b": P(None), "c": P("fsdp", "tensor")}
+    assert found == {"a": P(None, "tensor"), "b": P(None, None), "c": P("fsdp", "tensor")}
     (record,) = caplog.records
     message = record.getMessage()
     assert "4 devices" in message
     assert "(6, 8)" in message
-    assert "(10,)" in message
+    assert "(10, 3)" in message
     assert "(8, 8)" not in message
 
 
