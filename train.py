@@ -12,7 +12,7 @@ from typing import Any
 
 from lumina_jax.config import Config, DataConfig, HostsConfig
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import flat_settings, parse_config, run_folder, write_config
+from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder, write_config
 
 
 def main() -> None:
@@ -52,7 +52,6 @@ def run(config: Config) -> bool:
     from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import barrier, is_first, say
-    from lumina_jax.run import CHECKPOINTS
     from lumina_jax.trained import check_trained, trained_parameters
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed, own_rows
@@ -79,8 +78,9 @@ def run(config: Config) -> bool:
 
     # Data: captions and pictures are encoded once, and read from files from then on
     source, encoder, vae = open_source(config.data, config.model), encoder_of(config), vae_of(config)
+    data = counted_in_latents(config, vae, mesh)
     features = None if encoder is None else caption_features(config, source, encoder)
-    source, data = (source, config.data) if vae is None else latents(config, source, vae)
+    source = source if vae is None else latents(config, source, vae)
     barrier("captions and pictures are encoded")
     stream = Stream(
         source, data, config.model, seed=config.run.seed, features=features, rows=own_rows(mesh, data.batch_rows)
@@ -117,12 +117,26 @@ def caption_features(config: Config, source: Any, encoder: Any) -> Any:
     return encode_captions(captions(source), encoder, config.text.cache)
 
 
-def latents(config: Config, source: Any, vae: Any) -> tuple[Any, DataConfig]:
-    """The source with latents in the place of pictures or sounds, and the data settings counted in their values."""
+def counted_in_latents(config: Config, vae: Any, mesh: Any) -> DataConfig:
+    """The data settings counted in values of latents, if there are any; their rows suit the mesh, or are refused."""
+    from lumina_jax.data.batches import row_tokens
+    from lumina_jax.data.latents import latent_data
+    from lumina_jax.data.sound_latents import sound_latent_data
+    from lumina_jax.parallel.mesh import check_tokens
+
+    data = config.data
+    if vae is not None:
+        data = (latent_data if data.seconds is None else sound_latent_data)(data, vae.factor)
+    check_tokens(row_tokens(data, config.model), mesh)
+    return data
+
+
+def latents(config: Config, source: Any, vae: Any) -> Any:
+    """The source with latents in the place of pictures or sounds."""
     import jax
 
-    from lumina_jax.data.latents import encode_pictures, latent_data
-    from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
+    from lumina_jax.data.latents import encode_pictures
+    from lumina_jax.data.sound_latents import encode_sounds
     from lumina_jax.parallel.multihost import say
 
     def progress(done: int, total: int) -> None:
@@ -131,10 +145,8 @@ def latents(config: Config, source: Any, vae: Any) -> tuple[Any, DataConfig]:
     say(f"{len(source)} samples of {source!r}; encoding what they show or sound like")
     cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
     if config.data.seconds is not None:
-        encoded = encode_sounds(source, vae, config.data, cache, shard=shard, progress=progress)
-        return encoded, sound_latent_data(config.data, vae.factor)
-    encoded = encode_pictures(source, vae, config.data, config.model, cache, shard=shard, progress=progress)
-    return encoded, latent_data(config.data, vae.factor)
+        return encode_sounds(source, vae, config.data, cache, shard=shard, progress=progress)
+    return encode_pictures(source, vae, config.data, config.model, cache, shard=shard, progress=progress)
 
 
 if __name__ == "__main__":

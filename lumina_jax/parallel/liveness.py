@@ -132,18 +132,20 @@ class Watch:
                 line.close()
 
     def _connect(self, deadline: float, timeout: float) -> None:
-        line = None
+        line, refusal = None, OSError()
         while line is None:
             for address in self._addresses:
-                with contextlib.suppress(OSError):
+                try:
                     line = socket.create_connection(address, timeout=2)
                     break
+                except OSError as error:
+                    refusal = error
             else:
                 if time.monotonic() > deadline:
                     host, port = self._addresses[0]
                     raise RuntimeError(
-                        f"process 0 must answer at {host}:{port}, but did not within {timeout:g} seconds; start it "
-                        "there, and let the other hosts reach this port and the one below it"
+                        f"process 0 must answer at {host}:{port}, but did not within {timeout:g} seconds "
+                        f"({refusal}); start it there, and let the other hosts reach this port and the one below it"
                     )
                 time.sleep(RETRY)
         self._lines[0] = line

@@ -55,11 +55,17 @@ def make_mesh(
     """
     devices = list(jax.devices() if devices is None else devices)
     group = fsdp * sequence * tensor
-    if min(fsdp, sequence, ring, tensor) < 1 or len(devices) % group or sequence % ring:
+    if min(fsdp, sequence, ring, tensor) < 1 or sequence % ring:
         raise ValueError(
-            f"mesh.fsdp x mesh.sequence x mesh.tensor must divide the number of devices, and mesh.ring divide "
-            f"mesh.sequence, but {fsdp=} x {sequence=} x {tensor=} is {group} with {ring=}, "
-            f"and there are {len(devices)} devices; choose a product from {_divisors(len(devices))}"
+            f"sizes of mesh axes must be at least 1, and mesh.ring divide mesh.sequence, but {fsdp=}, {sequence=}, "
+            f"{ring=}, {tensor=}; choose mesh.ring from {_divisors(max(sequence, 1))}"
+        )
+    if len(devices) % group:
+        rule = "are at least" if group > len(devices) else "are a multiple of"
+        raise ValueError(
+            f"mesh.fsdp x mesh.sequence x mesh.tensor = {fsdp} x {sequence} x {tensor} needs devices that {rule} "
+            f"{group}, but this run has {len(devices)}; start it on more hosts or chips, or choose a product from "
+            f"{_divisors(len(devices))}"
         )
     by_slice = _slices(devices, slices)
     if len(by_slice[0]) % group:
@@ -138,17 +144,19 @@ def row_shard(mesh: Mesh) -> tuple[int, int]:
     return shares.index(tuple(sorted(of_process[jax.process_index()]))), len(shares)
 
 
-def check_rows(rows: int, mesh: AnyMesh) -> None:
+def check_rows(rows: int, mesh: AnyMesh, micro_batches: int = 1) -> None:
     """Refuse a batch whose rows do not spread evenly over the mesh.
 
     Raises:
-      ValueError: `rows` is not a multiple of the devices along data and fsdp.
+      ValueError: a micro-batch of `rows` is not a multiple of the devices along data and fsdp.
     """
-    devices = axis_size(mesh, "data", "fsdp")
-    if rows % devices:
+    unit = axis_size(mesh, "data", "fsdp") * micro_batches
+    if rows % unit:
+        least = max(unit, rows - rows % unit)
+        of = f" x optimizer.accumulate = {unit}" if micro_batches > 1 else ""
         raise ValueError(
-            f"the rows of a batch must be a multiple of the {devices} devices along data and fsdp, but {rows=}; "
-            f"set data.batch_rows (divided by optimizer.accumulate) to {max(devices, rows - rows % devices)}"
+            f"the rows of a batch must be a multiple of the {unit // micro_batches} devices along data and fsdp{of}, "
+            f"but data.batch_rows is {rows}; set it to {least}, or choose other sizes of the mesh"
         )
 
 
@@ -172,7 +180,7 @@ def check_mesh(config: Config, mesh: AnyMesh) -> None:
     Raises:
       ValueError: rows, heads or widths are not divisible; the message names the setting.
     """
-    check_rows(config.data.batch_rows // config.optimizer.accumulate, mesh)
+    check_rows(config.data.batch_rows, mesh, config.optimizer.accumulate)
     if config.data.row_tokens is not None:
         check_tokens(config.data.row_tokens, mesh)
     model, tensor, exchanged = config.model, axis_size(mesh, "tensor"), axis_size(mesh, "sequence_heads")
@@ -182,15 +190,17 @@ def check_mesh(config: Config, mesh: AnyMesh) -> None:
         if size % tensor:
             raise ValueError(f"mesh.tensor={tensor} must divide {name}={size}; choose from {_divisors(size)}")
     heads, key_heads = model.heads // tensor, model.key_heads // tensor
+    sequence = axis_size(mesh, "sequence")
+    remedy = f"set mesh.ring to {sequence // math.gcd(heads, key_heads, sequence)}"
     if heads % exchanged:
         raise ValueError(
             f"mesh.sequence / mesh.ring = {exchanged} devices exchange the {heads} query heads that each has, so it "
-            f"must divide them; raise mesh.ring to mesh.sequence / {math.gcd(heads, exchanged)}"
+            f"must divide them; {remedy}"
         )
     if key_heads % exchanged and exchanged % key_heads:
         raise ValueError(
             f"mesh.sequence / mesh.ring = {exchanged} must divide the {key_heads} key heads that each device has, or "
-            f"be a multiple of them; raise mesh.ring to mesh.sequence / {math.gcd(key_heads, exchanged)}"
+            f"be a multiple of them; {remedy}"
         )
 
 

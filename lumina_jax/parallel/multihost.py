@@ -255,7 +255,7 @@ def _found_by_jax(hosts: HostsConfig) -> bool:
         if hosts.coordinator:
             raise ValueError(
                 f"hosts.coordinator={hosts.coordinator!r} needs a launcher that jax knows, such as Slurm or Open MPI, "
-                f"but jax says: {error}; give hosts.coordinator, hosts.count and hosts.index instead"
+                f"but jax says: {str(error).rstrip('.')}; give hosts.coordinator, hosts.count and hosts.index instead"
             ) from None
         return False
     finally:

@@ -73,8 +73,8 @@ def test_a_process_that_dies_ends_all_others_at_once_and_is_named():
     job = Job(range(4), 4)
     assert not job.errors
     started = time.monotonic()
+    job.watches[2]._closed = True  # it sees nothing any more
     job.watches[2]._lines[0].shutdown(socket.SHUT_RDWR)  # what the system does for a process that is killed
-    job.watches[2]._closed = True
     job.wait_for([0, 1, 3])
     assert time.monotonic() - started < 3
     assert all("process 2 of 4" in why and "is gone" in why for why in job.reasons.values())
@@ -82,9 +82,9 @@ def test_a_process_that_dies_ends_all_others_at_once_and_is_named():
 
 def test_the_death_of_process_0_ends_all_others():
     job = Job(range(3), 3)
+    job.watches[0]._closed = True
     for line in job.watches[0]._lines.values():
         line.shutdown(socket.SHUT_RDWR)
-    job.watches[0]._closed = True
     job.wait_for([1, 2])
     assert all("process 0 of 3" in why for why in job.reasons.values())
 

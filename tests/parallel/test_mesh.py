@@ -111,18 +111,23 @@ def test_an_axis_can_be_split_where_devices_know_no_coordinates():
         make_mesh(fsdp=8, devices=line(8), split={"fsdp": (2, 2)})
 
 
-@pytest.mark.parametrize(("fsdp", "tensor", "ring"), [(2, 1, 1), (1, 3, 1), (0, 1, 1), (1, -1, 1), (1, 1, 2)])
-def test_a_mesh_that_the_devices_do_not_fill_is_refused(fsdp, tensor, ring):
-    message = (
-        rf"must divide the number of devices.* fsdp={fsdp} x sequence=1 x tensor={tensor} .* 1 devices; choose .*\[1\]"
-    )
+@pytest.mark.parametrize(("fsdp", "tensor", "ring"), [(0, 1, 1), (1, -1, 1), (1, 1, 2)])
+def test_axes_of_no_device_and_a_ring_of_more_than_the_sequence_are_refused(fsdp, tensor, ring):
+    message = rf"must be at least 1, .* {fsdp=}, sequence=1, {ring=}, {tensor=}; choose mesh.ring from \[1\]"
     with pytest.raises(ValueError, match=message):
         make_mesh(fsdp=fsdp, tensor=tensor, ring=ring, devices=jax.devices()[:1])
 
 
-def test_too_few_devices_for_a_configuration_are_refused():
-    with pytest.raises(ValueError, match=r"fsdp=64 x sequence=1 x tensor=1 is 64 .* there are 8 devices"):
-        configured_mesh(MeshConfig(fsdp=64), line(8))
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"fsdp": 64}, r"= 64 x 1 x 1 needs devices that are at least 64, but this run has 8; start it on more"),
+        ({"fsdp": 2, "tensor": 3}, r"= 2 x 1 x 3 needs devices that are a multiple of 6, .* from \[1, 2, 4, 8\]"),
+    ],
+)
+def test_a_mesh_that_the_devices_do_not_fill_is_refused(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        configured_mesh(MeshConfig(**mesh), line(8))
 
 
 def test_any_number_of_rows_and_tokens_fits_on_one_device():
@@ -143,14 +148,14 @@ def test_tokens_that_the_sequence_axis_does_not_divide_are_refused_with_the_next
             {"fsdp": 8},
             {},
             12,
-            "multiple of the 8 devices along data and fsdp, but rows=12; set data.batch_rows .* to 8",
+            "multiple of the 8 devices along data and fsdp, but data.batch_rows is 12; set it to 8",
         ),
         ({"tensor": 8}, {}, 8, r"mesh.tensor=8 must divide model.heads=4; choose from \[1, 2, 4\]"),
         ({"tensor": 4}, {"kv_heads": 2}, 8, r"mesh.tensor=4 must divide model.kv_heads=2"),
         ({"tensor": 2}, {"mlp_multiple_of": 171}, 8, r"mesh.tensor=2 must divide the width of the MLP=171"),
-        ({"sequence": 8}, {}, 8, "= 8 devices exchange the 4 query heads .* raise mesh.ring to mesh.sequence / 4"),
-        ({"sequence": 4, "tensor": 2}, {}, 8, "= 4 devices exchange the 2 query heads .* to mesh.sequence / 2"),
-        ({"sequence": 2}, {"heads": 6, "width": 96, "kv_heads": 3}, 8, "divide the 3 key heads .* / 1"),
+        ({"sequence": 8}, {}, 8, "= 8 devices exchange the 4 query heads .* set mesh.ring to 2"),
+        ({"sequence": 4, "tensor": 2}, {}, 8, "= 4 devices exchange the 2 query heads .* set mesh.ring to 2"),
+        ({"sequence": 2}, {"heads": 6, "width": 96, "kv_heads": 3}, 8, "divide the 3 key heads .* set mesh.ring to 2"),
     ],
 )
 def test_a_model_that_the_mesh_cannot_divide_is_refused_by_the_name_of_the_setting(mesh, model, rows, message):
@@ -158,6 +163,12 @@ def test_a_model_that_the_mesh_cannot_divide_is_refused_by_the_name_of_the_setti
     config = Config(model=ModelConfig(**settings), data=DataConfig(batch_rows=rows), mesh=MeshConfig(**mesh))
     with pytest.raises(ValueError, match=message):
         check_mesh(config, configured_mesh(config.mesh, line(8)))
+
+
+def test_micro_batches_must_spread_evenly_too():
+    message = "the 8 devices along data and fsdp x optimizer.accumulate = 32, but data.batch_rows is 40; set it to 32"
+    with pytest.raises(ValueError, match=message):
+        check_rows(40, make_mesh(fsdp=8, devices=line(8)), 4)
 
 
 def test_a_ring_needs_no_heads_and_key_heads_may_be_fewer_than_devices():

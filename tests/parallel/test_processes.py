@@ -164,7 +164,6 @@ def test_a_missing_process_is_named_before_anything_is_read(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_processes_with_other_settings_are_refused(tmp_path):
     command, rates = training(free_port(), tmp_path), ["1e-3", "2e-3"]
     said, statuses = processes(

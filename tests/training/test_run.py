@@ -156,6 +156,15 @@ def test_another_model_in_the_same_folder_is_refused(trained):
     assert read_run(Path(trained.run.root) / "tiny").model.width == 16
 
 
+def test_rows_of_tokens_that_devices_cannot_share_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+    flags = f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count=3"
+    monkeypatch.setitem(ENVIRONMENT, "XLA_FLAGS", flags)
+    done = training(label_config(tmp_path, mesh={"sequence": 3, "ring": 3}))
+    assert done.returncode == 1
+    assert "multiple of mesh.sequence=3, but there are 16; set data.row_tokens=18" in done.stderr
+    assert not (tmp_path / "tiny" / "config.json").exists()
+
+
 def test_help_needs_no_configuration_and_no_jax(tmp_path):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "--help"],
