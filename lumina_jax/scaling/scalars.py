@@ -51,11 +51,12 @@ def _recorded(calls: list[Call]) -> Iterator[None]:
 def scalars_of(schedule: Schedule, calls: Sequence[Call]) -> dict[int, np.ndarray]:
     """The scalars of the call that a schedule belongs to: the first of its name that has so many and has room for them.
 
-    An array of one value a head may be given for fewer heads.
+    Differentiation puts its own name around that of the call (`jvp_NAME_.1`). An array of one value a head may be given
+    for fewer heads.
     """
     for call in calls:
         found = {number: call.scalars[number] for number in schedule.scalars if number < len(call.scalars)}
         fits = all(found[number].nbytes <= size for number, (_, size) in schedule.scalars.items() if number in found)
-        if schedule.name.startswith(call.name) and len(found) == len(schedule.scalars) and fits:
+        if call.name in schedule.name and len(found) == len(schedule.scalars) and fits:
             return found
     return {}

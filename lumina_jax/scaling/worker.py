@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lumina_jax.kernels.blocks import least_heads
 from lumina_jax.scaling.cases import contestant_of
 from lumina_jax.scaling.compiler import MARK
 from lumina_jax.scaling.cores import core_of
@@ -34,7 +35,8 @@ ARRAY = re.compile(r"(pred|[a-z]+?)(\d*)\[([\d,]*)\]")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custom-call"}
 """Instructions that write nothing; custom calls are the kernels."""
 ERROR_LENGTH = 200
-MOST_VALUES = 1 << 27
+HEADS = 4
+"""The most heads of a grid step of our kernels that need not be taken together."""
 
 
 def main(job: Path) -> None:
@@ -88,11 +90,9 @@ def _measure(trial: Trial, topology: str, sharding: NamedSharding, dump: Path) -
 
 
 def _few_heads(problem: Problem) -> int:
-    """All heads, or as many as this machine can hold; what steers a kernel is the same for every head."""
-    heads = problem.heads
-    while heads % 2 == 0 and heads * problem.tokens * problem.width > MOST_VALUES:
-        heads //= 2
-    return heads
+    """As few heads as let the kernels cut their work as for all: what steers a kernel is the same for every head."""
+    fewest = math.lcm(HEADS, least_heads(problem.heads, problem.width))
+    return fewest if problem.heads % fewest == 0 else problem.heads
 
 
 def _kernels(dump: Path, topology: str, calls: list[Call]) -> list[Estimate]:

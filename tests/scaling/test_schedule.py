@@ -1,5 +1,6 @@
 """The reader of compiled schedules, on a recorded kernel whose counts follow from its source and on written ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -227,3 +228,9 @@ def test_a_schedule_finds_the_call_of_its_name(recorded):
     calls = [Call("other", (np.zeros(1, np.int32),)), Call("counted", ()), Call("counted", (np.array([7], np.int32),))]
     assert scalars_of(recorded, calls)[0].tolist() == [7]
     assert scalars_of(recorded, calls[:2]) == {}
+
+
+def test_a_schedule_finds_the_call_that_was_differentiated(recorded):
+    calls = [Call("counted", (np.array([7], np.int32),))]
+    assert scalars_of(replace(recorded, name="transpose_jvp_counted__.1"), calls)[0].tolist() == [7]
+    assert scalars_of(replace(recorded, name="jvp_other_.1"), calls) == {}
