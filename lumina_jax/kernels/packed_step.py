@@ -38,7 +38,7 @@ class Tile(NamedTuple):
 
 def packed(step: Step, heads: list[Any]) -> None:
     """All tiles of a block; again with a running maximum where that was not safe, or where there is no list."""
-    count = step.runs.count[step.row]
+    count = step.runs.counts[step.row]
     step.failed[heads[0]] = jnp.where(count < 0, 1, 0)
     pl.loop(0, jnp.maximum(count, 0))(lambda index: _tile(step, heads, index))
     for columns, rows in zip(step.columns, (step.logs, step.text_logs)):

@@ -21,13 +21,13 @@ class Runs(NamedTuple):
     """Flat, because they are read as scalars.
 
     Attributes:
-      count: tiles of each block of queries [b * blocks]; -1 where the ids do not allow a list: a segment in several
+      counts: tiles of each block of queries [b * blocks]; -1 where the ids do not allow a list: a segment in several
         pieces, or more tiles than there is room for.
       tiles: FIELDS numbers for each tile [b * blocks * room]: its first row in the block; the first and one past the
         last row in the block that are of its sample; the same of the keys it sees, and of the text.
     """
 
-    count: Int[Array, " m"]
+    counts: Int[Array, " m"]
     tiles: Int[Array, " n"]
 
 

@@ -119,8 +119,8 @@ def test_softmax_is_exact_for_any_logits(change, blocks):
 
 @pytest.mark.parametrize("words", [None, np.repeat([[3, 1, 2]], [10, 300, 70], axis=1)])
 def test_samples_longer_than_a_window_of_keys_are_summed_over_several(words):
-    """1500 keys take a long window and a short one, 260 a medium one, and the last one is moved back into the row."""
-    of = case(np.repeat([[1, 2, 3]], [1500, 260, 288], axis=1), words, heads=1, key_heads=1)
+    """260 keys take a medium window, 1500 a long one and a medium one, which is moved back into the row."""
+    of = case(np.repeat([[1, 2, 3]], [260, 288, 1500], axis=1), words, heads=1, key_heads=1)
     sizes = {"q": 2048, "q_compute": 1024, "kv": 2048, "run_q": 288, "run_kv": 1152, "heads": 1, "heads_backward": 1}
     out = run(of, *arrays(of), blocks=BlockSizes(**{**vars(SMALL), **sizes}))
     assert relative(out, by_definition(of)) <= 2e-6
