@@ -17,6 +17,10 @@ from lumina_jax.kernels.tuned import TUNED
 
 LANES = 128
 """Width of a vector register: blocks along tokens are multiples of it."""
+ROWS_OF_A_REGISTER = 16
+"""Rows of two bytes that a vector register holds: what starts within a block starts at a multiple of it."""
+RUN_Q, RUN_KV = 288, 9 * LANES
+"""Queries and most keys of a piece of a sample where a row holds several."""
 MEBIBYTE = 2**20
 VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
 """Vector memory of a core, MiB."""
@@ -42,6 +46,7 @@ class BlockSizes:
       kv: keys and values in VMEM at once in the forward pass; the whole row, or streamed in steps of this many.
       kv_compute: keys of such a product.
       tile_q, tile_kv: the same where it sees a part; a tile that nobody sees is not computed.
+      run_q, run_kv: the same where samples lie one after the other: queries and most keys of a piece of one sample.
       q_backward, q_compute_backward, kv_backward, kv_compute_backward, tile_q_backward, tile_kv_backward: the same in
         the backward pass.
       heads, heads_backward: key heads of a grid step.
@@ -53,6 +58,8 @@ class BlockSizes:
     kv_compute: int
     tile_q: int
     tile_kv: int
+    run_q: int
+    run_kv: int
     q_backward: int
     q_compute_backward: int
     kv_backward: int
@@ -67,7 +74,9 @@ class BlockSizes:
             size, of_heads = getattr(self, field.name), field.name.startswith("heads")
             if of_heads and size < 1:
                 raise ValueError(f"{field.name}={size} must be at least 1")
-            if not of_heads and (size < LANES or size % LANES):
+            if field.name == "run_q" and (size < ROWS_OF_A_REGISTER or size % ROWS_OF_A_REGISTER):
+                raise ValueError(f"run_q={size} must be a positive multiple of {ROWS_OF_A_REGISTER}, where rows start")
+            if not of_heads and field.name != "run_q" and (size < LANES or size % LANES):
                 raise ValueError(
                     f"{field.name}={size} must be a positive multiple of {LANES}, the lanes of a vector register, "
                     "because blocks of logits are cut along both axes"
@@ -87,6 +96,9 @@ class BlockSizes:
                     f"{whole}={getattr(self, whole)} must be a multiple of {part}={getattr(self, part)}, "
                     "because a block is worked on in whole parts"
                 )
+
+        if self.run_q > self.q:
+            raise ValueError(f"run_q={self.run_q} must be at most q={self.q}, because a piece lies within a block")
 
     def check(self, length: int, key_heads: int, width: int) -> None:
         """Refuse blocks that do not divide a row of `length` tokens, or heads that do not fill registers.
@@ -218,6 +230,8 @@ def _forward(length: int, tuned: Mapping[str, int], q: int, kv: int, heads: int,
         kv_compute=_divisor(kv, tuned.get("kv_compute", 12 * LANES) // LANES),
         tile_q=tile,
         tile_kv=of_window["tile_kv_backward"],
+        run_q=min(tuned.get("run_q", RUN_Q), block),
+        run_kv=tuned.get("run_kv", RUN_KV),
         q_backward=block,
         q_compute_backward=q,
         tile_q_backward=tile,
@@ -270,7 +284,8 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     moved = 2 * sizes.itemsize * lanes * (2 * blocks.q + 2 * blocks.kv + 2 * text + (blocks.q if text else 0))
     gathered = 0 if sizes.width % LANES == 0 else sizes.itemsize * heads * wide * 2 * (blocks.q + blocks.kv + text)
     carried = 0 if blocks.kv >= sizes.length else 4 * heads * blocks.q * (wide + 2 * LANES)
-    return moved + gathered + carried + 4 * blocks.q_compute * (2 * blocks.kv_compute + 4 * LANES)
+    logs = 2 * 4 * blocks.q * LANES
+    return moved + gathered + carried + logs + 4 * blocks.q_compute * (2 * blocks.kv_compute + 4 * LANES)
 
 
 def backward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:

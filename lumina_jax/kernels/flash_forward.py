@@ -7,7 +7,8 @@ A softmax does not need its maximum subtracted, only protection from overflow an
 sees one segment is computed without any shift, which saves a pass over the logits; then the sums of every row are
 looked at: a sum of 2^-60 to 2^60 proves that nothing overflowed and that what vanished is below 2^-66 of the whole. A
 row outside makes its block, and no other, be computed again with a running maximum (Milakov and Gimelshein, arXiv
-1805.02867), which is always safe. Blocks of several segments always use the running maximum, tile by tile.
+1805.02867), which is always safe. A block of several segments is computed so sample by sample (`packed_step.py`); where
+segments do not lie in one piece, or keys are streamed, tile by tile with the running maximum.
 """
 
 import functools
@@ -21,11 +22,15 @@ from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels.forward_step import Step
 from lumina_jax.kernels.lanes import LANES, Heads, Ref, scratch_for
+from lumina_jax.kernels.packed_step import packed
 from lumina_jax.kernels.plan import Plan
+from lumina_jax.kernels.runs import Runs, runs
 from lumina_jax.kernels.segments import Visits, visits
 from lumina_jax.kernels.softmax_tiles import Keys
 
 Interpret = bool | pltpu.InterpretParams
+WHOLE = 0.75
+"""From this share of the tiles on, a block of queries of one sample is computed against the whole row."""
 
 
 def forward(
@@ -48,9 +53,10 @@ def forward(
       out [b l h*d]; for a plan with residuals also log2 of the denominators [b h 1 l], of the tokens and of the text.
     """
     blocks = plan.blocks
-    cut = functools.partial(visits, ids, block=blocks.q, tile_q=blocks.tile_q)
+    cut = functools.partial(visits, ids, block=blocks.q, tile_q=blocks.tile_q, most=WHOLE)
     seen = cut(key_ids, tile_kv=blocks.kv)
-    scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv), *_parts(plan, seen)]
+    listed = runs(ids, key_ids, text[3] if text else None, block=blocks.q, tile=blocks.run_q)
+    scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv), *_parts(plan, seen), *listed]
     arrays = [q, k, v, ids[:, None], key_ids[:, None]]
     if text is not None:
         gate, text_keys, text_values, text_ids, *own = text
@@ -126,7 +132,8 @@ def _scratch(plan: Plan, dtype: Any) -> list[Any]:
     rows = [blocks.q, blocks.kv, blocks.kv, *([plan.text] * 2 if plan.text else []), *([blocks.q] * plan.own_queries)]
     gathered = [scratch for size in [*rows, blocks.q] for scratch in scratch_for(size, heads, plan.width, dtype)]
     sums = [pltpu.VMEM((heads, blocks.q, size), jnp.float32) for size in (plan.width, LANES, LANES)]
-    return [*gathered, pltpu.SMEM((heads,), jnp.int32), *(sums if plan.steps > 1 else [])]
+    columns = [pltpu.VMEM((blocks.q, LANES), jnp.float32)] * plan.logs
+    return [*gathered, pltpu.SMEM((heads,), jnp.int32), *(sums if plan.steps > 1 else columns)]
 
 
 def _kernel(plan: Plan, *references: Ref) -> None:
@@ -137,6 +144,7 @@ def _kernel(plan: Plan, *references: Ref) -> None:
 
     of_tokens = Visits(*take(5))
     take(2)
+    of_runs = Runs(*take(2))
     gate, *of_text = take(3) if plan.text else [None]
     arrays = take(5)
     text = take(3) if plan.text else []
@@ -146,7 +154,8 @@ def _kernel(plan: Plan, *references: Ref) -> None:
     heads = [Heads(block, None if plan.is_aligned else next(refs), plan.width) for block in spread]
     failed = next(refs)
     sums = take(3) if plan.steps > 1 else None
-    step = _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, failed, sums)
+    columns = take(plan.logs if sums is None else 0)
+    step = _step(plan, of_tokens, of_runs, of_text, gate, heads, arrays, text, logs, failed, columns, sums)
 
     @pl.when((step.block == 0) | (plan.steps > 1))
     def _():
@@ -162,7 +171,8 @@ def _kernel(plan: Plan, *references: Ref) -> None:
 
     sees_one = step.visits.single[step.row] > 0
     pl.when(sees_one)(lambda: plan.each_head(step.whole, side_by_side=plan.small))
-    pl.when(jnp.logical_not(sees_one))(lambda: plan.each_head(step.tiles, side_by_side=4))
+    several = functools.partial(packed, step) if sums is None else step.tiles
+    pl.when(jnp.logical_not(sees_one))(lambda: plan.each_head(several, side_by_side=4))
 
     @pl.when(step.part == plan.steps - 1)
     def _():
@@ -171,7 +181,7 @@ def _kernel(plan: Plan, *references: Ref) -> None:
         step.out.scatter()
 
 
-def _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, failed, sums) -> Step:
+def _step(plan, of_tokens, of_runs, of_text, gate, heads, arrays, text, logs, failed, columns, sums) -> Step:
     place = [pl.program_id(axis) for axis in range(5)]
     own = heads[5] if plan.own_queries else heads[0]
     return Step(
@@ -182,6 +192,7 @@ def _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, failed, sum
         part=place[4],
         row=place[0] * (plan.length // plan.blocks.q) + place[3],
         visits=of_tokens,
+        runs=of_runs,
         text_visits=tuple(of_text),
         gate=gate,
         queries=heads[0],
@@ -193,5 +204,6 @@ def _step(plan, of_tokens, of_text, gate, heads, arrays, text, logs, failed, sum
         logs=logs[0] if logs else None,
         text_logs=logs[1] if len(logs) > 1 else None,
         failed=failed,
+        columns=columns,
         sums=None if sums is None else tuple(sums),
     )

@@ -10,15 +10,16 @@ from jaxtyping import Array
 
 from lumina_jax.kernels.lanes import LANES, Heads, Ref, across, column
 from lumina_jax.kernels.plan import Plan
+from lumina_jax.kernels.runs import Runs
 from lumina_jax.kernels.segments import Visits
 from lumina_jax.kernels.softmax_tiles import (
+    HIDDEN,
     LOWEST,
     Carry,
     Keys,
     empty,
     inverse,
     logarithm,
-    masked,
     online,
     scaled,
     unshifted,
@@ -37,12 +38,14 @@ class Step:
       group, repeat, block, part: place in the grid: group of key heads, which of the query heads that share them, block
         of queries, part of the keys. `row` counts blocks of queries over the batch.
       visits, text_visits: as of `segments.visits`, in scalar memory; of the text only `first` and `end`.
+      runs: as of `runs.runs`, in scalar memory.
       gate: tanh of every head's gate.
       queries, text_queries, out: blocks of this step; text_queries are the queries where text has none of its own.
       tokens, text: keys and values.
       ids: segment ids of the queries [1 q].
       logs, text_logs: logarithms of the denominators, to be written.
       failed: which heads need a running maximum.
+      columns: [q 128] for each of `logs` and `text_logs`: those of packed rows, a head in each lane.
       sums: carried from part to part: over values, of weights, shift; None where there is one part.
     """
 
@@ -53,6 +56,7 @@ class Step:
     part: Any
     row: Any
     visits: Visits
+    runs: Runs
     text_visits: tuple[Ref, ...]
     gate: Ref
     queries: Heads
@@ -64,6 +68,7 @@ class Step:
     logs: Ref
     text_logs: Ref
     failed: Ref
+    columns: list[Ref]
     sums: Any
 
     def key_head(self, head: Any) -> Any:
@@ -106,9 +111,7 @@ class Step:
         for at in self._spans(plan.blocks.q_compute):
             at(functools.partial(self._whole_rows, heads))
 
-        @pl.when(failed[heads[0]] == 1)
-        def _() -> None:
-            self._each_tile(functools.partial(self._again, heads))
+        pl.when(failed[heads[0]] == 1)(lambda: self.again(heads))
 
         if plan.text > INLINE_TEXT:
 
@@ -137,7 +140,11 @@ class Step:
         q = scaled(queries.head(head)[rows, :], plan.text_scale if own else plan.scale)
         chunk = plan.text_tile if of_text else plan.blocks.kv_compute
         key, segment = self.key_head(head), self.visits.single[self.row]
-        return Carry(*unshifted(q, keys.keys.head(key), keys.values.head(key), keys.ids, segment, carry, chunk))
+
+        def hidden(start: Any) -> Array:
+            return jnp.where(keys.ids[:, pl.ds(start, chunk)] == segment, 0.0, HIDDEN)
+
+        return Carry(*unshifted(q, keys.keys.head(key), keys.values.head(key), hidden, carry, chunk))
 
     def _whole(self, heads: list[Any], rows: Any, *, with_text: bool) -> None:
         start = empty(self.plan.blocks.q_compute, self.plan.width)
@@ -192,9 +199,8 @@ class Step:
             self._each_tile(functools.partial(self._careful, heads))
 
     def tiles(self, heads: list[Any]) -> None:
-        """All rows of some heads, tile by tile."""
-        work = self._quick if self.sums is None else self._careful
-        self._each_tile(functools.partial(work, heads))
+        """All rows of some heads, tile by tile, with a running maximum."""
+        self._each_tile(functools.partial(self._careful, heads))
 
     def _spans(self, size: int) -> list[Any]:
         """For each `size` rows of the block something that calls a function with where they are."""
@@ -218,39 +224,12 @@ class Step:
         """Where a tile of this block stands in `visits.first`."""
         return self.row * (self.plan.blocks.q // self.plan.blocks.tile_q) + tile
 
-    def _quick(self, heads: list[Any], tile: Any) -> None:
-        """A tile without a shift; and again, with a running maximum, where that was not safe."""
-        plan, rows, place = self.plan, self._rows(tile), self._place(tile)
-        queries = [scaled(self.queries.head(head)[rows, :], plan.scale) for head in heads]
-        keys = [self.key_head(head) for head in heads]
-        ids = column(self.ids[:, rows])
-        first, end = self.visits.first[place], self.visits.end[place]
-
-        def work(first: Any, end: Any) -> None:
-            carries = masked(queries, self.tokens, keys, ids, first, end, plan.blocks.tile_kv)
-            totals = self.finish(heads, tile, carries)
-            # Every token sees itself, so that a sum of 0 is an underflow, except in padding.
-            safe = within_safety([jnp.where(ids[:, :1] > 0, total, 1.0) for total in totals])
-
-            @pl.when(jnp.logical_not(safe))
-            def _() -> None:
-                self.failed[heads[0]] = 1
-
-        self.failed[heads[0]] = 0
-        # One tile of keys needs no loop, and no sums to carry through it.
-        pl.when(end - first == 1)(lambda: work(first, None))
-        pl.when(end - first != 1)(lambda: work(first, end))
-
-        @pl.when(self.failed[heads[0]] == 1)
-        def _() -> None:
-            self._again(heads, tile)
-
-    def _again(self, heads: list[Any], tile: Any) -> None:
-        """What should be rare: one head after the other, for the sake of a small program."""
+    def again(self, heads: list[Any]) -> None:
+        """The same of what should be rare: one head after the other, for the sake of a small program."""
         if len(heads) == 1:
-            self._careful(heads, tile)
+            self.tiles(heads)
         else:
-            pl.loop(0, len(heads))(lambda index: self._careful([heads[0] + index], tile))
+            pl.loop(0, len(heads))(lambda index: self.tiles([heads[0] + index]))
 
     def _careful(self, heads: list[Any], tile: Any) -> None:
         """A tile with a running maximum."""

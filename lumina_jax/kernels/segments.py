@@ -32,8 +32,19 @@ class Visits(NamedTuple):
     padding: Int[Array, " m"]
 
 
-def visits(queries: Int[Array, "b l"], keys: Int[Array, "b n"], *, block: int, tile_q: int, tile_kv: int) -> Visits:
-    """For blocks of `block` queries, cut into tiles of `tile_q`, and tiles of `tile_kv` keys."""
+def visits(
+    queries: Int[Array, "b l"],
+    keys: Int[Array, "b n"],
+    *,
+    block: int,
+    tile_q: int,
+    tile_kv: int,
+    most: float = WHOLE,
+) -> Visits:
+    """For blocks of `block` queries, cut into tiles of `tile_q`, and tiles of `tile_kv` keys.
+
+    `most`: the share of a row that counts as most of it.
+    """
     batch = queries.shape[0]
     low, high = _span(queries, tile_q)
     key_low, key_high = _span(keys, tile_kv)
@@ -41,9 +52,9 @@ def visits(queries: Int[Array, "b l"], keys: Int[Array, "b n"], *, block: int, t
     first, end = _hull(meets)
     tiles = keys.shape[1] // tile_kv
     seen = jnp.sum((end - first).reshape(batch, -1, block // tile_q), axis=-1)
-    most = seen >= WHOLE * tiles * (block // tile_q)
+    sees_most = seen >= most * tiles * (block // tile_q)
     block_low, block_high = _span(queries, block)
-    single = jnp.where(most & (block_low == block_high), block_high, 0)
+    single = jnp.where(sees_most & (block_low == block_high), block_high, 0)
     row_low, row_high = _span(keys, keys.shape[1])
     alone = (single > 0) & (row_low == single) & (row_high == single)
     padding = jnp.min(queries.reshape(batch, -1, block), axis=-1) <= 0

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.kernels.blocks import ROWS_OF_A_REGISTER
 from lumina_jax.kernels.lanes import LANES, TRANSPOSED, Heads, Ref, across, product, row_sums
 
 HIDDEN = -1e30
@@ -54,20 +55,32 @@ def empty(rows: int, width: int) -> Carry:
 
 
 def unshifted(
-    q: Float[Array, "q d"], keys: Ref, values: Ref, ids: Ref, segment: Any, carry: Carry, chunk: int
+    q: Float[Array, "q d"],
+    keys: Ref,
+    values: Ref,
+    hidden: Callable[[Any], Float[Array, "1 n"]],
+    carry: Carry,
+    chunk: int,
+    *,
+    begin: Any = 0,
+    count: int | None = None,
 ) -> tuple[Float[Array, "q d"], Float[Array, "q 128"]]:
-    """Sums over the keys of a block that are of one segment, without a shift; `ids` [1 n] are those of the keys."""
+    """Sums over `count` chunks of the keys from `begin`, a multiple of 16, without a shift.
+
+    `hidden` tells of the chunk at a place what to add to its logits: HIDDEN for keys that may not be seen, else 0.
+    """
 
     def step(start: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        at = pl.ds(start, chunk)
-        hidden = jnp.where(ids[:, at] == segment, 0.0, HIDDEN)
-        weights = jnp.exp2(product(q, keys[at, :], TRANSPOSED) + hidden)
+        place = start if isinstance(begin, int) else pl.multiple_of(begin + start, ROWS_OF_A_REGISTER)
+        at = pl.ds(place, chunk)
+        weights = jnp.exp2(product(q, keys[at, :], TRANSPOSED) + hidden(place))
         total = sums[1]
         for lane in range(0, chunk, LANES):
             total = total + weights[:, lane : lane + LANES]
         return sums[0] + product(weights.astype(q.dtype), values[at, :]), total
 
-    return unrolled_loop(keys.shape[0] // chunk, chunk, step, (carry.values, carry.weights))
+    count = keys.shape[0] // chunk if count is None else count
+    return unrolled_loop(count, chunk, step, (carry.values, carry.weights))
 
 
 def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value: Any) -> Any:
@@ -84,37 +97,6 @@ def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value:
         return value
 
     return jax.lax.fori_loop(0, count // parts, some, value)
-
-
-def masked(
-    queries: list[Array],
-    keys: Keys,
-    key_heads: list[Any],
-    ids: Int[Array, "q 128"],
-    first: Any,
-    end: Any,
-    tile: int,
-) -> list[Carry]:
-    """Sums over tiles first..end of the keys (end None: of the first alone) of several heads, without a shift."""
-
-    def step(index: Any, carries: list[Carry]) -> list[Carry]:
-        at = pl.ds(pl.multiple_of(index * tile, tile), tile)
-        visible = across(ids, tile) == jnp.where(keys.ids[:, at] > 0, keys.ids[:, at], -1)
-        result = []
-        for q, head, carry in zip(queries, key_heads, carries):
-            logits = product(q, keys.keys.head(head)[at, :], TRANSPOSED)
-            weights = jnp.where(visible, jnp.exp2(logits), 0.0)
-            total = carry.weights
-            for lane in range(0, tile, LANES):
-                total = total + weights[:, lane : lane + LANES]
-            values = carry.values + product(weights.astype(q.dtype), keys.values.head(head)[at, :])
-            result.append(Carry(values, total))
-        return result
-
-    start = [empty(q.shape[0], q.shape[1])._replace(shift=None) for q in queries]
-    if end is None:
-        return step(first, start)
-    return jax.lax.fori_loop(first, end, step, start)
 
 
 def online(
@@ -162,5 +144,5 @@ def logarithm(weights: Float[Array, "q 128"], shift: Float[Array, "q 1"] | None 
 
 def within_safety(totals: list[Float[Array, "q 1"]]) -> Any:
     """Whether sums without a shift are exact: nothing overflowed, and what vanished is too small to count."""
-    safe = [(jnp.min(total) > 1 / SAFE) & (jnp.max(total) < SAFE) for total in totals]
-    return functools.reduce(jnp.logical_and, safe)
+    worst = functools.reduce(jnp.maximum, [jnp.maximum(total, 1.0 / total) for total in totals])
+    return jnp.max(worst) < SAFE

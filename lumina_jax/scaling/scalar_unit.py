@@ -34,6 +34,7 @@ ARITHMETIC = {
     "sadd": "{0} + {1}",
     "ssub": "{0} - {1}",
     "smul": "{0} * {1}",
+    "smulhi": "({0} & 0xffffffff) * ({1} & 0xffffffff) >> 32",
     "sand": "{0} & {1}",
     "sor": "{0} | {1}",
     "sxor": "{0} ^ {1}",
@@ -155,6 +156,8 @@ def _instruction(
     """(place, value, condition or '') of an instruction; None for what changes neither registers nor memory."""
     if operation in ("sphi", "pphi"):
         return None
+    if operation == "sdivrem":
+        raise ValueError(f"{operation} {rest} is not followed; write the kernel without a remainder of scalars")
     if operation == "sst":
         guard, operands = _operands(rest)
         return f"memory[{operands[0]}]", operands[1], guard
@@ -174,6 +177,8 @@ def _instruction(
 
 
 def _value(operation: str, kind: str, operands: list[str]) -> str:
+    if operation in ("smin", "smax") and "u32" in kind:
+        operands = [f"({operand} & 0xffffffff)" for operand in operands]
     if operation in ARITHMETIC and "f32" not in kind:
         return WRAPPED.format(ARITHMETIC[operation].format(*operands))
     if operation in LOGIC:

@@ -99,5 +99,6 @@ def by_definition(of, gradient=None):
 
 
 def relative(ours, theirs):
-    """The greatest difference, in units of the greatest value."""
-    return float(np.max(np.abs(np.asarray(ours, float) - theirs)) / np.max(np.abs(theirs)))
+    """The greatest difference, in units of the greatest value; where all are zero, zero for the same."""
+    difference, largest = np.max(np.abs(np.asarray(ours, float) - theirs)), np.max(np.abs(theirs))
+    return float(difference / largest) if largest else float(difference)

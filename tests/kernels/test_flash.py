@@ -24,6 +24,8 @@ SMALL = BlockSizes(
     kv_compute=128,
     tile_q=128,
     tile_kv=128,
+    run_q=64,
+    run_kv=128,
     q_backward=256,
     q_compute_backward=256,
     kv_backward=256,
@@ -36,7 +38,7 @@ SMALL = BlockSizes(
 STREAMED = BlockSizes(**{**vars(SMALL), "kv": 128, "kv_backward": 128})
 ONE = np.ones((1, 256), int)
 PADDED = np.repeat([[1, 0]], [200, 56], axis=1)
-PACKED = np.repeat([[1, 2, 3, 0]], [100, 28, 98, 30], axis=1)
+PACKED = np.repeat([[1, 2, 3, 0]], [150, 28, 50, 28], axis=1)
 ANY_ORDER = np.random.default_rng(0).integers(0, 4, (1, 256))
 WORDS = np.repeat([[1, 2, 0]], [40, 30, 10], axis=1)
 
@@ -113,6 +115,25 @@ def test_softmax_is_exact_for_any_logits(change, blocks):
     out = run(of, *arrays(of), blocks=blocks)
     largest = np.abs(np.einsum("blhd,bnhd->bhln", of.q, np.repeat(of.k, of.q.shape[2] // of.k.shape[2], 2))).max()
     assert relative(out, by_definition(of)) <= 2e-6 + of.scale * largest * 2.0**-24
+
+
+@pytest.mark.parametrize("words", [None, np.repeat([[3, 1, 2]], [10, 300, 70], axis=1)])
+def test_samples_longer_than_a_window_of_keys_are_summed_over_several(words):
+    """260 keys take a medium window, 1500 a long one and a medium one, which is moved back into the row."""
+    of = case(np.repeat([[1, 2, 3]], [260, 288, 1500], axis=1), words, heads=1, key_heads=1)
+    sizes = {"q": 2048, "q_compute": 1024, "kv": 2048, "run_q": 288, "run_kv": 1152, "heads": 1, "heads_backward": 1}
+    out = run(of, *arrays(of), blocks=BlockSizes(**{**vars(SMALL), **sizes}))
+    assert relative(out, by_definition(of)) <= 2e-6
+
+
+def test_one_unsafe_sample_of_a_packed_row_is_exact_and_so_are_its_neighbours():
+    of = case(PACKED, WORDS)
+    of = of._replace(q=np.where(PACKED[..., None, None] == 2, 3e3 * of.q, of.q))
+    out, wanted = run(of, *arrays(of)), by_definition(of)
+    ordinary = np.isin(PACKED[0], [1, 3])
+    assert relative(np.asarray(out)[:, ordinary], wanted[:, ordinary]) <= 2e-6
+    # Logits of thousands are rounded to 2^-12, and their weights by as much.
+    assert relative(out, wanted) <= 2e-3
 
 
 def test_bfloat16_is_within_a_percent():

@@ -174,6 +174,8 @@ EQUAL = "%p1_p0 = scmp.eq.s32.totalorder %s1_s1, %s2_s2"
         (["%s1_s1 = smul.u32 65536, 65537 ;; %s2_s2 = smov 65536", EQUAL], True),
         (["%s1_s1 = sshra.s32 4294967288, 2 ;; %s2_s2 = smov 4294967294", EQUAL], True),
         (["%s1_s1 = sshrl.u32 4294967288, 28 ;; %s2_s2 = smov 15", EQUAL], True),
+        (["%s1_s1 = smin.u32 4294967040, 256 ;; %s2_s2 = smov 256", EQUAL], True),
+        (["%s1_s1 = smulhi.u32 4294967295, 16 ;; %s2_s2 = smov 15", EQUAL], True),
         # Instructions with a predicate are not executed without it; smov with two values takes one of them.
         (["%p1_p0 = scmp.eq.s32.totalorder 1, 2", "%p1_p0 = por (%p1_p0), %p1_p0, 1"], False),
         (["%s1_s1 = smov 7 ;; %s2_s2 = smov 8", "%p1_p3 = scmp.eq.s32.totalorder %s1_s1, 7",
@@ -195,6 +197,11 @@ EQUAL = "%p1_p0 = scmp.eq.s32.totalorder %s1_s1, %s2_s2"
 )  # fmt: skip
 def test_the_scalar_unit_computes_what_its_instructions_say(bundles, expected):
     assert branch_after(*bundles) == expected
+
+
+def test_a_remainder_is_refused_rather_than_taken_for_one():
+    with pytest.raises(ValueError, match=r"sdivrem.*without a remainder"):
+        branch_after("%182 = sdivrem.u32 %s1_s1, 1152 /* kRem */ ;; %s1_s1 = smov 1")
 
 
 def test_one_as_a_real_number_is_what_vectors_report():
