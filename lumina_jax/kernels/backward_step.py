@@ -1,7 +1,7 @@
 """What a grid step of the backward kernel does: see `flash_backward.py` for the method."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.kernels.lanes import FIRST_AXES, LANES, TRANSPOSED, Heads, Ref, across, column, product, row_sums
+from lumina_jax.kernels.lanes import FIRST_AXES, LANES, TRANSPOSED, Head, Heads, Ref, across, column, product, row_sums
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.segments import Visits
 from lumina_jax.kernels.softmax_tiles import LOG2E, Keys, scaled, unrolled_loop
@@ -99,17 +99,15 @@ class BackwardStep:
     gates: Ref
     deltas: Ref
 
-    def read_keys(self, ids: list[Ref], blocks: list[Heads]) -> None:
-        """Gather the heads of keys and values, make columns of their ids, and clear what is padding."""
-        for block in blocks:
-            block.gather()
+    def read_keys(self, ids: list[Ref]) -> None:
+        """Make columns of the ids of keys, and clear what is padding."""
         for row, keys in zip(ids, (self.tokens, self.text)):
             for start in range(0, row.shape[1], LANES):
                 keys.ids[start : start + LANES, :] = column(row[:, start : start + LANES])
 
         @pl.when(jnp.min(ids[0][...]) <= 0)
         def _():
-            self._clear(blocks[:2], self.tokens.ids)
+            self._clear(self.tokens[:2], self.tokens.ids)
 
     def hide_padding(self) -> None:
         """Queries of padding have no say: their gradient becomes zero."""
@@ -118,29 +116,26 @@ class BackwardStep:
         def _():
             self._clear([self.gradient], column(self.ids[...]))
 
-    def _clear(self, blocks: list[Heads], ids: Any) -> None:
-        width = self.plan.width
-        kept = across(ids[...], -(-width // LANES) * LANES)[:, :width] > 0
-        for block in blocks:
-            for index in range(block.count):
-                head = block.head(index)
-                head[...] = jnp.where(kept, head[...], jnp.zeros((), head.dtype))
+    def _clear(self, of: Sequence[Heads], ids: Any) -> None:
+        kept = ids[...] > 0
+        for block in (heads.block for heads in of):
+            for start in range(0, block.shape[1], LANES):
+                lanes = block[:, start : start + LANES]
+                block[:, start : start + LANES] = jnp.where(kept, lanes, jnp.zeros((), block.dtype))
 
     def start(self) -> None:
         """Nothing is summed yet."""
         for sums in (*self.of_tokens, *(self.of_text or ())):
             sums[...] = jnp.zeros_like(sums)
 
-    def write_keys(self, blocks: list[Ref]) -> None:
+    def write_keys(self, blocks: list[Heads]) -> None:
         """Gradients of keys and values; zero for padding."""
-        plan = self.plan
-        width, scales = plan.width, (1 / LOG2E, 1.0) * 2
+        plan, scales = self.plan, (1 / LOG2E, 1.0) * 2
         ids = [self.tokens.ids] * 2 + ([self.text.ids] * 2 if self.text else [])
         for block, sums, scale, of in zip(blocks, (*self.of_tokens, *(self.of_text or ())), scales, ids):
-            kept = across(of[...], -(-width // LANES) * LANES)[:, :width] > 0
+            kept = across(of[...], plan.lanes) > 0
             for head in range(plan.blocks.heads_backward):
-                value = jnp.where(kept, sums[head] * scale, 0.0)
-                block[:, head * width : (head + 1) * width] = value.astype(block.dtype)
+                block.head(head).write(slice(None), jnp.where(kept, sums[head] * scale, 0.0))
 
     def head(self, heads: list[Any]) -> None:
         """All rows of one head: many at once where they and all keys are one segment, else tile by tile."""
@@ -158,13 +153,14 @@ class BackwardStep:
 
     def _rows(self, head: Any, at: Any, place: Any | None) -> None:
         """Some rows of one head; `place` is where they stand in `visits.first`, or None where they see all."""
-        plan = self.plan
-        gradient = self.gradient.head(head)[at, :]
+        plan, like = self.plan, self._like(head)
+        gradient = self.gradient.head(head).alone(at, like)
         if self.out is None:
             delta = self.delta[head, :, at]
         else:
-            delta = row_sums(gradient.astype(jnp.float32) * self.out.head(head)[at, :].astype(jnp.float32))
-        queries = scaled(self.queries.head(head)[at, :], plan.scale)
+            out = self.out.head(head).alone(at, like)
+            delta = row_sums(gradient.astype(jnp.float32) * out.astype(jnp.float32))
+        queries = scaled(self.queries.head(head).alone(at, like), plan.scale)
         rows = Rows(at, queries, gradient, self.ids[:, at], self.logs[head, :, at], delta)
         dq = jnp.zeros(rows.queries.shape, jnp.float32)
         if self.text is not None:
@@ -172,8 +168,11 @@ class BackwardStep:
         if self.deltas is not None:
             self.deltas[head, :, at] = rows.delta
         dq = self._tokens(head, rows, place, dq)
-        out = self.dq.head(head)
-        out[at, :] = (dq * plan.scale).astype(out.dtype)
+        self.dq.head(head).write(at, dq * plan.scale, like)
+
+    def _like(self, head: Any) -> Head | None:
+        """As `forward_step.Step.like`."""
+        return None if self.plan.repeats == 1 else self.tokens.keys.head(self._key_head(head))
 
     def _key_head(self, head: Any) -> Any:
         if self.plan.repeats == 1:
@@ -188,11 +187,11 @@ class BackwardStep:
         def step(start: Any, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
             at = pl.ds(start, size)
             ids = None if place is None else self.tokens.ids[at, :]
-            weights, slopes = weights_and_slopes(rows, keys[at, :], values[at, :], ids)
+            weights, slopes = weights_and_slopes(rows, keys.read(at), values.read(at), ids)
             slopes = (weights * (slopes - rows.delta)).astype(rows.queries.dtype)
             self.of_tokens.values[key_head, at, :] += product(weights.astype(slopes.dtype), rows.gradient)
             self.of_tokens.keys[key_head, at, :] += product(slopes, rows.queries)
-            return dq + product(slopes, keys[at, :], FIRST_AXES)
+            return dq + product(slopes, keys.read(at), FIRST_AXES)
 
         if place is None:
             return unrolled_loop(blocks.kv_backward // size, size, step, dq)
@@ -205,12 +204,14 @@ class BackwardStep:
         gate = self.gate[block * plan.blocks.heads_backward + head]
         keys, values = (x.head(key_head) for x in self.text[:2])
         ids, own = self.text.ids, self.text_dq is not None
-        queries = scaled(self.text_queries.head(head)[rows.at, :], plan.text_scale) if own else rows.queries
+        queries = rows.queries
+        if own:
+            queries = scaled(self.text_queries.head(head).alone(rows.at, self._like(head)), plan.text_scale)
         here = rows._replace(queries=queries, logs=self.text_logs[head, :, rows.at])
 
         def weigh(start: Any) -> tuple[Any, Array, Array]:
             at = pl.ds(start, size)
-            return at, *weights_and_slopes(here, keys[at, :], values[at, :], ids[at, :])
+            return at, *weights_and_slopes(here, keys.read(at), values.read(at), ids[at, :])
 
         def measure(start: Any, delta: Float[Array, "1 q"]) -> Float[Array, "1 q"]:
             _, weights, slopes = weigh(start)
@@ -221,7 +222,7 @@ class BackwardStep:
             slopes = (gate * weights * (slopes - delta)).astype(queries.dtype)
             of_text.values[key_head, at, :] += product((gate * weights).astype(slopes.dtype), here.gradient)
             of_text.keys[key_head, at, :] += product(slopes, queries)
-            return dq + product(slopes, keys[at, :], FIRST_AXES)
+            return dq + product(slopes, keys.read(at), FIRST_AXES)
 
         def over_text(step: Any, start: Any) -> Any:
             if place is None:
@@ -232,8 +233,7 @@ class BackwardStep:
         dq = over_text(step, jnp.zeros(queries.shape, jnp.float32))
         self.gates[head, :, rows.at] = delta
         if self.text_dq is not None:
-            out = self.text_dq.head(head)
-            out[rows.at, :] = (dq * plan.text_scale).astype(out.dtype)
+            self.text_dq.head(head).write(rows.at, dq * plan.text_scale, self._like(head))
             dq = jnp.zeros_like(dq)
         return dq, rows._replace(delta=rows.delta - gate * delta)
 

@@ -282,10 +282,9 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     heads, wide, text = blocks.heads, -(-sizes.width // LANES) * LANES, padded(sizes.text) if sizes.text else 0
     lanes = padded(heads * sizes.width)
     moved = 2 * sizes.itemsize * lanes * (2 * blocks.q + 2 * blocks.kv + 2 * text + (blocks.q if text else 0))
-    gathered = 0 if sizes.width % LANES == 0 else sizes.itemsize * heads * wide * 2 * (blocks.q + blocks.kv + text)
     carried = 0 if blocks.kv >= sizes.length else 4 * heads * blocks.q * (wide + 2 * LANES)
     logs = 2 * 4 * blocks.q * LANES
-    return moved + gathered + carried + logs + 4 * blocks.q_compute * (2 * blocks.kv_compute + 4 * LANES)
+    return moved + carried + logs + 4 * blocks.q_compute * (2 * blocks.kv_compute + 4 * LANES)
 
 
 def backward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
@@ -293,6 +292,5 @@ def backward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     heads, wide, text = blocks.heads_backward, padded(sizes.width), padded(sizes.text) if sizes.text else 0
     lanes, rows = padded(heads * sizes.width), blocks.kv_backward + text
     moved = 2 * lanes * (sizes.itemsize * (4 * rows + 5 * blocks.q_backward) + 4 * blocks.q_backward)
-    gathered = 0 if sizes.width % LANES == 0 else sizes.itemsize * heads * wide * (2 * rows + 5 * blocks.q_backward)
     sums = 4 * rows * (2 * heads * wide + LANES)
-    return moved + gathered + sums + 4 * 4 * blocks.q_compute_backward * blocks.kv_compute_backward
+    return moved + sums + 4 * 4 * blocks.q_compute_backward * blocks.kv_compute_backward

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels.blocks import (
+    LANES,
     MEBIBYTE,
     UNKNOWN_VMEM,
     VMEM,
@@ -121,24 +122,36 @@ def flash_attention(
         residuals=False,
         vmem=int(0.95 * MEBIBYTE * VMEM.get(of_chip or "", UNKNOWN_VMEM)),
     )
-    arrays = [_lanes(x, length) for x in (q, k, v)]
+    arrays = [side_by_side(x, plan, length) for x in (q, k, v)]
     of_text: Any = None
     if text is not None:
         keys, values, gate, text_ids, queries = text
         if not own and plan.text_scale != scale:
             keys = (keys.astype(jnp.float32) * (plan.text_scale / scale)).astype(keys.dtype)
-        of_text = (jnp.tanh(gate.astype(jnp.float32)), _lanes(keys, plan.text), _lanes(values, plan.text))
-        of_text += (_padded(text_ids, plan.text), *([_lanes(queries, length)] if own else []))
-    out = _attention(plan, interpret, *arrays, _padded(segment_ids, length), of_text)
-    return out[:, : sizes.length].reshape(q.shape)
+        of_text = (jnp.tanh(gate.astype(jnp.float32)), *(side_by_side(x, plan, plan.text) for x in (keys, values)))
+        of_text += (padded_rows(text_ids, plan.text), *([side_by_side(queries, plan, length)] if own else []))
+    out = _attention(plan, interpret, *arrays, padded_rows(segment_ids, length), of_text)
+    return apart(out, plan, q)
 
 
-def _lanes(x: Float[Array, "b l h d"], length: int) -> Float[Array, "b n hd"]:
-    """Heads side by side, rows padded to `length`."""
-    return _padded(x.reshape(*x.shape[:2], -1), length)
+def side_by_side(x: Float[Array, "b l h d"], plan: Plan, length: int) -> Float[Array, "b n lanes"]:
+    """Heads side by side, those of a grid step filled up to whole registers, and rows to `length`."""
+    together = plan.blocks.heads * plan.width
+    groups = x.reshape(*x.shape[:2], -1, together)
+    if together % LANES:
+        groups = jnp.pad(groups, [(0, 0)] * 3 + [(0, padded(together) - together)])
+    return padded_rows(groups.reshape(*x.shape[:2], -1), length)
 
 
-def _padded(x: Array, length: int) -> Array:
+def apart(x: Float[Array, "b n lanes"], plan: Plan, like: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
+    """The inverse of `side_by_side`, for an array in the shape of `like`."""
+    together = plan.blocks.heads * plan.width
+    groups = x[:, : like.shape[1]].reshape(*like.shape[:2], -1, padded(together))
+    return groups[..., :together].reshape(like.shape)
+
+
+def padded_rows(x: Array, length: int) -> Array:
+    """Zeros after the tokens [b l ...] of each row."""
     missing = length - x.shape[1]
     return x if not missing else jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
 

@@ -23,8 +23,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels.backward_step import BackwardStep, Gradients
+from lumina_jax.kernels.blocks import padded
 from lumina_jax.kernels.flash_forward import Interpret
-from lumina_jax.kernels.lanes import LANES, Heads, Ref, scratch_for
+from lumina_jax.kernels.lanes import LANES, Heads, Ref
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.segments import Visits, visits
 from lumina_jax.kernels.softmax_tiles import Keys
@@ -112,7 +113,7 @@ def _window(
             grid=(plan.batch, plan.key_heads // blocks.heads_backward, plan.repeats, plan.length // blocks.q_backward),
             in_specs=specs[: len(arrays)],
             out_specs=specs[len(arrays) :],
-            scratch_shapes=built.scratch(q.dtype),
+            scratch_shapes=built.scratch(),
         ),
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(
@@ -134,7 +135,7 @@ class _Built:
 
     def blocks(self, q: Array, k: Array) -> tuple[list[pl.BlockSpec], list[jax.ShapeDtypeStruct]]:
         plan, sizes = self.plan, self.plan.blocks
-        heads, lanes = sizes.heads_backward, sizes.heads_backward * plan.width
+        heads, lanes = sizes.heads_backward, padded(sizes.heads_backward * plan.width)
         queries = pl.BlockSpec((None, sizes.q_backward, lanes), lambda b, g, t, i, *_: (b, i, g * plan.repeats + t))
         keys = pl.BlockSpec((None, sizes.kv_backward, lanes), lambda b, g, t, i, *_: (b, 0, g))
         rows = pl.BlockSpec((None, heads, 1, sizes.q_backward), lambda b, g, t, i, *_: (b, g * plan.repeats + t, 0, i))
@@ -159,20 +160,11 @@ class _Built:
         part = replace(self.plan, keys=self.plan.blocks.kv_backward, text=self.plan.text * self.has_text)
         return part.cost(products=5, itemsize=itemsize)
 
-    def scratch(self, dtype: Any) -> list[Any]:
-        plan, sizes = self.plan, self.plan.blocks
-        heads, words = sizes.heads_backward, [plan.text] * self.has_text
-        queries = [sizes.q_backward] * (2 + (not self.has_delta) + self.own_queries)
-        rows = [*queries, sizes.kv_backward, sizes.kv_backward, *words, *words]
-        gathered = [part for size in rows for part in scratch_for(size, heads, plan.width, dtype)]
-        of_queries = [
-            part for dtype in (jnp.float32,) for part in scratch_for(sizes.q_backward, heads, plan.width, dtype)
-        ]
-        sums = [
-            pltpu.VMEM((heads, size, plan.width), jnp.float32) for size in (sizes.kv_backward, *words) for _ in "kv"
-        ]
-        ids = [pltpu.VMEM((size, LANES), jnp.int32) for size in (sizes.kv_backward, *words)]
-        return gathered + of_queries * (1 + self.own_queries) + sums + ids
+    def scratch(self) -> list[Any]:
+        plan, heads = self.plan, self.plan.blocks.heads_backward
+        rows = [plan.blocks.kv_backward, *[plan.text] * self.has_text]
+        sums = [pltpu.VMEM((heads, size, plan.lanes), jnp.float32) for size in rows for _ in "kv"]
+        return sums + [pltpu.VMEM((size, LANES), jnp.int32) for size in rows]
 
 
 def _kernel(built: _Built, *references: Ref) -> None:
@@ -192,7 +184,7 @@ def _kernel(built: _Built, *references: Ref) -> None:
     delta = take(built.has_text and built.summed)
 
     def heads(blocks: list[Ref]) -> list[Heads]:
-        return [Heads(block, None if plan.is_aligned else next(refs), plan.width) for block in blocks]
+        return [Heads(block, plan.width) for block in blocks]
 
     queries = heads([q, gradient, *([] if built.has_delta else [out]), *own])
     keys = heads([k, v, *text[:2]])
@@ -225,13 +217,9 @@ def _kernel(built: _Built, *references: Ref) -> None:
         gates=of_text[2] if built.has_text else None,
         deltas=delta[0] if delta else None,
     )
-    pl.when(place[3] == 0)(lambda: step.read_keys([key_ids, *text[2:3]], keys))
+    pl.when(place[3] == 0)(lambda: step.read_keys([key_ids, *text[2:3]]))
     pl.when((place[3] == 0) & (place[2] == 0))(step.start)
-    for block in queries:
-        block.gather()
     step.hide_padding()
     plan.each_head(step.head, side_by_side=1, count=plan.blocks.heads_backward)
-    for block in written:
-        block.scatter()
     last = (place[3] == pl.num_programs(3) - 1) & (place[2] == plan.repeats - 1)
-    pl.when(last)(lambda: step.write_keys([dk, dv, *of_text[:2]]))
+    pl.when(last)(lambda: step.write_keys(heads([dk, dv, *of_text[:2]])))

@@ -20,8 +20,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.kernels.blocks import padded
 from lumina_jax.kernels.forward_step import Step
-from lumina_jax.kernels.lanes import LANES, Heads, Ref, scratch_for
+from lumina_jax.kernels.lanes import LANES, Heads, Ref
 from lumina_jax.kernels.packed_step import packed
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.runs import Runs, runs
@@ -72,7 +73,7 @@ def forward(
             grid=plan.grid,
             in_specs=specs[: len(arrays)],
             out_specs=specs[len(arrays) :],
-            scratch_shapes=_scratch(plan, q.dtype),
+            scratch_shapes=_scratch(plan),
         ),
         out_shape=out_shape,
         compiler_params=pltpu.CompilerParams(
@@ -104,7 +105,7 @@ def _specs(plan: Plan) -> list[pl.BlockSpec]:
         row = b * count + i
         return jnp.clip(j, scalars[5][row], scalars[6][row]) if plan.steps > 1 else 0
 
-    lanes = blocks.heads * plan.width
+    lanes = padded(blocks.heads * plan.width)
 
     def queries(b, g, t, i, j, *scalars):
         return b, i, g * plan.repeats + t
@@ -127,13 +128,11 @@ def _specs(plan: Plan) -> list[pl.BlockSpec]:
     return [*specs, of_queries] + [pl.BlockSpec((None, blocks.heads, 1, blocks.q), logs)] * plan.logs
 
 
-def _scratch(plan: Plan, dtype: Any) -> list[Any]:
-    blocks, heads = plan.blocks, plan.blocks.heads
-    rows = [blocks.q, blocks.kv, blocks.kv, *([plan.text] * 2 if plan.text else []), *([blocks.q] * plan.own_queries)]
-    gathered = [scratch for size in [*rows, blocks.q] for scratch in scratch_for(size, heads, plan.width, dtype)]
-    sums = [pltpu.VMEM((heads, blocks.q, size), jnp.float32) for size in (plan.width, LANES, LANES)]
-    columns = [pltpu.VMEM((blocks.q, LANES), jnp.float32)] * plan.logs
-    return [*gathered, pltpu.SMEM((heads,), jnp.int32), *(sums if plan.steps > 1 else columns)]
+def _scratch(plan: Plan) -> list[Any]:
+    rows, heads = plan.blocks.q, plan.blocks.heads
+    sums = [pltpu.VMEM((heads, rows, size), jnp.float32) for size in (plan.lanes, LANES, LANES)]
+    columns = [pltpu.VMEM((rows, LANES), jnp.float32)] * plan.logs
+    return [pltpu.SMEM((heads,), jnp.int32), *(sums if plan.steps > 1 else columns)]
 
 
 def _kernel(plan: Plan, *references: Ref) -> None:
@@ -151,34 +150,21 @@ def _kernel(plan: Plan, *references: Ref) -> None:
     own = take(1) if plan.own_queries else []
     out, *logs = take(1 + plan.logs)
     spread = [arrays[0], arrays[1], arrays[2], *text[:2], *own, out]
-    heads = [Heads(block, None if plan.is_aligned else next(refs), plan.width) for block in spread]
+    heads = [Heads(block, plan.width) for block in spread]
     failed = next(refs)
     sums = take(3) if plan.steps > 1 else None
     columns = take(plan.logs if sums is None else 0)
     step = _step(plan, of_tokens, of_runs, of_text, gate, heads, arrays, text, logs, failed, columns, sums)
 
-    @pl.when((step.block == 0) | (plan.steps > 1))
-    def _():
-        for block in heads[1 : 3 + 2 * bool(plan.text)]:
-            block.gather()
-
-    @pl.when(step.part == 0)
-    def _():
-        for block in [heads[0], *heads[5:-1]]:
-            block.gather()
-        if sums is not None:
-            step.start()
-
+    if sums is not None:
+        pl.when(step.part == 0)(step.start)
     sees_one = step.visits.single[step.row] > 0
-    pl.when(sees_one)(lambda: plan.each_head(step.whole, side_by_side=plan.small))
+    pl.when(sees_one)(lambda: plan.each_head(step.whole, side_by_side=plan.side_by_side))
     several = functools.partial(packed, step) if sums is None else step.tiles
     pl.when(jnp.logical_not(sees_one))(lambda: plan.each_head(several, side_by_side=4))
 
-    @pl.when(step.part == plan.steps - 1)
-    def _():
-        if sums is not None:
-            plan.each_head(step.finish_parts, side_by_side=1)
-        step.out.scatter()
+    if sums is not None:
+        pl.when(step.part == plan.steps - 1)(lambda: plan.each_head(step.finish_parts, side_by_side=1))
 
 
 def _step(plan, of_tokens, of_runs, of_text, gate, heads, arrays, text, logs, failed, columns, sums) -> Step:

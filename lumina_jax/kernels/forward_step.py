@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from lumina_jax.kernels.lanes import LANES, Heads, Ref, across, column
+from lumina_jax.kernels.lanes import Head, Heads, Ref, column
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.runs import Runs
 from lumina_jax.kernels.segments import Visits
@@ -77,6 +77,16 @@ class Step:
             return head
         return (self.repeat * self.plan.blocks.heads + head) // self.plan.repeats
 
+    def like(self, head: Any) -> Head | None:
+        """The key head whose lanes a query head must have; None: it lies in the same."""
+        return None if self.plan.repeats == 1 else self.tokens.keys.head(self.key_head(head))
+
+    def scaled_queries(self, heads: list[Any], rows: Any, *, of_text: bool) -> list[Array]:
+        """Some rows of the heads, scaled to logits of base 2: those that look at the tokens, or at the text."""
+        own = of_text and self.plan.own_queries
+        queries, scale = (self.text_queries, self.plan.text_scale) if own else (self.queries, self.plan.scale)
+        return [scaled(queries.head(head).alone(rows, self.like(head)), scale) for head in heads]
+
     def gate_of(self, head: Any) -> Any:
         blocks = self.group * self.plan.repeats + self.repeat
         return self.gate[blocks * self.plan.blocks.heads + head]
@@ -96,7 +106,7 @@ class Step:
             out = out + text.values * (inverse(of_text) * self.gate_of(head))
             if self.text_logs is not None:
                 self.text_logs[head, :, rows] = logarithm(*text[1:])
-        self.out.head(head)[rows, :] = out.astype(self.out.block.dtype)
+        self.out.head(head).write(rows, out, self.like(head))
         if self.logs is not None:
             self.logs[head, :, rows] = logarithm(*carry[1:])
         return [total] if text is None else [total, of_text]
@@ -135,9 +145,7 @@ class Step:
 
     def _unshifted(self, head: Any, rows: Any, carry: Carry, of_text: bool) -> Carry:
         plan, keys = self.plan, self.text if of_text else self.tokens
-        own = of_text and plan.own_queries
-        queries = self.text_queries if own else self.queries
-        q = scaled(queries.head(head)[rows, :], plan.text_scale if own else plan.scale)
+        (q,) = self.scaled_queries([head], rows, of_text=of_text)
         chunk = plan.text_tile if of_text else plan.blocks.kv_compute
         key, segment = self.key_head(head), self.visits.single[self.row]
 
@@ -147,7 +155,7 @@ class Step:
         return Carry(*unshifted(q, keys.keys.head(key), keys.values.head(key), hidden, carry, chunk))
 
     def _whole(self, heads: list[Any], rows: Any, *, with_text: bool) -> None:
-        start = empty(self.plan.blocks.q_compute, self.plan.width)
+        start = empty(self.plan.blocks.q_compute, self.plan.lanes)
         # The text first: its few products hide behind those of the tokens, not behind the division.
         texts = [self._unshifted(head, rows, start, True) if with_text else None for head in heads]
         sums = [(self._unshifted(head, rows, start, False), text) for head, text in zip(heads, texts)]
@@ -163,11 +171,10 @@ class Step:
 
         @pl.when(self.visits.padding[self.row] == 1)
         def hide() -> None:
-            width = self.plan.width
-            seen = across(column(self.ids[:, rows]), -(-width // LANES) * LANES)[:, :width] > 0
+            padding = column(self.ids[:, rows]) <= 0
             for head in heads:
-                out = self.out.head(head)
-                out[rows, :] = jnp.where(seen, out[rows, :], jnp.zeros((), out.dtype))
+                zeros = jnp.zeros((padding.shape[0], self.plan.lanes), self.out.block.dtype)
+                self.out.head(head).write(rows, zeros, only=padding)
 
     def _whole_part(self, heads: list[Any]) -> None:
         """The same with a part of the keys; rows stay without shift until one of them leaves the safe range."""
@@ -238,11 +245,11 @@ class Step:
         first = jnp.maximum(self.visits.first[place] - self.part * parts, 0)
         end = jnp.minimum(self.visits.end[place] - self.part * parts, parts)
         if self.sums is None:
-            carries = [empty(plan.blocks.tile_q, plan.width) for _ in heads]
+            carries = [empty(plan.blocks.tile_q, plan.lanes) for _ in heads]
         else:
             values, weights, shifts = self.sums
             carries = [Carry(values[one, rows, :], weights[one, rows, :], shifts[one, rows, :][:, :1]) for one in heads]
-        queries = [scaled(self.queries.head(head)[rows, :], plan.scale) for head in heads]
+        queries = self.scaled_queries(heads, rows, of_text=False)
         keys = [self.key_head(head) for head in heads]
         ids = column(self.ids[:, rows])
         carries = online(queries, self.tokens, keys, ids, first, end, carries, plan.blocks.tile_kv)
@@ -260,12 +267,10 @@ class Step:
 
     def _text(self, heads: list[Any], tile: Any) -> list[Carry]:
         plan, rows, place = self.plan, self._rows(tile), self._place(tile)
-        queries = self.text_queries if plan.own_queries else self.queries
-        scale = plan.text_scale if plan.own_queries else plan.scale
-        q = [scaled(queries.head(head)[rows, :], scale) for head in heads]
+        q = self.scaled_queries(heads, rows, of_text=True)
         first = self.text_visits[0][place]
         end = jnp.where(self.has_text(heads), self.text_visits[1][place], first)
-        carries = [empty(plan.blocks.tile_q, plan.width) for _ in heads]
+        carries = [empty(plan.blocks.tile_q, plan.lanes) for _ in heads]
         keys = [self.key_head(head) for head in heads]
         return online(q, self.text, keys, column(self.ids[:, rows]), first, end, carries, plan.text_tile)
 
@@ -273,9 +278,9 @@ class Step:
         """Add the text to rows that were written without."""
         rows = self._rows(tile)
         for head, text in zip(heads, self._text(heads, tile)):
-            out = self.out.head(head)
+            out, like = self.out.head(head), self.like(head)
             share = inverse(jnp.sum(text.weights, axis=1, keepdims=True)) * self.gate_of(head)
-            out[rows, :] = (out[rows, :].astype(jnp.float32) + text.values * share).astype(out.dtype)
+            out.write(rows, out.alone(rows, like).astype(jnp.float32) + text.values * share, like)
             if self.text_logs is not None:
                 self.text_logs[head, :, rows] = logarithm(*text[1:])
 

@@ -18,7 +18,7 @@ from lumina_jax.kernels.forward_step import Step
 from lumina_jax.kernels.lanes import LANES
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.runs import FIELDS, room
-from lumina_jax.kernels.softmax_tiles import HIDDEN, Carry, Keys, empty, inverse, scaled, unshifted, within_safety
+from lumina_jax.kernels.softmax_tiles import HIDDEN, Carry, Keys, empty, inverse, unshifted, within_safety
 
 CHUNKS = (3 * LANES, 2 * LANES, LANES)
 """Keys of a product."""
@@ -70,7 +70,7 @@ def _floor(place: Any) -> Any:
 
 def _straight(step: Step, heads: list[Any], tile: Tile, size: int) -> None:
     texts = _text(step, heads, tile)
-    queries = _queries(step, heads, tile, of_text=False)
+    queries = step.scaled_queries(heads, _rows(step, tile), of_text=False)
     start = _nothing(step, heads)
     keys = [step.key_head(head) for head in heads]
     carries = _window(step.tokens, keys, queries, (tile.first, tile.end), _floor(tile.first), size, start)
@@ -88,9 +88,8 @@ def _looped(step: Step, heads: list[Any], tile: Tile, sizes: list[int]) -> None:
     worth = rest > short * (long // short - 1)
     many = full + jnp.where(worth, 1, 0)
     few = jnp.where(worth, 0, jax.lax.div(rest + short - 1, short))
-    work = functools.partial(
-        _loop, step.tokens, [step.key_head(head) for head in heads], _queries(step, heads, tile, of_text=False)
-    )
+    queries = step.scaled_queries(heads, _rows(step, tile), of_text=False)
+    work = functools.partial(_loop, step.tokens, [step.key_head(head) for head in heads], queries)
     carries = work((tile.first, tile.end), aligned, many, long, _nothing(step, heads))
     carries = work((tile.first, tile.end), aligned + many * long, few, short, carries)
     _finish(step, heads, tile, carries, texts)
@@ -101,15 +100,10 @@ def _text(step: Step, heads: list[Any], tile: Tile) -> list[Carry] | None:
         return None
     aligned = _floor(tile.text_first)
     count = jnp.where(step.has_text(heads), jax.lax.div(tile.text_end - aligned + LANES - 1, LANES), 0)
-    queries, keys = _queries(step, heads, tile, of_text=True), [step.key_head(head) for head in heads]
+    queries = step.scaled_queries(heads, _rows(step, tile), of_text=True)
+    keys = [step.key_head(head) for head in heads]
     span = tile.text_first, tile.text_end
     return _loop(step.text, keys, queries, span, aligned, count, LANES, _nothing(step, heads))
-
-
-def _queries(step: Step, heads: list[Any], tile: Tile, *, of_text: bool) -> list[Array]:
-    own = of_text and step.plan.own_queries
-    queries, scale = (step.text_queries, step.plan.text_scale) if own else (step.queries, step.plan.scale)
-    return [scaled(queries.head(head)[_rows(step, tile), :], scale) for head in heads]
 
 
 def _rows(step: Step, tile: Tile) -> Any:
@@ -117,7 +111,7 @@ def _rows(step: Step, tile: Tile) -> Any:
 
 
 def _nothing(step: Step, heads: list[Any]) -> list[Carry]:
-    return [empty(step.plan.blocks.run_q, step.plan.width)._replace(shift=None) for _ in heads]
+    return [empty(step.plan.blocks.run_q, step.plan.lanes)._replace(shift=None) for _ in heads]
 
 
 def _loop(
@@ -150,7 +144,7 @@ def _window(
     """Sums over `size` keys from `start` on, of which those within `span` are seen."""
     # A window that would leave the block is moved back over keys that are counted already.
     first, end = jnp.maximum(span[0], start), span[1]
-    begin = jnp.minimum(start, keys.keys.rows - size)
+    begin = jnp.minimum(start, keys.ids.shape[1] - size)
     chunk = next(part for part in CHUNKS if size % part == 0)
 
     def hidden(place: Any) -> Array:
@@ -164,30 +158,27 @@ def _window(
     return result
 
 
-def _seen(step: Step, tile: Tile, lanes: int) -> Bool[Array, "q lanes"]:
+def _seen(step: Step, tile: Tile) -> Bool[Array, "q 128"]:
     """Which rows are of the tile's sample."""
-    row = tile.start + jax.lax.broadcasted_iota(jnp.int32, (step.plan.blocks.run_q, lanes), 0)
+    row = tile.start + jax.lax.broadcasted_iota(jnp.int32, (step.plan.blocks.run_q, LANES), 0)
     return (row >= tile.low) & (row < tile.high)
 
 
 def _finish(step: Step, heads: list[Any], tile: Tile, carries: list[Carry], texts: list[Carry] | None) -> None:
     """Divide and write the rows of the sample; remember where that was not safe."""
-    rows, width, plan = _rows(step, tile), step.plan.width, step.plan
-    seen = _seen(step, tile, max(width, LANES))
+    rows, plan, seen = _rows(step, tile), step.plan, _seen(step, tile)
     sums = [[jnp.sum(carry.weights, axis=1, keepdims=True) for carry in kind] for kind in (carries, texts or [])]
     for index, (head, carry) in enumerate(zip(heads, carries)):
         value = carry.values * inverse(sums[0][index])
         if texts is not None:
             value = value + texts[index].values * (inverse(sums[1][index]) * step.gate_of(head))
-        out = step.out.head(head)
-        old = out[rows, :].astype(jnp.float32)
-        out[rows, :] = jnp.where(seen[:, :width], value, old).astype(out.dtype)
+        step.out.head(head).write(rows, value, step.like(head), only=seen)
     for columns, totals in zip(step.columns, sums):
         lane = jax.lax.broadcasted_iota(jnp.int32, (plan.blocks.run_q, LANES), 1)
         value = columns[rows, :]
         for index, total in enumerate(totals):
             some = jnp.where(total > 0, jnp.log2(jnp.where(total > 0, total, 1.0)), -HIDDEN)
-            value = jnp.where(seen[:, :LANES] & (lane == index), some, value)
+            value = jnp.where(seen & (lane == index), some, value)
         columns[rows, :] = value
     unseen = [tile.first == tile.end]
     if texts is not None:

@@ -6,7 +6,10 @@ from typing import Any
 
 from jax.experimental import pallas as pl
 
-from lumina_jax.kernels.blocks import LANES, MEBIBYTE, BlockSizes
+from lumina_jax.kernels.blocks import LANES, MEBIBYTE, BlockSizes, padded
+
+STRAIGHT = 8 * 1152 * 1152
+"""Most logits of a straight piece of program of several heads: a longer one spills more than it hides."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,9 @@ class Plan:
         return self.text if self.text <= 2 * LANES else LANES
 
     @property
-    def is_aligned(self) -> bool:
-        return self.width % LANES == 0
+    def lanes(self) -> int:
+        """Lanes of the registers that hold a head."""
+        return padded(self.width)
 
     @property
     def logs(self) -> int:
@@ -67,9 +71,9 @@ class Plan:
         return self.batch, self.key_heads // blocks.heads, self.repeats, self.length // blocks.q, self.steps
 
     @property
-    def small(self) -> int:
-        """Heads to compute side by side where their products are too small to hide each other's latency."""
-        return 4 if self.blocks.q_compute * self.blocks.kv <= 512 * 512 else 1
+    def side_by_side(self) -> int:
+        """Heads to compute side by side: small products do not hide each other's latency, and those of others do."""
+        return max(1, STRAIGHT // (self.blocks.q_compute * self.blocks.kv))
 
     def each_head(self, work: Callable[[list[Any]], None], *, side_by_side: int, count: int = 0) -> None:
         """Work on all heads of a grid step (or on the first `count`), some at a time."""

@@ -88,13 +88,13 @@ def _forward(
 ) -> tuple[Float[Array, "b l h d"], Float[Array, "b h l"]]:
     """As `ring.forward_block`."""
     plan = _plan(q, k, scale)
-    ids, key_ids = _padded(q_segments, plan), _padded(k_segments, plan)
-    rows = _lanes(q, plan), _lanes(k, plan), _lanes(v, plan)
-    out, logs = forward(plan, *rows, ids, key_ids, None, interpret=interpret)
+    ids, key_ids = (flash.padded_rows(x, plan.length) for x in (q_segments, k_segments))
+    rows, keys, values = (flash.side_by_side(x, plan, plan.length) for x in (q, k, v))
+    out, logs = forward(plan, rows, keys, values, ids, key_ids, None, interpret=interpret)
     length = q.shape[1]
     logs = logs[:, :, 0, :length]
     sees = (q_segments > 0)[:, None] & (logs < -HIDDEN / 2)
-    return out[:, :length].reshape(q.shape), jnp.where(sees, logs / LOG2E, NEVER)
+    return flash.apart(out, plan, q), jnp.where(sees, logs / LOG2E, NEVER)
 
 
 def _backward(
@@ -112,23 +112,12 @@ def _backward(
 ) -> tuple[Float[Array, "b l h d"], Float[Array, "b l k d"], Float[Array, "b l k d"]]:
     """As `ring.backward_block`."""
     plan = _plan(q, k, scale)
-    ids, key_ids = _padded(q_segments, plan), _padded(k_segments, plan)
+    ids, key_ids = (flash.padded_rows(x, plan.length) for x in (q_segments, k_segments))
     # Padding, and what sees nothing, has to the kernels a huge denominator, so that its weights are 0.
     sees = (q_segments > 0)[:, None] & (lse > NEVER / 2)
     logs = jnp.where(sees, lse * LOG2E, -HIDDEN)[:, :, None]
     logs = jnp.pad(logs, [(0, 0)] * 3 + [(0, plan.length - q.shape[1])])
-    rows = _lanes(q, plan), _lanes(k, plan), _lanes(v, plan)
-    whole, given = _lanes(out, plan), _lanes(d_out, plan)
-    gradients = backward(plan, *rows, ids, key_ids, None, whole, [logs], given, interpret=interpret)
-    d_q, d_k, d_v = (x[:, : q.shape[1]].reshape(of.shape) for x, of in zip(gradients, (q, k, v), strict=True))
+    rows, keys, values, whole, given = (flash.side_by_side(x, plan, plan.length) for x in (q, k, v, out, d_out))
+    gradients = backward(plan, rows, keys, values, ids, key_ids, None, whole, [logs], given, interpret=interpret)
+    d_q, d_k, d_v = (flash.apart(x, plan, of) for x, of in zip(gradients, (q, k, v), strict=True))
     return d_q, d_k, d_v
-
-
-def _lanes(x: Float[Array, "b l h d"], plan: Plan) -> Float[Array, "b n hd"]:
-    """Heads side by side, rows padded."""
-    return _padded(x.reshape(*x.shape[:2], -1), plan)
-
-
-def _padded(x: Array, plan: Plan) -> Array:
-    missing = plan.length - x.shape[1]
-    return x if not missing else jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels.blocks import ROWS_OF_A_REGISTER
-from lumina_jax.kernels.lanes import LANES, TRANSPOSED, Heads, Ref, across, product, row_sums
+from lumina_jax.kernels.lanes import LANES, TRANSPOSED, Head, Heads, Ref, across, product, row_sums
 
 HIDDEN = -1e30
 """The logit of what may not be seen."""
@@ -56,8 +56,8 @@ def empty(rows: int, width: int) -> Carry:
 
 def unshifted(
     q: Float[Array, "q d"],
-    keys: Ref,
-    values: Ref,
+    keys: Head,
+    values: Head,
     hidden: Callable[[Any], Float[Array, "1 n"]],
     carry: Carry,
     chunk: int,
@@ -73,13 +73,13 @@ def unshifted(
     def step(start: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         place = start if isinstance(begin, int) else pl.multiple_of(begin + start, ROWS_OF_A_REGISTER)
         at = pl.ds(place, chunk)
-        weights = jnp.exp2(product(q, keys[at, :], TRANSPOSED) + hidden(place))
+        weights = jnp.exp2(product(q, keys.read(at), TRANSPOSED) + hidden(place))
         total = sums[1]
         for lane in range(0, chunk, LANES):
             total = total + weights[:, lane : lane + LANES]
-        return sums[0] + product(weights.astype(q.dtype), values[at, :]), total
+        return sums[0] + product(weights.astype(q.dtype), values.read(at)), total
 
-    count = keys.shape[0] // chunk if count is None else count
+    count = keys.rows // chunk if count is None else count
     return unrolled_loop(count, chunk, step, (carry.values, carry.weights))
 
 
@@ -116,14 +116,14 @@ def online(
         visible = across(ids, tile) == jnp.where(keys.ids[:, at] > 0, keys.ids[:, at], -1)
         result = []
         for q, head, carry in zip(queries, key_heads, carries):
-            logits = product(q, keys.keys.head(head)[at, :], TRANSPOSED)
+            logits = product(q, keys.keys.head(head).read(at), TRANSPOSED)
             logits = jnp.where(visible, logits, HIDDEN)
             shift = jnp.maximum(carry.shift, jnp.max(logits, axis=1, keepdims=True))
             weights, kept = jnp.exp2(logits - shift), jnp.exp2(carry.shift - shift)
             total = carry.weights * kept
             for lane in range(0, tile, LANES):
                 total = total + weights[:, lane : lane + LANES]
-            summed = carry.values * kept + product(weights.astype(q.dtype), keys.values.head(head)[at, :])
+            summed = carry.values * kept + product(weights.astype(q.dtype), keys.values.head(head).read(at))
             result.append(Carry(summed, total, shift))
         return result
 
