@@ -56,7 +56,7 @@ moved = [
     if (found := re.search(r"= \w+\[([\d,]+)\]\S* (copy|transpose|pad|slice)\(", line))
     and np.prod([int(n) for n in found[1].split(",")]) >= least
 ]
-print(json.dumps({"kernels": sorted(set(re.findall(r"lumina_flash_\w+?(?=[.\"])", text))), "moved": moved}))
+print(json.dumps({"kernels": sorted(set(re.findall(r"lumina_flash_(?:forward|backward)", text))), "moved": moved}))
 """
 
 
