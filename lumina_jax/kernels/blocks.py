@@ -24,7 +24,7 @@ RUN_Q, RUN_KV = 288, 9 * LANES
 MEBIBYTE = 2**20
 VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
 """Vector memory of a core, MiB."""
-RESIDENT = 16384
+RESIDENT = 32768
 """Most keys of a head that stay in VMEM; longer rows are streamed."""
 MOST_QUERIES = 4608
 """Most queries of a grid step."""

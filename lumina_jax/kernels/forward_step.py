@@ -44,7 +44,7 @@ class Step:
       tokens, text: keys and values.
       ids: segment ids of the queries [1 q].
       logs, text_logs: logarithms of the denominators, to be written.
-      failed: which heads need a running maximum.
+      failed: which heads need a running maximum; where keys are streamed, all heads of a block of several segments.
       columns: [q 128] for each of `logs` and `text_logs`: those of packed rows, a head in each lane.
       sums: carried from part to part: over values, of weights, shift; None where there is one part.
     """
@@ -183,23 +183,24 @@ class Step:
         @pl.when(failed[heads[0]] == 0)
         def _():
             rows = pl.ds(0, self.plan.blocks.q)
-            carries = [Carry(values[head], weights[head]) for head in heads]
-            carries = [self._unshifted(head, rows, carry, False) for head, carry in zip(heads, carries)]
-            unseen = jnp.logical_not(self._sees(self.tokens))
+            start = empty(self.plan.blocks.q, self.plan.lanes)
+            carries = [self._unshifted(head, rows, start, False) for head in heads]
+            carries = [
+                Carry(values[head] + carry.values, weights[head] + carry.weights) for head, carry in zip(heads, carries)
+            ]
             safe = within_safety([jnp.sum(carry.weights, axis=1, keepdims=True) for carry in carries])
 
-            @pl.when(safe & jnp.logical_not(unseen))
+            @pl.when(safe)
             def _():
                 for head, carry in zip(heads, carries):
-                    values[head], weights[head], shifts[head] = (
-                        carry.values,
-                        carry.weights,
-                        jnp.zeros_like(shifts[head]),
-                    )
+                    values[head], weights[head] = carry.values, carry.weights
 
-            @pl.when(jnp.logical_not(safe | unseen))
+            @pl.when(jnp.logical_not(safe) & self._sees(self.tokens))
             def _():
-                failed[heads[0]] = 1
+                for head in heads:
+                    failed[head] = 1
+                    summed = jnp.sum(weights[head], axis=1, keepdims=True) > 0
+                    shifts[head] = jnp.where(summed, 0.0, shifts[head])
 
         @pl.when(failed[heads[0]] == 1)
         def _():
@@ -295,7 +296,7 @@ class Step:
                 Carry(
                     jnp.where(seen, values[head, rows, :], 0.0),
                     jnp.where(seen, weights[head, rows, :], 0.0),
-                    shifts[head, rows, :][:, :1],
+                    jnp.where(self.failed[head] == 1, shifts[head, rows, :][:, :1], 0.0),
                 )
                 for head in heads
             ]
@@ -309,4 +310,4 @@ class Step:
         values[...], weights[...] = jnp.zeros_like(values), jnp.zeros_like(weights)
         shifts[...] = jnp.full_like(shifts, LOWEST)
         for head in range(self.plan.blocks.heads):
-            failed[head] = 0
+            failed[head] = jnp.where(self.visits.single[self.row] > 0, 0, 1)

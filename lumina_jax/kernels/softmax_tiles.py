@@ -144,5 +144,5 @@ def logarithm(weights: Float[Array, "q 128"], shift: Float[Array, "q 1"] | None 
 
 def within_safety(totals: list[Float[Array, "q 1"]]) -> Any:
     """Whether sums without a shift are exact: nothing overflowed, and what vanished is too small to count."""
-    worst = functools.reduce(jnp.maximum, [jnp.maximum(total, 1.0 / total) for total in totals])
-    return jnp.max(worst) < SAFE
+    within = [jnp.where((total < SAFE) & (total > 1.0 / SAFE), 1.0, 0.0) for total in totals]
+    return jnp.min(functools.reduce(jnp.minimum, within)) > 0.0

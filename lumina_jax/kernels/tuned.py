@@ -4,4 +4,7 @@ Sizes are those of `blocks.BlockSizes`; kv_compute, tile_kv and kv_compute_backw
 divide the keys in VMEM. The rows are data: a tool may write them anew.
 """
 
-TUNED: dict[tuple[str, int, int], dict[str, int]] = {}
+TUNED: dict[tuple[str, int, int], dict[str, int]] = {
+    ("tpu7x", 4224, 128): {"q_compute": 1408, "kv_compute": 384},
+    ("v6e", 131072, 128): {"q_compute": 2048, "kv_compute": 1024},
+}

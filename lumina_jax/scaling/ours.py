@@ -5,6 +5,7 @@ row is tried by being in the table as long as the call is traced, and kept by be
 """
 
 import ast
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
@@ -22,7 +23,8 @@ from lumina_jax.scaling.problems import Problem
 
 UNKNOWN_CHIP = "v6e"
 """Whose rows the kernels read where they do not know the chip."""
-QUERIES, KEYS, TILES = (384, 704, 1408), (384, 704, 1408), (128, 256, 512)
+QUERIES, KEYS = (384, 704, 1408, 2112), (384, 704, 1408)
+RUNS, WINDOWS = (144, 288, 576), (384, 1152, 2304)
 LINE = 121
 
 
@@ -63,13 +65,14 @@ def _near(tokens: int, targets: tuple[int, ...]) -> list[int]:
 
 
 def _forward(problem: Problem) -> Iterator[Blocks]:
-    """The table as it is; then blocks of queries with products over parts of the keys; of packed rows only tiles."""
+    """The table as it is; then products of so many queries and keys; of packed rows the pieces of a sample."""
     yield {}
     length = padded_length(problem.tokens)
     if problem.is_packed:
-        yield from ({"tile_q": q, "tile_kv": keys} for q in _near(length, TILES) for keys in _near(length, TILES))
+        yield from ({"run_q": q, "run_kv": keys} for q in RUNS for keys in WINDOWS)
     else:
-        yield from ({"q": q, "kv_compute": keys} for q in _near(length, QUERIES) for keys in _near(length, KEYS))
+        products = itertools.product(_near(length, QUERIES), _near(length, KEYS))
+        yield from ({"q_compute": q, "kv_compute": keys} for q, keys in products)
 
 
 def _backward(problem: Problem) -> Iterator[Blocks]:
@@ -77,7 +80,7 @@ def _backward(problem: Problem) -> Iterator[Blocks]:
     length = padded_length(problem.tokens)
     for q in _near(length, QUERIES) if not problem.is_packed else ():
         for keys in _near(length, KEYS):
-            yield {"q_backward": q, "kv_compute_backward": keys}
+            yield {"q_compute_backward": q, "kv_compute_backward": keys}
 
 
 def keep(best: Sequence[Measurement], file: Path = Path(tuned.__file__)) -> None:

@@ -5,7 +5,7 @@ issued, bundle by bundle. The vector units are not followed: what a kernel learn
 its safe range) is taken to be 1, and the first of all cores is followed.
 
 Registers are the numbers behind the names (%s1246_s26 is s26, %p33_p0 is p0). Within a bundle all reads come before all
-writes; a branch takes effect after the DELAY bundles that follow it. Straight pieces are translated to Python once.
+writes; a branch takes effect after the bundles of its delay. Straight pieces are translated to Python once.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lumina_jax.scaling.schedule import DELAY, Schedule
+from lumina_jax.scaling.schedule import Schedule
 
 FROM_VECTOR = struct.unpack("<i", struct.pack("<f", 1.0))[0]
 """What vector units report: 1.0, which is true as an integer too."""
@@ -112,7 +112,7 @@ def _address(allocation: str) -> int:
 def _translate(schedule: Schedule, first: int, scalars: Mapping[int, np.ndarray]) -> Piece:
     """The piece from `first` to the end of the delay of the next branch."""
     at = next((number for number in sorted(schedule.branches) if number >= first), None)
-    last = len(schedule.bundles) - 1 if at is None else min(at + DELAY, len(schedule.bundles) - 1)
+    last = len(schedule.bundles) - 1 if at is None else schedule.delay_end(at)
     lines = []
     for number in range(first, last + 1):
         if number == at:

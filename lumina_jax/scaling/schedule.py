@@ -6,7 +6,8 @@ of each functional slot a bundle uses, `post-delay-converter` the allocations. O
 
 A bundle reads `0x1f : > { instructions ;; instructions } /* Start region 31 */`, with one `>` for every loop around it.
 `sbr.rel (%p) target = $region32` branches to where region 32 starts; a branch backwards closes a loop, one forwards
-skips a region. The DELAY bundles after a branch are executed either way.
+skips a region. The DELAY bundles after a branch are executed either way, or fewer where a marked bundle (`PF:` after a
+region that may be skipped, `LB:` in a loop ...) begins another block before.
 """
 
 import re
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 DELAY = 4
-BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:(?:LH|LB|LE|PB|PF|CT)\s*)*:([> ]*)\{")
+BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+((?:(?:LH|LB|LE|PB|PF|CT)\s*)*):([> ]*)\{")
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 BRANCH = re.compile(r"sbr\.rel(?:\.\w+)? (?:\((!?)%(\w+)\) )?target ?= ?\$region(\d+)")
@@ -35,10 +36,12 @@ class Bundle(NamedTuple):
     """Loops around it."""
     text: str
     """Its instructions, without comments."""
+    begins: bool
+    """It is marked as the first of a block."""
 
 
 class Branch(NamedTuple):
-    """At the end of the DELAY bundles that follow, the program goes on at `target`, if the predicate is as wanted."""
+    """At the end of the bundles of its delay the program goes on at `target`, if the predicate is as wanted."""
 
     predicate: str
     """The register's name; '' for a branch that is always taken."""
@@ -59,6 +62,11 @@ class Schedule:
     vmem_bytes: int
     scalars: Mapping[int, tuple[str, int]]
     """Where in scalar memory an operand lies and how many bytes it has: arrays that tell a kernel what to do."""
+
+    def delay_end(self, branch: int) -> int:
+        """The last bundle that is executed whether the branch is taken or not."""
+        after = self.bundles[branch + 1 : branch + 1 + DELAY]
+        return branch + next((place for place, bundle in enumerate(after) if bundle.begins), len(after))
 
 
 def kernel_name(bundles: str) -> str | None:
@@ -91,19 +99,19 @@ def read_schedule(bundles: str, utilization: str, allocations: str) -> Schedule:
 
 def _bundles(text: str) -> tuple[list[Bundle], dict[int, int]]:
     """The bundles, and the number of the bundle at which each region starts. Comments may run over several lines."""
-    raw: list[tuple[int, list[str]]] = []
+    raw: list[tuple[int, bool, list[str]]] = []
     for line in text.splitlines():
         if found := BUNDLE.match(line):
-            raw.append((found[1].count(">"), [line]))
+            raw.append((found[2].count(">"), bool(found[1]), [line]))
         elif raw:
-            raw[-1][1].append(line)
+            raw[-1][2].append(line)
     bundles: list[Bundle] = []
     starts: dict[int, int] = {}
-    for number, (depth, lines) in enumerate(raw):
+    for number, (depth, begins, lines) in enumerate(raw):
         whole = "\n".join(lines)
         for comment in COMMENT.findall(whole):
             starts |= {int(region): number for region in REGION.findall(comment)}
-        bundles.append(Bundle(depth, COMMENT.sub("", whole)))
+        bundles.append(Bundle(depth, COMMENT.sub("", whole), begins))
     return bundles, starts
 
 

@@ -5,10 +5,12 @@ import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from lumina_jax.kernels import tuned
+from lumina_jax.kernels.blocks import Sizes, choose
 from lumina_jax.scaling import ours, tuning
 from lumina_jax.scaling.contestants import Contestant
 from lumina_jax.scaling.estimate import Estimate
@@ -99,10 +101,14 @@ def test_our_table_is_written_anew_with_the_best_rows(monkeypatch, tmp_path):
     assert max(map(len, file.read_text().splitlines())) <= 120
 
 
-def test_our_likely_blocks_divide_the_padded_row():
+def test_every_size_that_is_tried_is_one_that_the_kernels_then_use():
     for problem in (Problem(4224, 128), Problem(1088, 48), Problem(4096, 128, samples=16, length=256)):
         rows = [*ours.OURS.forward(problem), *ours.OURS.backward(problem)]
         assert rows[0] == {}
-        length = ours.row_of(problem, "v6e")[1]
-        assert length >= problem.tokens
-        assert all(length % size == 0 and size % 128 == 0 for row in rows for size in row.values())
+        key = ours.row_of(problem, "v6e")
+        assert key[1] >= problem.tokens
+        for row in rows:
+            with mock.patch.dict(tuned.TUNED, {key: row}):
+                blocks = choose(Sizes(problem.tokens, 0, 32, 32, problem.width), "v6e")
+            blocks.check(key[1], 32, problem.width)
+            assert {name: getattr(blocks, name) for name in row} == row
