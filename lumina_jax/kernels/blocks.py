@@ -24,6 +24,9 @@ RUN_Q, RUN_KV = 288, 9 * LANES
 MEBIBYTE = 2**20
 VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
 """Vector memory of a core, MiB."""
+UNIT = {"v4": 128, "v5e": 128, "v5p": 128}
+"""Rows and columns of a matrix unit, where not NEW_UNIT."""
+NEW_UNIT = 256
 RESIDENT = 32768
 """Most keys of a head that stay in VMEM; longer rows are streamed."""
 MOST_QUERIES = 4608

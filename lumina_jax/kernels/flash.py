@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.kernels.blocks import (
     LANES,
     MEBIBYTE,
+    NEW_UNIT,
+    UNIT,
     UNKNOWN_VMEM,
     VMEM,
     BlockSizes,
@@ -119,6 +121,7 @@ def flash_attention(
         text_scale=1 / math.sqrt(width),
         own_queries=own,
         blocks=blocks,
+        unit=UNIT.get(of_chip or "", NEW_UNIT),
         residuals=False,
         vmem=int(0.95 * MEBIBYTE * VMEM.get(of_chip or "", UNKNOWN_VMEM)),
     )

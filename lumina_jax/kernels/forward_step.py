@@ -15,6 +15,7 @@ from lumina_jax.kernels.segments import Visits
 from lumina_jax.kernels.softmax_tiles import (
     HIDDEN,
     LOWEST,
+    UNROLL,
     Carry,
     Keys,
     empty,
@@ -23,6 +24,7 @@ from lumina_jax.kernels.softmax_tiles import (
     online,
     scaled,
     unshifted,
+    unshifted_with_text,
     within_safety,
 )
 
@@ -147,18 +149,33 @@ class Step:
         plan, keys = self.plan, self.text if of_text else self.tokens
         (q,) = self.scaled_queries([head], rows, of_text=of_text)
         chunk = plan.text_tile if of_text else plan.blocks.kv_compute
-        key, segment = self.key_head(head), self.visits.single[self.row]
+        hidden = functools.partial(self._hidden, keys, chunk)
+        return Carry(*unshifted(q, *self._pair(keys, head), hidden, carry, chunk))
 
-        def hidden(start: Any) -> Array:
-            return jnp.where(keys.ids[:, pl.ds(start, chunk)] == segment, 0.0, HIDDEN)
+    def _with_text(self, head: Any, rows: Any, zeros: Carry) -> tuple[Carry, Carry]:
+        plan = self.plan
+        (q,) = self.scaled_queries([head], rows, of_text=False)
+        hidden = functools.partial(self._hidden, self.tokens, plan.blocks.kv_compute)
+        pairs = self._pair(self.tokens, head), self._pair(self.text, head)
+        hidden_text, wide = self._hidden(self.text, plan.text, 0), 2 * plan.lanes <= plan.unit
+        return unshifted_with_text(q, *pairs, hidden, hidden_text, zeros, plan.blocks.kv_compute, wide=wide)
 
-        return Carry(*unshifted(q, keys.keys.head(key), keys.values.head(key), hidden, carry, chunk))
+    def _pair(self, keys: Keys, head: Any) -> tuple[Head, Head]:
+        """Keys and values that a query head of the block sees."""
+        return keys.keys.head(self.key_head(head)), keys.values.head(self.key_head(head))
+
+    def _hidden(self, keys: Keys, count: int, start: Any) -> Array:
+        """What to add to the logits of `count` keys."""
+        return jnp.where(keys.ids[:, pl.ds(start, count)] == self.visits.single[self.row], 0.0, HIDDEN)
 
     def _whole(self, heads: list[Any], rows: Any, *, with_text: bool) -> None:
         start = empty(self.plan.blocks.q_compute, self.plan.lanes)
-        # The text first: its few products hide behind those of the tokens, not behind the division.
-        texts = [self._unshifted(head, rows, start, True) if with_text else None for head in heads]
-        sums = [(self._unshifted(head, rows, start, False), text) for head, text in zip(heads, texts)]
+        if with_text and not self.plan.own_queries and self.plan.blocks.kv // self.plan.blocks.kv_compute <= UNROLL:
+            sums: list[Any] = [self._with_text(head, rows, start) for head in heads]
+        else:
+            # The text first: its few products hide behind those of the tokens, not behind the division.
+            texts = [self._unshifted(head, rows, start, True) if with_text else None for head in heads]
+            sums = [(self._unshifted(head, rows, start, False), text) for head, text in zip(heads, texts)]
         totals = [self.write(head, rows, *both) for head, both in zip(heads, sums)]
         safe = within_safety([both[0] for both in totals])
         if with_text:

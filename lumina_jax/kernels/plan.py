@@ -22,6 +22,7 @@ class Plan:
       scale, text_scale: factors of the logits; the second counts only where text has its own queries.
       own_queries: text has its own queries.
       blocks: how the work is cut.
+      unit: rows and columns of the chip's matrix units.
       residuals: the forward pass writes what the backward pass needs.
       vmem: bytes the kernel may use.
     """
@@ -37,6 +38,7 @@ class Plan:
     text_scale: float
     own_queries: bool
     blocks: BlockSizes
+    unit: int
     residuals: bool
     vmem: int = 100 * MEBIBYTE
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels import flash
 from lumina_jax.kernels.attention import Implementation
-from lumina_jax.kernels.blocks import MEBIBYTE, UNKNOWN_VMEM, VMEM, chip, choose, padded_length
+from lumina_jax.kernels.blocks import MEBIBYTE, NEW_UNIT, UNIT, UNKNOWN_VMEM, VMEM, chip, choose, padded_length
 from lumina_jax.kernels.flash_backward import backward
 from lumina_jax.kernels.flash_forward import Interpret, forward
 from lumina_jax.kernels.plan import Plan
@@ -71,6 +71,7 @@ def _plan(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], scale: float) 
         text_scale=scale,
         own_queries=False,
         blocks=choose(sizes, of_chip),
+        unit=UNIT.get(of_chip or "", NEW_UNIT),
         residuals=True,
         vmem=int(0.95 * MEBIBYTE * VMEM.get(of_chip or "", UNKNOWN_VMEM)),
     )

@@ -74,13 +74,57 @@ def unshifted(
         place = start if isinstance(begin, int) else pl.multiple_of(begin + start, ROWS_OF_A_REGISTER)
         at = pl.ds(place, chunk)
         weights = jnp.exp2(product(q, keys.read(at), TRANSPOSED) + hidden(place))
-        total = sums[1]
-        for lane in range(0, chunk, LANES):
-            total = total + weights[:, lane : lane + LANES]
-        return sums[0] + product(weights.astype(q.dtype), values.read(at)), total
+        return sums[0] + product(weights.astype(q.dtype), values.read(at)), _by_lane(sums[1], weights)
 
     count = keys.rows // chunk if count is None else count
     return unrolled_loop(count, chunk, step, (carry.values, carry.weights))
+
+
+def unshifted_with_text(
+    q: Float[Array, "q d"],
+    tokens: tuple[Head, Head],
+    text: tuple[Head, Head],
+    hidden: Callable[[Any], Float[Array, "1 n"]],
+    hidden_text: Float[Array, "1 t"],
+    zeros: Carry,
+    chunk: int,
+    *,
+    wide: bool,
+) -> tuple[Carry, Carry]:
+    """Sums without a shift over all tokens and over all text, in as many products as the tokens alone would take.
+
+    The text shares the products of the last chunk of the tokens. Those with values are one where the matrix unit is
+    `wide` enough for two heads: the last tokens have their values in its first columns, the text in the others.
+
+    Args:
+      tokens, text: keys and values.
+      hidden, hidden_text: as in `unshifted`.
+    """
+    (keys, values), (text_keys, text_values), last = tokens, text, tokens[0].rows - chunk
+    summed, total = unshifted(q, keys, values, hidden, zeros, chunk, count=last // chunk)
+    at, words = pl.ds(last, chunk), pl.ds(0, text_keys.rows)
+    both = jnp.concatenate([keys.read(at), text_keys.read(words)], axis=0)
+    weights = jnp.exp2(product(q, both, TRANSPOSED) + jnp.concatenate([hidden(last), hidden_text], axis=1))
+    totals = _by_lane(total, weights[:, :chunk]), _by_lane(zeros.weights, weights[:, chunk:])
+    weights, of_text = weights.astype(q.dtype), text_values.read(words)
+    if not wide:
+        summed = summed + product(weights[:, :chunk], values.read(at))
+        return Carry(summed, totals[0]), Carry(product(weights[:, chunk:], of_text), totals[1])
+    alone = chunk - LANES
+    if alone:
+        summed = summed + product(weights[:, :alone], values.read(pl.ds(last, alone)))
+    few = values.read(pl.ds(last + alone, LANES))
+    left = jnp.concatenate([few, jnp.zeros_like(of_text)], axis=0)
+    right = jnp.concatenate([jnp.zeros_like(few), of_text], axis=0)
+    pair = product(weights[:, alone:], jnp.concatenate([left, right], axis=1))
+    return Carry(summed + pair[:, : few.shape[1]], totals[0]), Carry(pair[:, few.shape[1] :], totals[1])
+
+
+def _by_lane(total: Float[Array, "q 128"], weights: Float[Array, "q n"]) -> Float[Array, "q 128"]:
+    """Weights added up, one sum for each lane."""
+    for lane in range(0, weights.shape[1], LANES):
+        total = total + weights[:, lane : lane + LANES]
+    return total
 
 
 def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value: Any) -> Any:
@@ -120,9 +164,7 @@ def online(
             logits = jnp.where(visible, logits, HIDDEN)
             shift = jnp.maximum(carry.shift, jnp.max(logits, axis=1, keepdims=True))
             weights, kept = jnp.exp2(logits - shift), jnp.exp2(carry.shift - shift)
-            total = carry.weights * kept
-            for lane in range(0, tile, LANES):
-                total = total + weights[:, lane : lane + LANES]
+            total = _by_lane(carry.weights * kept, weights)
             summed = carry.values * kept + product(weights.astype(q.dtype), keys.values.head(head).read(at))
             result.append(Carry(summed, total, shift))
         return result

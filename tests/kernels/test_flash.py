@@ -86,7 +86,7 @@ def test_output_and_every_gradient_are_those_of_the_definition(segments, words, 
     assert not np.any(np.asarray(gradients[1])[segments == 0])
 
 
-@pytest.mark.parametrize(("width", "heads"), [(48, 8), (72, 3), (96, 4), (128, 1)])
+@pytest.mark.parametrize(("width", "heads"), [(48, 8), (72, 3), (96, 4), (128, 1), (192, 2)])
 def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads):
     of = case(PADDED, WORDS, width=width, heads=heads, key_heads=heads)
     blocks = BlockSizes(**{**vars(SMALL), "heads": heads, "heads_backward": heads})
