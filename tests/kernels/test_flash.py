@@ -229,11 +229,13 @@ RACES = pltpu.InterpretParams(detect_races=True)
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", [SMALL, STREAMED])
 @pytest.mark.parametrize("huge", [1, 1e4])
-def test_no_race_and_no_read_of_what_was_never_written(blocks, huge, capsys):
+@pytest.mark.parametrize(("width", "heads"), [(64, 2), (96, 4)])
+def test_no_race_and_no_read_of_what_was_never_written(blocks, huge, width, heads):
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     segments = np.concatenate([PADDED, PACKED])
-    of = case(segments, np.concatenate([WORDS, WORDS]))
+    of = case(segments, np.concatenate([WORDS, WORDS]), width=width, heads=heads, key_heads=heads)
+    blocks = BlockSizes(**{**vars(blocks), "heads": heads, "heads_backward": heads})
     of = of._replace(q=of.q * huge)
     gradient = np.random.default_rng(9).standard_normal(of.q.shape)
     out, gradients = output_and_gradients(of, gradient, blocks=blocks, interpret=RACES)

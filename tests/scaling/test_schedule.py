@@ -145,6 +145,17 @@ def test_a_branch_to_a_region_without_bundles_ends_the_program():
     np.testing.assert_array_equal(follow(schedule, {}), [*[1] * 11, 0])
 
 
+def test_a_block_that_begins_in_the_delay_of_a_branch_ends_it():
+    lines = ["%1 = sbr.rel target = $region5", "", "", "%2 = sbr.rel target = $region4", "", "", "", "", "%91 = vnop"]
+    text = "\n".join(f"  {number:#x}   :  {{ {line} }}" for number, line in enumerate(lines))
+    text = text.replace("0x0   :", "0   :").replace(" }", " } /* entry bundle: %by_hand.1 = custom-call(%x) */", 1)
+    text += "\n  0x9   :  { %92 = vnop } /* Start region 4 */ \n  0xa   :  { %93 = vnop } /* Start region 5 */"
+    with pytest.raises(ValueError, match="bundle 3 branches in the delay of another"):
+        follow(read_schedule(text, slots(11), ""), {})
+    issued = follow(read_schedule(text.replace("0x2   :", "0x2 PF:"), slots(11), ""), {})
+    np.testing.assert_array_equal(issued, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+
+
 def test_only_custom_calls_are_kernels():
     assert kernel_name(WRITTEN) == "by_hand.1"
     assert kernel_name(WRITTEN.replace("custom-call(", "fusion(")) is None
