@@ -119,31 +119,6 @@ def token_spec(mesh: AnyMesh) -> PartitionSpec:
     return PartitionSpec(axes_of(mesh, "data", "fsdp") or None, axes_of(mesh, "sequence") or None)
 
 
-def row_shard(mesh: Mesh) -> tuple[int, int]:
-    """Which share of the rows of a batch this process reads, and how many shares there are.
-
-    Processes whose devices hold the same rows, because only tokens or matrix products are divided between them, read
-    the same share.
-    """
-    rows = axis_size(mesh, "data", "fsdp")
-    along = [mesh.axis_names.index(name) for name in axes_of(mesh, "data", "fsdp")]
-    of_process: dict[int, set[int]] = {}
-    for place in np.ndindex(mesh.devices.shape):
-        row = 0
-        for axis in along:
-            row = row * mesh.devices.shape[axis] + place[axis]
-        device: Any = mesh.devices[place]
-        of_process.setdefault(device.process_index, set()).add(row)
-    shares = sorted({tuple(sorted(held)) for held in of_process.values()})
-    if sum(map(len, shares)) != rows or len({len(share) for share in shares}) != 1:
-        raise ValueError(
-            "the devices of a process must hold the same rows of a batch as those of another, or other ones, and all "
-            f"processes as many, but on {dict(mesh.shape)} the shares of rows are {shares[:4]}; choose other sizes of "
-            "mesh.fsdp and mesh.sequence"
-        )
-    return shares.index(tuple(sorted(of_process[jax.process_index()]))), len(shares)
-
-
 def check_rows(rows: int, mesh: AnyMesh, micro_batches: int = 1) -> None:
     """Refuse a batch whose rows do not spread evenly over the mesh.
 
