@@ -56,8 +56,9 @@ def forward(
     blocks = plan.blocks
     cut = functools.partial(visits, ids, block=blocks.q, tile_q=blocks.tile_q, most=WHOLE)
     seen = cut(key_ids, tile_kv=blocks.kv)
-    listed = runs(ids, key_ids, text[3] if text else None, block=blocks.q, tile=blocks.run_q)
-    scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv), *_parts(plan, seen), *listed]
+    scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv), *_parts(plan, seen)]
+    if plan.steps == 1:
+        scalars += runs(ids, key_ids, text[3] if text else None, block=blocks.q, tile=blocks.run_q)
     arrays = [q, k, v, ids[:, None], key_ids[:, None]]
     if text is not None:
         gate, text_keys, text_values, text_ids, *own = text
@@ -143,7 +144,7 @@ def _kernel(plan: Plan, *references: Ref) -> None:
 
     of_tokens = Visits(*take(5))
     take(2)
-    of_runs = Runs(*take(2))
+    of_runs = Runs(*take(2)) if plan.steps == 1 else None
     gate, *of_text = take(3) if plan.text else [None]
     arrays = take(5)
     text = take(3) if plan.text else []

@@ -10,7 +10,6 @@ from jaxtyping import Array
 
 from lumina_jax.kernels.lanes import Head, Heads, Ref, column
 from lumina_jax.kernels.plan import Plan
-from lumina_jax.kernels.runs import Runs
 from lumina_jax.kernels.segments import Visits
 from lumina_jax.kernels.softmax_tiles import (
     HIDDEN,
@@ -40,7 +39,7 @@ class Step:
       group, repeat, block, part: place in the grid: group of key heads, which of the query heads that share them, block
         of queries, part of the keys. `row` counts blocks of queries over the batch.
       visits, text_visits: as of `segments.visits`, in scalar memory; of the text only `first` and `end`.
-      runs: as of `runs.runs`, in scalar memory.
+      runs: as of `runs.runs`, in scalar memory; None where keys are streamed.
       gate: tanh of every head's gate.
       queries, text_queries, out: blocks of this step; text_queries are the queries where text has none of its own.
       tokens, text: keys and values.
@@ -58,7 +57,7 @@ class Step:
     part: Any
     row: Any
     visits: Visits
-    runs: Runs
+    runs: Any
     text_visits: tuple[Ref, ...]
     gate: Ref
     queries: Heads

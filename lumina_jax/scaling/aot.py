@@ -144,8 +144,8 @@ def compile_plan(plan: Plan) -> Report:
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     module = read_hlo(text)
-    trips = plan.config.sample.steps if plan.sampler else 1
-    done, sent = work(module, trips), tuple(collectives(module, trips))
+    trips, samples = (plan.config.sample.steps, 1) if plan.sampler else (1, plan.load.samples)
+    done, sent = work(module, trips, samples), tuple(collectives(module, trips))
     model_flops = _model_flops(plan)
     return Report(
         plan=plan,

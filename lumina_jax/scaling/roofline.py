@@ -17,7 +17,8 @@ Place = tuple[int, ...]
 ASSUMPTIONS = (
     "arithmetic, memory and links each run at their peak, and overlap completely; 'one after another' adds them up",
     "arithmetic: every matrix product of the program, loops and recomputation included, and every kernel by its "
-    "CostEstimate; attention fills head width / (head width rounded up to the matrix unit) of the peak",
+    "CostEstimate, divided by the samples of a row, which do not see each other; attention fills head width / (head "
+    "width rounded up to the matrix unit) of the peak",
     "memory: each operand and result of each fusion in HBM moves once; what stays in VMEM is free",
     "links: collectives run one after another; on an axis that closes to a ring both directions carry half the bytes, "
     "on one that does not the middle link limits; a group over several axes uses the links of all",

@@ -59,7 +59,7 @@ class Work(NamedTuple):
     batched_flops: float
     """Of batched matrix products: attention that is not a kernel."""
     kernel_flops: float
-    """Of Pallas kernels, by their CostEstimate."""
+    """Of Pallas kernels, by their CostEstimate, the samples of a row being of equal length."""
     silent_kernels: int
     """Pallas kernels without one."""
     hbm_bytes: float
@@ -90,8 +90,12 @@ def collectives(module: Module, assumed_trips: int = 1) -> list[Collective]:
     return found
 
 
-def work(module: Module, assumed_trips: int = 1) -> Work:
-    """Products, kernels, bytes through HBM and the compiler's cycles; `assumed_trips` as in `Module.runs`."""
+def work(module: Module, assumed_trips: int = 1, samples: int = 1) -> Work:
+    """Products, kernels, bytes through HBM and the compiler's cycles; `assumed_trips` as in `Module.runs`.
+
+    `samples` of a row: a kernel's CostEstimate cannot know of them and says what one sample would cost that fills the
+    row, but what they cannot see of each other is not computed.
+    """
     flops = {"product": 0.0, "batched": 0.0, "kernel": 0.0}
     silent, moved, cycles = 0, 0.0, 0
     for computation, one, times in module.executed(assumed_trips):
@@ -101,7 +105,7 @@ def work(module: Module, assumed_trips: int = 1) -> Work:
             flops[kind] += times * count
         if "tpu_custom_call" in one.attributes:
             estimate = _noted(one, "flops")
-            flops["kernel"] += times * float(estimate or 0)
+            flops["kernel"] += times * float(estimate or 0) / samples
             silent += estimate is None
     unknown = sum(loop.trips is None for loop in module.loops())
     return Work(flops["product"], flops["batched"], flops["kernel"], silent, moved, cycles, unknown)

@@ -146,6 +146,7 @@ def test_products_are_told_from_batched_ones_and_from_kernels():
     assert done.product_flops == 2 * 16 * 64 * 256
     assert done.batched_flops == 4 * 2 * 16 * 32 * 8
     assert (done.kernel_flops, done.silent_kernels) == (1234, 1)
+    assert work(read_hlo(HIDDEN), samples=2).kernel_flops == 617
 
 
 def test_memory_that_is_sliced_or_updated_in_place_counts_as_the_slice():
