@@ -77,8 +77,8 @@ def chips(*extent):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mesh": {"fsdp": 3}}, "divide the number of devices"),
-        ({"mesh": {"fsdp": 32}}, "there are 16 devices"),
+        ({"mesh": {"fsdp": 3}}, "devices that are a multiple of 3"),
+        ({"mesh": {"fsdp": 32}}, "devices that are at least 32"),
         ({"mesh": {"tensor": 8}}, r"mesh.tensor=8 must divide"),
         ({"data": {"batch_rows": 20}, "mesh": {"fsdp": 16}}, "rows of a batch must be a multiple of the 16"),
         (
