@@ -40,8 +40,8 @@ from lumina_jax.tokens import TextFeatures, Tokens
 from lumina_jax.training.state import abstract_state, parameter_shardings
 from lumina_jax.training.step import TrainBatch, batch_places, train_step
 
-QUICK = -1.0
-"""jax_exec_time_optimization_effort of a quick compile: memory and collectives hold, speed does not."""
+QUICK, QUICK_FROM_0_12 = ("jax_exec_time_optimization_effort", -1.0), ("jax_optimization_level", "O1")
+"""The setting of jax that makes a quick compile: memory and collectives hold, speed does not."""
 
 
 class DoesNotFitError(ValueError):
@@ -235,8 +235,9 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
 def _compile(lowered: Any, quick: bool) -> Any:
     """Compile, and tell a lack of memory from other errors."""
     settings: Any = jax.config  # whose attributes are made while jax is imported
-    effort = settings.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", QUICK if quick else effort)
+    name, least = QUICK if hasattr(settings, QUICK[0]) else QUICK_FROM_0_12
+    usual = getattr(settings, name)
+    jax.config.update(name, least if quick else usual)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -249,7 +250,7 @@ def _compile(lowered: Any, quick: bool) -> Any:
             ) from error
         raise DoesNotFitError(str(error), needed_bytes(str(error))) from error
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", effort)
+        jax.config.update(name, usual)
 
 
 def needed_bytes(message: str) -> float | None:
