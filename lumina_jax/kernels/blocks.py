@@ -29,6 +29,9 @@ UNIT = {"v4": 128, "v5e": 128, "v5p": 128}
 NEW_UNIT = 256
 RESIDENT = 32768
 """Most keys of a head that stay in VMEM; longer rows are streamed."""
+STRAIGHT = {"tpu7x": 1024 * 8192}
+"""Most logits of a head in a straight piece of program, where not USUAL_STRAIGHT: what it spills must find room."""
+USUAL_STRAIGHT = 1536 * 16384
 MOST_QUERIES = 4608
 """Most queries of a grid step."""
 LEAST_RESIDENT = 1024
@@ -192,8 +195,8 @@ def choose(sizes: Sizes, of_chip: str | None) -> BlockSizes:
     tuned = TUNED.get((of_chip or "v6e", length, wide), {})
     least = least_heads(sizes.key_heads, sizes.width)
     heads = sorted({least, *(n for n in (1, 2, 4) if n % least == 0 and sizes.key_heads % n == 0)}, reverse=True)
-    of_forward = functools.partial(_forward, length, tuned)
-    forward = _first_that_fits(sizes, of_chip, tuned.get("q_compute"), heads, of_forward, forward_vmem)
+    of_forward, straight = functools.partial(_forward, length, tuned), STRAIGHT.get(of_chip or "", USUAL_STRAIGHT)
+    forward = _first_that_fits(sizes, of_chip, tuned.get("q_compute"), heads, of_forward, forward_vmem, straight)
     of_backward = functools.partial(_backward, length, tuned, forward)
     return _first_that_fits(sizes, of_chip, tuned.get("q_compute_backward"), [least], of_backward, backward_vmem)
 
@@ -205,6 +208,7 @@ def _first_that_fits(
     heads: list[int],
     build: Callable[[int, int, int, bool], BlockSizes],
     need: Callable[[Sizes, BlockSizes], int],
+    logits: int | float = math.inf,
 ) -> BlockSizes:
     """All keys resident before many queries in one product, and both before many heads in a step."""
     length, capacity = padded_length(sizes.length), VMEM.get(of_chip or "", UNKNOWN_VMEM) * MEBIBYTE
@@ -214,7 +218,7 @@ def _first_that_fits(
     for enough in (min(length, LEAST_RESIDENT), 0):
         for q, kv, together, count in itertools.product(queries, windows, (True, False), heads):
             blocks = build(q, kv, count, together)
-            if kv >= enough and need(sizes, blocks) <= capacity * USABLE:
+            if kv >= enough and q * kv <= logits and need(sizes, blocks) <= capacity * USABLE:
                 return blocks
     raise ValueError(
         f"attention over {sizes} needs {need(sizes, blocks) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, but "

@@ -13,7 +13,6 @@ from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.segments import Visits
 from lumina_jax.kernels.softmax_tiles import (
     HIDDEN,
-    UNROLL,
     Carry,
     Keys,
     empty,
@@ -173,7 +172,7 @@ class Step:
 
     def _whole(self, heads: list[Any], rows: Any, *, with_text: bool) -> None:
         start = empty(self.plan.blocks.q_compute, self.plan.lanes)
-        if with_text and not self.plan.own_queries and self.plan.blocks.kv // self.plan.blocks.kv_compute <= UNROLL:
+        if with_text and not self.plan.own_queries:
             sums: list[Any] = [self._with_text(head, rows, start) for head in heads]
         else:
             # The text first: its few products hide behind those of the tokens, not behind the division.

@@ -67,17 +67,17 @@ def unshifted(
 ) -> tuple[Float[Array, "q d"], Float[Array, "q 128"]]:
     """Sums over `count` chunks of the keys from `begin`, a multiple of 16, without a shift.
 
+    All of it is one straight piece of program, so that the compiler overlaps the chunks, and what follows.
     `hidden` tells of the chunk at a place what to add to its logits: HIDDEN for keys that may not be seen, else 0.
     """
 
-    def step(start: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    summed, total = carry.values, carry.weights
+    for start in range(0, chunk * (keys.rows // chunk if count is None else count), chunk):
         place = start if isinstance(begin, int) else pl.multiple_of(begin + start, ROWS_OF_A_REGISTER)
         at = pl.ds(place, chunk)
         weights = jnp.exp2(product(q, keys.read(at), TRANSPOSED) + hidden(place))
-        return sums[0] + product(weights.astype(q.dtype), values.read(at)), _by_lane(sums[1], weights)
-
-    count = keys.rows // chunk if count is None else count
-    return unrolled_loop(count, chunk, step, (carry.values, carry.weights))
+        summed, total = summed + product(weights.astype(q.dtype), values.read(at)), _by_lane(total, weights)
+    return summed, total
 
 
 def unshifted_with_text(
@@ -128,10 +128,7 @@ def _by_lane(total: Float[Array, "q 128"], weights: Float[Array, "q n"]) -> Floa
 
 
 def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value: Any) -> Any:
-    """step(start, value) for start = 0, size, ... , unrolled, so that the compiler overlaps the steps.
-
-    Of many steps the last are not part of the loop, so that it overlaps what follows with them.
-    """
+    """step(start, value) for start = 0, size, ... , unrolled, so that the compiler overlaps the steps."""
     if count <= UNROLL:
         for index in range(count):
             value = step(index * size, value)
@@ -143,8 +140,7 @@ def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value:
             value = step(pl.multiple_of((index * parts + part) * size, size), value)
         return value
 
-    value = jax.lax.fori_loop(0, count // parts - 1, some, value)
-    return some(count // parts - 1, value)
+    return jax.lax.fori_loop(0, count // parts, some, value)
 
 
 def online(
