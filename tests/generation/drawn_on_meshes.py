@@ -29,8 +29,8 @@ TEXT = config(run=RUN)
 TEXT = dataclasses.replace(TEXT, model=dataclasses.replace(TEXT.model, **NETWORK, own_text_query=True, text_layers=1))
 LABEL = label_config(run=RUN)
 LABEL = dataclasses.replace(LABEL, model=dataclasses.replace(LABEL.model, **NETWORK, qk_norm=False))
-LATENTS = (8, 1, 24, 64, 3)
-"""More tokens than in training; with those that end lines 27, which devices do not divide."""
+LATENTS = (8, 1, 24, 48, 3)
+"""More tokens than in training: 18, or with those that end lines 21, which the devices of a row do not divide."""
 PROMPTS = [str(number) for number in range(8)]
 
 
@@ -108,7 +108,7 @@ CASES = {
     "fsdp, sequence and tensor, stochastic": Case(
         drawn, {"fsdp": 2, "sequence": 2, "tensor": 2}, {"solver": "euler_maruyama", "last_step": "none"}
     ),
-    "data and tensor, adaptive steps": Case(drawn, {"tensor": 2}, LARGE_STEPS, LABEL),
+    "sequence and tensor, adaptive steps": Case(drawn, {"sequence": 4, "tensor": 2}, LARGE_STEPS, LABEL),
     "a sheet on fsdp": Case(sheet, {"fsdp": 8}, {}, LABEL),
     "fsdp over two mesh axes, and tensor": Case(drawn, {"fsdp": 4, "tensor": 2, "split": {"fsdp": (2, 2)}}, {}),
     "fsdp, ring and heads exchanged": Case(drawn, {"fsdp": 2, "sequence": 4, "ring": 2}, {}),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CASES = ("fsdp, sequence and tensor, stochastic", "data and tensor, adaptive steps", "a sheet on fsdp")
+CASES = ("fsdp, sequence and tensor, stochastic", "sequence and tensor, adaptive steps", "a sheet on fsdp")
 MORE_CASES = (
     "fsdp over two mesh axes, and tensor",
     "fsdp, ring and heads exchanged",
