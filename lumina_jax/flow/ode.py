@@ -64,15 +64,14 @@ def integrate(
     grid = jnp.asarray(grid, jnp.float32)
     x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
     if found.method is None:
-        states = adams(
-            lambda t, x: drift(t, x, args), x, grid, implicit=found.calls > 1, rtol=rtol, atol=atol, mean=mean
-        )
+        implicit = found.calls > 1
+        states = adams(lambda t, x: drift(t, x, args), x, grid, implicit=implicit, rtol=rtol, atol=atol, mean=mean)
         return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
     last, event = grid[-1], None
+    norm = functools.partial(_largest_root_mean_square, mean)
     if found.overshoots:
         last = jnp.sign(grid[-1] - grid[0]) * jnp.inf
         event = diffrax.Event(lambda t, *_, **__: t >= jnp.sign(last) * grid[-1])  # diffrax counts time upwards
-    tolerant: Any = {"rtol": rtol, "atol": atol, "norm": functools.partial(_largest_root_mean_square, mean)}
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(drift),
         found.method(),
@@ -82,7 +81,7 @@ def integrate(
         y0=x,
         args=args,
         saveat=_saved(found, grid, save_at),
-        stepsize_controller=_Adaptive(**tolerant) if found.adaptive else _Grid(ts=grid),
+        stepsize_controller=_Adaptive(rtol, atol, norm=norm) if found.adaptive else _Grid(ts=grid),
         adjoint=diffrax.ForwardMode(),
         max_steps=MAX_ADAPTIVE_STEPS if found.adaptive else grid.shape[0] - 1,
         event=event,

@@ -163,7 +163,8 @@ def _shared(
         out_specs=rows if of_rows else of_tokens,
         check_vma=False,  # the path is the same on devices that divide products
     )
-    found = across(parameters, *jax.tree.map(filled, (tokens, beside)), prompt)
+    tokens, beside = jax.tree.map(filled, (tokens, beside))
+    found = across(parameters, tokens, beside, prompt)
     return found if of_rows else found[:, :length]
 
 
