@@ -61,8 +61,7 @@ def integrate(
     found = solver_named(solver) if isinstance(solver, str) else solver
     if grid.shape[0] < 2:
         raise ValueError(f"a grid of {grid.shape=} has no interval; give at least two times")
-    grid = jnp.asarray(grid, jnp.float32)
-    x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
+    grid, x = jnp.asarray(grid, jnp.float32), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
     if found.method is None:
         implicit = found.calls > 1
         states = adams(lambda t, x: drift(t, x, args), x, grid, implicit=implicit, rtol=rtol, atol=atol, mean=mean)
