@@ -285,7 +285,7 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     heads, wide, text = blocks.heads, -(-sizes.width // LANES) * LANES, padded(sizes.text) if sizes.text else 0
     lanes = padded(heads * sizes.width)
     moved = 2 * sizes.itemsize * lanes * (2 * blocks.q + 2 * blocks.kv + 2 * text + (blocks.q if text else 0))
-    carried = 0 if blocks.kv >= sizes.length else 4 * heads * blocks.q * (wide + 2 * LANES)
+    carried = 0 if blocks.kv >= sizes.length else 4 * heads * blocks.q * (2 * wide + 3 * LANES)
     logs = 2 * 4 * blocks.q * LANES
     return moved + carried + logs + 4 * blocks.q_compute * (2 * blocks.kv_compute + 4 * LANES)
 

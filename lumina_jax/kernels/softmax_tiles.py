@@ -128,7 +128,10 @@ def _by_lane(total: Float[Array, "q 128"], weights: Float[Array, "q n"]) -> Floa
 
 
 def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value: Any) -> Any:
-    """step(start, value) for start = 0, size, ... , unrolled, so that the compiler overlaps the steps."""
+    """step(start, value) for start = 0, size, ... , unrolled, so that the compiler overlaps the steps.
+
+    Of many steps the last are not part of the loop, so that it overlaps what follows with them.
+    """
     if count <= UNROLL:
         for index in range(count):
             value = step(index * size, value)
@@ -140,7 +143,8 @@ def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value:
             value = step(pl.multiple_of((index * parts + part) * size, size), value)
         return value
 
-    return jax.lax.fori_loop(0, count // parts, some, value)
+    value = jax.lax.fori_loop(0, count // parts - 1, some, value)
+    return some(count // parts - 1, value)
 
 
 def online(
@@ -184,7 +188,10 @@ def logarithm(weights: Float[Array, "q 128"], shift: Float[Array, "q 1"] | None 
     return jnp.where(total > 0, jnp.log2(jnp.where(total > 0, total, 1.0)) + shifts, -HIDDEN)
 
 
-def within_safety(totals: list[Float[Array, "q 1"]]) -> Any:
-    """Whether sums without a shift are exact: nothing overflowed, and what vanished is too small to count."""
+def within_safety(totals: list[Float[Array, "q n"]]) -> Any:
+    """Whether sums without a shift are exact: nothing overflowed, and what vanished is too small to count.
+
+    `totals` are of rows, n = 1, or of their lanes, n = 128, which costs less; where those fail, the rows may not.
+    """
     within = [jnp.where((total < SAFE) & (total > 1.0 / SAFE), 1.0, 0.0) for total in totals]
     return jnp.min(functools.reduce(jnp.minimum, within)) > 0.0
