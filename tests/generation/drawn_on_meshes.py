@@ -23,7 +23,8 @@ from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
 
-RUN = {"root": tempfile.mkdtemp(), "sample_prompts": ("3", "1", "4")}
+FOLDER = tempfile.TemporaryDirectory()
+RUN = {"root": FOLDER.name, "sample_prompts": ("3", "1", "4")}
 NETWORK = {"heads": 8, "kv_heads": 2, "width": 48, "remat": "full"}
 TEXT = config(run=RUN)
 TEXT = dataclasses.replace(TEXT, model=dataclasses.replace(TEXT.model, **NETWORK, own_text_query=True, text_layers=1))
