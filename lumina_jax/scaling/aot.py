@@ -37,7 +37,7 @@ from lumina_jax.scaling.hlo import read_hlo
 from lumina_jax.scaling.memory import Memory, memory
 from lumina_jax.scaling.roofline import Estimate, estimate
 from lumina_jax.scaling.traffic import Collective, Work, collectives, work
-from lumina_jax.tokens import TextFeatures, Tokens
+from lumina_jax.tokens import TextFeatures, Tokens, latent_grid
 from lumina_jax.training.state import abstract_state
 from lumina_jax.training.step import TrainBatch, batch_places, train_step
 
@@ -66,12 +66,23 @@ class Plan:
     """Pixels along one side of a value of the latent, where `config.vae` names an autoencoder."""
 
     @property
+    def extent(self) -> Extent:
+        """Of the latents of a sample that is drawn."""
+        data = self.config.data
+        side = data.image_size // (self.vae_factor if self.config.vae.path else 1)
+        return Extent(data.frames, side, side)
+
+    @property
     def load(self) -> Load:
-        """The batch of `config`."""
+        """The batch of `config`; of a sampler, as many samples as it has rows."""
         config = self.config
         data = latent_data(config.data, self.vae_factor) if config.vae.path else config.data
         text = config.text.max_tokens if config.model.conditioning == "text" else 0
         tokens, samples = row_tokens(data, config.model), config.data.samples_per_row
+        if self.sampler:
+            model = config.model
+            markers = {"nextline": model.nextline, "nextframe": model.nextframe}
+            tokens, samples = latent_grid(*self.extent, patch_size=model.patch_size, **markers).length, 1
         return Load(rows=data.batch_rows, tokens=tokens, samples=samples, text_tokens=text)
 
 
@@ -127,7 +138,8 @@ def plan_mesh(plan: Plan, devices: Sequence[Any]) -> Mesh:
     """
     mesh = configured_mesh(plan.config.mesh, devices)
     check_mesh(plan.config, mesh)
-    check_tokens(plan.load.tokens, mesh)
+    if not plan.sampler:  # which fills rows up
+        check_tokens(plan.load.tokens, mesh)
     return mesh
 
 
@@ -145,8 +157,8 @@ def compile_plan(plan: Plan) -> Report:
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     module = read_hlo(text)
-    trips, samples = (plan.config.sample.steps, 1) if plan.sampler else (1, plan.load.samples)
-    done, sent = work(module, trips, samples), tuple(collectives(module, trips))
+    trips = (plan.config.sample.steps, _calls(plan.config.sample.solver)) if plan.sampler else ()
+    done, sent = work(module, trips, plan.load.samples), tuple(collectives(module, trips))
     model_flops = _model_flops(plan)
     return Report(
         plan=plan,
@@ -218,18 +230,16 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     graph, abstract = abstract_model(config.model)
     places = parameter_shardings(config.model, mesh)
     parameters = jax.tree.map(_placed, places, nnx.to_pure_dict(abstract))
-    side = config.data.image_size // (plan.vae_factor if config.vae.path else 1)
-    extent = Extent(config.data.frames, side, side)
-    batch = abstract_batch(config, dataclasses.replace(load, samples=1), mesh)
+    batch = abstract_batch(config, load, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     noise = jax.ShapeDtypeStruct(
-        (load.rows, *extent, config.model.channels), jnp.float32, sharding=batch_sharding(mesh)
+        (load.rows, *plan.extent, config.model.channels), jnp.float32, sharding=batch_sharding(mesh)
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
     prompt = Prompt(batch.condition, batch.condition, number, number)
-    task = Task(graph, config, extent, division=division(config, mesh, places))
+    task = Task(graph, config, plan.extent, division=division(config, mesh, places))
     program = jax.jit(functools.partial(draw, task, config.sample))
     lowered = program.trace(parameters, noise, keys, prompt).lower(lowering_platforms=("tpu",))
     return lowered, (parameters, (), ())
@@ -273,6 +283,11 @@ def _model_flops(plan: Plan) -> float:
     config, load = plan.config, plan.load
     if not plan.sampler:
         return step_flops(config.model, load).total
-    calls = SOLVERS[config.sample.solver].calls if config.sample.solver in SOLVERS else 1
-    single = dataclasses.replace(load, samples=1)
-    return sampling_flops(config.model, single, calls * config.sample.steps, guided=True)
+    calls = _calls(config.sample.solver) * config.sample.steps
+    return sampling_flops(config.model, load, calls, guided=True)
+
+
+def _calls(solver: str) -> int:
+    """Of the network, in a step."""
+    of_stochastic = {"euler_maruyama": 1, "sde_heun": 2}
+    return SOLVERS[solver].calls if solver in SOLVERS else of_stochastic[solver]

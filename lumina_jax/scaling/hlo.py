@@ -7,7 +7,7 @@ it, from the trip counts of the loops around it.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 BYTES = {"pred": 1.0, "bf16": 2.0, "f16": 2.0, "f32": 4.0, "f64": 8.0, "c64": 8.0, "c128": 16.0, "token": 0.0}
@@ -105,28 +105,30 @@ class Module(NamedTuple):
             if one.opcode == "while"
         ]
 
-    def runs(self, assumed_trips: int = 1) -> dict[str, int]:
+    def runs(self, assumed_trips: Sequence[int] = ()) -> dict[str, int]:
         """How often each computation runs in one call of the program, by its name; those inside fusions and reducers
         are not listed. Of a conditional only the branch counts that makes the most bytes.
 
         Args:
-          assumed_trips: of a loop that decides while it runs when to end; a second such loop inside it counts once.
+          assumed_trips: of loops that decide while they run when to end: of the outermost, of one within it, and so
+            on; those further inside count once.
         """
         trips = {loop.instruction.name: loop.trips for loop in self.loops()}
         counts: dict[str, int] = {}
 
-        def visit(computation: Computation, times: int, assumed: int) -> None:
+        def visit(computation: Computation, times: int, assumed: Sequence[int]) -> None:
             counts[computation.name] = counts.get(computation.name, 0) + times
             for one in computation.instructions.values():
-                own = trips.get(one.name, 1)
+                own, inner = trips.get(one.name, 1), assumed
+                if own is None:
+                    own, *inner = assumed or (1,)
                 for name in self.callees(one):
-                    inner = 1 if own is None else assumed
-                    visit(self.computations[name], times * (assumed if own is None else own), inner)
+                    visit(self.computations[name], times * own, inner)
 
         visit(self.entry, 1, assumed_trips)
         return counts
 
-    def executed(self, assumed_trips: int = 1) -> Iterator[tuple[Computation, Instruction, int]]:
+    def executed(self, assumed_trips: Sequence[int] = ()) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction outside of fusions, with how often it runs."""
         for name, times in self.runs(assumed_trips).items():
             for one in self.computations[name].instructions.values():

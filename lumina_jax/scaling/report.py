@@ -195,7 +195,10 @@ def _flops_lines(report: Report) -> Iterator[str]:
     if done.silent_kernels:
         yield f"  {done.silent_kernels} kernels have no CostEstimate and count as nothing: arithmetic is underestimated"
     if done.unknown_loops:
-        yield f"  {done.unknown_loops} loops end when they find that they are done; outer ones count sample.steps times"
+        yield (
+            f"  {done.unknown_loops} loops end when they find that they are done; the outermost count sample.steps "
+            "times, those within as often as the solver calls the network in a step"
+        )
 
 
 def _roofline_lines(report: Report) -> Iterator[str]:

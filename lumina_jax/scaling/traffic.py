@@ -8,7 +8,7 @@ matrix product that it overlaps, and in the fusion that ends it: only the start 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,10 +66,10 @@ class Work(NamedTuple):
     cycles: float
     """The compiler's own estimates for its fusions; it has none for kernels and collectives."""
     unknown_loops: int
-    """Loops that decide while they run how often: those of a sampler over its steps."""
+    """Loops that decide while they run how often: those of a sampler over its steps, and an adaptive solver's."""
 
 
-def collectives(module: Module, assumed_trips: int = 1) -> list[Collective]:
+def collectives(module: Module, assumed_trips: Sequence[int] = ()) -> list[Collective]:
     """Every collective of the program, with how often it runs; `assumed_trips` as in `Module.runs`."""
     found = []
     for computation, one, times in module.executed(assumed_trips):
@@ -90,7 +90,7 @@ def collectives(module: Module, assumed_trips: int = 1) -> list[Collective]:
     return found
 
 
-def work(module: Module, assumed_trips: int = 1, samples: int = 1) -> Work:
+def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) -> Work:
     """Products, kernels, bytes through HBM and the compiler's cycles; `assumed_trips` as in `Module.runs`.
 
     `samples` of a row: a kernel's CostEstimate cannot know of them and says what one sample would cost that fills the

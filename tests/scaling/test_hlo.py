@@ -90,7 +90,18 @@ def test_loops_run_from_their_start_by_their_step_and_multiply():
     runs = module.runs()
     assert runs["outer_body"] == 7
     assert runs["inner_body"] == 7 * 3 + 1
-    assert module.runs(assumed_trips=10)["inner_body"] == 7 * 3 + 10
+    assert module.runs([10])["inner_body"] == 7 * 3 + 10
+
+
+def test_of_loops_with_an_end_of_their_own_each_depth_has_its_assumed_trips():
+    """An adaptive solver: steps, and within each the stages of a step."""
+    unknown = NESTED.replace("tuple(%zero, %x)", "tuple(%i, %x)").replace("tuple(%start.3,", "tuple(%i.3,")
+    module = read_hlo(unknown)
+    assert {loop.trips for loop in module.loops()} == {None}
+    runs = module.runs([10, 6])
+    assert runs["outer_body"] == 10
+    assert runs["inner_body"] == 10 * 6 + 10
+    assert module.runs([10])["inner_body"] == 10 + 10
 
 
 def test_of_a_conditional_the_branch_that_makes_more_counts():
