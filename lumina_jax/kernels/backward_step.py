@@ -70,8 +70,9 @@ class BackwardStep:
       visits, text_visits, gate: as there.
       queries, gradient, out, text_queries: blocks of this step; of `out` and `delta` one is None.
       ids, logs, text_logs: segments and logarithms of the denominators, by query.
-      tokens, text: keys and values; their ids are columns [n 128].
+      tokens, text: keys and values, of which one may be None; their ids are columns [n 128].
       of_tokens, of_text: sums for their gradients.
+      total: the gradient of the queries so far; None: nothing.
       dq, text_dq, gates, deltas: to be written; gradients of the gate and delta are by query.
     """
 
@@ -89,11 +90,12 @@ class BackwardStep:
     ids: Ref
     logs: Ref
     delta: Ref
-    tokens: Keys
-    text: Any
+    tokens: Keys | None
+    text: Keys | None
     text_logs: Ref
-    of_tokens: Gradients
-    of_text: Any
+    of_tokens: Gradients | None
+    of_text: Gradients | None
+    total: Heads | None
     dq: Heads
     text_dq: Any
     gates: Ref
@@ -101,13 +103,28 @@ class BackwardStep:
 
     def read_keys(self, ids: list[Ref]) -> None:
         """Make columns of the ids of keys, and clear what is padding."""
-        for row, keys in zip(ids, (self.tokens, self.text)):
+        for row, (keys, _, _) in zip(ids, self._kinds()):
             for start in range(0, row.shape[1], LANES):
                 keys.ids[start : start + LANES, :] = column(row[:, start : start + LANES])
 
-        @pl.when(jnp.min(ids[0][...]) <= 0)
-        def _():
-            self._clear(self.tokens[:2], self.tokens.ids)
+        if self.tokens is not None:
+            keys, values, columns = self.tokens
+            pl.when(jnp.min(ids[0][...]) <= 0)(lambda: self._clear([keys, values], columns))
+
+    def _kinds(self) -> list[tuple[Keys, Ref, Ref]]:
+        """Keys of the tokens and of the text, those that there are, and the sums of their gradients."""
+        both = ((self.tokens, self.of_tokens), (self.text, self.of_text))
+        return [(keys, *sums) for keys, sums in both if keys is not None and sums is not None]
+
+    def queries_of_block(self) -> None:
+        """The share of this block of queries, of all heads."""
+        self.hide_padding()
+        self.plan.each_head(self.head, side_by_side=1, count=self.plan.blocks.heads_backward)
+
+    def keep(self) -> None:
+        """This step adds nothing to the gradient of the queries."""
+        if self.total is not None:
+            self.dq.block[...] = self.total.block[...]
 
     def hide_padding(self) -> None:
         """Queries of padding have no say: their gradient becomes zero."""
@@ -125,17 +142,19 @@ class BackwardStep:
 
     def start(self) -> None:
         """Nothing is summed yet."""
-        for sums in (*self.of_tokens, *(self.of_text or ())):
-            sums[...] = jnp.zeros_like(sums)
+        for _, *both in self._kinds():
+            for sums in both:
+                sums[...] = jnp.zeros_like(sums)
 
     def write_keys(self, blocks: list[Heads]) -> None:
         """Gradients of keys and values; zero for padding."""
-        plan, scales = self.plan, (1 / LOG2E, 1.0) * 2
-        ids = [self.tokens.ids] * 2 + ([self.text.ids] * 2 if self.text else [])
-        for block, sums, scale, of in zip(blocks, (*self.of_tokens, *(self.of_text or ())), scales, ids):
-            kept = across(of[...], plan.lanes) > 0
-            for head in range(plan.blocks.heads_backward):
-                block.head(head).write(slice(None), jnp.where(kept, sums[head] * scale, 0.0))
+        of, plan = iter(blocks), self.plan
+        for keys, *both in self._kinds():
+            kept = across(keys.ids[...], plan.lanes) > 0
+            for sums, scale in zip(both, (1 / LOG2E, 1.0)):
+                block = next(of)
+                for head in range(plan.blocks.heads_backward):
+                    block.head(head).write(slice(None), jnp.where(kept, sums[head] * scale, 0.0))
 
     def head(self, heads: list[Any]) -> None:
         """All rows of one head: many at once where they and all keys are one segment, else tile by tile."""
@@ -161,18 +180,23 @@ class BackwardStep:
             out = self.out.head(head).alone(at, like)
             delta = row_sums(gradient.astype(jnp.float32) * out.astype(jnp.float32))
         queries = scaled(self.queries.head(head).alone(at, like), plan.scale)
-        rows = Rows(at, queries, gradient, self.ids[:, at], self.logs[head, :, at], delta)
+        logs = (self.text_logs if self.logs is None else self.logs)[head, :, at]
+        rows = Rows(at, queries, gradient, self.ids[:, at], logs, delta)
         dq = jnp.zeros(rows.queries.shape, jnp.float32)
         if self.text is not None:
             dq, rows = self._text(head, rows, place)
         if self.deltas is not None:
             self.deltas[head, :, at] = rows.delta
-        dq = self._tokens(head, rows, place, dq)
-        self.dq.head(head).write(at, dq * plan.scale, like)
+        if self.tokens is not None:
+            dq = self._tokens(head, rows, place, dq)
+        dq = dq * plan.scale
+        if self.total is not None:
+            dq += self.total.head(head).alone(at, like)
+        self.dq.head(head).write(at, dq, like)
 
     def _like(self, head: Any) -> Head | None:
         """As `forward_step.Step.like`."""
-        return None if self.plan.repeats == 1 else self.tokens.keys.head(self._key_head(head))
+        return None if self.plan.repeats == 1 else self._kinds()[0][0].keys.head(self._key_head(head))
 
     def _key_head(self, head: Any) -> Any:
         if self.plan.repeats == 1:
