@@ -41,6 +41,8 @@ PADDED = np.repeat([[1, 0]], [200, 56], axis=1)
 PACKED = np.repeat([[1, 2, 3, 0]], [150, 28, 50, 28], axis=1)
 ANY_ORDER = np.random.default_rng(0).integers(0, 4, (1, 256))
 WORDS = np.repeat([[1, 2, 0]], [40, 30, 10], axis=1)
+LONG = np.stack([np.repeat([1, 2, 3, 4, 0], [200, 80, 330, 130, 28]), np.repeat([1, 0], [150, 618])])
+MANY_WORDS = np.repeat([[1, 2, 3, 4, 0], [1, 1, 1, 0, 0]], [30, 40, 60, 20, 10], axis=1)
 
 
 def run(of, *inputs, blocks=SMALL, interpret=True):
@@ -95,6 +97,24 @@ def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads):
     wanted, of_inputs = by_definition(of, gradient)
     assert relative(out, wanted) <= 2e-6
     assert max(relative(ours, theirs) for ours, theirs in zip(gradients, of_inputs)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        pytest.param(None, {"heads": 2, "key_heads": 2, "width": 48}, id="two heads in a register, no text"),
+        pytest.param(MANY_WORDS, {"heads": 4, "key_heads": 2, "width": 72}, id="grouped heads, text"),
+    ],
+)
+def test_gradients_of_packed_rows_are_summed_over_windows_of_keys(words, options):
+    """Windows that the first, the last or no block of queries sees, and heads that get registers of their own."""
+    of = case(LONG, words, **options)
+    few = {"heads_backward": 128 // options["width"], "q_backward": 128, "q_compute_backward": 128, "kv_backward": 256}
+    gradient = np.random.default_rng(9).standard_normal(of.q.shape)
+    _, gradients = output_and_gradients(of, gradient, blocks=BlockSizes(**{**vars(SMALL), **few}))
+    _, wanted = by_definition(of, gradient)
+    assert [relative(ours, theirs) < 1e-5 for ours, theirs in zip(gradients, wanted)] == [True] * len(wanted)
+    assert not np.any(np.asarray(gradients[1])[LONG == 0])
 
 
 @pytest.mark.parametrize(
