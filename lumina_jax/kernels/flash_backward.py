@@ -32,6 +32,7 @@ from lumina_jax.kernels.blocks import padded
 from lumina_jax.kernels.flash_forward import Interpret
 from lumina_jax.kernels.lanes import LANES, Heads, Ref
 from lumina_jax.kernels.plan import Plan
+from lumina_jax.kernels.regroup import regrouped
 from lumina_jax.kernels.segments import Visits, visits
 from lumina_jax.kernels.softmax_tiles import Keys
 
@@ -58,7 +59,8 @@ def backward(
       gradient: of the output.
     """
     sizes = plan.blocks
-    spread = functools.partial(_regrouped, width=plan.width, old=sizes.heads, new=sizes.heads_backward)
+    move: Any = functools.partial(regrouped, width=plan.width, dtype=q.dtype, interpret=interpret)
+    spread = functools.partial(move, old=sizes.heads, new=sizes.heads_backward)
     tokens = (spread(k), spread(v), key_ids)
     if text is not None:
         gate, text_keys, text_values, text_ids, *own = text
@@ -68,8 +70,8 @@ def backward(
         found = call(spread(out), tokens, text, logs)
     else:
         found = _by_windows(call, plan, tokens, text, logs, _delta(plan, out, gradient))
-    back = functools.partial(_regrouped, width=plan.width, old=sizes.heads_backward, new=sizes.heads)
-    return [x if x.ndim == 4 else back(x.astype(q.dtype)) for x in found]
+    back = functools.partial(move, old=sizes.heads_backward, new=sizes.heads)
+    return [x if x.ndim == 4 else back(x) for x in found]
 
 
 def _by_windows(
@@ -97,21 +99,13 @@ def _by_windows(
 
 
 def _delta(plan: Plan, out: Float[Array, "b l hd"], gradient: Float[Array, "b l hd"]) -> Float[Array, "b h 1 l"]:
-    """do . o of every head."""
-    products = out.astype(jnp.float32) * gradient.astype(jnp.float32)
-    apart = _regrouped(products, width=plan.width, old=plan.blocks.heads, new=1)
-    by_head = jnp.sum(apart.reshape(*apart.shape[:2], plan.heads, -1), axis=-1)
-    return by_head.swapaxes(1, 2)[:, :, None]
-
-
-def _regrouped(x: Float[Array, "b l hd"], *, width: int, old: int, new: int) -> Float[Array, "b l other"]:
-    """Heads side by side, of which every `new` are filled up to whole registers instead of every `old`."""
-    if old == new or (old * width % LANES == 0 and new * width % LANES == 0):
-        return x
-    heads = x.reshape(*x.shape[:2], -1, padded(old * width))[..., : old * width]
-    groups = heads.reshape(*x.shape[:2], -1, new * width)
-    groups = jnp.pad(groups, [(0, 0)] * 3 + [(0, padded(new * width) - new * width)])
-    return groups.reshape(*x.shape[:2], -1)
+    """do . o of every head, by a product with what tells whose a lane is, which leaves the tokens in lanes."""
+    group, lane = plan.blocks.heads, jnp.arange(out.shape[2])
+    place = lane % padded(group * plan.width)
+    head = jnp.where(place < group * plan.width, lane // padded(group * plan.width) * group + place // plan.width, -1)
+    products = jnp.where(head >= 0, out.astype(jnp.float32) * gradient.astype(jnp.float32), 0.0)
+    owner = (head[:, None] == jnp.arange(plan.heads)).astype(jnp.float32)
+    return jnp.einsum("blx,xh->bhl", products, owner, precision=jax.lax.Precision.HIGHEST)[:, :, None]
 
 
 def _call(
