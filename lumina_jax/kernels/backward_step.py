@@ -90,11 +90,11 @@ class BackwardStep:
     ids: Ref
     logs: Ref
     delta: Ref
-    tokens: Keys | None
-    text: Keys | None
+    tokens: Any
+    text: Any
     text_logs: Ref
-    of_tokens: Gradients | None
-    of_text: Gradients | None
+    of_tokens: Any
+    of_text: Any
     total: Heads | None
     dq: Heads
     text_dq: Any
@@ -108,13 +108,15 @@ class BackwardStep:
                 keys.ids[start : start + LANES, :] = column(row[:, start : start + LANES])
 
         if self.tokens is not None:
-            keys, values, columns = self.tokens
-            pl.when(jnp.min(ids[0][...]) <= 0)(lambda: self._clear([keys, values], columns))
+
+            @pl.when(jnp.min(ids[0][...]) <= 0)
+            def _():
+                self._clear(self.tokens[:2], self.tokens.ids)
 
     def _kinds(self) -> list[tuple[Keys, Ref, Ref]]:
         """Keys of the tokens and of the text, those that there are, and the sums of their gradients."""
         both = ((self.tokens, self.of_tokens), (self.text, self.of_text))
-        return [(keys, *sums) for keys, sums in both if keys is not None and sums is not None]
+        return [(keys, *sums) for keys, sums in both if keys is not None]
 
     def queries_of_block(self) -> None:
         """The share of this block of queries, of all heads."""

@@ -69,7 +69,8 @@ def backward(
     if plan.keys == sizes.kv_backward:
         found = call(spread(out), tokens, text, logs)
     else:
-        found = _by_windows(call, plan, tokens, text, logs, _delta(plan, out, gradient))
+        delta = jnp.where(ids[:, None, None] > 0, _delta(plan, out, gradient), 0.0)
+        found = _by_windows(call, plan, tokens, text, logs, delta)
     back = functools.partial(move, old=sizes.heads_backward, new=sizes.heads)
     return [x if x.ndim == 4 else back(x) for x in found]
 
@@ -90,7 +91,7 @@ def _by_windows(
         lanes = k.shape[2] * plan.repeats
         dq, of_text = jnp.zeros((plan.batch, plan.length, lanes), jnp.float32), []
 
-    def step(sums: tuple[Array, ...], window: Int[Array, ""]) -> tuple[tuple[Array, ...], None]:
+    def step(sums: Any, window: Int[Array, ""]) -> Any:
         dq, k, v = sums
         return tuple(call(delta, (k, v, key_ids), None, logs, window=window, total=dq)), None
 
@@ -149,7 +150,7 @@ def _call(
         scalars += [gate.astype(jnp.float32), *cut(text_ids, tile_kv=plan.text_tile)[:2]]
         arrays += [text_keys, text_values, text_ids[:, None], logs[1], *own]
     aliases = {}
-    if window is not None:
+    if window is not None and total is not None:
         scalars += [window[None], *_range(of_tokens, plan)]
         arrays.append(total)
         places = {len(arrays) - 1: 0, 4: 1, 5: 2}
@@ -157,13 +158,7 @@ def _call(
     specs, shapes = built.blocks(q, q.shape[2] // plan.repeats)
     call = pl.pallas_call(
         functools.partial(_kernel, built),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(scalars),
-            grid=(plan.batch, plan.key_heads // blocks.heads_backward, plan.repeats, plan.length // blocks.q_backward),
-            in_specs=specs[: len(arrays)],
-            out_specs=specs[len(arrays) :],
-            scratch_shapes=built.scratch(),
-        ),
+        grid_spec=built.grid(len(scalars), specs[: len(arrays)], specs[len(arrays) :]),
         out_shape=shapes,
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
@@ -242,7 +237,19 @@ class _Built:
             moved -= 4 * plan.batch * (plan.keys - size) * lanes * itemsize
         return replace(part.cost(products=5, itemsize=itemsize), bytes_accessed=moved)
 
-    def scratch(self) -> list[Any]:
+    def grid(self, scalars: int, before: list[pl.BlockSpec], after: list[pl.BlockSpec]) -> Any:
+        """Rows, groups of key heads, query heads that share them, blocks of queries."""
+        plan, sizes = self.plan, self.plan.blocks
+        groups, blocks = plan.key_heads // sizes.heads_backward, plan.length // sizes.q_backward
+        return pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=scalars,
+            grid=(plan.batch, groups, plan.repeats, blocks),
+            in_specs=before,
+            out_specs=after,
+            scratch_shapes=self._scratch(),
+        )
+
+    def _scratch(self) -> list[Any]:
         plan, heads = self.plan, self.plan.blocks.heads_backward
         rows = [plan.blocks.kv_backward] * self.tokens + [plan.text] * self.text
         sums = [pltpu.VMEM((heads, size, plan.lanes), jnp.float32) for size in rows for _ in "kv"]
@@ -255,12 +262,9 @@ def _kernel(built: _Built, *references: Ref) -> None:
     def take(count: int) -> list[Any]:
         return [next(refs) for _ in range(count)]
 
-    def heads(blocks: list[Ref]) -> list[Heads]:
-        return [Heads(block, plan.width) for block in blocks]
-
     of_tokens = Visits(*take(5))
     gate, *text_visits = take(3) if built.text else [None]
-    _, low, high = take(3) if built.in_window else [None] * 3
+    ends = take(3)[1:] if built.in_window else []
     q, gradient, of_out, ids = take(4)
     tokens = take(4) if built.tokens else []
     text = take(4) if built.text else []
@@ -271,7 +275,8 @@ def _kernel(built: _Built, *references: Ref) -> None:
     down, deltas = take(built.own_queries), take(built.text and built.in_parts)
     kinds = [kind for kind in (tokens, text) if kind]
     sums = [Gradients(*take(2)) for _ in kinds]
-    keys = [Keys(*heads(kind[:2]), column) for kind, column in zip(kinds, take(len(kinds)), strict=True)]
+    columns = take(len(kinds))
+    keys = [Keys(Heads(kind[0], plan.width), Heads(kind[1], plan.width), of) for kind, of in zip(kinds, columns)]
     place = [pl.program_id(axis) for axis in range(4)]
     step = BackwardStep(
         plan=plan,
@@ -302,10 +307,12 @@ def _kernel(built: _Built, *references: Ref) -> None:
     pl.when(place[3] == 0)(lambda: step.read_keys([kind[2] for kind in kinds]))
     pl.when((place[3] == 0) & (place[2] == 0))(step.start)
     if built.in_window:
-        seen = (place[3] >= low[place[0]]) & (place[3] <= high[place[0]])
+        low, high = (end[place[0]] for end in ends)
+        seen = (place[3] >= low) & (place[3] <= high)
         pl.when(seen)(step.queries_of_block)
         pl.when((place[3] == 0) & jnp.logical_not(seen))(step.keep)
     else:
         step.queries_of_block()
     last = (place[3] == pl.num_programs(3) - 1) & (place[2] == plan.repeats - 1)
-    pl.when(last)(lambda: step.write_keys(heads([*to_tokens, *to_text[:2]])))
+    to_keys = [Heads(block, plan.width) for block in (*to_tokens, *to_text[:2])]
+    pl.when(last)(lambda: step.write_keys(to_keys))
