@@ -33,7 +33,7 @@ from lumina_jax.kernels.flash_forward import Interpret
 from lumina_jax.kernels.lanes import LANES, Heads, Ref
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.regroup import regrouped
-from lumina_jax.kernels.segments import Visits, visits
+from lumina_jax.kernels.segments import WHOLE, Visits, visits
 from lumina_jax.kernels.softmax_tiles import Keys
 
 
@@ -141,7 +141,8 @@ def _call(
     seen = all_ids
     if window is not None:
         seen = jax.lax.dynamic_slice_in_dim(all_ids, window * blocks.kv_backward, blocks.kv_backward, axis=1)
-    of_tokens = cut(seen, tile_kv=blocks.tile_kv_backward)
+    most = WHOLE if window is None else 0.0  # a window may be longer than a sample
+    of_tokens = cut(seen, tile_kv=blocks.tile_kv_backward, most=most)
     scalars, arrays = [*of_tokens], [q, gradient, of_out, ids[:, None]]
     if tokens is not None:
         arrays += [*tokens[:2], tokens[2][:, None], logs[0]]

@@ -41,7 +41,7 @@ PADDED = np.repeat([[1, 0]], [200, 56], axis=1)
 PACKED = np.repeat([[1, 2, 3, 0]], [150, 28, 50, 28], axis=1)
 ANY_ORDER = np.random.default_rng(0).integers(0, 4, (1, 256))
 WORDS = np.repeat([[1, 2, 0]], [40, 30, 10], axis=1)
-LONG = np.stack([np.repeat([1, 0], [150, 618]), np.repeat([1, 2, 3, 4, 0], [200, 80, 330, 130, 28])])
+LONG = np.stack([np.repeat([1, 0], [150, 874]), np.repeat([1, 2, 3, 4, 0], [128, 128, 330, 400, 38])])
 MANY_WORDS = np.repeat([[1, 1, 1, 0, 0], [1, 2, 3, 4, 0]], [30, 40, 60, 20, 10], axis=1)
 
 
@@ -100,16 +100,17 @@ def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads):
 
 
 @pytest.mark.parametrize(
-    ("words", "options"),
+    ("words", "options", "q"),
     [
-        pytest.param(None, {"heads": 2, "key_heads": 2, "width": 48}, id="two heads in a register, no text"),
-        pytest.param(MANY_WORDS, {"heads": 4, "key_heads": 2, "width": 72}, id="grouped heads, text"),
+        pytest.param(None, {"heads": 2, "key_heads": 2, "width": 48}, 256, id="two heads in a register, no text"),
+        pytest.param(MANY_WORDS, {"heads": 4, "key_heads": 2, "width": 72}, 128, id="grouped heads, text"),
     ],
 )
-def test_gradients_of_packed_rows_are_summed_over_windows_of_keys(words, options):
-    """Windows that the first, the last or no block of queries sees, and heads that get registers of their own."""
+def test_gradients_of_packed_rows_are_summed_over_windows_of_keys(words, options, q):
+    """Windows that some or no blocks of queries see, of one or several samples; heads get registers of their own."""
     of = case(LONG, words, **options)
-    few = {"heads_backward": 128 // options["width"], "q_backward": 128, "q_compute_backward": 128, "kv_backward": 256}
+    few = {"heads_backward": 128 // options["width"], "q_backward": q, "q_compute_backward": q}
+    few |= {"kv_backward": 512, "kv_compute_backward": 256}
     gradient = np.random.default_rng(9).standard_normal(of.q.shape)
     _, gradients = output_and_gradients(of, gradient, blocks=BlockSizes(**{**vars(SMALL), **few}))
     _, wanted = by_definition(of, gradient)
