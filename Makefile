@@ -14,11 +14,12 @@ install = if [ -t 1 ]; then \
 	    { printf "\r\033[K  %.70s", $$0; fflush() } END { printf "\r\033[K" }'; \
 	else $(PIP) --quiet $(1); fi
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test aot lint bench clean
 
 help:
 	@echo "make demo    train on captioned emoji and draw a sheet of samples (15 minutes on 2 cores)"
 	@echo "make test    run the tests"
+	@echo "make aot     compile a train step for TPUs that are not here: does it fit"
 	@echo "make lint    check style and types"
 	@echo "make bench   time a training step"
 	@echo "make setup   install into $(VENV); the others do it when needed"
@@ -32,6 +33,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+aot: $(VENV)/.installed-aot
+	PYTHONPATH=$(abspath $(VENV))/aot $(BIN)/python -m pytest -m aot -n 0 tests/scaling
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -64,4 +68,13 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what tests and checks need ..."
 	@$(call install,-e '.[dev]')
+	@touch $@
+
+# The TPU compiler that this jax names, in a folder of its own: beside jax it would make every CPU run look for TPUs.
+LIBTPU = $$($(BIN)/python -c "import importlib.metadata as m; \
+	  print(next(line.split(';')[0] for line in m.requires('jax') if line.startswith('libtpu')))")
+
+$(VENV)/.installed-aot: $(VENV)/.installed-dev
+	@echo "Installing the TPU compiler (190 MB) ..."
+	@$(call install,--no-deps --upgrade --target $(VENV)/aot "$(LIBTPU)")
 	@touch $@

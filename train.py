@@ -50,6 +50,7 @@ def run(config: Config) -> bool:
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
     from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
+    from lumina_jax.models.division import parameter_shardings
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import barrier, is_first, say
     from lumina_jax.trained import check_trained, trained_parameters
@@ -57,7 +58,6 @@ def run(config: Config) -> bool:
     from lumina_jax.training.feed import Feed, own_rows
     from lumina_jax.training.loop import check_newest, restored_or_new, train
     from lumina_jax.training.metrics import MetricWriter
-    from lumina_jax.training.state import parameter_shardings
     from lumina_jax.training.step import train_step
 
     # Devices
@@ -92,7 +92,7 @@ def run(config: Config) -> bool:
         writer = MetricWriter(folder, resumed_step=int(state.step)) if is_first() else None
         if is_first():
             write_config(config)
-        show = sheet_writer(config, encoder, writer, vae) if config.run.sample_prompts else None
+        show = sheet_writer(config, encoder, writer, vae, mesh) if config.run.sample_prompts else None
 
         # Steps
         try:

@@ -4,8 +4,9 @@ The smallest of the three that the report trains to show how quality grows with 
 configs/imagenet_3b.py and configs/imagenet_7b.py. 16 layers of 1536 on latents of the SD autoencoder, no marker tokens,
 10 % of the labels dropped; batch 256, learning rate 5e-4, logit-normal times, average 0.9999. A million steps are 256M
 pictures, the length of the report's 3B run. The parameters have the layout of the released checkpoints.
-Hardware: v5e:4x4 (16 chips), FSDP over all of them; docs/scaling.md has the estimate of speed.
+Hardware: v5e:4x4 (16 chips), FSDP over all of them; docs/scaling.md has estimates of speed.
 Before: prepare imagenet2012 as array_record (docs/data.md); hf download stabilityai/sd-vae-ft-ema
+Recommended on v5e:4x4: --mesh.fsdp 16 --model.remat dots
 Run: python train.py configs/imagenet_600m.py
 At 512 pixels: python train.py configs/imagenet_600m.py --data.image-size 512 --run.name imagenet_600m_512
 """

@@ -3,8 +3,9 @@
 Flag-DiT of 32 layers of 3072 on latents of the SDXL autoencoder, captions through LLaMA-2-7B, 14M captioned pictures in
 the aspect-ratio buckets of the original. Batch 512, learning rate 1e-4; the report gives 96 A100 days a stage. The
 parameters have the layout of the released checkpoint, so either can start from the other.
-Hardware: v5p:4x4x4 (64 chips) or more; meshes for it are in docs/scaling.md. Before, on every host:
+Hardware: v5p:4x4x4 (64 chips) or more, FSDP over all of them (docs/scaling.md). Before, on every host:
   hf download stabilityai/sdxl-vae; hf download meta-llama/Llama-2-7b-hf
+Recommended on v5p:4x4x4: --mesh.fsdp 32 --mesh.tensor 2 --model.remat none
 Run: python train.py configs/t2i_5b_256.py --data.path pictures.yaml
 Next: configs/t2i_5b_512.py, which starts from runs/t2i_5b_256.
 """

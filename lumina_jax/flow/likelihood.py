@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from lumina_jax.flow.adams import Tolerance
+from lumina_jax.flow.adams import Mean, Tolerance
 from lumina_jax.flow.ode import integrate
 from lumina_jax.flow.solvers import Solver
 
@@ -41,6 +41,8 @@ def log_likelihood(
     atol: Tolerance = 1e-6,
     args: Any = None,
     mask: Float[AnyArray, "..."] | None = None,
+    mean: Mean = jnp.mean,
+    over_row: Callable[[Array], Array] = lambda total: total,
 ) -> Likelihood:
     """The likelihood of a batch of data, exact up to the solver and the estimate of the divergence.
 
@@ -49,6 +51,8 @@ def log_likelihood(
       signs: the Rademacher noise, as `rademacher` draws it; average over several draws for less variance.
       grid: times from data to noise, decreasing: `sampling_grid(...)[::-1]`.
       mask: 1 where x is data, 0 elsewhere (markers, padding), broadcastable to x. There the velocity must be 0.
+      mean: as for `ode.integrate`.
+      over_row: adds up what devices found that each have a part of every sample, if there are any.
     """
     weight = jnp.broadcast_to(jnp.float32(1) if mask is None else jnp.asarray(mask, jnp.float32), x.shape)
     axes = tuple(range(1, x.ndim))
@@ -56,12 +60,12 @@ def log_likelihood(
 
     def drift(t: Float[Array, ""], state: Any, args: Any) -> Any:
         v, pull_back = jax.vjp(lambda x: velocity(t, x, args), state[0])
-        return v, jnp.sum(pull_back(signs)[0] * signs, axis=axes)
+        return v, over_row(jnp.sum(pull_back(signs)[0] * signs, axis=axes))
 
     start = (jnp.asarray(x, jnp.float32), jnp.zeros(x.shape[0], jnp.float32))
-    end: Any = integrate(drift, start, grid, solver=solver, rtol=rtol, atol=atol, args=args)
+    end: Any = integrate(drift, start, grid, solver=solver, rtol=rtol, atol=atol, args=args, mean=mean)
     latent, change = end
-    prior = -0.5 * jnp.sum(weight * (latent**2 + math.log(2 * math.pi)), axis=axes)
+    prior = over_row(-0.5 * jnp.sum(weight * (latent**2 + math.log(2 * math.pi)), axis=axes))
     return Likelihood(prior + change, latent)
 
 

@@ -7,8 +7,10 @@ sampler compiles once.
 
 Adaptive solvers choose steps so that the root mean square, over the whole batch, of error / (atol + rtol |x|) is at
 most 1. They walk from the first to the last time of the grid and interpolate in between when asked for all times.
+Devices that each have a part of the batch must take the same steps: `mean` then reaches all of them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from lumina_jax.flow.adams import Tolerance, adams
+from lumina_jax.flow.adams import Mean, Tolerance, adams
 from lumina_jax.flow.solvers import Solver, solver_named
 
 State = PyTree[Float[jax.Array | np.ndarray, "..."]]
@@ -37,6 +39,7 @@ def integrate(
     atol: Tolerance = 1e-6,
     args: Any = None,
     save_at: Literal["end", "grid"] = "end",
+    mean: Mean = jnp.mean,
 ) -> State:
     """Follow dx/dt = drift(t, x, args) along `grid`, in float32.
 
@@ -50,6 +53,7 @@ def integrate(
         not taken, so that one compiled loop serves grids of several lengths.
       rtol, atol: tolerances of the adaptive solvers and of the corrections of implicit_adams.
       save_at: 'end' returns the last state; 'grid' the states at all times of the grid, along a new first axis.
+      mean: of the values of an array like x over the whole batch, where devices have parts of it.
 
     Raises:
       ValueError: unknown solver, or a grid without an interval.
@@ -57,16 +61,16 @@ def integrate(
     found = solver_named(solver) if isinstance(solver, str) else solver
     if grid.shape[0] < 2:
         raise ValueError(f"a grid of {grid.shape=} has no interval; give at least two times")
-    grid = jnp.asarray(grid, jnp.float32)
-    x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
+    grid, x = jnp.asarray(grid, jnp.float32), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
     if found.method is None:
-        states = adams(lambda t, x: drift(t, x, args), x, grid, implicit=found.calls > 1, rtol=rtol, atol=atol)
+        implicit = found.calls > 1
+        states = adams(lambda t, x: drift(t, x, args), x, grid, implicit=implicit, rtol=rtol, atol=atol, mean=mean)
         return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
     last, event = grid[-1], None
+    norm = functools.partial(_largest_root_mean_square, mean)
     if found.overshoots:
         last = jnp.sign(grid[-1] - grid[0]) * jnp.inf
         event = diffrax.Event(lambda t, *_, **__: t >= jnp.sign(last) * grid[-1])  # diffrax counts time upwards
-    tolerant: Any = {"rtol": rtol, "atol": atol, "norm": _largest_root_mean_square}
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(drift),
         found.method(),
@@ -76,7 +80,7 @@ def integrate(
         y0=x,
         args=args,
         saveat=_saved(found, grid, save_at),
-        stepsize_controller=_Adaptive(**tolerant) if found.adaptive else _Grid(ts=grid),
+        stepsize_controller=_Adaptive(rtol, atol, norm=norm) if found.adaptive else _Grid(ts=grid),
         adjoint=diffrax.ForwardMode(),
         max_steps=MAX_ADAPTIVE_STEPS if found.adaptive else grid.shape[0] - 1,
         event=event,
@@ -130,6 +134,6 @@ class _Adaptive(diffrax.PIDController):
         return super().init(terms, t0, t1, y0, first, args, func, error_order)
 
 
-def _largest_root_mean_square(errors: PyTree) -> Float[Array, ""]:
+def _largest_root_mean_square(mean: Mean, errors: PyTree) -> Float[Array, ""]:
     """The norm over a whole batch; of a tree, the largest of its leaves' norms."""
-    return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(leaf**2)) for leaf in jax.tree.leaves(errors)]))
+    return jnp.max(jnp.stack([jnp.sqrt(mean(leaf**2)) for leaf in jax.tree.leaves(errors)]))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from lumina_jax.config import Config, SampleConfig
@@ -26,6 +27,8 @@ from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Latents, Prompt, Task
 from lumina_jax.mel import QUIET, frames_of, unit_to_mel, whole_frames
+from lumina_jax.models.division import division, parameter_shardings
+from lumina_jax.parallel.mesh import axis_size
 from lumina_jax.parallel.multihost import whole
 from lumina_jax.tokens import TextFeatures, unit_to_pixels
 
@@ -55,14 +58,19 @@ class Pipeline:
         parameters: dict,
         encoder: TextEncoder | None,
         vae: ImageVae | SoundVae | None = None,
+        mesh: Mesh | None = None,
     ):
+        """`mesh` has the devices on which the parameters lie as in training; None: there is one."""
+        divided = None if mesh is None else division(config, mesh, parameter_shardings(config.model, mesh))
         self.config = config
         self.parameters = parameters
+        self.least_batch = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
+        """Devices that share the samples of a batch."""
         self._encoder = encoder
         self._vae = vae
         self._factor = 1 if vae is None else vae.factor
         self._programs = [
-            _compiled(Task(graph, config, _trained(config, place, self._factor), place))
+            _compiled(Task(graph, config, _trained(config, place, self._factor), place, divided))
             for place in range(len(config.model.modalities))
         ]
 
@@ -82,13 +90,15 @@ class Pipeline:
           prompts: captions, or for a label-conditional model the numbers of labels.
           seed: of the noise.
           shape: of all samples or of each; height and width are multiples of the pixels of a patch.
-          batch: samples drawn at once; the last batch of a shape is filled up, so that one program serves all.
+          batch: samples drawn at once, rounded up to a multiple of `least_batch`; the last batch of a shape is filled
+            up, so that one program serves all.
           modality: which of the model's to draw; None: its own.
 
         Raises:
           ValueError: the shape does not fit the patches, a prompt is no label of a label-conditional model, or the
             model has no such modality.
         """
+        batch += -batch % self.least_batch
         own = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
         found: dict[int, Sample] = {}
         for wanted in dict.fromkeys(own):
@@ -114,7 +124,11 @@ class Pipeline:
         keys: Key[Array, " b"] | None = None,
         modality: str | None = None,
     ) -> Latents:
-        """What the model draws from this noise; `keys` are for the stochastic solvers."""
+        """What the model draws from this noise; `keys` are for the stochastic solvers.
+
+        Raises:
+          ValueError: the devices that share the samples do not divide their number.
+        """
         keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
         programs = self._programs[self.config.model.place(modality)]
         return programs.draw(_static(settings), self.parameters, noise, keys, self._prompt(prompts, settings))

@@ -2,6 +2,9 @@
 
 In: a model as graph and parameters, latents or noise, and a condition. Out: latents [b f h w c] or log densities. The
 condition's keys and values are computed once; guidance scale and time shift are inputs, never reasons to compile.
+
+On several devices the path is walked inside `jax.shard_map`, like the gradient of a train step (`models/division.py`):
+each device has its own samples, or its own tokens of them, and gathers the weights of one layer after another.
 """
 
 from collections.abc import Callable
@@ -11,19 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from lumina_jax.config import Config, Modality, SampleConfig
 from lumina_jax.flow import guidance, ode, paths, sde, timesteps
+from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation import extrapolation
 from lumina_jax.generation.extrapolation import Extent
-from lumina_jax.models.flag_dit import Condition, FlagDiT
+from lumina_jax.models.division import Division
+from lumina_jax.models.flag_dit import Condition, FlagDiT, Parallel
+from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
 from lumina_jax.tokens import Grid, Kind, TextFeatures, Tokens, tokens_of, unpatchify
 
 Latents = Float[jax.Array | np.ndarray, "b f h w c"]
 Output = Callable[[Float[Array, ""], Float[Array, "b l p"]], Float[Array, "b l p"]]
 Velocity = Callable[[Float[Array, ""], Float[Array, "b l p"], Any], Float[Array, "b l p"]]
+Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
+"""Of parameters, tokens, what else there is of each token, and a prompt."""
 STOCHASTIC = ("euler_maruyama", "sde_heun")
 
 
@@ -36,6 +45,8 @@ class Task(NamedTuple):
     """Of the latents of training."""
     place: int = 0
     """Of the modality in those of the model."""
+    division: Division | None = None
+    """How devices share the work; None: one has all of it."""
 
     @property
     def modality(self) -> Modality:
@@ -55,37 +66,120 @@ def draw(
     task: Task, settings: SampleConfig, parameters: dict, noise: Latents, keys: Key[Array, " b"], prompt: Prompt
 ) -> Latents:
     """Noise to latents; `keys` are for the stochastic solvers' own noise."""
+    if settings.solver not in STOCHASTIC:
+        return _walked(task, settings, parameters, noise, prompt, backwards=False)
     tokens, grid = _tokens(noise, task)
-    output = _output(task, settings, parameters, noise, tokens, prompt)
-    if settings.solver in STOCHASTIC:
-        x = _stochastic(output, tokens.patches, keys, task.config, settings, prompt.time_shift)
-    else:
-        velocity, times = _flow(output, task.config, settings, prompt.time_shift)
-        x = ode.integrate(velocity, tokens.patches, times, **_solver(settings))
-    return _latents(x, grid, task)
+    size = (settings.steps, *tokens.patches.shape[1:])
+    draws = jnp.swapaxes(jax.vmap(lambda key: jax.random.normal(key, size))(keys), 1, 2)  # each token's of all steps
+
+    def local(parameters: dict, tokens: Tokens, draws: Array, prompt: Prompt) -> Float[Array, "b l p"]:
+        output = _output(task, settings, parameters, Extent(*noise.shape[1:4]), tokens, prompt)
+        increments = jnp.moveaxis(draws, 2, 0)
+        return _stochastic(output, tokens.patches, increments, task.config, settings, prompt.time_shift)
+
+    return _latents(_shared(task, local, parameters, tokens, draws, prompt), grid, task)
 
 
 def invert(task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt) -> Latents:
     """Latents to the noise from which an ODE solver draws them."""
+    return _walked(task, settings, parameters, latents, prompt, backwards=True)
+
+
+def _walked(
+    task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt, *, backwards: bool
+) -> Latents:
+    """Where the probability flow leads, from noise to data or backwards."""
     tokens, grid = _tokens(latents, task)
-    output = _output(task, settings, parameters, latents, tokens, prompt)
-    velocity, times = _flow(output, task.config, settings, prompt.time_shift)
-    noise = ode.integrate(velocity, tokens.patches, times[::-1], **_solver(settings))
-    return _latents(noise, grid, task)
+    mean = _mean(task, grid.length)
+
+    def local(parameters: dict, tokens: Tokens, _: None, prompt: Prompt) -> Float[Array, "b l p"]:
+        output = _output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
+        velocity, times = _flow(output, task.config, settings, prompt.time_shift)
+        times = times[::-1] if backwards else times
+        return ode.integrate(velocity, tokens.patches, times, mean=mean, **_solver(settings))
+
+    return _latents(_shared(task, local, parameters, tokens, None, prompt), grid, task)
 
 
 def density(
     task: Task, settings: SampleConfig, parameters: dict, latents: Latents, signs: Latents, prompt: Prompt
 ) -> Float[Array, " b"]:
     """log p of latents in nats, by Hutchinson's estimate with these signs."""
-    tokens, _ = _tokens(latents, task)
-    output = _output(task, settings, parameters, latents, tokens, prompt)
-    velocity, times = _flow(output, task.config, settings, prompt.time_shift)
-    of_signs, _ = _tokens(signs, task)
-    found = log_likelihood(
-        velocity, tokens.patches, of_signs.patches, times[::-1], mask=_counts(tokens, task), **_solver(settings)
+    tokens, grid = _tokens(latents, task)
+    mean = _mean(task, grid.length)
+
+    def over_row(total: Float[Array, " b"]) -> Float[Array, " b"]:
+        return total if task.division is None else task.division.over_row(total)
+
+    def local(parameters: dict, tokens: Tokens, signs: Array, prompt: Prompt) -> Float[Array, " b"]:
+        output = _output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
+        velocity, times = _flow(output, task.config, settings, prompt.time_shift)
+        counts = _counts(tokens, task)
+        found = log_likelihood(
+            velocity, tokens.patches, signs, times[::-1], mask=counts, mean=mean, over_row=over_row, **_solver(settings)
+        )
+        return found.log_density
+
+    of_signs = _tokens(signs, task)[0].patches
+    return _shared(task, local, parameters, tokens, of_signs, prompt, of_rows=True)
+
+
+def _shared(
+    task: Task,
+    local: Local,
+    parameters: dict,
+    tokens: Tokens,
+    beside: Float[Array, "b l ..."] | None,
+    prompt: Prompt,
+    *,
+    of_rows: bool = False,
+) -> Float[Array, "b ..."]:
+    """`local`, on each device for its own rows and tokens: what it finds of tokens, or `of_rows`.
+
+    Raises:
+      ValueError: the devices do not divide the rows.
+    """
+    if task.division is None:
+        return local(parameters, tokens, beside, prompt)
+    mesh, (count, length) = task.division.mesh, tokens.kinds.shape
+    devices = axis_size(mesh, "data", "fsdp")
+    if count % devices:
+        raise ValueError(
+            f"the samples of a batch must be a multiple of the {devices} devices along data and fsdp, but there are "
+            f"{count}; fill the batch up to {count + -count % devices}"
+        )
+    missing = -length % axis_size(mesh, "sequence")
+
+    def filled(x: Float[Array, "b l ..."] | Int[Array, "b l ..."]) -> Array:
+        """With tokens of Kind.PAD and of no sample, which stay 0 along the path."""
+        return jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+
+    rows, of_tokens, everywhere = row_spec(mesh), token_spec(mesh), PartitionSpec()
+    of_prompt = Prompt(rows, rows, everywhere, everywhere)  # type: ignore[arg-type]
+    across = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(task.division.specs, of_tokens, of_tokens, of_prompt),
+        out_specs=rows if of_rows else of_tokens,
+        check_vma=False,  # the path is the same on devices that divide products
     )
-    return found.log_density
+    tokens, beside = jax.tree.map(filled, (tokens, beside))
+    found = across(parameters, tokens, beside, prompt)
+    return found if of_rows else found[:, :length]
+
+
+def _mean(task: Task, length: int) -> Mean:
+    """The mean over all samples, of `length` tokens, wherever these are: all devices must take the same steps."""
+    if task.division is None:
+        return jnp.mean
+    mesh = task.division.mesh
+    filled = length + -length % axis_size(mesh, "sequence")
+
+    def mean(values: Float[Array, "..."]) -> Float[Array, ""]:
+        everyone = jax.lax.pmean(jnp.mean(values), mesh.axis_names)
+        return everyone * (filled / length) if values.ndim > 1 else everyone  # tokens that fill up have 0
+
+    return mean
 
 
 def _tokens(latents: Latents, task: Task) -> tuple[Tokens, Grid]:
@@ -115,25 +209,25 @@ def _counts(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:
 
 
 def _output(
-    task: Task, settings: SampleConfig, parameters: dict, latents: Latents, tokens: Tokens, prompt: Prompt
+    task: Task, settings: SampleConfig, parameters: dict, size: Extent, tokens: Tokens, prompt: Prompt
 ) -> Output:
     """The guided network as a function of time and patches; zero at markers."""
-    config = task.config
-    model: FlagDiT = nnx.merge(task.graph, parameters)
-    size = Extent(*latents.shape[1:4])
+    config, division = task.config, task.division
+    model: FlagDiT = nnx.merge(task.graph, parameters if division is None else division.whole(parameters))
+    attend, parallel = (None, Parallel()) if division is None else (division.attend, division.layers)
     factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
     base_length = extrapolation.base_length(settings, config.model, task.modality, size, task.trained)
     both: Condition = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), prompt.condition, prompt.null)
     alone: Condition = prompt.condition
     if isinstance(both, TextFeatures) and isinstance(alone, TextFeatures):
-        both, alone = model.encode_text(both), model.encode_text(alone)
+        both, alone = model.encode_text(both, parallel=parallel), model.encode_text(alone, parallel=parallel)
     doubled = jax.tree.map(lambda x: jnp.concatenate([x, x]), tokens)
     counts = _counts(tokens, task)
 
     def call(tokens: Tokens, t: Float[Array, ""], condition: Condition) -> Float[Array, "b l p"]:
         rope = extrapolation.rope_scaling(factor, settings.rope_watershed, t)
         times = jnp.full((len(tokens.patches), 1), t)
-        return model(tokens, times, condition, rope=rope, base_length=base_length)
+        return model(tokens, times, condition, rope=rope, base_length=base_length, attend=attend, parallel=parallel)
 
     def output(t: Float[Array, ""], x: Float[Array, "b l p"]) -> Float[Array, "b l p"]:
         def plain() -> Float[Array, "b l p"]:
@@ -176,7 +270,7 @@ def _velocity(output: Output, config: Config) -> Velocity:
 def _stochastic(
     output: Output,
     x: Float[Array, "b l p"],
-    keys: Key[Array, " b"],
+    noise: Float[Array, "n b l p"],
     config: Config,
     settings: SampleConfig,
     time_shift: Float[Array, ""],
@@ -185,7 +279,6 @@ def _stochastic(
     path, prediction = paths.path(config.flow.path), config.flow.prediction
     last = 0.0 if settings.last_step == "none" else settings.last_step_size
     start, end = paths.interval(path, prediction, sde=settings.diffusion, last_step_size=last, steps=settings.steps)
-    draws = jax.vmap(lambda key: jax.random.normal(key, (settings.steps, *x.shape[1:])), out_axes=1)(keys)
     return sde.integrate(
         _velocity(output, config),
         x,
@@ -196,5 +289,5 @@ def _stochastic(
         norm=settings.diffusion_norm,
         last_step=settings.last_step,
         last_step_size=settings.last_step_size,
-        noise=draws,
+        noise=noise,
     )

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from lumina_jax.config import Config
@@ -103,9 +104,10 @@ def new_pipeline(
     parameters: dict[str, Any] | None,
     encoder: TextEncoder | None,
     vae: ImageVae | SoundVae | None = None,
+    mesh: Mesh | None = None,
 ) -> Pipeline:
-    """A pipeline for a model of this configuration; `parameters` may follow later."""
-    return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, vae)
+    """A pipeline for a model of this configuration; `parameters` may follow later, on the devices of `mesh`."""
+    return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, vae, mesh)
 
 
 def trained_shape(config: Config, modality: str | None = None) -> Shape:
@@ -135,18 +137,20 @@ def sheet_writer(
     encoder: TextEncoder | None,
     writer: ImageWriter | None,
     vae: ImageVae | SoundVae | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[[int, dict[str, Any]], None]:
     """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder.
 
-    All processes of a job draw, since each has a part of the parameters; the one with a writer writes.
+    All processes of a job draw, since each has a part of the parameters; the one with a writer writes. The
+    parameters lie on `mesh` as in training, and its devices share the samples; None: on one device.
     """
-    pipeline = new_pipeline(config, None, encoder, vae)
+    pipeline = new_pipeline(config, None, encoder, vae, mesh)
     prompts, folder = config.run.sample_prompts, run_folder(config) / "samples"
     shape = [shape_for(config, prompt) for prompt in prompts]
 
     def show(step: int, parameters: dict[str, Any]) -> None:
         pipeline.parameters = parameters
-        batch = min(SHEET_BATCH, len(prompts))
+        batch = min(max(SHEET_BATCH, pipeline.least_batch), len(prompts))
         samples = pipeline(prompts, config.sample, seed=config.run.seed, shape=shape, batch=batch)
         if writer is not None:
             sheet = contact_sheet([picture_of(sample) for sample in samples], prompts)

@@ -29,6 +29,9 @@ UNIT = {"v4": 128, "v5e": 128, "v5p": 128}
 NEW_UNIT = 256
 RESIDENT = 32768
 """Most keys of a head that stay in VMEM; longer rows are streamed."""
+STRAIGHT = {"tpu7x": 1024 * 8192}
+"""Most logits of a head in a straight piece of program, where not USUAL_STRAIGHT: what it spills must find room."""
+USUAL_STRAIGHT = 1536 * 16384
 MOST_QUERIES = 4608
 """Most queries of a grid step."""
 LEAST_RESIDENT = 1024
@@ -193,8 +196,8 @@ def choose(sizes: Sizes, of_chip: str | None) -> BlockSizes:
     tuned = TUNED.get((of_chip or "v6e", length, wide), {})
     least = least_heads(sizes.key_heads, sizes.width)
     heads = sorted({least, *(n for n in (1, 2, 4) if n % least == 0 and sizes.key_heads % n == 0)}, reverse=True)
-    of_forward = functools.partial(_forward, length, tuned)
-    forward = _first_that_fits(sizes, of_chip, tuned.get("q_compute"), heads, of_forward, forward_vmem)
+    of_forward, straight = functools.partial(_forward, length, tuned), STRAIGHT.get(of_chip or "", USUAL_STRAIGHT)
+    forward = _first_that_fits(sizes, of_chip, tuned.get("q_compute"), heads, of_forward, forward_vmem, straight)
     of_backward = functools.partial(_backward, length, tuned, forward)
     few = max(n for n in divisors(sizes.key_heads) if n == 1 or n * sizes.width <= LANES)
     tuned_q = tuned.get("q_compute_backward")
@@ -208,6 +211,7 @@ def _first_that_fits(
     heads: list[int],
     build: Callable[[int, int, int, bool], BlockSizes],
     need: Callable[[Sizes, BlockSizes], int],
+    logits: int | float = math.inf,
     whole: Sequence[int] = (),
 ) -> BlockSizes:
     """All keys resident before many queries in one product, and both before many heads in a step. The heads `whole` are
@@ -219,7 +223,7 @@ def _first_that_fits(
     for enough, of_heads in ((length, whole), (min(length, LEAST_RESIDENT), heads), (0, heads)):
         for q, kv, together, count in itertools.product(queries, windows, (True, False), of_heads):
             blocks = build(q, kv, count, together)
-            if kv >= enough and need(sizes, blocks) <= capacity * USABLE:
+            if kv >= enough and q * kv <= logits and need(sizes, blocks) <= capacity * USABLE:
                 return blocks
     raise ValueError(
         f"attention over {sizes} needs {need(sizes, blocks) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, but "
@@ -290,7 +294,7 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     heads, wide, text = blocks.heads, -(-sizes.width // LANES) * LANES, padded(sizes.text) if sizes.text else 0
     lanes = padded(heads * sizes.width)
     moved = 2 * sizes.itemsize * lanes * (2 * blocks.q + 2 * blocks.kv + 2 * text + (blocks.q if text else 0))
-    carried = 0 if blocks.kv >= sizes.length else 4 * heads * blocks.q * (wide + 2 * LANES)
+    carried = 0 if blocks.kv >= sizes.length else 4 * heads * blocks.q * (2 * wide + 3 * LANES)
     logs = 2 * 4 * blocks.q * LANES
     return moved + carried + logs + 4 * blocks.q_compute * (2 * blocks.kv_compute + 4 * LANES)
 

@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.kernels import streamed_step
 from lumina_jax.kernels.blocks import padded
 from lumina_jax.kernels.forward_step import Step
 from lumina_jax.kernels.lanes import LANES, Heads, Ref
@@ -131,7 +132,8 @@ def _specs(plan: Plan) -> list[pl.BlockSpec]:
 
 def _scratch(plan: Plan) -> list[Any]:
     rows, heads = plan.blocks.q, plan.blocks.heads
-    sums = [pltpu.VMEM((heads, rows, size), jnp.float32) for size in (plan.lanes, LANES, LANES)]
+    sums = [pltpu.VMEM((2, heads, rows, size), jnp.float32) for size in (plan.lanes, LANES)]
+    sums.append(pltpu.VMEM((heads, rows, LANES), jnp.float32))
     columns = [pltpu.VMEM((rows, LANES), jnp.float32)] * plan.logs
     return [pltpu.SMEM((heads,), jnp.int32), *(sums if plan.steps > 1 else columns)]
 
@@ -158,14 +160,16 @@ def _kernel(plan: Plan, *references: Ref) -> None:
     step = _step(plan, of_tokens, of_runs, of_text, gate, heads, arrays, text, logs, failed, columns, sums)
 
     if sums is not None:
-        pl.when(step.part == 0)(step.start)
+        pl.when(step.part == 0)(lambda: streamed_step.start(step))
     sees_one = step.visits.single[step.row] > 0
-    pl.when(sees_one)(lambda: plan.each_head(step.whole, side_by_side=plan.side_by_side))
+    whole = step.whole if sums is None else functools.partial(streamed_step.whole, step)
+    pl.when(sees_one)(lambda: plan.each_head(whole, side_by_side=plan.side_by_side))
     several = functools.partial(packed, step) if sums is None else step.tiles
     pl.when(jnp.logical_not(sees_one))(lambda: plan.each_head(several, side_by_side=4))
 
     if sums is not None:
-        pl.when(step.part == plan.steps - 1)(lambda: plan.each_head(step.finish_parts, side_by_side=1))
+        finish = functools.partial(streamed_step.finish, step)
+        pl.when(step.part == plan.steps - 1)(lambda: plan.each_head(finish, side_by_side=1))
 
 
 def _step(plan, of_tokens, of_runs, of_text, gate, heads, arrays, text, logs, failed, columns, sums) -> Step:

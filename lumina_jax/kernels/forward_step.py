@@ -13,8 +13,6 @@ from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.segments import Visits
 from lumina_jax.kernels.softmax_tiles import (
     HIDDEN,
-    LOWEST,
-    UNROLL,
     Carry,
     Keys,
     empty,
@@ -47,7 +45,8 @@ class Step:
       logs, text_logs: logarithms of the denominators, to be written.
       failed: which heads need a running maximum; where keys are streamed, all heads of a block of several segments.
       columns: [q 128] for each of `logs` and `text_logs`: those of packed rows, a head in each lane.
-      sums: carried from part to part: over values, of weights, shift; None where there is one part.
+      sums: carried from part to part: over values and of weights, [2 heads q ...] those before this part and those
+        after it, and shifts; None where there is one part.
     """
 
     plan: Plan
@@ -71,6 +70,12 @@ class Step:
     failed: Ref
     columns: list[Ref]
     sums: Any
+
+    @property
+    def sides(self) -> tuple[Any, Any]:
+        """Where in `sums` those before this part of the keys are, and those after it: they change places."""
+        before = jnp.bitwise_and(self.part, 1)
+        return before, 1 - before
 
     def key_head(self, head: Any) -> Any:
         """Which key head of the block a query head of the block belongs to."""
@@ -113,10 +118,7 @@ class Step:
         return [total] if text is None else [total, of_text]
 
     def whole(self, heads: list[Any]) -> None:
-        """All rows of some heads against all keys, which are of one segment or hidden."""
-        if self.sums is not None:
-            self._whole_part(heads)
-            return
+        """All rows of some heads against all keys, which stay in VMEM and are of one segment or hidden."""
         plan, failed = self.plan, self.failed
         failed[heads[0]] = 0
         for at in self._spans(plan.blocks.q_compute):
@@ -128,7 +130,7 @@ class Step:
 
             @pl.when((failed[heads[0]] == 0) & self.has_text(heads))
             def add_text() -> None:
-                self._each_tile(functools.partial(self._add_text, heads))
+                self.each_tile(functools.partial(self._add_text, heads))
 
     def _whole_rows(self, heads: list[Any], rows: Any) -> None:
         if self.text is None or self.plan.text > INLINE_TEXT:
@@ -140,11 +142,12 @@ class Step:
                 work = functools.partial(self._whole, heads, rows, with_text=with_text)
                 pl.when(self.has_text(heads) == with_text)(work)
 
-    def _sees(self, keys: Keys) -> Any:
+    def sees(self, keys: Keys) -> Any:
         """Whether any of the keys is of the segment of this block."""
         return jnp.max(jnp.where(keys.ids[...] == self.visits.single[self.row], 1, 0)) > 0
 
-    def _unshifted(self, head: Any, rows: Any, carry: Carry, of_text: bool) -> Carry:
+    def without_shift(self, head: Any, rows: Any, carry: Carry, of_text: bool) -> Carry:
+        """Sums of some rows of a head over all keys in VMEM, or over the text."""
         plan, keys = self.plan, self.text if of_text else self.tokens
         (q,) = self.scaled_queries([head], rows, of_text=of_text)
         chunk = plan.text_tile if of_text else plan.blocks.kv_compute
@@ -169,62 +172,37 @@ class Step:
 
     def _whole(self, heads: list[Any], rows: Any, *, with_text: bool) -> None:
         start = empty(self.plan.blocks.q_compute, self.plan.lanes)
-        if with_text and not self.plan.own_queries and self.plan.blocks.kv // self.plan.blocks.kv_compute <= UNROLL:
+        if with_text and not self.plan.own_queries:
             sums: list[Any] = [self._with_text(head, rows, start) for head in heads]
         else:
             # The text first: its few products hide behind those of the tokens, not behind the division.
-            texts = [self._unshifted(head, rows, start, True) if with_text else None for head in heads]
-            sums = [(self._unshifted(head, rows, start, False), text) for head, text in zip(heads, texts)]
+            texts = [self.without_shift(head, rows, start, True) if with_text else None for head in heads]
+            sums = [(self.without_shift(head, rows, start, False), text) for head, text in zip(heads, texts)]
         totals = [self.write(head, rows, *both) for head, both in zip(heads, sums)]
         safe = within_safety([both[0] for both in totals])
         if with_text:
-            unseen = jnp.logical_not(self._sees(self.text))
+            unseen = jnp.logical_not(self.sees(self.text))
             safe = safe & (unseen | within_safety([both[1] for both in totals]))
 
         @pl.when(jnp.logical_not(safe))
         def _() -> None:
             self.failed[heads[0]] = 1
 
+        self.hide_padding(heads, rows)
+
+    def hide_padding(self, heads: list[Any], rows: Any) -> None:
+        """Queries of padding get zeros."""
+
         @pl.when(self.visits.padding[self.row] == 1)
-        def hide() -> None:
+        def _() -> None:
             padding = column(self.ids[:, rows]) <= 0
             for head in heads:
                 zeros = jnp.zeros((padding.shape[0], self.plan.lanes), self.out.block.dtype)
                 self.out.head(head).write(rows, zeros, only=padding)
 
-    def _whole_part(self, heads: list[Any]) -> None:
-        """The same with a part of the keys; rows stay without shift until one of them leaves the safe range."""
-        (values, weights, shifts), failed = self.sums, self.failed
-
-        @pl.when(failed[heads[0]] == 0)
-        def _():
-            rows = pl.ds(0, self.plan.blocks.q)
-            start = empty(self.plan.blocks.q, self.plan.lanes)
-            carries = [self._unshifted(head, rows, start, False) for head in heads]
-            carries = [
-                Carry(values[head] + carry.values, weights[head] + carry.weights) for head, carry in zip(heads, carries)
-            ]
-            safe = within_safety([jnp.sum(carry.weights, axis=1, keepdims=True) for carry in carries])
-
-            @pl.when(safe)
-            def _():
-                for head, carry in zip(heads, carries):
-                    values[head], weights[head] = carry.values, carry.weights
-
-            @pl.when(jnp.logical_not(safe) & self._sees(self.tokens))
-            def _():
-                for head in heads:
-                    failed[head] = 1
-                    summed = jnp.sum(weights[head], axis=1, keepdims=True) > 0
-                    shifts[head] = jnp.where(summed, 0.0, shifts[head])
-
-        @pl.when(failed[heads[0]] == 1)
-        def _():
-            self._each_tile(functools.partial(self._careful, heads))
-
     def tiles(self, heads: list[Any]) -> None:
         """All rows of some heads, tile by tile, with a running maximum."""
-        self._each_tile(functools.partial(self._careful, heads))
+        self.each_tile(functools.partial(self.careful, heads))
 
     def _spans(self, size: int) -> list[Any]:
         """For each `size` rows of the block something that calls a function with where they are."""
@@ -233,14 +211,16 @@ class Step:
             return [lambda work: work(pl.ds(0, size))]
         return [lambda work: pl.loop(0, count)(lambda index: work(pl.ds(pl.multiple_of(index * size, size), size)))]
 
-    def _each_tile(self, work: Any) -> None:
+    def each_tile(self, work: Any) -> None:
+        """Work on all tiles of the block."""
         count = self.plan.blocks.q // self.plan.blocks.tile_q
         if count == 1:
             work(0)
         else:
             pl.loop(0, count)(work)
 
-    def _rows(self, tile: Any) -> Any:
+    def rows_of(self, tile: Any) -> Any:
+        """Where in the block."""
         size = self.plan.blocks.tile_q
         return pl.ds(tile * size if isinstance(tile, int) else pl.multiple_of(tile * size, size), size)
 
@@ -255,17 +235,20 @@ class Step:
         else:
             pl.loop(0, len(heads))(lambda index: self.tiles([heads[0] + index]))
 
-    def _careful(self, heads: list[Any], tile: Any) -> None:
-        """A tile with a running maximum."""
-        plan, rows, place = self.plan, self._rows(tile), self._place(tile)
+    def careful(self, heads: list[Any], tile: Any) -> None:
+        """Some heads of a tile with a running maximum."""
+        plan, rows, place = self.plan, self.rows_of(tile), self._place(tile)
         parts = plan.blocks.kv // plan.blocks.tile_kv
         first = jnp.maximum(self.visits.first[place] - self.part * parts, 0)
         end = jnp.minimum(self.visits.end[place] - self.part * parts, parts)
         if self.sums is None:
             carries = [empty(plan.blocks.tile_q, plan.lanes) for _ in heads]
         else:
-            values, weights, shifts = self.sums
-            carries = [Carry(values[one, rows, :], weights[one, rows, :], shifts[one, rows, :][:, :1]) for one in heads]
+            (values, weights, shifts), (before, after) = self.sums, self.sides
+            carries = [
+                Carry(values[before, one, rows, :], weights[before, one, rows, :], shifts[one, rows, :][:, :1])
+                for one in heads
+            ]
         queries = self.scaled_queries(heads, rows, of_text=False)
         keys = [self.key_head(head) for head in heads]
         ids = column(self.ids[:, rows])
@@ -274,16 +257,18 @@ class Step:
             self.finish(heads, tile, carries)
             return
         for head, carry in zip(heads, carries):
-            values[head, rows, :], weights[head, rows, :] = carry.values, carry.weights
+            values[after, head, rows, :], weights[after, head, rows, :] = carry.values, carry.weights
             shifts[head, rows, :] = jnp.broadcast_to(carry.shift, carry.weights.shape)
 
     def finish(self, heads: list[Any], tile: Any, carries: list[Carry]) -> list[Array]:
         """Write a tile, with what its rows see of the text; returns the denominators of the tokens."""
         texts: list[Any] = [None] * len(heads) if self.text is None else self._text(heads, tile)
-        return [self.write(head, self._rows(tile), carry, text)[0] for head, carry, text in zip(heads, carries, texts)]
+        return [
+            self.write(head, self.rows_of(tile), carry, text)[0] for head, carry, text in zip(heads, carries, texts)
+        ]
 
     def _text(self, heads: list[Any], tile: Any) -> list[Carry]:
-        plan, rows, place = self.plan, self._rows(tile), self._place(tile)
+        plan, rows, place = self.plan, self.rows_of(tile), self._place(tile)
         q = self.scaled_queries(heads, rows, of_text=True)
         first = self.text_visits[0][place]
         end = jnp.where(self.has_text(heads), self.text_visits[1][place], first)
@@ -293,37 +278,10 @@ class Step:
 
     def _add_text(self, heads: list[Any], tile: Any) -> None:
         """Add the text to rows that were written without."""
-        rows = self._rows(tile)
+        rows = self.rows_of(tile)
         for head, text in zip(heads, self._text(heads, tile)):
             out, like = self.out.head(head), self.like(head)
             share = inverse(jnp.sum(text.weights, axis=1, keepdims=True)) * self.gate_of(head)
             out.write(rows, out.alone(rows, like).astype(jnp.float32) + text.values * share, like)
             if self.text_logs is not None:
                 self.text_logs[head, :, rows] = logarithm(*text[1:])
-
-    def finish_parts(self, heads: list[Any]) -> None:
-        """After the last part of the keys."""
-        values, weights, shifts = self.sums
-
-        def one(tile: Any) -> None:
-            rows = self._rows(tile)
-            seen = column(self.ids[:, rows])[:, :1] > 0
-            carries = [
-                Carry(
-                    jnp.where(seen, values[head, rows, :], 0.0),
-                    jnp.where(seen, weights[head, rows, :], 0.0),
-                    jnp.where(self.failed[head] == 1, shifts[head, rows, :][:, :1], 0.0),
-                )
-                for head in heads
-            ]
-            self.finish(heads, tile, carries)
-
-        self._each_tile(one)
-
-    def start(self) -> None:
-        """Nothing is summed yet."""
-        (values, weights, shifts), failed = self.sums, self.failed
-        values[...], weights[...] = jnp.zeros_like(values), jnp.zeros_like(weights)
-        shifts[...] = jnp.full_like(shifts, LOWEST)
-        for head in range(self.plan.blocks.heads):
-            failed[head] = jnp.where(self.visits.single[self.row] > 0, 0, 1)

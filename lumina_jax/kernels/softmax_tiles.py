@@ -67,17 +67,17 @@ def unshifted(
 ) -> tuple[Float[Array, "q d"], Float[Array, "q 128"]]:
     """Sums over `count` chunks of the keys from `begin`, a multiple of 16, without a shift.
 
+    All of it is one straight piece of program, so that the compiler overlaps the chunks, and what follows.
     `hidden` tells of the chunk at a place what to add to its logits: HIDDEN for keys that may not be seen, else 0.
     """
 
-    def step(start: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    summed, total = carry.values, carry.weights
+    for start in range(0, chunk * (keys.rows // chunk if count is None else count), chunk):
         place = start if isinstance(begin, int) else pl.multiple_of(begin + start, ROWS_OF_A_REGISTER)
         at = pl.ds(place, chunk)
         weights = jnp.exp2(product(q, keys.read(at), TRANSPOSED) + hidden(place))
-        return sums[0] + product(weights.astype(q.dtype), values.read(at)), _by_lane(sums[1], weights)
-
-    count = keys.rows // chunk if count is None else count
-    return unrolled_loop(count, chunk, step, (carry.values, carry.weights))
+        summed, total = summed + product(weights.astype(q.dtype), values.read(at)), _by_lane(total, weights)
+    return summed, total
 
 
 def unshifted_with_text(
@@ -184,7 +184,10 @@ def logarithm(weights: Float[Array, "q 128"], shift: Float[Array, "q 1"] | None 
     return jnp.where(total > 0, jnp.log2(jnp.where(total > 0, total, 1.0)) + shifts, -HIDDEN)
 
 
-def within_safety(totals: list[Float[Array, "q 1"]]) -> Any:
-    """Whether sums without a shift are exact: nothing overflowed, and what vanished is too small to count."""
+def within_safety(totals: list[Float[Array, "q n"]]) -> Any:
+    """Whether sums without a shift are exact: nothing overflowed, and what vanished is too small to count.
+
+    `totals` are of rows, n = 1, or of their lanes, n = 128, which costs less; where those fail, the rows may not.
+    """
     within = [jnp.where((total < SAFE) & (total > 1.0 / SAFE), 1.0, 0.0) for total in totals]
     return jnp.min(functools.reduce(jnp.minimum, within)) > 0.0

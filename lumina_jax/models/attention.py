@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -99,10 +100,14 @@ def attend_with(config: ModelConfig) -> Attend:
     return functools.partial(attend, implementation=config.attention)
 
 
-def proportional_scale(segment_ids: Int[Array, "b l"], segments: int, base_length: int) -> Float[Array, "b l 1 1"]:
-    """sqrt(log_base(L)) for the L tokens of each token's sample, markers included (Lumina-T2X, section 2.3)."""
+def proportional_scale(
+    segment_ids: Int[Array, "b l"], segments: int, base_length: int, row: tuple[str, ...] = ()
+) -> Float[Array, "b l 1 1"]:
+    """sqrt(log_base(L)) for the L tokens of each token's sample, markers included (Lumina-T2X, section 2.3); `row`
+    names the mesh axes whose devices divide the tokens."""
     one_hot = segment_ids[:, :, None] == jnp.arange(1, segments + 1)
     lengths = jnp.sum(one_hot, axis=1)
+    lengths = jax.lax.psum(lengths, row) if row else lengths
     own = jnp.sum(jnp.where(one_hot, lengths[:, None, :], 0), axis=-1)
     factor = jnp.sqrt(jnp.log(jnp.maximum(own, 1).astype(jnp.float32)) / math.log(base_length))
     return factor[:, :, None, None]

@@ -50,12 +50,14 @@ from lumina_jax.tokens import Kind, TextFeatures, Tokens, spread
 
 
 class Parallel(NamedTuple):
-    """How parameters are divided between devices; by default they are not."""
+    """How parameters and rows are divided between devices; by default they are not."""
 
     layer: Weights | None = None
     """How the weights of one layer are gathered, where each device has a share of them."""
     tensor: Tensor = ALONE
     """The devices that divide attention heads and the width of the feed-forward."""
+    row: tuple[str, ...] = ()
+    """The mesh axes whose devices divide the tokens of a row."""
 
 
 class TextContext(NamedTuple):
@@ -216,7 +218,9 @@ class FlagDiT(nnx.Module):
         attend = attend or attend_with(config)
         if isinstance(condition, TextFeatures):
             condition = self._through_text_layers(condition, parallel.tensor)
-        scale = None if base_length is None else proportional_scale(tokens.segment_ids, segments, base_length)
+        scale = None
+        if base_length is not None:
+            scale = proportional_scale(tokens.segment_ids, segments, base_length, parallel.row)
         turns = rotation(
             coordinates(tokens.positions, config.rope_axes),
             head_width=config.head_width,
@@ -257,14 +261,25 @@ class FlagDiT(nnx.Module):
             chosen = jnp.where((tokens.modalities == place)[:, :, None], value, chosen)
         return chosen
 
-    def encode_text(self, text: TextFeatures, segments: int = 1) -> TextContext:
+    def encode_text(
+        self,
+        text: TextFeatures,
+        segments: int = 1,
+        parallel: Parallel = Parallel(),  # noqa: B008
+    ) -> TextContext:
         """What depends on the captions alone: the pooled caption, and keys and values of every layer."""
-        text = self._through_text_layers(text)
+        text = self._through_text_layers(text, parallel.tensor)
         features = text.features.astype(jnp.dtype(self.config.compute_dtype))
-        keys = jax.lax.map(lambda block: block.text(features), self.blocks)
+
+        def of_layer(block: Block) -> TextKeys:
+            whole = block if parallel.layer is None else parallel.layer.whole(block)
+            assert whole.text is not None
+            return whole.text(features, parallel.tensor)
+
+        keys = jax.lax.map(of_layer, self.blocks)
         return TextContext(self.caption_pooling(text, segments), keys, text.segment_ids)
 
-    def _through_text_layers(self, text: TextFeatures, tensor: Tensor = ALONE) -> TextFeatures:
+    def _through_text_layers(self, text: TextFeatures, tensor: Tensor) -> TextFeatures:
         if self.text_layers is None:
             return text
         return self.text_layers(text, attend_with(self.config), jnp.dtype(self.config.compute_dtype), tensor)
@@ -296,9 +311,10 @@ class FlagDiT(nnx.Module):
         features = jnp.asarray(condition.features, x.dtype) if isinstance(condition, TextFeatures) else None
         given = condition.keys if isinstance(condition, TextContext) else None
         ids = jnp.asarray(condition.segment_ids) if isinstance(condition, TextFeatures | TextContext) else None
+        weights = None if parallel.layer is None else parallel.layer.beside(given)
         return run_layers(
             layer, x, (self.blocks, given), (conditioning, features), (sequence, ids),
-            remat=self.config.remat, unroll=self.config.unroll, weights=parallel.layer,
+            remat=self.config.remat, unroll=self.config.unroll, weights=weights,
         )  # fmt: skip
 
 

@@ -46,6 +46,13 @@ class Weights:
     """Of gathered weights. What is not cut keeps its own type."""
     sum_dtype: jnp.dtype | None
     """In which gradients of cut weights are added up; None: that of the gradients."""
+    own: int = 0
+    """Leaves that follow those of parameters, which each device has for its own rows: they and their gradients stay as
+    they are."""
+
+    def beside(self, arrays: Any) -> "Weights":
+        """The same for a tree of parameters that is followed by arrays of this device's own."""
+        return dataclasses.replace(self, own=len(jax.tree.leaves(arrays)))
 
     def gather(self, shares: Tree) -> Tree:
         """Every weight whole."""
@@ -76,8 +83,10 @@ class Weights:
 
     def _each(self, change: Any, tree: Tree) -> Tree:
         leaves, structure = jax.tree.flatten(tree)
-        assert len(leaves) == len(self.cuts), (len(leaves), len(self.cuts))
-        return jax.tree.unflatten(structure, [change(leaf, cut) for leaf, cut in zip(leaves, self.cuts)])
+        count = len(self.cuts)
+        assert len(leaves) == count + self.own, (len(leaves), count, self.own)
+        changed = [change(leaf, cut) for leaf, cut in zip(leaves, self.cuts)]
+        return jax.tree.unflatten(structure, [*changed, *leaves[count:]])
 
     def _gather_one(self, share: Array, cut: Cut) -> Array:
         if not cut.axes:

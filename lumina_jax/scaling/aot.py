@@ -28,6 +28,7 @@ from lumina_jax.data.latents import latent_data
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Prompt, Task, draw
+from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, configured_mesh
 from lumina_jax.scaling.chips import Topology
@@ -37,7 +38,7 @@ from lumina_jax.scaling.memory import Memory, memory
 from lumina_jax.scaling.roofline import Estimate, estimate
 from lumina_jax.scaling.traffic import Collective, Work, collectives, work
 from lumina_jax.tokens import TextFeatures, Tokens
-from lumina_jax.training.state import abstract_state, parameter_shardings
+from lumina_jax.training.state import abstract_state
 from lumina_jax.training.step import TrainBatch, batch_places, train_step
 
 QUICK, QUICK_FROM_0_12 = ("jax_exec_time_optimization_effort", -1.0), ("jax_optimization_level", "O1")
@@ -150,7 +151,7 @@ def compile_plan(plan: Plan) -> Report:
     return Report(
         plan=plan,
         load=plan.load,
-        memory=memory(compiled.memory_analysis(), module, *trees, plan.config.model.layers),
+        memory=memory(compiled.memory_analysis(), module, *trees, 0 if plan.sampler else plan.config.model.layers),
         collectives=sent,
         work=done,
         model_flops=model_flops,
@@ -215,7 +216,8 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     """One drawing of `data.batch_rows` samples, lowered, and its parameters."""
     config, load = plan.config, plan.load
     graph, abstract = abstract_model(config.model)
-    parameters = jax.tree.map(_placed, parameter_shardings(config.model, mesh), nnx.to_pure_dict(abstract))
+    places = parameter_shardings(config.model, mesh)
+    parameters = jax.tree.map(_placed, places, nnx.to_pure_dict(abstract))
     side = config.data.image_size // (plan.vae_factor if config.vae.path else 1)
     extent = Extent(config.data.frames, side, side)
     batch = abstract_batch(config, dataclasses.replace(load, samples=1), mesh)
@@ -227,7 +229,8 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
     prompt = Prompt(batch.condition, batch.condition, number, number)
-    program = jax.jit(functools.partial(draw, Task(graph, config, extent), config.sample))
+    task = Task(graph, config, extent, division=division(config, mesh, places))
+    program = jax.jit(functools.partial(draw, task, config.sample))
     lowered = program.trace(parameters, noise, keys, prompt).lower(lowering_platforms=("tpu",))
     return lowered, (parameters, (), ())
 

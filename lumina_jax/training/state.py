@@ -13,9 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from lumina_jax.config import Config, ModelConfig
-from lumina_jax.models.flag_dit import FlagDiT, abstract_model
-from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
+from lumina_jax.config import Config
+from lumina_jax.models.division import parameter_shardings
+from lumina_jax.models.flag_dit import FlagDiT
 from lumina_jax.training.optimizer import optimizer
 
 Parameters = dict[str, Any]
@@ -36,11 +36,6 @@ def split_model(model: FlagDiT) -> tuple[nnx.GraphDef, Parameters]:
     """The structure of a model and its parameters; `nnx.merge` undoes it."""
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
-
-
-def parameter_shardings(config: ModelConfig, mesh: Mesh) -> Parameters:
-    """Where each parameter lives on the mesh."""
-    return nnx.to_pure_dict(shardings(abstract_model(config)[1], mesh, FSDP_TENSOR))
 
 
 def state_shardings(config: Config, mesh: Mesh) -> TrainState:

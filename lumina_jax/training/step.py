@@ -5,7 +5,7 @@ Randomness comes from the run's key folded with the step, for the whole batch be
 spread over devices, so neither changes anything but rounding.
 
 On several devices the gradient is computed inside `jax.shard_map`, where each device sees its own rows, tokens and
-shares of parameters, and what it tells the others is written out (`training/division.py`). All that follows treats one
+shares of parameters, and what it tells the others is written out (`models/division.py`). All that follows treats one
 element like another, so arrays cut in any way need nothing said.
 """
 
@@ -21,10 +21,10 @@ from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import Config, FlowConfig
 from lumina_jax.flow import losses, paths, timesteps
+from lumina_jax.models.division import Division, division
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parallel.mesh import batch_sharding, row_spec, token_spec
 from lumina_jax.tokens import TextFeatures, Tokens, spread
-from lumina_jax.training.division import Division, division
 from lumina_jax.training.optimizer import ema_decay, ema_update, optimizer
 from lumina_jax.training.state import Parameters, TrainState, state_shardings
 

@@ -1,11 +1,12 @@
 """Programs for TPUs that are not here. Those marked `aot` compile, and need libtpu:
 
-python -m pytest -m aot -n 0 tests/scaling
+make aot
 """
 
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.parallel.mesh import make_mesh
-from lumina_jax.run import load_config
+from lumina_jax.run import load_config, parse_config
 from lumina_jax.scaling import aot, search
 from lumina_jax.scaling.aot import DoesNotFitError, Plan, Report, abstract_batch, devices_of, needed_bytes, plan_mesh
 from lumina_jax.scaling.chips import parse_topology
@@ -91,6 +92,18 @@ def test_what_does_not_fit_the_topology_is_refused_before_anything_is_compiled(c
     plan = Plan(config=TINY.replace(**changes), topology=parse_topology("v5e:4x4"))
     with pytest.raises(ValueError, match=message):
         plan_mesh(plan, chips(4, 4))
+
+
+def test_the_mesh_that_a_configuration_recommends_suits_the_topology_that_it_names():
+    found = []
+    for file in sorted((ROOT / "configs").glob("*.py")):
+        for topology, flags in re.findall(r"^Recommended on (\S+): (.+)$", file.read_text(), re.MULTILINE):
+            target = parse_topology(topology)
+            config = parse_config([str(file), *flags.split()], "")
+            assert config.mesh.fsdp * config.mesh.sequence * config.mesh.tensor == target.chips
+            plan_mesh(Plan(config=config, topology=target), chips(*target.extent))
+            found.append(file.stem)
+    assert len(found) == 9
 
 
 @pytest.mark.parametrize(

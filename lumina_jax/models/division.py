@@ -1,6 +1,6 @@
-"""How the devices of a mesh share the gradient of one batch.
+"""How the devices of a mesh share the work of one batch, in training and in sampling.
 
-In: a configuration and a mesh. Out: what the loss needs inside `jax.shard_map`: where parameters lie, how they are
+In: a configuration and a mesh. Out: what the model needs inside `jax.shard_map`: where parameters lie, how they are
 gathered and their gradients added up, and attention that crosses the devices of a row.
 """
 
@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, ModelConfig
 from lumina_jax.models.attention import Attend, attend_with
-from lumina_jax.models.flag_dit import Parallel
+from lumina_jax.models.flag_dit import Parallel, abstract_model
+from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
 from lumina_jax.parallel.gather import Weights, weights
 from lumina_jax.parallel.mesh import axes_of, axis_size
 from lumina_jax.parallel.sequence import attend_across
@@ -33,8 +35,6 @@ class Division(NamedTuple):
     layers: Parallel
     rest: Weights
     """How the parameters outside the layers are gathered."""
-    of_row: tuple[str, ...]
-    """The mesh axes whose devices share a row of tokens."""
     late: tuple[str, ...]
     """The mesh axes over which gradients are added up once, after all micro-batches."""
 
@@ -50,15 +50,20 @@ class Division(NamedTuple):
 
     def over_row(self, x: Array) -> Array:
         """The sum over the devices of a row; nothing has a gradient through it."""
-        return jax.lax.psum(jax.lax.stop_gradient(x), self.of_row) if self.of_row else x
+        return jax.lax.psum(jax.lax.stop_gradient(x), self.layers.row) if self.layers.row else x
 
     def finish(self, gradients: Any) -> Any:
         """Gradients of all micro-batches, added up over `late`."""
         return jax.lax.psum(gradients, self.late) if self.late else gradients
 
 
+def parameter_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """Where each parameter lives on the mesh."""
+    return nnx.to_pure_dict(shardings(abstract_model(config)[1], mesh, FSDP_TENSOR))
+
+
 def division(config: Config, mesh: Mesh, places: Any) -> Division | None:
-    """How the devices of `mesh` share the work of a step, their parameters at `places`; None when there is only one,
+    """How the devices of `mesh` share the work of a batch, their parameters at `places`; None when there is only one,
     unless its activations wait in the memory of the host."""
     if mesh.size == 1 and config.model.remat != "offload":
         return None
@@ -73,8 +78,9 @@ def division(config: Config, mesh: Mesh, places: Any) -> Division | None:
         mesh=mesh,
         places=places,
         attend=attend_across(attend_with(config.model), mesh, config.model.attention),
-        layers=Parallel(of_layer, Tensor(axes_of(mesh, "tensor"), axis_size(mesh, "tensor"))),
+        layers=Parallel(
+            of_layer, Tensor(axes_of(mesh, "tensor"), axis_size(mesh, "tensor")), axes_of(mesh, "sequence")
+        ),
         rest=of_rest,
-        of_row=axes_of(mesh, "sequence"),
         late=late,
     )

@@ -1,0 +1,139 @@
+"""Draws on one device and on meshes of eight, and prints how far each mesh is from the one device.
+
+Run by test_sampling_on_meshes.py in a process of its own, because the number of devices is fixed when jax starts:
+python drawn_on_meshes.py CASE ...; out: a JSON object with the largest difference of each case, relative to the largest
+value, and what is said of a batch that does not fit.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from test_pipeline import SETTINGS, Words
+from tiny import config, label_config
+
+from lumina_jax.config import Config
+from lumina_jax.generation.sheets import new_pipeline, sheet_writer
+from lumina_jax.models.division import parameter_shardings
+from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.parallel.mesh import make_mesh
+
+FOLDER = tempfile.TemporaryDirectory()
+RUN = {"root": FOLDER.name, "sample_prompts": ("3", "1", "4")}
+NETWORK = {"heads": 8, "kv_heads": 2, "width": 48, "remat": "full"}
+TEXT = config(run=RUN)
+TEXT = dataclasses.replace(TEXT, model=dataclasses.replace(TEXT.model, **NETWORK, own_text_query=True, text_layers=1))
+LABEL = label_config(run=RUN)
+LABEL = dataclasses.replace(LABEL, model=dataclasses.replace(LABEL.model, **NETWORK, qk_norm=False))
+LATENTS = (8, 1, 24, 48, 3)
+"""More tokens than in training: 18, or with those that end lines 21, which the devices of a row do not divide."""
+PROMPTS = [str(number) for number in range(8)]
+
+
+class Case(NamedTuple):
+    act: Any
+    mesh: dict[str, Any]
+    settings: dict[str, Any]
+    config: Config = TEXT
+
+
+class Place(NamedTuple):
+    """A model, the parameters of which lie on a mesh; None: on one device."""
+
+    config: Config
+    mesh: Any
+
+    @property
+    def parameters(self):
+        random = np.random.default_rng(0)
+        places = jax.devices()[0] if self.mesh is None else parameter_shardings(self.config.model, self.mesh)
+        shapes = nnx.to_pure_dict(abstract_model(self.config.model)[1])
+        values = jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape, np.float32), shapes)
+        return jax.device_put(values, places)
+
+    @property
+    def encoder(self):
+        return Words() if self.config is TEXT else None
+
+    @property
+    def pipeline(self):
+        return new_pipeline(self.config, self.parameters, self.encoder, mesh=self.mesh)
+
+
+def noise():
+    return np.random.default_rng(1).standard_normal(LATENTS, np.float32)
+
+
+def drawn(place, settings):
+    return place.pipeline.latents(noise(), PROMPTS, settings)
+
+
+def inverted(place, settings):
+    return place.pipeline.invert(noise(), PROMPTS, settings)
+
+
+def density(place, settings):
+    return place.pipeline.log_density(noise(), PROMPTS, settings, seed=1)
+
+
+def refusal():
+    """What is said to a batch that the devices do not divide."""
+    try:
+        Place(LABEL, make_mesh(fsdp=8)).pipeline.latents(noise()[:3], PROMPTS[:3], SETTINGS)
+    except ValueError as error:
+        return str(error)
+
+
+class Shown:
+    """Takes a sheet in the place of a writer of metrics."""
+
+    def image(self, step, name, pixels):
+        self.pixels = pixels
+
+
+def sheet(place, settings):
+    """A sheet as training draws it, of three pictures, a number that eight devices do not divide."""
+    shown = Shown()
+    sheet_writer(place.config, place.encoder, shown, None, place.mesh)(1, place.parameters)
+    return shown.pixels / 255
+
+
+LARGE_STEPS = {"solver": "adaptive_heun", "rtol": 0.1, "atol": 0.1}
+"""Others give another result."""
+CASES = {
+    "fsdp, sequence and tensor, stochastic": Case(
+        drawn, {"fsdp": 2, "sequence": 2, "tensor": 2}, {"solver": "euler_maruyama", "last_step": "none"}
+    ),
+    "sequence and tensor, adaptive steps": Case(drawn, {"sequence": 4, "tensor": 2}, LARGE_STEPS, LABEL),
+    "a sheet on fsdp": Case(sheet, {"fsdp": 8}, {}, LABEL),
+    "fsdp over two mesh axes, and tensor": Case(drawn, {"fsdp": 4, "tensor": 2, "split": {"fsdp": (2, 2)}}, {}),
+    "fsdp, ring and heads exchanged": Case(drawn, {"fsdp": 2, "sequence": 4, "ring": 2}, {}),
+    "backwards by corrected steps, on data and sequence": Case(inverted, {"sequence": 4}, {"solver": "implicit_adams"}),
+    "density by adaptive steps, on fsdp, sequence and tensor": Case(
+        density, {"fsdp": 2, "sequence": 2, "tensor": 2}, LARGE_STEPS | {"guidance": 1.0}
+    ),
+}
+
+
+def main(names):
+    found, results = {}, {}
+    for name in names:
+        act, mesh, changes, of = CASES[name]
+        settings = dataclasses.replace(SETTINGS, **changes)
+        if (act, settings, of) not in results:
+            results[act, settings, of] = np.asarray(act(Place(of, None), settings))
+        alone = results[act, settings, of]
+        assert np.isfinite(alone).all()
+        assert alone.std() > 0.1
+        together = np.asarray(act(Place(of, make_mesh(**mesh)), settings))
+        found[name] = float(np.abs(together - alone).max() / np.abs(alone).max())
+    print(json.dumps({"differences": found, "refusal": refusal()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
