@@ -141,16 +141,15 @@ def _call(
     seen = all_ids
     if window is not None:
         seen = jax.lax.dynamic_slice_in_dim(all_ids, window * blocks.kv_backward, blocks.kv_backward, axis=1)
-    most = WHOLE if window is None else 0.0  # a window may be longer than a sample
-    of_tokens = cut(seen, tile_kv=blocks.tile_kv_backward, most=most)
-    scalars, arrays = [*of_tokens], [q, gradient, of_out, ids[:, None]]
+    # A window may be longer than a sample: what counts is whether the queries are of one.
+    of_tokens = cut(seen, tile_kv=blocks.tile_kv_backward, most=WHOLE if window is None else 0.0)
+    scalars, arrays, aliases = [*of_tokens], [q, gradient, of_out, ids[:, None]], {}
     if tokens is not None:
         arrays += [*tokens[:2], tokens[2][:, None], logs[0]]
     if text is not None:
         gate, text_keys, text_values, text_ids, *own = text
         scalars += [gate.astype(jnp.float32), *cut(text_ids, tile_kv=plan.text_tile)[:2]]
         arrays += [text_keys, text_values, text_ids[:, None], logs[1], *own]
-    aliases = {}
     if window is not None and total is not None:
         scalars += [window[None], *_range(of_tokens, plan)]
         arrays.append(total)

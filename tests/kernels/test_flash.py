@@ -88,10 +88,10 @@ def test_output_and_every_gradient_are_those_of_the_definition(segments, words, 
     assert not np.any(np.asarray(gradients[1])[segments == 0])
 
 
-@pytest.mark.parametrize(("width", "heads"), [(48, 8), (72, 3), (96, 4), (128, 1), (192, 2)])
-def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads):
+@pytest.mark.parametrize(("width", "heads", "few"), [(48, 8, 2), (72, 3, 3), (96, 4, 4), (128, 1, 1), (192, 2, 2)])
+def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads, few):
     of = case(PADDED, WORDS, width=width, heads=heads, key_heads=heads)
-    blocks = BlockSizes(**{**vars(SMALL), "heads": heads, "heads_backward": heads})
+    blocks = BlockSizes(**{**vars(SMALL), "heads": heads, "heads_backward": few})
     gradient = np.random.default_rng(9).standard_normal(of.q.shape)
     out, gradients = output_and_gradients(of, gradient, blocks=blocks)
     wanted, of_inputs = by_definition(of, gradient)
