@@ -55,7 +55,8 @@ class BlockSizes:
       run_q, run_kv: the same where samples lie one after the other: queries and most keys of a piece of one sample.
       q_backward, q_compute_backward, kv_backward, kv_compute_backward, tile_q_backward, tile_kv_backward: the same in
         the backward pass.
-      heads, heads_backward: key heads of a grid step.
+      heads, heads_backward: key heads of a grid step. Those of the backward pass may fill no whole registers; then they
+        get registers of their own (`regroup.py`).
     """
 
     q: int
