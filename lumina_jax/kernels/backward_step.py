@@ -43,6 +43,15 @@ class Rows(NamedTuple):
     delta: Any
 
 
+class Seen(NamedTuple):
+    """What some rows of queries may see: keys in tiles first..end of `size`, text as tile `place` of the queries."""
+
+    first: Any
+    end: Any
+    size: int
+    place: Any = None
+
+
 def weights_and_slopes(
     rows: Rows, keys: Float[Array, "n d"], values: Float[Array, "n d"], key_ids: Int[Array, "n 128"] | None
 ) -> tuple[Float[Array, "n q"], Float[Array, "n q"]]:
@@ -70,8 +79,9 @@ class BackwardStep:
       visits, text_visits, gate: as there.
       queries, gradient, out, text_queries: blocks of this step; of `out` and `delta` one is None.
       ids, logs, text_logs: segments and logarithms of the denominators, by query.
-      tokens, text: keys and values; their ids are columns [n 128].
+      tokens, text: keys and values, of which one may be None; their ids are columns [n 128].
       of_tokens, of_text: sums for their gradients.
+      total: the gradient of the queries so far; None: nothing.
       dq, text_dq, gates, deltas: to be written; gradients of the gate and delta are by query.
     """
 
@@ -89,11 +99,12 @@ class BackwardStep:
     ids: Ref
     logs: Ref
     delta: Ref
-    tokens: Keys
+    tokens: Any
     text: Any
     text_logs: Ref
-    of_tokens: Gradients
+    of_tokens: Any
     of_text: Any
+    total: Heads | None
     dq: Heads
     text_dq: Any
     gates: Ref
@@ -101,13 +112,30 @@ class BackwardStep:
 
     def read_keys(self, ids: list[Ref]) -> None:
         """Make columns of the ids of keys, and clear what is padding."""
-        for row, keys in zip(ids, (self.tokens, self.text)):
+        for row, (keys, _, _) in zip(ids, self._kinds()):
             for start in range(0, row.shape[1], LANES):
                 keys.ids[start : start + LANES, :] = column(row[:, start : start + LANES])
 
-        @pl.when(jnp.min(ids[0][...]) <= 0)
-        def _():
-            self._clear(self.tokens[:2], self.tokens.ids)
+        if self.tokens is not None:
+
+            @pl.when(jnp.min(ids[0][...]) <= 0)
+            def _():
+                self._clear(self.tokens[:2], self.tokens.ids)
+
+    def _kinds(self) -> list[tuple[Keys, Ref, Ref]]:
+        """Keys of the tokens and of the text, those that there are, and the sums of their gradients."""
+        both = ((self.tokens, self.of_tokens), (self.text, self.of_text))
+        return [(keys, *sums) for keys, sums in both if keys is not None]
+
+    def queries_of_block(self) -> None:
+        """The share of this block of queries, of all heads."""
+        self.hide_padding()
+        self.plan.each_head(self.head, side_by_side=1, count=self.plan.blocks.heads_backward)
+
+    def keep(self) -> None:
+        """This step adds nothing to the gradient of the queries."""
+        if self.total is not None:
+            self.dq.block[...] = self.total.block[...]
 
     def hide_padding(self) -> None:
         """Queries of padding have no say: their gradient becomes zero."""
@@ -125,34 +153,54 @@ class BackwardStep:
 
     def start(self) -> None:
         """Nothing is summed yet."""
-        for sums in (*self.of_tokens, *(self.of_text or ())):
-            sums[...] = jnp.zeros_like(sums)
+        for _, *both in self._kinds():
+            for sums in both:
+                sums[...] = jnp.zeros_like(sums)
 
     def write_keys(self, blocks: list[Heads]) -> None:
         """Gradients of keys and values; zero for padding."""
-        plan, scales = self.plan, (1 / LOG2E, 1.0) * 2
-        ids = [self.tokens.ids] * 2 + ([self.text.ids] * 2 if self.text else [])
-        for block, sums, scale, of in zip(blocks, (*self.of_tokens, *(self.of_text or ())), scales, ids):
-            kept = across(of[...], plan.lanes) > 0
-            for head in range(plan.blocks.heads_backward):
-                block.head(head).write(slice(None), jnp.where(kept, sums[head] * scale, 0.0))
+        of, plan = iter(blocks), self.plan
+        for keys, *both in self._kinds():
+            kept = across(keys.ids[...], plan.lanes) > 0
+            for sums, scale in zip(both, (1 / LOG2E, 1.0)):
+                block = next(of)
+                for head in range(plan.blocks.heads_backward):
+                    block.head(head).write(slice(None), jnp.where(kept, sums[head] * scale, 0.0))
 
     def head(self, heads: list[Any]) -> None:
-        """All rows of one head: many at once where they and all keys are one segment, else tile by tile."""
+        """All rows of one head: many at once where they and all keys are one segment, or where they are and keys come
+        in windows, which hold more; else tile by tile."""
         (head,) = heads
-        blocks = self.plan.blocks
-        alone = self.visits.alone[self.row] > 0
-        first = self.row * (blocks.q_backward // blocks.tile_q_backward)
+        blocks, visits = self.plan.blocks, self.visits
         large = blocks.q_backward // blocks.q_compute_backward
+        small, tile_q = blocks.q_backward // blocks.tile_q_backward, blocks.tile_q_backward
+        first = self.row * small
+        alone, in_tiles = visits.alone[self.row] > 0, visits.alone[self.row] == 0
         pl.when(alone)(lambda: _spans(large, blocks.q_compute_backward, lambda at, _: self._rows(head, at, None)))
-        small = blocks.q_backward // blocks.tile_q_backward
-        work = functools.partial(
-            _spans, small, blocks.tile_q_backward, lambda at, tile: self._rows(head, at, first + tile)
-        )
-        pl.when(jnp.logical_not(alone))(work)
+        if self.total is not None:
+            single, seen = visits.single[self.row] > 0, self._seen_by_block(first, small)
+            work = functools.partial(_spans, large, blocks.q_compute_backward, lambda at, _: self._rows(head, at, seen))
+            pl.when(in_tiles & single)(work)
+            in_tiles = in_tiles & jnp.logical_not(single)
 
-    def _rows(self, head: Any, at: Any, place: Any | None) -> None:
-        """Some rows of one head; `place` is where they stand in `visits.first`, or None where they see all."""
+        def tile(at: Any, index: Any) -> None:
+            place = first + index
+            self._rows(head, at, Seen(visits.first[place], visits.end[place], blocks.tile_kv_backward, place))
+
+        pl.when(in_tiles)(lambda: _spans(small, tile_q, tile))
+
+    def _seen_by_block(self, first: Any, tiles: int) -> Seen:
+        """What the block of queries may see, all of its tiles together, in parts of large products."""
+        low, high, blocks = jnp.int32(self.plan.length), jnp.int32(0), self.plan.blocks
+        for tile in range(tiles):
+            start, end = self.visits.first[first + tile], self.visits.end[first + tile]
+            low = jnp.minimum(low, jnp.where(end > start, start, low))
+            high = jnp.maximum(high, end)
+        size, tile = blocks.kv_compute_backward, blocks.tile_kv_backward
+        return Seen(jax.lax.div(low * tile, size), jax.lax.div(high * tile + size - 1, size), size)
+
+    def _rows(self, head: Any, at: Any, seen: Seen | None) -> None:
+        """Some rows of one head; `seen` is None where they see all."""
         plan, like = self.plan, self._like(head)
         gradient = self.gradient.head(head).alone(at, like)
         if self.out is None:
@@ -161,41 +209,46 @@ class BackwardStep:
             out = self.out.head(head).alone(at, like)
             delta = row_sums(gradient.astype(jnp.float32) * out.astype(jnp.float32))
         queries = scaled(self.queries.head(head).alone(at, like), plan.scale)
-        rows = Rows(at, queries, gradient, self.ids[:, at], self.logs[head, :, at], delta)
+        logs = (self.text_logs if self.logs is None else self.logs)[head, :, at]
+        rows = Rows(at, queries, gradient, self.ids[:, at], logs, delta)
         dq = jnp.zeros(rows.queries.shape, jnp.float32)
         if self.text is not None:
-            dq, rows = self._text(head, rows, place)
+            dq, rows = self._text(head, rows, None if seen is None else seen.place)
         if self.deltas is not None:
             self.deltas[head, :, at] = rows.delta
-        dq = self._tokens(head, rows, place, dq)
-        self.dq.head(head).write(at, dq * plan.scale, like)
+        if self.tokens is not None:
+            dq = self._tokens(head, rows, seen, dq)
+        dq = dq * plan.scale
+        if self.total is not None:
+            dq += self.total.head(head).alone(at, like)
+        self.dq.head(head).write(at, dq, like)
 
     def _like(self, head: Any) -> Head | None:
         """As `forward_step.Step.like`."""
-        return None if self.plan.repeats == 1 else self.tokens.keys.head(self._key_head(head))
+        return None if self.plan.repeats == 1 else self._kinds()[0][0].keys.head(self._key_head(head))
 
     def _key_head(self, head: Any) -> Any:
         if self.plan.repeats == 1:
             return head
         return (self.repeat * self.plan.blocks.heads_backward + head) // self.plan.repeats
 
-    def _tokens(self, head: Any, rows: Rows, place: Any | None, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
+    def _tokens(self, head: Any, rows: Rows, seen: Seen | None, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
         blocks, key_head = self.plan.blocks, self._key_head(head)
         keys, values = (x.head(key_head) for x in self.tokens[:2])
-        size = blocks.kv_compute_backward if place is None else blocks.tile_kv_backward
+        size = blocks.kv_compute_backward if seen is None else seen.size
 
         def step(start: Any, dq: Float[Array, "q d"]) -> Float[Array, "q d"]:
             at = pl.ds(start, size)
-            ids = None if place is None else self.tokens.ids[at, :]
+            ids = None if seen is None else self.tokens.ids[at, :]
             weights, slopes = weights_and_slopes(rows, keys.read(at), values.read(at), ids)
             slopes = (weights * (slopes - rows.delta)).astype(rows.queries.dtype)
             self.of_tokens.values[key_head, at, :] += product(weights.astype(slopes.dtype), rows.gradient)
             self.of_tokens.keys[key_head, at, :] += product(slopes, rows.queries)
             return dq + product(slopes, keys.read(at), FIRST_AXES)
 
-        if place is None:
+        if seen is None:
             return unrolled_loop(blocks.kv_backward // size, size, step, dq)
-        return _tiles(self.visits.first[place], self.visits.end[place], size, step, dq)
+        return _tiles(seen.first, seen.end, size, step, dq)
 
     def _text(self, head: Any, rows: Rows, place: Any | None) -> tuple[Float[Array, "q d"], Rows]:
         """The share of dq, and the rows with what remains of delta for the tokens."""

@@ -8,7 +8,7 @@ time goes to filling and draining the matrix units, and blocks must divide the r
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from jax.experimental.pallas import tpu as pltpu
@@ -55,7 +55,8 @@ class BlockSizes:
       run_q, run_kv: the same where samples lie one after the other: queries and most keys of a piece of one sample.
       q_backward, q_compute_backward, kv_backward, kv_compute_backward, tile_q_backward, tile_kv_backward: the same in
         the backward pass.
-      heads, heads_backward: key heads of a grid step.
+      heads, heads_backward: key heads of a grid step. Those of the backward pass may fill no whole registers; then they
+        get registers of their own (`regroup.py`).
     """
 
     q: int
@@ -125,7 +126,8 @@ class BlockSizes:
             )
         for name in ("heads", "heads_backward"):
             heads = getattr(self, name)
-            if key_heads % heads or (heads != key_heads and heads * width % LANES):
+            is_spread = name == "heads_backward"  # to registers of their own, where they fill none
+            if key_heads % heads or not (is_spread or heads == key_heads or heads * width % LANES == 0):
                 raise ValueError(
                     f"{name}={heads} must divide the {key_heads} key heads and be a multiple of "
                     f"{least_heads(key_heads, width)}, so that heads of {width} values fill whole registers"
@@ -198,7 +200,9 @@ def choose(sizes: Sizes, of_chip: str | None) -> BlockSizes:
     of_forward, straight = functools.partial(_forward, length, tuned), STRAIGHT.get(of_chip or "", USUAL_STRAIGHT)
     forward = _first_that_fits(sizes, of_chip, tuned.get("q_compute"), heads, of_forward, forward_vmem, straight)
     of_backward = functools.partial(_backward, length, tuned, forward)
-    return _first_that_fits(sizes, of_chip, tuned.get("q_compute_backward"), [least], of_backward, backward_vmem)
+    few = max(n for n in divisors(sizes.key_heads) if n == 1 or n * sizes.width <= LANES)
+    tuned_q = tuned.get("q_compute_backward")
+    return _first_that_fits(sizes, of_chip, tuned_q, [few], of_backward, backward_vmem, whole=[least])
 
 
 def _first_that_fits(
@@ -209,14 +213,16 @@ def _first_that_fits(
     build: Callable[[int, int, int, bool], BlockSizes],
     need: Callable[[Sizes, BlockSizes], int],
     logits: int | float = math.inf,
+    whole: Sequence[int] = (),
 ) -> BlockSizes:
-    """All keys resident before many queries in one product, and both before many heads in a step."""
+    """All keys resident before many queries in one product, and both before many heads in a step. The heads `whole` are
+    tried before all others, but only with all keys resident."""
     length, capacity = padded_length(sizes.length), VMEM.get(of_chip or "", UNKNOWN_VMEM) * MEBIBYTE
     counts = [tuned_q // LANES] if tuned_q else []
     queries = sorted({_divisor(length, count) for count in (*(counts or [12]), 6, 3, 1)}, reverse=True)
     windows = [LANES * part for part in reversed(divisors(length // LANES)) if LANES * part <= RESIDENT]
-    for enough in (min(length, LEAST_RESIDENT), 0):
-        for q, kv, together, count in itertools.product(queries, windows, (True, False), heads):
+    for enough, of_heads in ((length, whole), (min(length, LEAST_RESIDENT), heads), (0, heads)):
+        for q, kv, together, count in itertools.product(queries, windows, (True, False), of_heads):
             blocks = build(q, kv, count, together)
             if kv >= enough and q * kv <= logits and need(sizes, blocks) <= capacity * USABLE:
                 return blocks
@@ -295,9 +301,11 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
 
 
 def backward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
-    """The same of the backward pass."""
+    """The same of the backward pass, whose text has a call of its own where keys are taken in windows."""
     heads, wide, text = blocks.heads_backward, padded(sizes.width), padded(sizes.text) if sizes.text else 0
-    lanes, rows = padded(heads * sizes.width), blocks.kv_backward + text
+    is_whole = blocks.kv_backward == padded_length(sizes.length)
+    rows = blocks.kv_backward + text if is_whole else max(blocks.kv_backward, text)
+    lanes = padded(heads * sizes.width)
     moved = 2 * lanes * (sizes.itemsize * (4 * rows + 5 * blocks.q_backward) + 4 * blocks.q_backward)
     sums = 4 * rows * (2 * heads * wide + LANES)
     return moved + sums + 4 * 4 * blocks.q_compute_backward * blocks.kv_compute_backward

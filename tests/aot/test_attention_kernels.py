@@ -83,7 +83,7 @@ def test_between_projections_nothing_is_copied_or_transposed(topology, width, he
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize(("width", "tokens"), [(128, 4224), (96, 4224), (72, 1152)])
+@pytest.mark.parametrize(("width", "tokens"), [(128, 4224), (96, 4224), (72, 1152), (72, 16384)])
 def test_gradients_compile_within_every_chip_s_vector_memory(topology, width, tokens):
     found = compiled(topology, width, 16, 16, tokens, True)
     assert found["kernels"] == ["lumina_flash_backward", "lumina_flash_forward"]

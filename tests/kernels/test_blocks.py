@@ -59,8 +59,8 @@ def test_block_sizes_that_cannot_work_are_refused_with_the_reason(change, reason
 def test_blocks_must_divide_the_row_and_heads_fill_registers():
     with pytest.raises(ValueError, match="kv=512 must divide the 768 tokens"):
         BlockSizes(**GOOD).check(768, 4, 128)
-    with pytest.raises(ValueError, match="heads_backward=1 must divide the 4 key heads and be a multiple of 2"):
-        BlockSizes(**GOOD).check(1024, 4, 64)
+    with pytest.raises(ValueError, match="heads=1 must divide the 4 key heads and be a multiple of 2"):
+        BlockSizes(**{**GOOD, "heads": 1}).check(1024, 4, 64)
     BlockSizes(**GOOD).check(1024, 4, 128)
 
 

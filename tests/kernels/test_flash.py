@@ -41,6 +41,8 @@ PADDED = np.repeat([[1, 0]], [200, 56], axis=1)
 PACKED = np.repeat([[1, 2, 3, 0]], [150, 28, 50, 28], axis=1)
 ANY_ORDER = np.random.default_rng(0).integers(0, 4, (1, 256))
 WORDS = np.repeat([[1, 2, 0]], [40, 30, 10], axis=1)
+LONG = np.stack([np.repeat([1, 0], [150, 874]), np.repeat([1, 2, 3, 4, 0], [128, 128, 330, 400, 38])])
+MANY_WORDS = np.repeat([[1, 1, 1, 0, 0], [1, 2, 3, 4, 0]], [30, 40, 60, 20, 10], axis=1)
 
 
 def run(of, *inputs, blocks=SMALL, interpret=True):
@@ -86,10 +88,10 @@ def test_output_and_every_gradient_are_those_of_the_definition(segments, words, 
     assert not np.any(np.asarray(gradients[1])[segments == 0])
 
 
-@pytest.mark.parametrize(("width", "heads"), [(48, 8), (72, 3), (96, 4), (128, 1), (192, 2)])
-def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads):
+@pytest.mark.parametrize(("width", "heads", "few"), [(48, 8, 2), (72, 3, 3), (96, 4, 4), (128, 1, 1), (192, 2, 2)])
+def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads, few):
     of = case(PADDED, WORDS, width=width, heads=heads, key_heads=heads)
-    blocks = BlockSizes(**{**vars(SMALL), "heads": heads, "heads_backward": heads})
+    blocks = BlockSizes(**{**vars(SMALL), "heads": heads, "heads_backward": few})
     gradient = np.random.default_rng(9).standard_normal(of.q.shape)
     out, gradients = output_and_gradients(of, gradient, blocks=blocks)
     wanted, of_inputs = by_definition(of, gradient)
@@ -100,6 +102,25 @@ def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads):
 def with_one_huge(keys, place):
     """Factors of keys: queries that look away from the huge one see all others as before."""
     return np.where(np.arange(keys.shape[1]) == place, 3e3, 1.0)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "q"),
+    [
+        pytest.param(None, {"heads": 2, "key_heads": 2, "width": 48}, 256, id="two heads in a register, no text"),
+        pytest.param(MANY_WORDS, {"heads": 4, "key_heads": 2, "width": 72}, 128, id="grouped heads, text"),
+    ],
+)
+def test_gradients_of_packed_rows_are_summed_over_windows_of_keys(words, options, q):
+    """Windows that some or no blocks of queries see, of one or several samples; heads get registers of their own."""
+    of = case(LONG, words, **options)
+    few = {"heads_backward": 128 // options["width"], "q_backward": q, "q_compute_backward": q}
+    few |= {"kv_backward": 512, "kv_compute_backward": 256}
+    gradient = np.random.default_rng(9).standard_normal(of.q.shape)
+    _, gradients = output_and_gradients(of, gradient, blocks=BlockSizes(**{**vars(SMALL), **few}))
+    _, wanted = by_definition(of, gradient)
+    assert [relative(ours, theirs) < 1e-5 for ours, theirs in zip(gradients, wanted)] == [True] * len(wanted)
+    assert not np.any(np.asarray(gradients[1])[LONG == 0])
 
 
 @pytest.mark.parametrize(
@@ -237,17 +258,30 @@ RACES = pltpu.InterpretParams(detect_races=True)
 @pytest.mark.parametrize("huge", [1, 1e4])
 @pytest.mark.parametrize(("width", "heads"), [(64, 2), (96, 4)])
 def test_no_race_and_no_read_of_what_was_never_written(blocks, huge, width, heads):
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-
     segments = np.concatenate([PADDED, PACKED])
     of = case(segments, np.concatenate([WORDS, WORDS]), width=width, heads=heads, key_heads=heads)
     blocks = BlockSizes(**{**vars(blocks), "heads": heads, "heads_backward": heads})
-    of = of._replace(q=of.q * huge)
+    check_races(of._replace(q=of.q * huge), blocks, exact=huge == 1)
+
+
+@pytest.mark.slow
+def test_blocks_of_queries_that_a_window_passes_over_keep_their_gradient():
+    """The two blocks of the second row before its second sample are not brought for the window of that sample."""
+    segments = np.stack([np.repeat([1, 0], [100, 284]), np.repeat([1, 2], [256, 128])])
+    words = np.repeat([[1, 1, 0], [1, 2, 0]], [40, 30, 10], axis=1)
+    sizes = {"q": 128, "q_compute": 128, "q_backward": 128, "q_compute_backward": 128, "heads_backward": 1}
+    of = case(segments, words, width=72, heads=4, key_heads=2)
+    check_races(of, BlockSizes(**{**vars(STREAMED), **sizes}))
+
+
+def check_races(of, blocks, *, exact=True):
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
     gradient = np.random.default_rng(9).standard_normal(of.q.shape)
     out, gradients = output_and_gradients(of, gradient, blocks=blocks, interpret=RACES)
     assert not interpret_pallas_call.races.races_found
     assert all(np.isfinite(x).all() for x in (out, *gradients))
-    if huge == 1:
+    if exact:
         wanted, of_inputs = by_definition(of, gradient)
         assert relative(out, wanted) <= 2e-6
         assert max(relative(ours, theirs) for ours, theirs in zip(gradients, of_inputs)) < 1e-5
