@@ -12,6 +12,7 @@ segments do not lie in one piece, or keys are streamed, tile by tile with the ru
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,13 +91,17 @@ def forward(
 
 
 def _parts(plan: Plan, seen: Visits) -> list[Array]:
-    """First and last part of the keys that each block of queries needs, so that no other is brought into VMEM."""
+    """First and last part of the keys that each block of queries needs: no other is brought into VMEM or computed.
+
+    Where it needs none, both are the last of all.
+    """
     tiles = plan.blocks.q // plan.blocks.tile_q
     first, end = (x.reshape(-1, tiles) for x in (seen.first, seen.end))
     some = end > first
     low = jnp.min(jnp.where(some, first, plan.steps), axis=-1)
     high = jnp.max(jnp.where(some, end - 1, -1), axis=-1)
-    return [jnp.minimum(low, plan.steps - 1), jnp.maximum(high, 0)]
+    low = jnp.minimum(low, plan.steps - 1)
+    return [low, jnp.maximum(high, low)]
 
 
 def _specs(plan: Plan) -> list[pl.BlockSpec]:
@@ -145,7 +150,7 @@ def _kernel(plan: Plan, *references: Ref) -> None:
         return [next(refs) for _ in range(count)]
 
     of_tokens = Visits(*take(5))
-    take(2)
+    ends = take(2)
     of_runs = Runs(*take(2)) if plan.steps == 1 else None
     gate, *of_text = take(3) if plan.text else [None]
     arrays = take(5)
@@ -157,31 +162,37 @@ def _kernel(plan: Plan, *references: Ref) -> None:
     failed = next(refs)
     sums = take(3) if plan.steps > 1 else None
     columns = take(plan.logs if sums is None else 0)
-    step = _step(plan, of_tokens, of_runs, of_text, gate, heads, arrays, text, logs, failed, columns, sums)
+    step = _step(plan, of_tokens, of_runs, of_text, ends, gate, heads, arrays, text, logs, failed, columns, sums)
+    if sums is None:
+        _both_kinds(step, step.whole, functools.partial(packed, step))
+        return
+    pl.when(step.part == step.first_part)(lambda: streamed_step.start(step))
+    whole, finish = (functools.partial(work, step) for work in (streamed_step.whole, streamed_step.finish))
+    needed = (step.part >= step.first_part) & (step.part <= step.last_part)
+    pl.when(needed)(lambda: _both_kinds(step, whole, step.tiles))
+    pl.when(step.part == step.last_part)(lambda: plan.each_head(finish, side_by_side=1))
 
-    if sums is not None:
-        pl.when(step.part == 0)(lambda: streamed_step.start(step))
+
+def _both_kinds(step: Step, of_one: Callable[[list[Any]], None], of_several: Callable[[list[Any]], None]) -> None:
+    """Work on all heads of a block of queries of one segment, or of several."""
     sees_one = step.visits.single[step.row] > 0
-    whole = step.whole if sums is None else functools.partial(streamed_step.whole, step)
-    pl.when(sees_one)(lambda: plan.each_head(whole, side_by_side=plan.side_by_side))
-    several = functools.partial(packed, step) if sums is None else step.tiles
-    pl.when(jnp.logical_not(sees_one))(lambda: plan.each_head(several, side_by_side=4))
-
-    if sums is not None:
-        finish = functools.partial(streamed_step.finish, step)
-        pl.when(step.part == plan.steps - 1)(lambda: plan.each_head(finish, side_by_side=1))
+    pl.when(sees_one)(lambda: step.plan.each_head(of_one, side_by_side=step.plan.side_by_side))
+    pl.when(jnp.logical_not(sees_one))(lambda: step.plan.each_head(of_several, side_by_side=4))
 
 
-def _step(plan, of_tokens, of_runs, of_text, gate, heads, arrays, text, logs, failed, columns, sums) -> Step:
+def _step(plan, of_tokens, of_runs, of_text, ends, gate, heads, arrays, text, logs, failed, columns, sums) -> Step:
     place = [pl.program_id(axis) for axis in range(5)]
     own = heads[5] if plan.own_queries else heads[0]
+    row = place[0] * (plan.length // plan.blocks.q) + place[3]
     return Step(
         plan=plan,
         group=place[1],
         repeat=place[2],
         block=place[3],
         part=place[4],
-        row=place[0] * (plan.length // plan.blocks.q) + place[3],
+        first_part=ends[0][row],
+        last_part=ends[1][row],
+        row=row,
         visits=of_tokens,
         runs=of_runs,
         text_visits=tuple(of_text),

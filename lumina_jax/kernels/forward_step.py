@@ -36,6 +36,7 @@ class Step:
     Attributes:
       group, repeat, block, part: place in the grid: group of key heads, which of the query heads that share them, block
         of queries, part of the keys. `row` counts blocks of queries over the batch.
+      first_part, last_part: of the keys, that the block of queries needs.
       visits, text_visits: as of `segments.visits`, in scalar memory; of the text only `first` and `end`.
       runs: as of `runs.runs`, in scalar memory; None where keys are streamed.
       gate: tanh of every head's gate.
@@ -54,6 +55,8 @@ class Step:
     repeat: Any
     block: Any
     part: Any
+    first_part: Any
+    last_part: Any
     row: Any
     visits: Visits
     runs: Any
@@ -74,7 +77,7 @@ class Step:
     @property
     def sides(self) -> tuple[Any, Any]:
         """Where in `sums` those before this part of the keys are, and those after it: they change places."""
-        before = jnp.bitwise_and(self.part, 1)
+        before = jnp.bitwise_and(self.part - self.first_part, 1)
         return before, 1 - before
 
     def key_head(self, head: Any) -> Any:

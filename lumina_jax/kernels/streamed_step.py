@@ -1,8 +1,9 @@
 """What a grid step of the forward kernel does where keys are streamed, a part of them in each step.
 
-In: a `Step` with `sums`, which are carried from part to part. Out: nothing; the step's output is written after the last
-part. A block of queries of one segment stays without shift until a row leaves the safe range; from that part on it has
-a running maximum, as blocks of several segments have from the first.
+In: a `Step` with `sums`, which are carried from part to part, from the first that the block of queries needs to the
+last. Out: nothing; the step's output is written after the last part. A block of queries of one segment stays without
+shift until a row leaves the safe range; from that part on it has a running maximum, as blocks of several segments have
+from the first.
 """
 
 import functools
