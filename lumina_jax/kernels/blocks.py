@@ -32,9 +32,13 @@ RESIDENT = 32768
 STRAIGHT = {"tpu7x": 1024 * 8192}
 """Most logits of a head in a straight piece of program, where not USUAL_STRAIGHT: what it spills must find room."""
 USUAL_STRAIGHT = 1536 * 16384
+SIDE_BY_SIDE = 8 * 1152 * 1152
+"""Most logits of several heads in one: a longer one spills more than it hides."""
+STREAMED_SIDE_BY_SIDE = 4
+"""Most heads in one where keys are streamed, because each has sums to carry."""
 MOST_QUERIES = 4608
 """Most queries of a grid step."""
-LEAST_RESIDENT = 1024
+LEAST_RESIDENT = 2048
 """Fewer keys than this are in VMEM at once only where nothing else fits."""
 USABLE = 0.85
 """The share of VMEM that blocks may fill; the compiler needs the rest for what does not fit into registers."""
@@ -159,6 +163,13 @@ def chip() -> str | None:
     except ValueError:
         return None
     return "tpu7x" if version.startswith("7") else version
+
+
+def side_by_side(blocks: BlockSizes, *, streamed: bool) -> int:
+    """Heads to compute side by side: small products do not hide each other's latency, and those of others do."""
+    return min(
+        STREAMED_SIDE_BY_SIDE if streamed else blocks.heads, max(1, SIDE_BY_SIDE // (blocks.q_compute * blocks.kv))
+    )
 
 
 def divisors(number: int) -> list[int]:
@@ -295,7 +306,9 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     heads, wide, text = blocks.heads, -(-sizes.width // LANES) * LANES, padded(sizes.text) if sizes.text else 0
     lanes = padded(heads * sizes.width)
     moved = 2 * sizes.itemsize * lanes * (2 * blocks.q + 2 * blocks.kv + 2 * text + (blocks.q if text else 0))
-    carried = 0 if blocks.kv >= sizes.length else 4 * heads * blocks.q * (2 * wide + 3 * LANES)
+    together = min(heads, side_by_side(blocks, streamed=True))
+    sums = 4 * blocks.q * (heads * (2 * wide + 3 * LANES) + (together - 1) * (wide + LANES))
+    carried = 0 if blocks.kv >= sizes.length else sums
     logs = 2 * 4 * blocks.q * LANES
     return moved + carried + logs + 4 * blocks.q_compute * (2 * blocks.kv_compute + 4 * LANES)
 

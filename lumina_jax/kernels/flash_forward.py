@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels import streamed_step
-from lumina_jax.kernels.blocks import padded
+from lumina_jax.kernels.blocks import padded, side_by_side
 from lumina_jax.kernels.forward_step import Step
 from lumina_jax.kernels.lanes import LANES, Heads, Ref
 from lumina_jax.kernels.packed_step import packed
@@ -33,7 +33,9 @@ from lumina_jax.kernels.softmax_tiles import Keys
 
 Interpret = bool | pltpu.InterpretParams
 WHOLE = 0.75
-"""From this share of the tiles on, a block of queries of one sample is computed against the whole row."""
+"""From this share of the tiles on, a block of queries of one sample is computed against the whole row in VMEM."""
+WHOLE_PARTS = 0.4
+"""The same where keys are streamed, as a share of one part: against all parts that hold some of the sample."""
 
 
 def forward(
@@ -56,7 +58,8 @@ def forward(
       out [b l h*d]; for a plan with residuals also log2 of the denominators [b h 1 l], of the tokens and of the text.
     """
     blocks = plan.blocks
-    cut = functools.partial(visits, ids, block=blocks.q, tile_q=blocks.tile_q, most=WHOLE)
+    most = WHOLE if plan.steps == 1 else WHOLE_PARTS / plan.steps
+    cut = functools.partial(visits, ids, block=blocks.q, tile_q=blocks.tile_q, most=most)
     seen = cut(key_ids, tile_kv=blocks.kv)
     scalars: list[Array] = [*cut(key_ids, tile_kv=blocks.tile_kv), *_parts(plan, seen)]
     if plan.steps == 1:
@@ -176,7 +179,8 @@ def _kernel(plan: Plan, *references: Ref) -> None:
 def _both_kinds(step: Step, of_one: Callable[[list[Any]], None], of_several: Callable[[list[Any]], None]) -> None:
     """Work on all heads of a block of queries of one segment, or of several."""
     sees_one = step.visits.single[step.row] > 0
-    pl.when(sees_one)(lambda: step.plan.each_head(of_one, side_by_side=step.plan.side_by_side))
+    together = side_by_side(step.plan.blocks, streamed=step.sums is not None)
+    pl.when(sees_one)(lambda: step.plan.each_head(of_one, side_by_side=together))
     pl.when(jnp.logical_not(sees_one))(lambda: step.plan.each_head(of_several, side_by_side=4))
 
 

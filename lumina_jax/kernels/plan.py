@@ -8,9 +8,6 @@ from jax.experimental import pallas as pl
 
 from lumina_jax.kernels.blocks import LANES, MEBIBYTE, BlockSizes, padded
 
-STRAIGHT = 8 * 1152 * 1152
-"""Most logits of a straight piece of program of several heads: a longer one spills more than it hides."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -72,11 +69,6 @@ class Plan:
         blocks = self.blocks
         return self.batch, self.key_heads // blocks.heads, self.repeats, self.length // blocks.q, self.steps
 
-    @property
-    def side_by_side(self) -> int:
-        """Heads to compute side by side: small products do not hide each other's latency, and those of others do."""
-        return max(1, STRAIGHT // (self.blocks.q_compute * self.blocks.kv))
-
     def each_head(self, work: Callable[[list[Any]], None], *, side_by_side: int, count: int = 0) -> None:
         """Work on all heads of a grid step (or on the first `count`), some at a time."""
         count = count or self.blocks.heads
@@ -90,9 +82,13 @@ class Plan:
             work([index * size + part for part in range(size)])
 
     def cost(self, *, products: int, itemsize: int) -> pl.CostEstimate:
-        """For `products` matrix products of queries, keys and width, when every token sees every other."""
+        """For `products` matrix products of queries, keys and width, when every token sees every other.
+
+        Arrays go through HBM once, streamed keys once for each block of queries.
+        """
         pairs = self.batch * self.heads * self.length * (self.keys + self.text)
-        values = self.length * self.heads + (self.keys + self.text) * self.key_heads
+        fetches = self.repeats * self.length // self.blocks.q if self.steps > 1 else 1
+        values = self.length * self.heads + (self.keys * fetches + self.text) * self.key_heads
         return pl.CostEstimate(
             flops=2 * products * pairs * self.width,
             transcendentals=pairs,
