@@ -116,7 +116,7 @@ class BackwardStep:
             for start in range(0, row.shape[1], LANES):
                 keys.ids[start : start + LANES, :] = column(row[:, start : start + LANES])
 
-        if self.tokens is not None:
+        if self.tokens is not None and self.total is None:
 
             @pl.when(jnp.min(ids[0][...]) <= 0)
             def _():

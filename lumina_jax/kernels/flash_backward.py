@@ -85,6 +85,8 @@ def _by_windows(
 ) -> list[Array]:
     """As `backward`, with the gradient of q in float32."""
     k, v, key_ids = tokens
+    # Padding is cleared before, not in VMEM: what is written to a block that gradients replace may come back over them.
+    k, v = (jnp.where(key_ids[:, :, None] > 0, x, jnp.zeros((), x.dtype)) for x in (k, v))
     if text is not None:
         dq, *of_text, delta = call(delta, None, text, logs)
     else:
