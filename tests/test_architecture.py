@@ -12,7 +12,11 @@ PACKAGE = ROOT / "lumina_jax"
 FLOORS = {
     "config": 0,
     "launch": 0,
+    "documents": 0,
+    "failures": 0,
+    "progress": 0,
     "run": 1,
+    "seeds": 1,
     "mel": 1,
     "tokens": 1,
     "kernels": 1,
