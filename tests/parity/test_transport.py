@@ -100,7 +100,7 @@ def test_a_comparison_passes_within_its_tolerance_and_names_the_worst_array():
     failed = compare("case", [("a", theirs + 0.1, theirs, 0.2, 0.0), ("b", theirs + 0.3, theirs, 0.1, 0.0)])
     assert not failed.passed
     assert failed.note.startswith("b: 3")
-    assert failed.max_error == pytest.approx(0.3)
+    assert failed.difference == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("ours", [np.ones(3), np.array([np.nan, 1.0])])
