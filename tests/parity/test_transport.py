@@ -63,6 +63,19 @@ def test_a_case_of_an_unknown_kind_fails_and_the_others_still_run(tmp_path):
     assert "mystery" in results[0].note
 
 
+@pytest.mark.parametrize(("change", "passes"), [(3e-6, True), (2e-5, False)])
+def test_states_that_grow_large_are_held_to_their_largest(change, passes):
+    """Each number carries the rounding of the thousands that it is the difference of."""
+    golden, case = Golden(GOLDEN / "transport_ode.safetensors"), "sde_Heun_Linear_noise"
+    recorded = golden.raw[f"out/{case}/y"]
+    largest = np.abs(recorded).max()
+    recorded.flat[np.abs(recorded).argmin()] += change * largest
+    golden.calls = {case: golden.calls[case]}
+    result = next(transport.run(golden))
+    assert result.passed == passes
+    assert f"of the largest state, {largest:.3g}" in result.note
+
+
 def test_files_of_another_class_or_model_are_refused(tmp_path):
     meta = {"cls": "NextDiT", "calls": {}}
     with pytest.raises(ValueError, match="no transport file"):
