@@ -12,8 +12,8 @@ class SourceConfig:
     """Where samples come from, and what is taken of each."""
 
     source: Literal["emoji", "folder", "lumina", "tfds", "prepared"] = "emoji"
-    """emoji: embedded. folder: images, clips or views and a captions .jsonl. lumina: the authors' YAML. tfds: a
-    builder. prepared: what `data prepare` made."""
+    """emoji: embedded. folder: images, clips, views or sounds with captions in a .jsonl or in texts beside them, or in a
+    folder for each class. lumina: the authors' YAML. tfds: a builder. prepared: what `data prepare` made."""
     path: str = ""
     """emoji: nothing, or a folder that tools/build_emoji.py filled. folder: the folder, or its .jsonl file. lumina: the
     .yaml file. tfds: a builder, such as cifar10:3.*.*. prepared: the folder"""
