@@ -183,11 +183,21 @@ class Stream:
         while lacking := [row for row in self._rows if len(row.waiting) < self._window]:
             for row in lacking:
                 index, sample = self._reader.read(row.take())
+                sample = self._with_text(sample)
                 if isinstance(sample, Example):
                     row.waiting.append((index, sample))
                     self._bad_in_a_row = 0
                 else:
                     self._report(sample)
+
+    def _with_text(self, sample: Example | BadSample) -> Example | BadSample:
+        """The sample, or a bad one if its caption has no features."""
+        if isinstance(sample, Example) and self._features is not None:
+            try:
+                self._features[sample.caption or ""]
+            except KeyError as error:
+                return BadSample(sample.name, str(error.args[0]))
+        return sample
 
     def _packed(self, row: Row[Example]) -> list[Example]:
         """The oldest samples of the row that fit into it, which are then handed out."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from lumina_jax.encoders.phonemes import LEAST_PITCH, MOST_PITCH
+from lumina_jax.encoders.phonemes import HIGHEST_PITCH, LOWEST_PITCH
 
 GREATEST_LABEL = 2**31 - 1
 
@@ -134,8 +134,8 @@ def _reason_against(caption: Any, label: Any, pitch: Any) -> str | None:
     if label is not None and abs(int(label)) > GREATEST_LABEL:
         return f"the label is {reprlib.repr(int(label))}, more than there can be classes"
     is_number = isinstance(pitch, int | float | np.floating) and not isinstance(pitch, bool)
-    if not (pitch is None or (is_number and LEAST_PITCH <= pitch <= MOST_PITCH)):
-        return f"the pitch is {reprlib.repr(pitch)}, but must be from {LEAST_PITCH:.0f} to {MOST_PITCH:.0f} Hz"
+    if not (pitch is None or (is_number and LOWEST_PITCH <= pitch <= HIGHEST_PITCH)):
+        return f"the pitch is {reprlib.repr(pitch)}, but must be from {LOWEST_PITCH:.0f} to {HIGHEST_PITCH:.0f} Hz"
     return None
 
 
