@@ -4,6 +4,7 @@ In: a JSON object, from a file that anyone may have written. Out: a Record, or a
 it. Nothing that a line names is opened.
 """
 
+import os
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PureWindowsPath
@@ -11,9 +12,12 @@ from typing import Any
 
 from lumina_jax.data.example import BadSample, Clip, Media, Record, Sound, Views, is_unicode, record_of
 
-PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".ppm"}
-CLIPS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".apng"}
-SOUNDS = {".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus", ".aif", ".aiff"}
+ENDINGS = {
+    "image": ".png .jpg .jpeg .jfif .webp .bmp .tif .tiff .avif .heic .heif .ppm",
+    "video": ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .gif .apng",
+    "audio": ".wav .flac .ogg .mp3 .m4a .aac .opus .aif .aiff",
+}
+KIND_OF_ENDING = {ending: kind for kind, endings in ENDINGS.items() for ending in endings.split()}
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes of a name, and of a whole path, that file systems can hold."""
 LONGEST_SECONDS = 1e9
@@ -22,9 +26,7 @@ LONGEST_SECONDS = 1e9
 
 def kind_of(name: str) -> str | None:
     """The key for a file of this name, by its ending: image, video or audio."""
-    ending = PurePath(name).suffix.lower()
-    kinds = {"image": PICTURES, "video": CLIPS, "audio": SOUNDS}
-    return next((kind for kind, endings in kinds.items() if ending in endings), None)
+    return KIND_OF_ENDING.get(os.path.splitext(name)[1].lower())
 
 
 def record_of_line(item: dict[str, Any], folder: Path) -> Record | BadSample:

@@ -180,6 +180,15 @@ def test_a_csv_of_another_kind_is_refused(tmp_path, content):
     put(tmp_path, "metadata.csv", content=content)
     with pytest.raises(ValueError, match=r"metadata\.csv (must have a column|cannot be read|names no picture)"):
         FolderSource(tmp_path)
+    (tmp_path / "metadata.csv").rename(tmp_path / "names.csv")
+    with pytest.raises(ValueError, match=r"without a column file_name|cannot be read|names no picture"):
+        FolderSource(tmp_path)
+
+
+def test_a_table_of_something_else_does_not_hide_folders(tmp_path):
+    put(tmp_path, "dogs/1.png")
+    put(tmp_path, "classes.csv", content=b"class,count\ndogs,1\n")
+    assert told(tmp_path) == [("dogs/1.png", "dogs", 0)]
 
 
 def test_numbers_of_a_csv_are_numbers_or_bad_samples(tmp_path):
@@ -200,7 +209,7 @@ def test_scenes_are_taken_where_they_lie_beside_the_captions_they_come_from(tmp_
     assert samples(tmp_path)[0].media == Clip(tmp_path / "a.mp4", 1, 2)
     assert scenes in repr(FolderSource(tmp_path))
     put(tmp_path, "third.jsonl")
-    with pytest.raises(ValueError, match=r"exactly one \.jsonl of captions; found captions\.jsonl.*--data\.path"):
+    with pytest.raises(ValueError, match=r"exactly one file of captions; found captions\.jsonl.*--data\.path"):
         FolderSource(tmp_path)
 
 
