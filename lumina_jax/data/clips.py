@@ -75,14 +75,15 @@ def _read_animation(animation: Image.Image, clip: Clip, moments: Moments, finish
 
 def _decoded(animation: Image.Image) -> Iterator[Image.Image]:
     """Each frame in turn: always the same picture, which changes."""
-    place = 0
+    read = 0
     try:
-        for place, frame in enumerate(ImageSequence.Iterator(animation)):
+        for frame in ImageSequence.Iterator(animation):
             check_pixels(*frame.size)
             frame.load()
+            read += 1
             yield frame
     except Exception as error:  # decoders raise all sorts on broken files
-        raise ValueError(f"frame {place + 1} cannot be read ({error})") from error
+        raise ValueError(f"frame {read + 1} cannot be read ({error})") from error
 
 
 def _still(frame: Image.Image) -> Image.Image:

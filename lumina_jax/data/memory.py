@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 LARGE = 2**26
-"""Bytes from which on memory is handed back to the system at once: each thread of glibc would keep as much otherwise."""
+"""Bytes from which on memory is handed back to the system at once; glibc would keep as much for each thread."""
 
 
 class Budget:

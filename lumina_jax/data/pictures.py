@@ -20,7 +20,7 @@ DECODING_BYTES = 8
 BAND_PIXELS = 2**22
 """Pixels that are made RGB at once."""
 Finish = Callable[[Image.Image], Image.Image]
-"""What is done to each picture as soon as it is decoded, such as cropping, so that memory holds one of them at a time."""
+"""What is done to each picture as soon as it is decoded, such as cropping, so that memory holds one at a time."""
 
 
 def as_decoded(picture: Image.Image) -> Image.Image:
