@@ -139,14 +139,11 @@ def latents(config: Config, source: Any, vae: Any) -> Any:
     from lumina_jax.data.sound_latents import encode_sounds
     from lumina_jax.parallel.multihost import say
 
-    def progress(done: int, total: int) -> None:
-        say(f"encoded {done} of {total}")
-
     say(f"{len(source)} samples of {source!r}; encoding what they show or sound like")
     cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
     if config.data.seconds is not None:
-        return encode_sounds(source, vae, config.data, cache, shard=shard, progress=progress)
-    return encode_pictures(source, vae, config.data, config.model, cache, shard=shard, progress=progress)
+        return encode_sounds(source, vae, config.data, cache, shard=shard)
+    return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ FLOORS = {
     "launch": 0,
     "documents": 0,
     "failures": 0,
+    "parts": 0,
     "progress": 0,
     "run": 1,
     "seeds": 1,
