@@ -40,7 +40,7 @@ FLOORS = {
     "sample": 5,
     "configs": 5,
 }
-SIDEWAYS = {("training", "generation"), ("encoders", "models"), ("flow", "tokens")}
+SIDEWAYS = {("training", "generation"), ("encoders", "models"), ("flow", "tokens"), ("config", "documents")}
 """Besides downwards and within itself, what may import what."""
 PLAIN = {"tokens", "kernels", "flow"}
 """Plain arrays and arguments: no modules of parameters, mesh or configuration."""

@@ -20,7 +20,7 @@ from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.buckets import Size, best_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source
+from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source, contents
 from lumina_jax.data.fingerprints import Fingerprints
 from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.latent_encoding import NO_DIGEST, Encoding, Scale, Work, distribution
@@ -55,6 +55,7 @@ class LatentSource:
         channels: int,
     ) -> None:
         self.channels = channels
+        self.contents = contents(source)
         self._source, self._folder, self._names = source, parts.folder, tuple(parts.names)
         self._keys, self._reasons, self._scale = keys, dict(reasons), scale
         part_of = (parts.part_of(keys[index : index + 1].tobytes()) for index in range(len(keys)))

@@ -185,14 +185,6 @@ def test_one_bad_sample_beyond_the_limit_is_an_error(folder):
         take(stream, 10)
 
 
-def test_bad_samples_are_remembered_by_the_state(folder):
-    with Stream(folder, small(batch_rows=10), TEXT, seed=0) as stream:
-        take(stream, 5)
-    other = Stream(folder, small(batch_rows=10), TEXT, seed=0)
-    other.restore(json.loads(json.dumps(stream.state())))
-    assert other.bad == stream.bad
-
-
 def test_an_epoch_without_one_good_sample_is_an_error_at_once():
     with Stream(Numbered(6, broken=range(6)), small(), LABEL, seed=0) as stream:
         with pytest.raises(ValueError, match="no usable sample"):
