@@ -20,6 +20,7 @@ from jaxtyping import Float
 from lumina_jax.encoders.phonemes import HIGHEST_PITCH, LOWEST_PITCH
 
 GREATEST_LABEL = 2**31 - 1
+REASON_LETTERS = 500
 
 
 class ChangedSourceError(ValueError):
@@ -43,6 +44,17 @@ class BadSample(NamedTuple):
     reason: str
 
 
+def reason_of(error: Exception) -> str:
+    """Why a sample cannot be used, whatever reading it raised, in one line."""
+    text = " ".join(str(error).split())
+    if len(text) > REASON_LETTERS:
+        text = f"{text[:REASON_LETTERS]}..."
+    if isinstance(error, MemoryError):
+        return f"memory does not suffice to read it ({text or 'MemoryError'}); make it smaller, or read fewer at once"
+    foreseen = isinstance(error, ValueError | ImportError) and not isinstance(error, UnicodeError)
+    return text if foreseen and text else f"it cannot be read ({type(error).__name__}: {text})"
+
+
 class LatentDistribution(NamedTuple):
     """The normal distribution from which a sample's latents are drawn, in the scale that is trained on."""
 
@@ -56,6 +68,17 @@ class Clip(NamedTuple):
     file: Path | bytes
     start: float = 0.0
     end: float | None = None
+
+    def span(self, whole: float) -> tuple[float, float]:
+        """Start and duration in seconds of what counts of a file of `whole` seconds.
+
+        Raises:
+          ValueError: nothing is left of it.
+        """
+        end = whole if self.end is None else min(self.end, whole)
+        if not 0 <= self.start < end:
+            raise ValueError(f"a clip must start before it ends, but start={self.start} and it ends at {end:.2f} s")
+        return self.start, end - self.start
 
 
 class Views(NamedTuple):
