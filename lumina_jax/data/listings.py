@@ -24,7 +24,7 @@ from typing import Any
 
 from lumina_jax.data.annotations import Annotations, JsonLines, open_annotations
 from lumina_jax.data.example import printable
-from lumina_jax.data.lines import kind_of
+from lumina_jax.data.lines import medium_of
 
 SCENES = "scenes.jsonl"
 FILES = {"file_name", "image", "video", "audio"}
@@ -72,14 +72,14 @@ def open_folder(path: Path) -> tuple[Annotations, tuple[str, ...]]:
     if captions := _captions_file(path):
         return _of_file(captions), ()
     files = list(_files(path))
-    media = [file for file in files if kind_of(file)]
+    media = [file for file in files if medium_of(file)]
     _check_files(files, media, path)
     texts = {file for file in files if file.lower().endswith(SIDECARS)}
     sidecars = {file: text for file in media if (text := _sidecar(file, texts))} if texts else {}
     classes = sorted({top for file in media if (top := _top(file))})
     if not sidecars and not classes:
         first, ending = os.path.splitext(media[0])
-        line = f'{{"{kind_of(media[0])}": "{first}{ending}", "caption": "..."}}'
+        line = f'{{"{medium_of(media[0])}": "{first}{ending}", "caption": "..."}}'
         raise ValueError(
             f"the folder {path} holds {len(media)} files but no captions; write a captions.jsonl of lines like {line}, "
             f"put a text such as {first}.txt beside each, or sort them into folders named by their class"
@@ -196,7 +196,7 @@ def _items(folder: Path, media: list[str], sidecars: dict[str, str], classes: li
     labels = {name: label for label, name in enumerate(classes)}
     spoken = {name: re.sub(r"[\s_-]+", " ", name).strip() for name in classes}
     for file in media:
-        item: dict[str, Any] = {kind_of(file) or "image": file}
+        item: dict[str, Any] = {medium_of(file) or "image": file}
         top = _top(file)
         if top is not None:
             item["label"] = labels[top]
