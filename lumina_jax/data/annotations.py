@@ -7,10 +7,12 @@ Lines that are overwritten in the file itself are lost: reading one raises a Cha
 
 import array
 import bisect
+import errno
 import hashlib
 import json
 import logging
 import os
+import resource
 import time
 import weakref
 import zlib
@@ -66,10 +68,10 @@ class JsonLines:
         self.path = path
         self._starts, self._checks, self._blanks = array.array("q"), array.array("I"), array.array("q")
         self._is_watched, self._next_look = content is None, 0.0
-        with path.open("rb") if content is None else content as file:
+        self._hold(_opened(path) if content is None else os.dup(content.fileno()))
+        with open(self._descriptor, "rb", closefd=False) as file:
             check_encoding(file.read(4), path)
             file.seek(0)
-            self._hold(os.dup(file.fileno()))
             self._read(file)
         self.contents = _contents(self._checks)
 
@@ -211,6 +213,18 @@ def check_encoding(start: bytes, path: Path) -> None:
     """
     if start.startswith(MARKS) or b"\0" in start:
         raise ValueError(f"{path} must be text in UTF-8, but is in UTF-16 or not text at all; save it as UTF-8")
+
+
+def _opened(path: Path) -> int:
+    """A descriptor of a file, even if thousands are open already."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return os.open(path, os.O_RDONLY)
 
 
 def _contents(checks: Iterable[int]) -> Contents:

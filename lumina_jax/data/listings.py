@@ -61,19 +61,26 @@ class Listing(JsonLines):
         return item
 
 
-def open_folder(path: Path) -> tuple[Annotations, tuple[str, ...]]:
+def open_folder(path: Path, split: str) -> tuple[Annotations, tuple[str, ...]]:
     """The lines of a captions file or of a folder, and the names of its classes, if it has a folder for each.
+
+    Args:
+      split: the part to take of a folder with train, test and the like.
 
     Raises:
       ValueError: there is none, or nothing says which it is.
     """
     if not path.is_dir():
         return _of_file(path), ()
-    if captions := _captions_file(path):
+    captions = _captions_file(path)
+    if captions is None:
+        path = _part(path, split)
+        captions = _captions_file(path)
+    if captions is not None:
         return _of_file(captions), ()
     files = list(_files(path))
     media = [file for file in files if medium_of(file)]
-    _check_files(files, media, path)
+    _check_files(files, bool(media), path)
     texts = {file for file in files if file.lower().endswith(SIDECARS)}
     sidecars = {file: text for file in media if (text := _sidecar(file, texts))} if texts else {}
     classes = sorted({top for file in media if (top := _top(file))})
@@ -94,6 +101,21 @@ def _of_file(path: Path) -> Annotations:
         found = "" if path.exists() else ", and there is nothing of that name"
         raise ValueError(f"data.path={str(path)!r} must be a folder, or a .jsonl file of captions{found}")
     return open_annotations(path)
+
+
+def _part(folder: Path, split: str) -> Path:
+    """The folder of a split, of a folder that holds those and nothing else; or else the folder itself."""
+    entries = _entries(folder)
+    parts = [entry.name for entry in entries if _is_folder(entry)]
+    is_split = {part.lower() for part in parts} <= SPLITS and not any(medium_of(entry.name) for entry in entries)
+    if not parts or not is_split:
+        return folder
+    if split not in parts:
+        raise ValueError(
+            f"the folder {folder} holds the parts of a data set ({', '.join(parts)}), but data.split={split!r}; set "
+            f"it, or name one: --data.path {folder / parts[0]}"
+        )
+    return folder / split
 
 
 def _captions_file(folder: Path) -> Path | None:
@@ -154,21 +176,15 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _check_files(files: list[str], media: list[str], folder: Path) -> None:
-    """Refuse folders of nothing that can be read, and those of whole data sets.
+def _check_files(files: list[str], has_media: bool, folder: Path) -> None:
+    """Refuse folders of nothing that can be read, and those with captions further in.
 
     Raises:
       ValueError: it is one.
     """
     if inner := next((file for file in files if file.endswith(INNER)), None):
         raise ValueError(f"the folder {folder} has captions further in; name the file: --data.path {folder / inner}")
-    tops = sorted({_top(file) or "" for file in media})
-    if media and {top.lower() for top in tops} <= SPLITS:
-        raise ValueError(
-            f"the folder {folder} holds the parts of a data set ({', '.join(tops)}); name one: "
-            f"--data.path {folder / tops[0]}"
-        )
-    if media:
+    if has_media:
         return
     for file in files:
         if what := FOREIGN.get(os.path.splitext(file)[1].lower()):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 
 import pytest
 from numbered import LABEL, Numbered, labels_of, small, take
@@ -119,6 +120,17 @@ def test_blank_lines_count_in_the_numbers_of_lines_alone(tmp_path):
         "a.png",
         "captions.jsonl, line 8",
     ]
+
+
+def test_a_list_may_name_more_files_than_a_process_may_usually_open(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    write(tmp_path / "items.jsonl", ['{"path": "a.png", "prompt": "x"}'])
+    (tmp_path / "data.yaml").write_text("META:\n" + "  - {path: items.jsonl}\n" * 200)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, limits[1]))
+        assert len(LuminaSource(tmp_path / "data.yaml")) == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # between starts, and from host to host
