@@ -88,7 +88,7 @@ class Video:
 
         streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
         if not streams:
-            raise ValueError('the file holds no video; name a sound as {"audio": file}, a picture as {"image": file}')
+            raise ValueError('the file holds no video that PyAV knows; name a sound as {"audio": file}')
         self._container, self.stream, self.reach = container, streams[0], 0.0
         if self.stream.codec_context is None:
             raise ValueError("the codec of the video is unknown to PyAV; convert it: `ffmpeg -i IN OUT.mp4`")
@@ -159,7 +159,7 @@ def _opened(clip: Clip, threads: str = "AUTO") -> Iterator[Video]:
     av = load_av()
     try:
         file = str(clip.file.absolute()) if isinstance(clip.file, Path) else io.BytesIO(clip.file)
-        with av.open(file) as container:
+        with av.open(file, metadata_errors="replace") as container:
             video = Video(container)
             video.stream.thread_type = threads
             with DECODING.reserved(video.stream.width * video.stream.height * DECODING_BYTES):
