@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from lumina_jax.data.annotations import first_of, open_annotations
+from lumina_jax.data.annotations import open_annotations
 from lumina_jax.data.example import reason_of
+from lumina_jax.data.lines import first_of
 from lumina_jax.data.objects import IMPORTERS, READERS, check_visible, load_vtk, render_views
 
 CAPTIONS, SETTINGS = "captions.jsonl", "render.json"
