@@ -39,7 +39,8 @@ def open_run(folder: str | Path, step: int | None = None, config: Config | None 
 
 def check_trained(folder: str | Path, config: Config) -> None:
     """Raises ValueError unless the folder holds a model of this configuration."""
-    check_same_model(read_model(folder), config.model, f"the model must be the one in {folder}")
+    rule, remedy = f"the model must be the one in {folder}", "set these fields of the configuration to what they were"
+    check_same_model(read_model(folder), config.model, rule, remedy)
 
 
 def trained_parameters(

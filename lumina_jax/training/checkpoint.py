@@ -25,12 +25,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config.model import EXECUTION_FIELDS
 from lumina_jax.parallel.multihost import is_shared
 
 Tree = TypeVar("Tree")
-
-EXECUTION_FIELDS = frozenset({"compute_dtype", "remat", "unroll", "attention"})
-"""Fields of ModelConfig that say how a model is computed; a run may change them when it resumes."""
 
 
 def is_begun(folder: str | Path) -> bool:
@@ -223,7 +221,12 @@ def _place(folder: str | Path) -> epath.Path:
     return epath.Path(folder)
 
 
-def check_same_model(saved: ModelConfig, current: ModelConfig, rule: str) -> None:
+def check_same_model(
+    saved: ModelConfig,
+    current: ModelConfig,
+    rule: str,
+    remedy: str = "restore these settings, or choose another run.name",
+) -> None:
     """Refuse the parameters of a model with the configuration of another.
 
     Raises:
@@ -231,7 +234,7 @@ def check_same_model(saved: ModelConfig, current: ModelConfig, rule: str) -> Non
     """
     changed = changed_fields("model", saved, current, but=EXECUTION_FIELDS)
     if changed:
-        raise ValueError(f"{rule}, but {'; '.join(changed)}; restore these settings, or choose another run.name")
+        raise ValueError(f"{rule}, but {'; '.join(changed)}; {remedy}")
 
 
 def changed_fields(section: str, before: Any, now: Any, *, but: frozenset[str]) -> list[str]:

@@ -167,7 +167,7 @@ def expect_error(words, message):
         ),
         (["source", "out", "--from", "jax", "--to", "lumina"], r"config\.json is no configuration of a model"),
         (["source", "out", "--from", "diffusers", "--to", "lumina"], "does not have the tensors|do not match"),
-        (["full", "out", "--from", "jax", "--to", "lumina"], r"must hold config\.json"),
+        (["full", "out", "--from", "jax", "--to", "lumina"], "full has no config.json; name the folder of a run"),
         (["full", "out", "--from", "diffusers", "--to", "lumina"], r"config\.json is missing"),
         (["source", "out", "--from", "lumina", "--to", "jax", "--step", "3"], "--step 3 needs the folder of a run"),
         (
