@@ -57,9 +57,7 @@ def trained_parameters(
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
         return load_parameters(folder, config.model, shardings), 0
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
-    step = checkpoints.latest() if step is None else step
-    if step is None:
-        raise ValueError(f"{folder} has no checkpoint yet; train it further")
+    step = checkpoints.chosen(step)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         nnx.to_pure_dict(abstract_model(config.model)[1]),

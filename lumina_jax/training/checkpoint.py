@@ -99,6 +99,21 @@ class Checkpoints:
         """Every complete step, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def chosen(self, step: int | None) -> int:
+        """The step that is asked for; None: the newest.
+
+        Raises:
+          ValueError: there is none, or not this one.
+        """
+        saved = self.steps()
+        if not saved:
+            raise ValueError(f"{self._folder} has no checkpoint yet; train the run further")
+        if step is not None and step not in saved:
+            raise ValueError(
+                f"step {step} must be one of the checkpoints in {self._folder}, which are {', '.join(map(str, saved))}"
+            )
+        return saved[-1] if step is None else step
+
     def restore(self, step: int, abstract_state: Tree) -> Tree:
         """The state of a step.
 

@@ -176,6 +176,15 @@ def expect_error(words, message):
         ),
         (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "0"], "--shard-gb 0.0 must be a positive"),
         (["source", "out", "--from", "lumina", "--to", "jax", "--components", "full"], "--components belong to"),
+        (
+            ["source", "full/vae/out", "--from", "lumina", "--to", "diffusers", "--components", "full"],
+            "must not lie in",
+        ),
+        (["source", "out", "--from", "lumina", "--to", "diffusers", "--components", "gone"], "no file or folder gone"),
+        (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "nan"], "must be a positive number"),
+        (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "inf"], "must be a positive number"),
+        (["source", "out", "--from", "lumina", "--to", "diffusers", "--sample-size", "0"], "must be from 1 to"),
+        (["source", "out", "--from", "jax", "--to", "jax", "--step", "-1"], "--step -1 needs the folder of a run"),
         (["source", "out", "--from", "lumina", "--to", "diffusers", "--components", "full"], "lacks vae"),
     ],
 )
