@@ -37,24 +37,24 @@ STARTS: dict[bytes, Kind] = {
     b"<html": _PAGE,
     b"<svg": Kind("an SVG drawing", "image", _PICTURE),
     b"<?xml": Kind("an XML document, perhaps an SVG drawing", None, _PICTURE),
-    b"%pdf": Kind("a PDF document", None, _PICTURE),
-    b"pk\x03\x04": _ARCHIVE,
+    b"%PDF": Kind("a PDF document", None, _PICTURE),
+    b"PK\x03\x04": _ARCHIVE,
     b"\x1f\x8b": _ARCHIVE,
     b"7z\xbc\xaf\x27\x1c": _ARCHIVE,
-    b"rar!": _ARCHIVE,
+    b"Rar!": _ARCHIVE,
     b"\xff\x0a": _JXL,
-    b"\x00\x00\x00\x0cjxl ": _JXL,
+    b"\x00\x00\x00\x0cJXL ": _JXL,
     b"\xff\xd8\xff": Kind("a JPEG picture", "image"),
-    b"\x89png": Kind("a PNG picture", "image"),
-    b"gif8": Kind("a GIF picture", "image"),
+    b"\x89PNG": Kind("a PNG picture", "image"),
+    b"GIF8": Kind("a GIF picture", "image"),
     b"\x1a\x45\xdf\xa3": Kind("a Matroska or WebM video", "video"),
-    b"flv": Kind("a Flash video", "video"),
-    b"flac": Kind("a FLAC sound", "audio"),
-    b"id3": _MP3,
+    b"FLV": Kind("a Flash video", "video"),
+    b"fLaC": Kind("a FLAC sound", "audio"),
+    b"ID3": _MP3,
     b"\xff\xfb": _MP3,
     b"\xff\xf1": Kind("an AAC sound", "audio", _SOUND),
 }
-"""By the first bytes of a file, capitals made small."""
+"""By the first bytes of a file, in which capitals and small letters count alike."""
 RIFF: dict[bytes, Kind] = {
     b"wave": Kind("a WAV sound", "audio"),
     b"avi ": Kind("an AVI video", "video"),
@@ -95,7 +95,8 @@ def kind_of(file: Path | bytes) -> Kind | None:
     if head.startswith(b"riff"):
         return RIFF.get(head[8:12])
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
-    return next((kind for start, kind in STARTS.items() if head.startswith(start) or text.startswith(start)), None)
+    starts = ((start.lower(), kind) for start, kind in STARTS.items())
+    return next((kind for start, kind in starts if head.startswith(start) or text.startswith(start)), None)
 
 
 def mistaken(file: Path | bytes, wanted: Medium) -> str | None:

@@ -17,7 +17,7 @@ from lumina_jax.data.memory import DECODING
 SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 DECODING_BYTES = 8
 """Memory that a pixel takes while it is decoded, made RGB and resized."""
-BAND_PIXELS = 2**22
+BAND_PIXELS = 2**20
 """Pixels that are made RGB at once."""
 Finish = Callable[[Image.Image], Image.Image]
 """What is done to each picture as soon as it is decoded, such as cropping, so that memory holds one at a time."""

@@ -85,7 +85,7 @@ def _samples_by_av(sound: Sound, path: Path, most: float, refusal: str) -> tuple
     except ImportError:
         raise ValueError(f"the sound cannot be read ({mistaken(path, 'audio') or refusal})") from None
     try:
-        with av.open(str(path.absolute())) as container:
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
             stream = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
             if stream is None:
                 raise _unreadable(path, "it holds no sound that PyAV knows")

@@ -62,17 +62,19 @@ def read_video(clip: Clip, moments: Moments, finish: Finish) -> list[Image.Image
       ValueError: not a video, broken or missing where it is wanted, or `start` lies after its end.
       ImportError: PyAV is not installed.
     """
-    timeline = _timeline(clip)
-    start, duration = clip.span(timeline.seconds)
-    wanted = [timeline.first + start + moment + ROUNDING for moment in moments(duration)]
-    for back in STEPS_BACK:
-        begin = wanted[0] - back
-        if begin <= timeline.first:
-            break
-        with contextlib.suppress(UnreliableError), _opened(clip) as video:
-            return _shown_at(wanted, video, video.frames_from(begin), timeline, finish)
     with _opened(clip) as video:
-        return _shown_at(wanted, video, video.frames(timeline.first), timeline, finish)
+        timeline = _timeline(video)
+        start, duration = clip.span(timeline.seconds)
+        wanted = [timeline.first + start + moment + ROUNDING for moment in moments(duration)]
+        begins = [begin for back in STEPS_BACK if (begin := wanted[0] - back) > timeline.first]
+        attempts: list[float | None] = [*begins, None]
+        if not video.is_spent:
+            with contextlib.suppress(UnreliableError):
+                return _shown_at(wanted, video, attempts.pop(0), timeline, finish)
+    for attempt in attempts:
+        with contextlib.suppress(UnreliableError), _opened(clip) as video:
+            return _shown_at(wanted, video, attempt, timeline, finish)
+    raise ValueError("the video has no frame that can be decoded")
 
 
 class Video:
@@ -81,6 +83,7 @@ class Video:
     Attributes:
       is_timed: whether its frames bear times; those of an AVI file with reordered frames do not, only guesses.
       reach: seconds on the file's clock up to which anything, frames or sound, was found.
+      is_spent: whether it was read to its end.
     """
 
     def __init__(self, container: Any) -> None:
@@ -88,8 +91,8 @@ class Video:
 
         streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
         if not streams:
-            raise ValueError('the file holds no video; name a sound as {"audio": file}, a picture as {"image": file}')
-        self._container, self.stream, self.reach = container, streams[0], 0.0
+            raise ValueError('the file holds no video that PyAV knows; name a sound as {"audio": file}')
+        self._container, self.stream, self.reach, self.is_spent = container, streams[0], 0.0, False
         if self.stream.codec_context is None:
             raise ValueError("the codec of the video is unknown to PyAV; convert it: `ffmpeg -i IN OUT.mp4`")
         self.is_timed = not (container.format.name == "avi" and self.stream.codec_context.has_b_frames)
@@ -103,7 +106,7 @@ class Video:
         """Seconds that the whole file takes, as it says; None: it doesn't."""
         return self._container.duration / 1e6 if self._container.duration and self._container.duration > 0 else None
 
-    def frames(self, first: float = 0.0) -> Iterator[Shown]:
+    def frames(self, first: float) -> Iterator[Shown]:
         """All frames from the start of the file; where they bear no times, these follow from their numbers."""
         for number, frame in enumerate(self._decoded()):
             is_timed = self.is_timed and frame.time is not None
@@ -130,6 +133,7 @@ class Video:
 
     def end(self, begin: float | None) -> float:
         """When the last frame ends, found by reading all that follows `begin` (None: the start) without decoding it."""
+        self.is_spent = True
         if begin is not None:
             self._container.seek(int(begin * 1e6))
         ends, packets = [], 0
@@ -154,14 +158,14 @@ class Video:
 
 
 @contextlib.contextmanager
-def _opened(clip: Clip, threads: str = "AUTO") -> Iterator[Video]:
+def _opened(clip: Clip) -> Iterator[Video]:
     """The video of a file, while memory for its frames is reserved."""
     av = load_av()
     try:
         file = str(clip.file.absolute()) if isinstance(clip.file, Path) else io.BytesIO(clip.file)
-        with av.open(file) as container:
+        with av.open(file, metadata_errors="replace") as container:
             video = Video(container)
-            video.stream.thread_type = threads
+            video.stream.thread_type = "AUTO"
             with DECODING.reserved(video.stream.width * video.stream.height * DECODING_BYTES):
                 yield video
     except av.error.FFmpegError as error:
@@ -169,18 +173,14 @@ def _opened(clip: Clip, threads: str = "AUTO") -> Iterator[Video]:
         raise ValueError(f"the video cannot be read ({reason})") from error
 
 
-def _timeline(clip: Clip) -> Timeline:
-    with _opened(clip, threads="NONE") as video:
-        begin = next(video.frames(), None)
-        if begin is None:
-            raise ValueError("the video has no frame that can be decoded")
-        first, stream, claimed = begin.time, video.stream, video.claimed()
-        if stream.duration:
-            return Timeline(first, float(stream.duration * stream.time_base))
+def _timeline(video: Video) -> Timeline:
+    stream, claimed = video.stream, video.claimed()
+    first = float(stream.start_time * stream.time_base) if stream.start_time and video.is_timed else 0.0
+    if stream.duration:
+        return Timeline(first, float(stream.duration * stream.time_base))
     if claimed is not None and first < LATE:  # on a clock that counts from zero
         return Timeline(first, claimed - first)
-    with _opened(clip) as video:
-        end = video.end(claimed)
+    end = video.end(claimed)
     if claimed is None:
         return Timeline(first, end - first)
     return Timeline(first, claimed - first if end <= claimed + LATE else claimed)
@@ -192,12 +192,16 @@ def _begins(frame: Any, begin: float) -> bool:
 
 
 def _shown_at(
-    wanted: Sequence[float], video: Video, frames: Iterator[Shown], timeline: Timeline, finish: Finish
+    wanted: Sequence[float], video: Video, begin: float | None, timeline: Timeline, finish: Finish
 ) -> list[Image.Image]:
-    """For each moment the last frame that begins no later; before the first frame, that."""
+    """For each moment the last frame that begins no later; before the first frame, that.
+
+    Args:
+      begin: where decoding begins; None: at the start of the file.
+    """
     found: list[Image.Image] = []
     shown = broken = None
-    for following in frames:
+    for following in video.frames(timeline.first) if begin is None else video.frames_from(begin):
         while shown is not None and len(found) < len(wanted) and following.time > wanted[len(found)]:
             found.append(_finished(shown, broken, video, finish))
         if len(found) == len(wanted):
