@@ -201,7 +201,7 @@ def parsed(text: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("the line is nested too deeply to be read") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
-        raise ValueError(f"the line is not JSON ({error})") from error
+        raise ValueError(f"the line is not JSON ({error}); each line must be a whole object") from error
     return _checked(item)
 
 

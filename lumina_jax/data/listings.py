@@ -35,13 +35,14 @@ INNER = ("/captions.jsonl", "/metadata.jsonl", f"/{TABLE}")
 """Captions that lie further in."""
 SIDECARS = (".txt", ".caption")
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+PREPARED = ".array_record"
 FOREIGN = {
     ".parquet": "a data set of Hugging Face in parquet files; write its pictures to files with a metadata.jsonl",
     ".arrow": "a data set of Hugging Face in arrow files; write its pictures to files with a metadata.jsonl",
     ".tar": "tar archives; unpack them",
     ".zip": "zip archives; unpack them",
     ".tfrecord": "tensorflow records; prepare them with tensorflow-datasets for --data.source tfds",
-    ".array_record": "a prepared data set; use --data.source prepared",
+    PREPARED: "a prepared data set; use --data.source prepared",
     ".csv": "a .csv without a column file_name; give it that and a column text",
     ".json": "a .json file; name it, if it is a list of samples",
 }
@@ -79,18 +80,14 @@ def open_folder(path: Path, split: str) -> tuple[Annotations, tuple[str, ...]]:
     if captions is not None:
         return _of_file(captions), ()
     files = list(_files(path))
+    if inner := next((file for file in files if file.endswith(INNER)), None):
+        raise ValueError(f"the folder {path} has captions further in; name the file: --data.path {path / inner}")
     media = [file for file in files if medium_of(file)]
-    _check_files(files, bool(media), path)
     texts = {file for file in files if file.lower().endswith(SIDECARS)}
     sidecars = {file: text for file in media if (text := _sidecar(file, texts))} if texts else {}
     classes = sorted({top for file in media if (top := _top(file))})
     if not sidecars and not classes:
-        first, ending = os.path.splitext(media[0])
-        line = f'{{"{medium_of(media[0])}": "{first}{ending}", "caption": "..."}}'
-        raise ValueError(
-            f"the folder {path} holds {len(media)} files but no captions; write a captions.jsonl of lines like {line}, "
-            f"put a text such as {first}.txt beside each, or sort them into folders named by their class"
-        )
+        raise ValueError(_missing(path, files, media))
     return _listed(path, _items(path, media, sidecars, classes)), tuple(classes)
 
 
@@ -176,22 +173,22 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _check_files(files: list[str], has_media: bool, folder: Path) -> None:
-    """Refuse folders of nothing that can be read, and those with captions further in.
-
-    Raises:
-      ValueError: it is one.
-    """
-    if inner := next((file for file in files if file.endswith(INNER)), None):
-        raise ValueError(f"the folder {folder} has captions further in; name the file: --data.path {folder / inner}")
-    if has_media:
-        return
+def _missing(folder: Path, files: list[str], media: list[str]) -> str:
+    """What a folder without captions and classes lacks."""
     for file in files:
-        if what := FOREIGN.get(os.path.splitext(file)[1].lower()):
-            raise ValueError(f"the folder {folder} holds {what} ({file})")
-    raise ValueError(
-        f"the folder {folder} must hold one .jsonl of captions, or pictures, clips or sounds with a .txt beside each "
-        f"or in folders named by their class; found none among {len(files)} files"
+        ending = os.path.splitext(file)[1].lower()
+        if ending in FOREIGN and (not media or ending == PREPARED):
+            return f"the folder {folder} holds {FOREIGN[ending]} ({file})"
+    if not media:
+        return (
+            f"the folder {folder} must hold one .jsonl of captions, or pictures, clips or sounds with a .txt beside "
+            f"each or in folders named by their class; found none among {len(files)} files"
+        )
+    first, ending = os.path.splitext(media[0])
+    line = f'{{"{medium_of(media[0])}": "{first}{ending}", "caption": "..."}}'
+    return (
+        f"the folder {folder} holds {len(media)} files but no captions; write a captions.jsonl of lines like {line}, "
+        f"put a text such as {first}.txt beside each, or sort them into folders named by their class"
     )
 
 

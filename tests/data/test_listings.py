@@ -240,14 +240,14 @@ def test_scenes_are_taken_where_they_lie_beside_the_captions_they_come_from(tmp_
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["1.png", "2.png"], ["2 files but no captions", "captions.jsonl", "1.txt"]),
+        (["1.png", "2.png", "settings.json"], ["2 files but no captions", "captions.jsonl", "1.txt"]),
         (["Val/cat/1.png", "test/cat/2.png"], ["parts of a data set (Val, test)", "data.split='train'", "--data.path"]),
         (["train/1.png"], ["1 files but no captions"]),
         (["inner/metadata.jsonl", "1.png"], ["name the file", "inner/metadata.jsonl"]),
         (["data/train-00000.parquet"], ["parquet"]),
         (["a/data-00000.arrow"], ["arrow"]),
         (["00000.tar"], ["unpack"]),
-        (["samples.array_record"], ["--data.source prepared"]),
+        (["samples.array_record", "sheet.png"], ["--data.source prepared"]),
         (["captions.json"], ["name it"]),
         (["notes.md"], ["found none among 1 files"]),
         ([], ["found none among 0 files"]),
