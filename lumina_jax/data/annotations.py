@@ -91,7 +91,7 @@ class JsonLines:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name != "_closing"}
-        return state | {"_descriptor": reduction.DupFd(self._descriptor), "_is_watched": False}
+        return state | {"_descriptor": reduction.DupFd(self._descriptor), "_next_look": 0.0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -129,7 +129,11 @@ class JsonLines:
         return text.strip()
 
     def _look(self) -> None:
-        """Say once when another file has taken the name."""
+        """Say when another file has taken the name: once, whichever process sees it first.
+
+        Lines are read without regard to the position of the descriptor, which all processes share: it is set back to 0
+        when this has been said.
+        """
         self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
         held = os.fstat(self._descriptor)
         try:
@@ -138,6 +142,9 @@ class JsonLines:
             named = None
         if named is None or (named.st_dev, named.st_ino) != (held.st_dev, held.st_ino):
             self._is_watched = False
+            if os.lseek(self._descriptor, 0, os.SEEK_CUR) == 0:
+                return
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
             logger.warning(
                 "%s was replaced or removed; what was started with it goes on with the lines that it had then, and "
                 "reads the new ones when it is started again",

@@ -93,8 +93,8 @@ def test_captions_that_are_touched_or_appended_to_stay_readable(folder):
     assert len(FolderSource(folder)) == 11
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_stream_reads_what_was_opened_and_stops_when_that_is_lost(folder, workers):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_reads_what_was_opened_and_stops_when_that_is_lost(folder, workers, caplog, capfd):
     """Worker processes begin to read when the first batch is made."""
     source = FolderSource(folder)
     replace(folder / "captions.jsonl", lines_of(10)[::-1])
@@ -105,6 +105,8 @@ def test_a_stream_reads_what_was_opened_and_stops_when_that_is_lost(folder, work
         for batch in batches:
             grays = (batch.tokens.patches[:, 0, 0] + 1) * 127.5
             assert grays.round().tolist() == batch.labels[:, 0].tolist()
+        assert source[0].name == "00.png"
+    assert (caplog.text + capfd.readouterr().err).count("captions.jsonl was replaced") == 1
     with Stream(FolderSource(folder), data, LABEL, seed=0) as stream:
         next(stream)
         write(folder / "captions.jsonl", lines_of(10))
