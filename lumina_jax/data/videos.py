@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from lumina_jax.data.example import Clip
@@ -34,6 +35,16 @@ USUAL_RATE = 25.0
 """Frames a second where a file says nothing about time."""
 STRETCHED = (0.1, 10.0)
 """Between these a pixel's width may be that many times its height."""
+TURNS = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+"""By the matrix of a file: x of the picture shown is a x + c y, and y is b x + d y, of (a, b, c, d)."""
 
 
 class Timeline(NamedTuple):
@@ -239,7 +250,19 @@ def _upright(frame: Any, stream: Any) -> Image.Image:
         width = max(1, round(frame.width * aspect))
         check_pixels(width, frame.height)
         picture = picture.resize((width, frame.height), Image.Resampling.BICUBIC)
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+    turn = _turn(frame)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _turn(frame: Any) -> Image.Transpose | None:
+    """What makes a frame upright that was filmed with the camera turned, or in a mirror."""
+    from av.sidedata.sidedata import Type
+
+    found = frame.side_data.get(Type.DISPLAYMATRIX)
+    if found is None:
+        return None
+    matrix = np.sign(np.round(np.frombuffer(found, np.int32)[[0, 1, 3, 4]] / 2**16)).astype(int)
+    return TURNS.get(tuple(matrix.tolist()))
 
 
 def load_av() -> Any:
