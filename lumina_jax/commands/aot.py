@@ -55,7 +55,8 @@ def main(words: Sequence[str]) -> int:
     with reported():
         config = parse_config([*words[:1], *rest], __doc__ or "")
         os.environ.update(parse_topology(arguments.topology).environment)
-        return run(arguments, config)
+        status = run(arguments, config)
+    return status
 
 
 def run(arguments: Arguments, config: Config) -> int:

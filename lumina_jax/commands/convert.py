@@ -32,7 +32,7 @@ LayoutName = Literal["lumina", "diffusers", "jax"]
 @dataclass(frozen=True)
 class Arguments:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """Folder or file to read."""
+    """Folder or file to read, or a repository of the Hugging Face hub that was downloaded before, as owner/name."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Folder to write; it must not exist, or be empty."""
     source_layout: Annotated[LayoutName, tyro.conf.arg(name="from")]
@@ -54,7 +54,8 @@ class Arguments:
     overwrite: bool = False
     """Replace an earlier export in DST; only one of ours that nobody changed."""
     components: Path | None = None
-    """A folder whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers pipeline."""
+    """A folder, or downloaded repository, whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers
+    pipeline."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -72,13 +73,16 @@ def convert(arguments: Arguments) -> None:
       ValueError, OSError: something is wrong with the source or the destination; nothing was written.
     """
     from lumina_jax.interop.export import mapping_table, plan_export, write_export
+    from lumina_jax.interop.sources import found
     from lumina_jax.weights.writer import total_bytes
 
     if not 0 < arguments.shard_gb < math.inf:
         raise ValueError(f"--shard-gb {arguments.shard_gb} must be a positive number")
     if arguments.sample_size is not None and not 0 < arguments.sample_size <= LARGEST_SAMPLE:
         raise ValueError(f"--sample-size {arguments.sample_size} must be from 1 to {LARGEST_SAMPLE}")
-    _check_apart(arguments.source, arguments.destination)
+    components = arguments.components and found(arguments.components, "pipeline")
+    arguments = dataclasses.replace(arguments, source=found(arguments.source, "checkpoint"), components=components)
+    _check_apart(arguments)
     source = opened(arguments)
     export = plan_export(source, arguments.layout, arguments.dtype, arguments.sample_size)
     total, count = total_bytes(export.plan), sum(tensor.size for tensor in export.plan)
@@ -95,7 +99,7 @@ def convert(arguments: Arguments) -> None:
             arguments.destination,
             shard_bytes=int(arguments.shard_gb * 1e9),
             overwrite=arguments.overwrite,
-            components=arguments.components,
+            components=components,
             progress=progress,
         )
     print(f"written to {arguments.destination}")
@@ -129,12 +133,7 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], 
     from lumina_jax.weights.tensors import ComputedTensors
 
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
-    step = checkpoints.latest() if step is None else step
-    if step is None:
-        raise ValueError(f"{folder} has no checkpoint yet; train it further")
-    if step not in checkpoints.steps():
-        saved = ", ".join(map(str, checkpoints.steps()))
-        raise ValueError(f"--step {step} must be one of the checkpoints of {folder}, which are {saved or 'none'}")
+    step = checkpoints.chosen(step)
     trained = checkpoints.restore_config(step)
     config, notes = trained.model, [trained_with(trained)]
     if not keeps_all and config.nextframe and all(part.frames == 1 for part in trained.data.parts):
@@ -187,7 +186,15 @@ def progress_bar(total: int) -> Iterator[Callable[[int], object]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _check_apart(source: Path, destination: Path) -> None:
-    read, written = source.resolve(), destination.resolve()
+def _check_apart(arguments: Arguments) -> None:
+    """Nothing is written where something is read."""
+    read, written = arguments.source.resolve(), arguments.destination.resolve()
     if read == written or written in read.parents or read in written.parents:
-        raise ValueError(f"{destination} must lie apart from {source}, which is read meanwhile; name another folder")
+        raise ValueError(
+            f"{arguments.destination} must lie apart from {arguments.source}, which is read meanwhile; name another "
+            "folder"
+        )
+    if arguments.components is not None and arguments.components.resolve() in written.parents:
+        raise ValueError(
+            f"{arguments.destination} must not lie in {arguments.components}, which is copied; name another folder"
+        )

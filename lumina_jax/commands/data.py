@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
+from lumina_jax.failures import reported
+
 if TYPE_CHECKING:
     from lumina_jax.data.example import Media, Source
 
@@ -86,7 +88,7 @@ def main(words: Sequence[str]) -> int:
     arguments = tyro.extras.subcommand_cli_from_dict(
         commands, args=words, prog="python -m lumina_jax data", description=__doc__
     )
-    try:
+    with reported():
         match arguments:
             case Prepare():
                 prepare(arguments)
@@ -96,8 +98,6 @@ def main(words: Sequence[str]) -> int:
                 cut(arguments)
             case Packing():
                 count(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from None
     return 0
 
 

@@ -46,7 +46,7 @@ class BadSample(NamedTuple):
 
 def reason_of(error: Exception) -> str:
     """Why a sample cannot be used, whatever reading it raised, in one line."""
-    text = " ".join(str(error).split())
+    text = " ".join(printable(str(error)).split())
     if len(text) > REASON_LETTERS:
         text = f"{text[:REASON_LETTERS]}..."
     if isinstance(error, MemoryError):
@@ -178,8 +178,7 @@ def unusable(name: str, error: Exception) -> BadSample:
     """
     if isinstance(error, ChangedSourceError):
         raise error
-    reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    return BadSample(printable(name), printable(reason))
+    return BadSample(printable(name), reason_of(error))
 
 
 def printable(text: str) -> str:

@@ -4,27 +4,30 @@ In: a JSON object, from a file that anyone may have written. Out: a Record, or a
 it. Nothing that a line names is opened.
 """
 
+import os
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from lumina_jax.data.example import BadSample, Clip, Media, Record, Sound, Views, is_unicode, record_of
+from lumina_jax.data.kinds import Medium
 
-PICTURES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".ppm"}
-CLIPS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".apng"}
-SOUNDS = {".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus", ".aif", ".aiff"}
+ENDINGS: dict[Medium, str] = {
+    "image": ".png .jpg .jpeg .jfif .webp .bmp .tif .tiff .avif .heic .heif .ppm",
+    "video": ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .gif .apng",
+    "audio": ".wav .flac .ogg .mp3 .m4a .aac .opus .aif .aiff",
+}
+MEDIUM_OF_ENDING = {ending: medium for medium, endings in ENDINGS.items() for ending in endings.split()}
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes of a name, and of a whole path, that file systems can hold."""
 LONGEST_SECONDS = 1e9
 """Thirty years, which no recording lasts."""
 
 
-def kind_of(name: str) -> str | None:
+def medium_of(name: str) -> Medium | None:
     """The key for a file of this name, by its ending: image, video or audio."""
-    ending = PurePath(name).suffix.lower()
-    kinds = {"image": PICTURES, "video": CLIPS, "audio": SOUNDS}
-    return next((kind for kind, endings in kinds.items() if ending in endings), None)
+    return MEDIUM_OF_ENDING.get(os.path.splitext(name)[1].lower())
 
 
 def record_of_line(item: dict[str, Any], folder: Path) -> Record | BadSample:
@@ -35,7 +38,7 @@ def record_of_line(item: dict[str, Any], folder: Path) -> Record | BadSample:
     """
     if "file_name" in item and not {"image", "video", "audio", "views"} & item.keys():  # as Hugging Face has it
         name = file_name(item["file_name"], "file_name")
-        item = {**item, kind_of(name) or "image": name}
+        item = {**item, medium_of(name) or "image": name}
     name, media = _media(item, folder)
     caption = item.get("text") if item.get("caption") is None else item["caption"]
     return record_of(name, media, caption, item.get("label"), item.get("pitch"))

@@ -19,16 +19,20 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from lumina_jax.data.annotations import Annotations, JsonLines, open_annotations
 from lumina_jax.data.example import printable
-from lumina_jax.data.lines import kind_of
+from lumina_jax.data.lines import medium_of
 
 SCENES = "scenes.jsonl"
+FILES = {"file_name", "image", "video", "audio"}
+"""Columns of a .csv that name files."""
 HIDDEN = (".", "__MACOSX")
-CAPTIONS = ("captions.jsonl", "metadata.jsonl", "metadata.csv")
+TABLE = "metadata.csv"
+INNER = ("/captions.jsonl", "/metadata.jsonl", f"/{TABLE}")
+"""Captions that lie further in."""
 SIDECARS = (".txt", ".caption")
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 FOREIGN = {
@@ -38,6 +42,7 @@ FOREIGN = {
     ".zip": "zip archives; unpack them",
     ".tfrecord": "tensorflow records; prepare them with tensorflow-datasets for --data.source tfds",
     ".array_record": "a prepared data set; use --data.source prepared",
+    ".csv": "a .csv without a column file_name; give it that and a column text",
     ".json": "a .json file; name it, if it is a list of samples",
 }
 """What a folder may hold in the place of pictures, and what to do then."""
@@ -67,17 +72,19 @@ def open_folder(path: Path) -> tuple[Annotations, tuple[str, ...]]:
     if captions := _captions_file(path):
         return _of_file(captions), ()
     files = list(_files(path))
-    _check_files(files, path)
-    sidecars = _sidecars(files)
-    folders = sorted({file.parts[0] for file in files if len(file.parts) > 1 and kind_of(file.name)})
-    media = [file for file in files if kind_of(file.name)]
-    if not sidecars and not folders:
+    media = [file for file in files if medium_of(file)]
+    _check_files(files, media, path)
+    texts = {file for file in files if file.lower().endswith(SIDECARS)}
+    sidecars = {file: text for file in media if (text := _sidecar(file, texts))} if texts else {}
+    classes = sorted({top for file in media if (top := _top(file))})
+    if not sidecars and not classes:
+        first, ending = os.path.splitext(media[0])
+        line = f'{{"{medium_of(media[0])}": "{first}{ending}", "caption": "..."}}'
         raise ValueError(
-            f"the folder {path} holds {len(media)} files but no captions; write captions.jsonl with lines such as "
-            f'{{"image": "{media[0].name}", "caption": "..."}}, put a text such as {media[0].stem}.txt beside each, or '
-            "sort them into folders named by their class"
+            f"the folder {path} holds {len(media)} files but no captions; write a captions.jsonl of lines like {line}, "
+            f"put a text such as {first}.txt beside each, or sort them into folders named by their class"
         )
-    return _listed(path, _items(path, media, sidecars, folders)), tuple(folders)
+    return _listed(path, _items(path, media, sidecars, classes)), tuple(classes)
 
 
 def _of_file(path: Path) -> Annotations:
@@ -92,17 +99,18 @@ def _of_file(path: Path) -> Annotations:
 def _captions_file(folder: Path) -> Path | None:
     """The one file of captions of a folder, if it has any."""
     names = [entry.name for entry in _entries(folder) if not _is_folder(entry)]
-    for ending in (".jsonl", ".csv"):
-        found = [name for name in names if name.lower().endswith(ending)]
-        scenes = [name for name in found if name == SCENES or name.endswith(f".{SCENES}")]
-        if len(found) == 1 or (len(found) == 2 and len(scenes) == 1):
-            return folder / (scenes or found)[0]
-        if found:
-            raise ValueError(
-                f"the folder {folder} must hold exactly one {ending} of captions; found {', '.join(found)}. Name the "
-                f"file: --data.path {folder / found[-1]}"
-            )
-    return None
+    lines = [name for name in names if name.lower().endswith(".jsonl")]
+    tables = [name for name in names if name == TABLE or (name.lower().endswith(".csv") and _is_table(folder / name))]
+    found = lines or tables
+    scenes = [name for name in found if name == SCENES or name.endswith(f".{SCENES}")]
+    if len(found) == 2 and len(scenes) == 1:
+        found = scenes
+    if len(found) > 1:
+        raise ValueError(
+            f"the folder {folder} must hold exactly one file of captions; found {', '.join(found)}. Name the file: "
+            f"--data.path {folder / found[-1]}"
+        )
+    return folder / found[0] if found else None
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
@@ -120,19 +128,23 @@ def _by_name(entry: os.DirEntry) -> str:
     return entry.name
 
 
-def _files(folder: Path) -> Iterator[PurePosixPath]:
+def _files(folder: Path) -> Iterator[str]:
     """All files below a folder, relative to it. Links are followed, but no folder is listed twice."""
     seen: set[tuple[int, int]] = set()
-    waiting = [PurePosixPath()]
+    waiting = [""]
     while waiting:
         inner = waiting.pop()
         entries, status = _entries(folder / inner), (folder / inner).stat()
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders = [entry.name for entry in entries if _is_folder(entry)]
-        yield from (inner / entry.name for entry in entries if not _is_folder(entry))
-        waiting.extend(inner / name for name in reversed(folders))
+        folders = []
+        for entry in entries:
+            if _is_folder(entry):
+                folders.append(f"{inner}{entry.name}/")
+            else:
+                yield f"{inner}{entry.name}"
+        waiting.extend(reversed(folders))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -142,65 +154,59 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _check_files(files: list[PurePosixPath], folder: Path) -> None:
+def _check_files(files: list[str], media: list[str], folder: Path) -> None:
     """Refuse folders of nothing that can be read, and those of whole data sets.
 
     Raises:
       ValueError: it is one.
     """
-    inner = [file for file in files if file.name in CAPTIONS]
-    if inner:
-        raise ValueError(f"the folder {folder} has captions further in; name the file: --data.path {folder / inner[0]}")
-    media = [file for file in files if kind_of(file.name)]
-    tops = {file.parts[0] for file in media}
-    if media and all(len(file.parts) > 1 for file in media) and {top.lower() for top in tops} <= SPLITS:
+    if inner := next((file for file in files if file.endswith(INNER)), None):
+        raise ValueError(f"the folder {folder} has captions further in; name the file: --data.path {folder / inner}")
+    tops = sorted({_top(file) or "" for file in media})
+    if media and {top.lower() for top in tops} <= SPLITS:
         raise ValueError(
-            f"the folder {folder} holds the parts of a data set ({', '.join(sorted(tops))}); name one: "
-            f"--data.path {folder / min(tops)}"
+            f"the folder {folder} holds the parts of a data set ({', '.join(tops)}); name one: "
+            f"--data.path {folder / tops[0]}"
         )
     if media:
         return
     for file in files:
-        if file.suffix.lower() in FOREIGN:
-            raise ValueError(f"the folder {folder} holds {FOREIGN[file.suffix.lower()]} ({file.name})")
+        if what := FOREIGN.get(os.path.splitext(file)[1].lower()):
+            raise ValueError(f"the folder {folder} holds {what} ({file})")
     raise ValueError(
         f"the folder {folder} must hold one .jsonl of captions, or pictures, clips or sounds with a .txt beside each "
         f"or in folders named by their class; found none among {len(files)} files"
     )
 
 
-def _sidecars(files: list[PurePosixPath]) -> dict[PurePosixPath, PurePosixPath]:
-    """Which file is the caption of which: cat.txt, cat.caption or cat.png.txt beside cat.png."""
-    texts = {file for file in files if file.suffix.lower() in SIDECARS}
-    found = {}
-    for file in files if texts else ():
-        if kind_of(file.name):
-            names = [name for ending in SIDECARS for name in (f"{file.stem}{ending}", f"{file.name}{ending}")]
-            beside = next((file.with_name(name) for name in names if file.with_name(name) in texts), None)
-            if beside is not None:
-                found[file] = beside
-    return found
+def _top(file: str) -> str | None:
+    """The first folder of a name, if it has one."""
+    top, separator, _ = file.partition("/")
+    return top if separator else None
 
 
-def _items(
-    folder: Path,
-    media: list[PurePosixPath],
-    sidecars: dict[PurePosixPath, PurePosixPath],
-    classes: list[str],
-) -> Iterator[dict[str, Any]]:
+def _sidecar(file: str, texts: set[str]) -> str | None:
+    """The caption beside a file: cat.txt, cat.caption or cat.png.txt beside cat.png."""
+    starts = (os.path.splitext(file)[0], file)
+    return next((name for ending in SIDECARS for start in starts if (name := f"{start}{ending}") in texts), None)
+
+
+def _items(folder: Path, media: list[str], sidecars: dict[str, str], classes: list[str]) -> Iterator[dict[str, Any]]:
+    """A line for each file."""
     labels = {name: label for label, name in enumerate(classes)}
+    spoken = {name: re.sub(r"[\s_-]+", " ", name).strip() for name in classes}
     for file in media:
-        item: dict[str, Any] = {kind_of(file.name) or "image": str(file)}
-        top = file.parts[0] if len(file.parts) > 1 else None
+        item: dict[str, Any] = {medium_of(file) or "image": file}
+        top = _top(file)
         if top is not None:
             item["label"] = labels[top]
-        try:
-            if file in sidecars:
+        if file in sidecars:
+            try:
                 item["caption"] = _text(folder / sidecars[file])
-            elif top is not None and not sidecars:
-                item["caption"] = re.sub(r"[\s_-]+", " ", top).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            item = {"unusable": f"the caption {printable(str(sidecars[file]))} cannot be read ({error})"}
+            except (OSError, UnicodeDecodeError) as error:
+                item = {"unusable": f"the caption {printable(sidecars[file])} cannot be read ({error})"}
+        elif top is not None and not sidecars:
+            item["caption"] = spoken[top]
         yield item
 
 
@@ -217,13 +223,22 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
-            if not {"file_name", "image", "video", "audio"} & set(rows.fieldnames or ()):
+            if not FILES & set(rows.fieldnames or ()):
                 raise ValueError(f"{path} must have a column file_name, and one text; it has {rows.fieldnames}")
             for row in rows:
                 item: dict[str, Any] = {name: text for name, text in row.items() if name and text}
                 yield item | {name: _number(item[name], kind) for name, kind in numbers.items() if name in item}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as CSV in UTF-8 ({error})") from error
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a .csv names files."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return bool(FILES & set(csv.DictReader(file).fieldnames or ()))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
 
 
 def _number(text: str, kind: type) -> Any:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import sys
 
-from lumina_jax.data.example import BadSample, ChangedSourceError, Record, Source, reason_of
+from lumina_jax.data.example import BadSample, Record, Source, unusable
 
 ROUNDS = 6
 
@@ -29,10 +29,8 @@ class EndlessSource:
         chosen = shuffled(place, self._samples, f"{self._seed} {epoch}")
         try:
             return index, self._source[chosen]
-        except ChangedSourceError:
-            raise
         except Exception as error:  # whatever reading a record raises ends no run
-            return index, BadSample(f"sample {chosen}", reason_of(error))
+            return index, unusable(f"sample {chosen}", error)
 
     def __repr__(self) -> str:
         return f"EndlessSource({self._source!r}, {self._seed})"

@@ -75,7 +75,11 @@ class PreparedSource:
                 f"data.path={str(folder)!r} must be a folder made by `python -m lumina_jax data prepare NAME`, but it "
                 f"has no {SAMPLES}"
             )
-        self._records = ArrayRecordDataSource(str(self.folder / SAMPLES))
+        try:
+            self._records = ArrayRecordDataSource(str(self.folder / SAMPLES))
+        except Exception as error:  # array_record's errors of damaged files have no class of their own
+            reason = str(error) or "it breaks off"
+            raise ValueError(f"{self.folder / SAMPLES} is damaged ({reason}); prepare the set again") from error
         self.contents = described(len(self), self._about())
 
     def __len__(self) -> int:

@@ -56,11 +56,15 @@ class PhonemeEncoder:
         segment_ids = np.zeros((len(captions), self.max_tokens), np.int32)
         for row, caption in enumerate(captions):
             pitch, text = split_pitch(caption)
-            symbols = (FIRST, *phonemes(text), LAST)[: self.max_tokens]
+            symbols = _symbols(text)[: self.max_tokens]
             segment_ids[row, : len(symbols)] = 1
             for place, symbol in enumerate(symbols):
                 features[row, place] = _columns(symbol, pitch)
         return TextFeatures(features, segment_ids)
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether the end of a caption is not spoken."""
+        return len(_symbols(split_pitch(caption)[1])) > self.max_tokens
 
 
 def split_pitch(caption: str) -> tuple[float | None, str]:
@@ -135,9 +139,15 @@ def _spoken(text: str) -> list[str]:
     return found
 
 
-def spoken_seconds(caption: str, *, per_phoneme: float, pause: float) -> float:
-    """About how long a caption takes to say; marks count like phonemes, word boundaries not."""
-    return pause + per_phoneme * sum(symbol != SPACE for symbol in phonemes(split_pitch(caption)[1]))
+def spoken_seconds(caption: str, *, per_phoneme: float, pause: float, max_tokens: int | None = None) -> float:
+    """About how long a caption takes to say, or its first `max_tokens` symbols; marks count like phonemes, word
+    boundaries not."""
+    spoken = _symbols(split_pitch(caption)[1])[:max_tokens]
+    return pause + per_phoneme * sum(symbol not in (FIRST, LAST, SPACE) for symbol in spoken)
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    return (FIRST, *phonemes(text), LAST)
 
 
 def _columns(symbol: str, pitch: float | None) -> np.ndarray:

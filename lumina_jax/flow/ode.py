@@ -65,21 +65,33 @@ def integrate(
     if grid.shape[0] < 2:
         raise ValueError(f"a grid of {grid.shape=} has no interval; give at least two times")
     grid, x = jnp.asarray(grid, jnp.float32), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
+    tolerances: dict[str, Tolerance] = {"rtol": rtol, "atol": atol}
+
+    def plain(t: Any, x: Any) -> Any:
+        return drift(t, x, args)
+
     if found.method is None:
-        implicit = found.calls > 1
-        states = adams(lambda t, x: drift(t, x, args), x, grid, implicit=implicit, rtol=rtol, atol=atol, mean=mean)
-        return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
-    if found.adaptive and samples is not None:
+        states = adams(plain, x, grid, implicit=found.calls > 1, mean=mean, **tolerances)
+    elif found.adaptive and samples is not None:
         if save_at == "grid" or found.overshoots:
             raise ValueError("samples that take steps of their own have no times in common but the ends of the grid")
-        return integrate_each(
-            lambda t, x: drift(t, x, args), x, grid[0], grid[-1], solver=found, rtol=rtol, atol=atol, samples=samples
-        )
+        return integrate_each(plain, x, grid[0], grid[-1], solver=found, samples=samples, **tolerances)
+    else:
+        norm = functools.partial(_largest_root_mean_square, mean)
+        steps = _Adaptive(rtol, atol, norm=norm) if found.adaptive else _Grid(ts=grid)
+        states = _by_diffrax(found, drift, x, grid, steps, args, save_at)
+    return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
+
+
+def _by_diffrax(
+    found: Solver, drift: Drift, x: State, grid: Float[Array, " n"], steps: Any, args: Any, save_at: Any
+) -> State:
+    """The states that are to be kept, with `steps` as the controller of steps; NaN if it gave up."""
     last, event = grid[-1], None
-    norm = functools.partial(_largest_root_mean_square, mean)
     if found.overshoots:
         last = jnp.sign(grid[-1] - grid[0]) * jnp.inf
         event = diffrax.Event(lambda t, *_, **__: t >= jnp.sign(last) * grid[-1])  # diffrax counts time upwards
+    assert found.method is not None  # the others are in adams.py
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(drift),
         found.method(),
@@ -89,15 +101,14 @@ def integrate(
         y0=x,
         args=args,
         saveat=_saved(found, grid, save_at),
-        stepsize_controller=_Adaptive(rtol, atol, norm=norm) if found.adaptive else _Grid(ts=grid),
+        stepsize_controller=steps,
         adjoint=diffrax.ForwardMode(),
         max_steps=MAX_STEPS if found.adaptive else grid.shape[0] - 1,
         event=event,
         throw=False,
     )
     finished = diffrax.is_okay(solution.result)
-    states = jax.tree.map(lambda states: jnp.where(finished, states, jnp.nan), solution.ys)
-    return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
+    return jax.tree.map(lambda states: jnp.where(finished, states, jnp.nan), solution.ys)
 
 
 def _saved(solver: Solver, grid: Float[Array, " n"], save_at: Literal["end", "grid"]) -> diffrax.SaveAt:

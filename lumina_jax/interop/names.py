@@ -7,6 +7,7 @@ was removed; or an error that says what the file is instead.
 import re
 from collections.abc import Iterable
 
+from lumina_jax.weights.files import SCALE
 from lumina_jax.weights.rules import listed
 from lumina_jax.weights.tensors import Renamed, Tensors
 
@@ -18,6 +19,8 @@ LOW_RANK = re.compile(
     r"(^|[._])(lora|lora_(embedding_)?[AB]|lora_(up|down|mid)|lora_magnitude_vector|hada_w\d.*|lokr_w\d.*|oft_blocks|dora_scale)"
     r"([._]|$)"
 )
+QUANTISED = re.compile(r"\.(absmax|nested_absmax|quant_map|quant_state\..*|SCB|qweight|qzeros|g_idx)$")
+"""What bitsandbytes, GPTQ and AWQ store beside weights, or instead of them."""
 KINDS = (
     (re.compile(r"^blocks\.attention\.query\.kernel$"), "these are parameters of lumina_jax: --from jax"),
     (re.compile(r"(^|\.)x_embedder\.weight$"), "they look like those of the authors: --from lumina"),
@@ -61,7 +64,14 @@ def network(tensors: Tensors, layout: str, origin: str) -> tuple[Tensors, list[s
 
 
 def check_whole(names: Iterable[str], origin: str) -> None:
-    """Raises ValueError when the names are those of a LoRA, which changes a model and is none."""
+    """Raises ValueError when the names are those of a LoRA, which changes a model and is none, or of integers with
+    their scales."""
+    names = list(names)
+    if quantised := [name for name in names if QUANTISED.search(name) or SCALE.search(name)]:
+        raise ValueError(
+            f"{origin} holds quantised weights ({listed(quantised, most=2)}); take the checkpoint that was not "
+            "quantised"
+        )
     if low_rank := [name for name in names if LOW_RANK.search(name)]:
         raise ValueError(
             f"{origin} holds a LoRA ({listed(low_rank, most=2)}), which changes a model and is none; merge it into "

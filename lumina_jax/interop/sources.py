@@ -75,11 +75,7 @@ def open_source(path: str | Path, layout: str, weights: Weights | None = None) -
       ValueError: there is no such checkpoint, it is damaged, it contains code, or names or shapes are not those of
         the model that its configuration describes.
     """
-    path = Path(path)
-    if not path.exists():
-        if not REPOSITORY.fullmatch(str(path)):
-            raise ValueError(f"there is no file or folder {path}; name a checkpoint")
-        path = local_folder(str(path), what="checkpoint")
+    path = found(Path(path), "checkpoint")
     if layout == "lumina":
         return _lumina(path, weights)
     if weights is not None:
@@ -87,6 +83,19 @@ def open_source(path: str | Path, layout: str, weights: Weights | None = None) -
             f"--weights {weights} needs a checkpoint of the authors or a run of train.py, but {path} is none"
         )
     return _diffusers(path) if layout == "diffusers" else _jax(path)
+
+
+def found(path: Path, what: str) -> Path:
+    """The path, or the snapshot of a repository that was downloaded before.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    if path.exists():
+        return path
+    if not REPOSITORY.fullmatch(str(path)):
+        raise ValueError(f"there is no file or folder {path}; name a {what}")
+    return local_folder(str(path), what=what)
 
 
 def _jax(path: Path) -> Source:
@@ -145,7 +154,7 @@ def _theirs(
         )
     try:
         config = layout.read_config(theirs, tensors)
-    except (KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise ValueError(
             f"{origin}: it does not have the tensors of a model of the {layout.name} layout "
             f"({type(error).__name__}: {error}); check --from"
@@ -224,5 +233,5 @@ def _name(path: Path) -> str:
     """Of a path what may be published: the repository of the hub, or the last part."""
     if published := published_name(path):
         return published
-    parts = Path(os.path.abspath(path)).parts
+    parts = Path(os.path.abspath(path).encode(errors="replace").decode()).parts  # names need not be text
     return "/".join(parts[-2:] if path.name == "transformer" else parts[-1:])

@@ -1,11 +1,16 @@
 """Folders without a captions file: captions beside pictures, folders of classes, and what Hugging Face writes."""
 
+import contextlib
 import csv
 import json
 import os
 import pickle
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numbered import LABEL, TEXT, labels_of, small, take
 from PIL import Image
 
@@ -180,6 +185,15 @@ def test_a_csv_of_another_kind_is_refused(tmp_path, content):
     put(tmp_path, "metadata.csv", content=content)
     with pytest.raises(ValueError, match=r"metadata\.csv (must have a column|cannot be read|names no picture)"):
         FolderSource(tmp_path)
+    (tmp_path / "metadata.csv").rename(tmp_path / "names.csv")
+    with pytest.raises(ValueError, match=r"without a column file_name|cannot be read|names no picture"):
+        FolderSource(tmp_path)
+
+
+def test_a_table_of_something_else_does_not_hide_folders(tmp_path):
+    put(tmp_path, "dogs/1.png")
+    put(tmp_path, "classes.csv", content=b"class,count\ndogs,1\n")
+    assert told(tmp_path) == [("dogs/1.png", "dogs", 0)]
 
 
 def test_numbers_of_a_csv_are_numbers_or_bad_samples(tmp_path):
@@ -200,7 +214,7 @@ def test_scenes_are_taken_where_they_lie_beside_the_captions_they_come_from(tmp_
     assert samples(tmp_path)[0].media == Clip(tmp_path / "a.mp4", 1, 2)
     assert scenes in repr(FolderSource(tmp_path))
     put(tmp_path, "third.jsonl")
-    with pytest.raises(ValueError, match=r"exactly one \.jsonl of captions; found captions\.jsonl.*--data\.path"):
+    with pytest.raises(ValueError, match=r"exactly one file of captions; found captions\.jsonl.*--data\.path"):
         FolderSource(tmp_path)
 
 
@@ -241,3 +255,26 @@ def test_a_list_of_samples_in_one_json_file_can_be_named(tmp_path):
     put(tmp_path, "captions.json", content=b"[" * 100_000)
     with pytest.raises(ValueError, match="is not JSON"):
         FolderSource(tmp_path / "captions.json")
+
+
+ENDINGS = st.sampled_from([b".png", b".PNG", b".txt", b".png.txt", b".jsonl", b".csv", b".mp4", b""])
+STEMS = st.binary(min_size=1, max_size=8).map(lambda name: name.translate(None, b"/.\0") or b"x")
+NAMES = st.tuples(STEMS, ENDINGS).map(b"".join)
+TREES = st.dictionaries(st.tuples(NAMES) | st.tuples(NAMES, NAMES), st.binary(max_size=20), max_size=6)
+
+
+@given(TREES)
+@settings(max_examples=100, deadline=None)
+def test_any_folder_opens_or_is_refused_and_none_of_its_files_raises(tree):
+    with tempfile.TemporaryDirectory() as name:
+        for path, content in tree.items():
+            with contextlib.suppress(OSError):  # a file and a folder of one name
+                file = Path(os.fsdecode(os.path.join(os.fsencode(name), *path)))
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(content)
+        found: list = []
+        with contextlib.suppress(ValueError):
+            found = samples(Path(name))
+        for sample in found:
+            assert isinstance(sample, Record | BadSample)
+            assert "".join(str(part) for part in sample[:2] if isinstance(part, str)).encode() is not None

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from test_hub import snapshot as snapshot
 from test_malformed import expect_error
 
 from lumina_jax.interop.converted import read_model
+from lumina_jax.interop.layouts import LAYOUTS
 from lumina_jax.interop.names import check_whole, network
-from lumina_jax.interop.sources import open_source
+from lumina_jax.interop.sources import _theirs, open_source
+from lumina_jax.weights.pickles import PickledTensors
 from lumina_jax.weights.tensors import ComputedTensors
 
 FILE = WEIGHTS["lumina"]
@@ -134,6 +137,17 @@ def test_a_lora_is_called_one_with_what_to_do(tmp_path, name):
         (tmp_path / "config.json").write_text(json.dumps({"model": {"layers": 1, "heads": 1, "width": 8}}))
         words = [f"{tmp_path}/lora.safetensors", f"{tmp_path}/out", "--from", layout, "--to", "jax"]
         expect_error(words, "holds a LoRA .*, which changes a model and is none; merge it into its model first")
+
+
+QUANTISED = ["absmax", "quant_state.bitsandbytes__nf4", "SCB", "qweight", "scale_weight", "weight_scale_inv"]
+
+
+@pytest.mark.parametrize("ending", QUANTISED)
+def test_quantised_weights_are_called_so_before_names_are_compared(tmp_path, ending):
+    source = checkpoint(tmp_path / "source", "nextdit")
+    name = f"layers.0.attention.wq.{ending}"
+    save_file(tensors_of(source, "lumina") | {name: np.ones(3, np.float32)}, source / FILE)
+    expect_error(words(source), rf"holds quantised weights \({name}\); take the checkpoint that was not")
 
 
 @pytest.mark.parametrize("name", ["nextdit", "lumina_t2i", "audio_flagdit", "diffusers_luminanext"])
@@ -256,6 +270,25 @@ def test_arguments_of_their_script_have_types_too(tmp_path):
     (source / "config.json").unlink()
     save_pickled(source / "model_args.pth", {"model": 3, "qk_norm": "yes"})
     expect_error(words(source), r"model_args\.pth .*model: .*string")
+
+
+@pytest.mark.parametrize("shape", [(2**70, 16), (2**40, 16), (0, 16), (64, 2**40), ()])
+def test_a_tensor_of_a_shape_that_no_model_has_is_refused(tmp_path, shape):
+    """A file of PyTorch may repeat one number as often as it says, so that its size is no bound."""
+    source = checkpoint(tmp_path / "source", "nextdit")
+    tensors = tensors_of(source, "lumina")
+    (source / FILE).unlink()
+    file = save_pickled(source / FILE.replace("safetensors", "pth"), tensors)
+    reader = PickledTensors(file)
+    view = reader._views["x_embedder.weight"]
+    reader._views["x_embedder.weight"] = view._replace(shape=shape, strides=(0,) * len(shape))
+    with pytest.raises(ValueError, match=r"x_embedder|describe no model|does not have the tensors"):
+        _theirs(LAYOUTS["lumina"], {"n_heads": 4}, reader, "it")
+
+
+def test_a_folder_whose_name_is_no_text_is_converted(tmp_path):
+    source = checkpoint(tmp_path / os.fsdecode(b"caf\xe9"), "nextdit")
+    assert "Converted by" in (run(source, tmp_path / "out", "lumina", "jax") / "README.md").read_text()
 
 
 def test_a_model_of_sounds_is_called_so(tmp_path):

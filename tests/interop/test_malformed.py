@@ -167,7 +167,7 @@ def expect_error(words, message):
         ),
         (["source", "out", "--from", "jax", "--to", "lumina"], r"config\.json is no configuration of a model"),
         (["source", "out", "--from", "diffusers", "--to", "lumina"], "does not have the tensors|do not match"),
-        (["full", "out", "--from", "jax", "--to", "lumina"], r"must hold config\.json"),
+        (["full", "out", "--from", "jax", "--to", "lumina"], "full has no config.json; name the folder of a run"),
         (["full", "out", "--from", "diffusers", "--to", "lumina"], r"config\.json is missing"),
         (["source", "out", "--from", "lumina", "--to", "jax", "--step", "3"], "--step 3 needs the folder of a run"),
         (
@@ -176,6 +176,15 @@ def expect_error(words, message):
         ),
         (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "0"], "--shard-gb 0.0 must be a positive"),
         (["source", "out", "--from", "lumina", "--to", "jax", "--components", "full"], "--components belong to"),
+        (
+            ["source", "full/vae/out", "--from", "lumina", "--to", "diffusers", "--components", "full"],
+            "must not lie in",
+        ),
+        (["source", "out", "--from", "lumina", "--to", "diffusers", "--components", "gone"], "no file or folder gone"),
+        (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "nan"], "must be a positive number"),
+        (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "inf"], "must be a positive number"),
+        (["source", "out", "--from", "lumina", "--to", "diffusers", "--sample-size", "0"], "must be from 1 to"),
+        (["source", "out", "--from", "jax", "--to", "jax", "--step", "-1"], "--step -1 needs the folder of a run"),
         (["source", "out", "--from", "lumina", "--to", "diffusers", "--components", "full"], "lacks vae"),
     ],
 )

@@ -18,6 +18,7 @@ from lumina_jax.interop.layouts import LAYOUTS
 from lumina_jax.interop.sources import Source
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.run import load_config
+from lumina_jax.trained import open_run
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.weights.tensors import ComputedTensors
 
@@ -81,8 +82,12 @@ def test_a_model_of_pictures_with_our_defaults_is_exported_from_its_run(tmp_path
         run(tmp_path / "mine", tmp_path / "pipe", "jax", "diffusers")
     whole = run(tmp_path / "mine", tmp_path / "whole", "jax", "jax")
     assert "nextframe_token" in tensors_of(whole, "jax")
-    with pytest.raises(ValueError, match=r"--step 1000 must be one of the checkpoints of .*mine, which are 3"):
+    with pytest.raises(
+        ValueError, match=r"step 1000 must be one of the checkpoints in .*mine/checkpoints, which are 3"
+    ):
         run(tmp_path / "mine", tmp_path / "out", "jax", "lumina", step=1000)
+    with pytest.raises(ValueError, match=r"step 1000 must be one of the checkpoints in"):
+        open_run(tmp_path / "mine", step=1000)
 
 
 def test_a_next_dit_of_a_run_is_exported_to_both_layouts(tmp_path):
