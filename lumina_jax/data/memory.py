@@ -45,5 +45,5 @@ def _trim() -> Callable[[int], object]:
     return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
-DECODING = Budget(2**30)
+DECODING = Budget(3 * 2**29)
 """What all threads of this process share for decoding."""

@@ -1,6 +1,7 @@
 """The user's own 3-D files: rendered into a folder that trains, as frames or as a grid, and drawn as views again."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -74,6 +75,27 @@ def test_a_model_that_shows_nothing_is_named_and_the_rest_goes_on_where_it_stopp
 
 def _nothing():
     return np.full((12, 32, 32, 3), 255, np.uint8)
+
+
+def test_a_model_whose_reading_fails_in_any_way_is_named_and_the_rest_is_drawn(tmp_path, monkeypatch):
+    def drawn(file, **_):
+        if file.name == "bad.obj":
+            raise KeyError("material")
+        return np.zeros((2, 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(renders, "render_views", drawn)
+    os.mkfifo(tmp_path / "pipe.stl")
+    names = ["bad.obj", "good.obj", f"{'long' * 100}.obj"]
+    for name in names[:2]:
+        (tmp_path / name).write_text(CUBE)
+    models = [renders.Model(tmp_path / name, "a cube") for name in names]
+    report = renders.render_models(models, tmp_path / "out", renders.Look(2, 8, 30.0))
+    assert [model.file.name for model in report.rendered.values()] == ["good.obj"]
+    assert sorted(Path(file).name[:4] for file in report.bad) == ["bad.", "long"]
+    assert report.bad[str(tmp_path / "bad.obj")] == "it cannot be read (KeyError: 'material')"
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is a pipe, a socket or a device"):
+        renders.render_views(tmp_path / "pipe.stl", views=1, size=8)
 
 
 def test_a_list_of_models_gives_their_captions(tmp_path):
