@@ -92,7 +92,8 @@ class Video:
     """The moving pictures of an open file.
 
     Attributes:
-      is_timed: whether its frames bear times; those of an AVI file with reordered frames do not, only guesses.
+      is_timed: whether its frames bear times, and not only guesses, as those of a bare stream and of an AVI file with
+        reordered frames do.
       reach: seconds on the file's clock up to which anything, frames or sound, was found.
       is_spent: whether it was read to its end.
     """
@@ -106,7 +107,8 @@ class Video:
         self._container, self.stream, self.reach, self.is_spent = container, streams[0], 0.0, False
         if self.stream.codec_context is None:
             raise ValueError("the codec of the video is unknown to PyAV; convert it: `ffmpeg -i IN OUT.mp4`")
-        self.is_timed = not (container.format.name == "avi" and self.stream.codec_context.has_b_frames)
+        is_guessed = container.format.name == "avi" and self.stream.codec_context.has_b_frames
+        self.is_timed = self.stream.start_time is not None and not is_guessed
         check_pixels(self.stream.width, self.stream.height)
 
     def rate(self) -> float:

@@ -28,6 +28,7 @@ FILMS = {
     "a.ts": {"codec": "libx264", "options": FAST, "group": 12},
     "mpeg2.ts": {"codec": "mpeg2video", "options": {"b": "4M"}, "group": 12, "between": 2},
     "program.mpg": {"codec": "mpeg2video", "options": {"b": "4M"}, "group": 12, "between": 2},
+    "stream.m2v": {"codec": "mpeg2video", "options": {"b": "4M"}, "group": 12, "format": "mpeg2video"},
     "reordered.avi": {"codec": "libx264", "options": FAST, "group": 12},
     "plain.avi": {"codec": "mpeg4", "options": {"b": "4M"}, "group": 12},
     "a.flv": {"codec": "libx264", "options": FAST, "group": 12},
