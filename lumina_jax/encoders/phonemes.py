@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lumina_jax.encoders.tokenizer import CaptionError
 from lumina_jax.tokens import TextFeatures
 
 FIRST, LAST, SPACE, PAUSE, STOP, OTHER = "^", "$", " ", "|", "‖", "?"
@@ -97,16 +98,21 @@ def phonemes(text: str) -> tuple[str, ...]:
 
     Raises:
       ValueError: gruut is not installed.
+      CaptionError: it cannot read the text.
     """
     _check_gruut()
     import gruut
 
     found: list[str] = []
-    for sentence in gruut.sentences(text, lang="en-us"):
-        for spoken in filter(None, (word.phonemes for word in sentence)):  # brackets and quotes have none
-            if found and found[-1] not in (PAUSE, STOP) and spoken[0] not in (PAUSE, STOP):
-                found.append(SPACE)
-            found.extend(spoken)
+    try:
+        for sentence in gruut.sentences(text, lang="en-us"):
+            for spoken in filter(None, (word.phonemes for word in sentence)):  # brackets and quotes have none
+                if found and found[-1] not in (PAUSE, STOP) and spoken[0] not in (PAUSE, STOP):
+                    found.append(SPACE)
+                found.extend(spoken)
+    except Exception as error:  # of numbers with 30 digits, say, it raises what decimal raises
+        reason = f"{type(error).__name__}: {error}"
+        raise CaptionError(f"{text!r} cannot be made phonemes ({reason}); write numbers as words") from error
     return tuple(found)
 
 

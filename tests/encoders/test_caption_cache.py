@@ -201,9 +201,10 @@ def test_two_runs_may_encode_one_set_into_one_folder_at_once(tmp_path, small_par
 
 def test_captions_whose_features_are_not_finite_are_named_and_never_kept(tmp_path, caplog, small_parts):
     cached = encode_captions(["good", "", "evil", "fine"], Letters(bad=["evil"]), tmp_path)
-    assert "features that are not finite of 1 captions, such as 'evil'; set text.dtype=float32" in caplog.text
+    assert "1 captions have no features, and their samples are skipped; such as 'evil': the text enc" in caplog.text
+    assert "values of it that are not finite; set text.dtype=float32" in caplog.text
     assert "evil" not in cached
-    with pytest.raises(KeyError, match=r"'evil' was not encoded.*values of it that are not finite"):
+    with pytest.raises(KeyError, match=r"'evil' was not encoded.*the text encoder cannot encode it"):
         cached["evil"]
     assert cached["fine"].shape == (5, 3)
     again = Letters()
@@ -213,13 +214,21 @@ def test_captions_whose_features_are_not_finite_are_named_and_never_kept(tmp_pat
 
 def test_an_encoder_whose_features_are_never_finite_is_refused_after_the_first_chunk(tmp_path, small_parts):
     encoder = Letters(bad=numbered(9))
-    with pytest.raises(ValueError, match="features that are not finite of 2 captions"):
+    with pytest.raises(ValueError, match=r"2 captions have no features, .* not finite"):
         encode_captions(numbered(9), encoder, tmp_path)
     assert len(encoder.encoded) == 2
 
 
+def test_a_caption_that_the_tokenizer_cannot_cut_is_left_out_alone(tmp_path, encoder, caplog):
+    captions = [*CAPTIONS, "half an emoji \ud83d"]
+    cached = encode_captions(captions, encoder, tmp_path)
+    assert len(cached) == len(CAPTIONS)
+    np.testing.assert_allclose(cached["blue circle"], encoder.encode(["blue circle"]).features[0, :4], atol=1e-6)
+    assert r"such as 'half an emoji \ud83d': the tokenizer in" in caplog.text
+
+
 def test_the_empty_caption_must_have_finite_features(tmp_path):
-    with pytest.raises(ValueError, match="not finite of 1 captions, such as ''"):
+    with pytest.raises(ValueError, match=r"1 captions have no features, .* such as ''"):
         encode_captions(["", "red", "blue"], Letters(bad=[""]), tmp_path)
 
 

@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 
 from lumina_jax.encoders import phonemes as module
+from lumina_jax.encoders.caption_cache import encode_captions
 from lumina_jax.encoders.phonemes import (
     STRESSES,
     SYMBOLS,
     WIDTH,
+    PhonemeEncoder,
     phonemes,
     split_pitch,
     spoken_seconds,
 )
 from lumina_jax.encoders.text import text_encoder
+from lumina_jax.encoders.tokenizer import CaptionError
 
 
 def read(features):
@@ -91,3 +94,12 @@ def test_without_gruut_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'lumina_jax\[sound\]'"):
         text_encoder("phonemes", 8)
+
+
+@pytest.mark.parametrize("caption", ["9" * 30, "[180 Hz] $" + "9" * 30, "cat \ud83d"])
+def test_text_that_has_no_phonemes_is_named_and_spoils_no_other_caption(caption, tmp_path):
+    with pytest.raises(CaptionError, match=r"cannot be made phonemes \(.*\); write numbers as words"):
+        PhonemeEncoder(16).encode(["seven", caption])
+    cached = encode_captions(["", "seven", caption], PhonemeEncoder(16), tmp_path)
+    assert "seven" in cached
+    assert caption not in cached
