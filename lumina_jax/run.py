@@ -4,16 +4,20 @@ In: `python train.py configs/emoji.py --optimizer.learning-rate 1e-4`. Out: one 
 config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
 """
 
+import codecs
 import importlib.util
 import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.documents import read_json
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -26,8 +30,20 @@ def run_folder(config: Config) -> Path:
 def checkpoints_of(folder: str | Path) -> str:
     """Where the run in a folder has its checkpoints: what its configuration says, or in that folder."""
     file = Path(folder) / CONFIG_FILE
-    settings = json.loads(file.read_text()).get("run", {}) if file.is_file() else {}
-    return settings.get("checkpoints") or str(Path(folder) / CHECKPOINTS)
+    settings = read_json(file, _WithRun).run if file.is_file() else _Place()
+    return settings.checkpoints or str(Path(folder) / CHECKPOINTS)
+
+
+@dataclass(frozen=True)
+class _Place:
+    checkpoints: str = ""
+
+
+@dataclass(frozen=True)
+class _WithRun:
+    """Where the checkpoints of a run are; a converted folder has none."""
+
+    run: _Place = _Place()
 
 
 def parse_config(arguments: Sequence[str], description: str) -> Config:
@@ -49,37 +65,44 @@ def load_config(path: str | Path) -> Config:
     """The result of `get_config()` in a Python file, or a saved config.json.
 
     Raises:
-      ValueError: the file is missing, or defines no `get_config`.
+      ValueError: the file is missing, cannot be run, or defines no `get_config` that returns a Config.
     """
     path = Path(path)
     if not path.is_file():
         known = ", ".join(sorted(str(file) for file in Path("configs").glob("*.py")))
         raise ValueError(f"there is no configuration file {path}; configurations here: {known or 'none'}")
     if path.suffix == ".json":
-        return Config.from_json(path.read_text())
+        return Config.from_json(path.read_bytes(), str(path))
     spec = importlib.util.spec_from_file_location(f"lumina_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"the configuration {path} must be a .py or .json file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # whatever code of the user raises
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f" at line {lines[-1]}" if lines else ""
+        raise ValueError(f"{path} cannot be run: {type(error).__name__}{line}: {error}") from error
+    if not isinstance(config, Config):
         raise ValueError(f"{path} must define get_config() -> Config")
-    return module.get_config()
+    return config
 
 
 def read_run(folder: str | Path) -> Config:
     """The configuration of a run that was trained in `folder`.
 
     Raises:
-      ValueError: the folder holds no run.
+      ValueError: the folder holds no run, or its configuration is damaged; the message names the file and the key.
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with train.py")
-    text = file.read_text()
-    if "run" not in json.loads(text):
+    if "run" not in read_json(file, dict[str, Any]):
         raise ValueError(f"{folder} holds converted weights, no run; name its configuration with --config FILE")
-    return Config.from_json(text)
+    return Config.from_json(file.read_bytes(), str(file))
 
 
 def read_model(folder: str | Path) -> ModelConfig:
@@ -90,13 +113,30 @@ def read_model(folder: str | Path) -> ModelConfig:
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} must hold {CONFIG_FILE}, which `convert --to jax` writes, but it has none")
+        raise ValueError(_without_model(Path(folder)))
     try:
-        model = json.loads(file.read_text())["model"]
-        return Config.from_json(json.dumps({"model": model, "data": {"image_size": model.get("patch_size", 2)}})).model
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is no configuration of a model ({reason}); convert the weights again") from error
+        return read_json(file, _WithModel).model
+    except ValueError as error:
+        raise ValueError(f"{file} is no configuration of a model ({error}); convert the weights again") from error
+
+
+@dataclass(frozen=True)
+class _WithModel:
+    """What a converted folder and a run say alike; the rest is ignored."""
+
+    model: ModelConfig
+
+
+def _without_model(folder: Path) -> str:
+    """What is wrong with a folder that should hold a model of ours."""
+    wanted = "the folder of a run of train.py, such as runs/emoji, or one that `python -m lumina_jax convert` wrote"
+    if not folder.is_dir():
+        return f"{folder} {'is a file' if folder.exists() else 'does not exist'}; name {wanted} with --to jax"
+    for layout, signs in (("lumina", "consolidated*"), ("diffusers", "model_index.json"), ("diffusers", "transformer")):
+        if any(folder.glob(signs)):
+            command = f"python -m lumina_jax convert {folder} NEW --from {layout} --to jax"
+            return f"{folder} holds weights of the {layout} layout; convert them first: {command}"
+    return f"{folder} has no {CONFIG_FILE}; name {wanted} with --to jax"
 
 
 def write_config(config: Config) -> None:
@@ -115,15 +155,26 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
 
 def read_prompts(file: Path | None) -> list[str]:
-    """The lines of a text file that are not empty."""
+    """The lines of a text file that are not empty, in UTF-8, or in UTF-16 with its mark; "-" is standard input.
+
+    Raises:
+      ValueError: there is no such file, or it is not text.
+    """
     if file is None:
         return []
-    if not file.is_file():
+    if str(file) == "-":
+        content = sys.stdin.buffer.read()
+    elif file.is_dir() or not file.exists():
         raise ValueError(f"there is no file of prompts {file}; write one caption a line into it")
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
-
-
-def sample_name(index: int, prompt: str) -> str:
-    """A file name that sorts by index and can be read: 003-red-heart-noto-style.png."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-    return f"{index:03}-{words}.png" if words else f"{index:03}.png"
+    else:
+        content = file.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"prompts must be UTF-8, but line {line} of {file} is not; save the file as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"prompts must be text, but {file} holds zero bytes; save the file as UTF-8")
+    lines = re.split("\r\n|\r|\n", text)  # splitlines() would cut captions at other characters, too
+    return [line.strip() for line in lines if line.strip()]

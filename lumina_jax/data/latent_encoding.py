@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source
+from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source, reason_of
 from lumina_jax.data.fingerprints import Fingerprints
 from lumina_jax.data.latent_parts import LatentParts
 from lumina_jax.parts import DIGEST, UnwritableError, check_writable
@@ -171,10 +171,8 @@ class Work:
     def _shown(self, record: Record | BadSample) -> np.ndarray | str:
         try:
             return self._encoding(record)
-        except MemoryError:
-            return "it needs more memory than there is"
         except Exception as error:  # decoders raise all sorts of things
-            return f"it cannot be read ({type(error).__name__}: {error})"
+            return reason_of(error)
 
 
 def _unzipped(group: list[tuple[int, np.ndarray]]) -> tuple[list[int], list[np.ndarray]]:

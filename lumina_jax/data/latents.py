@@ -164,15 +164,15 @@ class Crop:
         try:
             if isinstance(record.media, LatentDistribution):
                 raise ValueError("the record holds latents already")
-            frames = np.stack([self._of_picture(picture) for picture in read_pictures(record.media, self.data, None)])
+            frames = np.stack([*map(np.asarray, read_pictures(record.media, self.data, None, self._cropped))])
             return frames if self.data.grid_columns is None else tile_views(frames, self.data.grid_columns)
         except ValueError as error:
             return str(error)
 
-    def _of_picture(self, picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    def _cropped(self, picture: Image.Image) -> Image.Image:
         side = self.data.image_size
         check_resizable(picture, least=self.unit, side=side)
-        return np.asarray(best_crop(picture, self.sizes) if self.sizes else center_square(picture, side))
+        return best_crop(picture, self.sizes) if self.sizes else center_square(picture, side)
 
 
 class PictureEncoding:

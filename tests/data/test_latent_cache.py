@@ -267,7 +267,7 @@ def test_whatever_a_sample_raises_makes_it_bad_and_no_other(source, vae, tmp_pat
         False,
     ]
     assert encoded[1].reason == "it cannot be read (RecursionError: too deep)"
-    assert encoded[2].reason == "it needs more memory than there is"
+    assert encoded[2].reason.startswith("memory does not suffice to read it")
 
 
 @pytest.mark.parametrize("name", ["missing.png", "n" * 300 + ".png", "a\0b.png", "folder", "pipe"])

@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 
 from lumina_jax.encoders import phonemes as module
-from lumina_jax.encoders.caption_cache import encode_captions
 from lumina_jax.encoders.phonemes import (
     STRESSES,
     SYMBOLS,
     WIDTH,
-    PhonemeEncoder,
     phonemes,
     split_pitch,
     spoken_seconds,
 )
 from lumina_jax.encoders.text import text_encoder
-from lumina_jax.encoders.tokenizer import CaptionError
 
 
 def read(features):
@@ -96,10 +93,19 @@ def test_without_gruut_the_remedy_is_named(monkeypatch):
         text_encoder("phonemes", 8)
 
 
-@pytest.mark.parametrize("caption", ["9" * 30, "[180 Hz] $" + "9" * 30, "cat \ud83d"])
-def test_text_that_has_no_phonemes_is_named_and_spoils_no_other_caption(caption, tmp_path):
-    with pytest.raises(CaptionError, match=r"cannot be made phonemes \(.*\); write numbers as words"):
-        PhonemeEncoder(16).encode(["seven", caption])
-    cached = encode_captions(["", "seven", caption], PhonemeEncoder(16), tmp_path)
-    assert "seven" in cached
-    assert caption not in cached
+def test_numbers_beyond_all_words_are_read_digit_by_digit():
+    nines = (*phonemes("nine"), " ") * 30
+    assert (*phonemes("9" * 30), " ") == nines
+    assert (*phonemes("$" + "9" * 30), " ") == nines
+    assert phonemes("9" * 30 + " dogs") == (*nines, *phonemes("dogs"))
+    assert phonemes("1e400") == phonemes("1 e 4 0 0")
+    assert phonemes("\ud83d") == ("?",)
+    assert phonemes("one \ud83d two") == (*phonemes("one"), " ", "?", " ", *phonemes("two"))
+
+
+@pytest.mark.parametrize("tag", ["[0 Hz]", "[5 Hz]", f"[{'9' * 400} Hz]", "[0.0 Hz]"])
+def test_a_pitch_that_nobody_hears_is_text(tag):
+    features, segment_ids = text_encoder("phonemes", 500).encode([f"{tag} seven"])
+    assert np.isfinite(features).all()
+    assert features[..., -2].max() == 0
+    assert segment_ids.sum() > 6
