@@ -105,7 +105,7 @@ class CaptionFeatures:
         """Features of the caption's own tokens, at most `max_tokens` of them and without padding; read-only.
 
         Raises:
-          KeyError: the caption is not in the cache, or has no features.
+          KeyError: the caption is not in the cache, has no features, or they can no longer be read.
         """
         position = self._table.position(caption_digest(caption))
         if position < 0:
@@ -116,7 +116,12 @@ class CaptionFeatures:
         which = int(np.searchsorted(self._first, position, side="right")) - 1
         ends, place = self._parts[which].ends, position - int(self._first[which])
         start = int(ends[place - 1]) if place else 0
-        return np.asarray(self._features(which)[start : int(ends[place])])
+        try:
+            return np.asarray(self._features(which)[start : int(ends[place])])
+        except (OSError, ValueError) as error:
+            raise KeyError(
+                f"the features of {caption!r} can no longer be read ({error}); start the run again"
+            ) from error
 
     def __contains__(self, caption: str) -> bool:
         return self._table.position(caption_digest(caption)) >= 0

@@ -130,7 +130,7 @@ def test_a_killed_process_loses_at_most_a_part_and_leaves_nothing_that_stays(tmp
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    leftover = files(tmp_path)[0].parent / f"{parts._partial_name('')}of-it"
+    leftover = files(tmp_path)[0].parent / f"{parts._partial_name('leftover')}"
     leftover.write_bytes(b"cut off")
     encoder = Letters()
     encode_captions(numbered(1000), encoder, tmp_path)
@@ -286,3 +286,37 @@ def test_progress_is_shown_while_captions_are_encoded(tmp_path, small_parts, mon
     monkeypatch.setattr("lumina_jax.progress.SECONDS_BETWEEN_LINES", 0.0)
     encode_captions(numbered(6), Letters(), tmp_path)
     assert "encoding captions: 4 of 6" in capsys.readouterr().err
+
+
+def test_features_that_were_deleted_during_a_run_are_missing_by_name(tmp_path, small_parts):
+    cached = encode_captions(numbered(9), Letters(), tmp_path)
+    for file in files(tmp_path):
+        file.unlink()
+    with pytest.raises(KeyError, match="the features of 'number 3' can no longer be read"):
+        cached["number 3"]
+
+
+@pytest.mark.slow
+def test_processes_that_encode_at_once_and_are_killed_leave_features_that_are_right(tmp_path, small_parts):
+    path = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", SLOW_ENCODING, str(tmp_path)], env=os.environ | {"PYTHONPATH": path},
+                stdout=subprocess.PIPE, text=True,
+            )
+            for _ in range(3)
+        ]  # fmt: skip
+        for process in processes:
+            for _ in range(int(random.integers(1, 30))):
+                process.stdout.readline()
+            process.kill()
+            process.wait()
+    encoder = Letters()
+    cached = encode_captions(numbered(1000), encoder, tmp_path)
+    assert len(encoder.encoded) < 1000
+    for caption in numbered(1000):
+        expected = min(1 + len(caption), encoder.max_tokens)
+        np.testing.assert_array_equal(cached[caption], np.full((expected, 3), 1 + len(caption), np.float32))
+    assert {file.suffix for file in files(tmp_path)} == {".safetensors"}
