@@ -98,7 +98,10 @@ def test_checkpoints_tell_where_both_folders_are_gone(folder):
     ("make", "message"),
     [
         (shutil.rmtree, r"start does not exist; name the folder of a run of train\.py, such as runs/emoji, or one"),
-        (lambda start: (start / "config.json").unlink(), r"start has no config\.json; name the folder of a run"),
+        (
+            lambda start: (start / "config.json").unlink(),
+            r"start has no config\.json of a model of ours; name the folder of a run",
+        ),
         (
             lambda start: (start / "config.json").rename(start / "model_index.json"),
             r"start holds weights of the diffusers layout; convert them first: python -m lumina_jax convert \S+ NEW",
@@ -114,6 +117,15 @@ def test_a_folder_without_a_model_is_answered_with_what_it_must_be(folder, make,
     with pytest.raises(ValueError, match=message):
         with_started_model(configured(folder), [])
     with pytest.raises(ValueError, match=message):
+        read_model(folder / "start")
+
+
+def test_weights_of_another_layout_with_their_own_configuration_are_to_be_converted(folder):
+    (folder / "start/config.json").write_text('{"n_heads": 4}')
+    with pytest.raises(ValueError, match=r"start has no config\.json of a model of ours"):
+        read_model(folder / "start")
+    (folder / "start/consolidated.00-of-01.safetensors").write_text("")
+    with pytest.raises(ValueError, match="holds weights of the lumina layout; convert them first"):
         read_model(folder / "start")
 
 
