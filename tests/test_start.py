@@ -46,6 +46,16 @@ def test_a_start_with_the_model_of_the_configuration_needs_no_words(folder, caps
     assert capsys.readouterr().out == ""
 
 
+def test_what_the_weights_are_used_to_is_said_where_this_run_differs(folder, capsys):
+    before = configured(folder, init_from="").replace(text={"encoder": "google/gemma-2b"}, flow={"prediction": "noise"})
+    (folder / "start/config.json").write_text(before.to_json())
+    with_started_model(configured(folder), [])
+    said = capsys.readouterr().out
+    assert "start was trained with text.encoder='google/gemma-2b'; this run has 'minilm'" in said
+    assert "start was trained with flow.prediction='noise'; this run has 'velocity'" in said
+    assert "vae.path" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "model", "named"),
     [
