@@ -15,7 +15,7 @@ from lumina_jax.config.model import EXECUTION_FIELDS
 from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, read_model, read_run, run_folder
 
 LEARNED_WITH = (("text", "encoder"), ("vae", "path"), ("flow", "path"), ("flow", "prediction"))
-FLAG = re.compile(r"--model\.(no-)?([\w-]+)")
+FLAG = re.compile(r"--model\.(no[-_])?([\w-]+)")
 
 
 def with_started_model(config: Config, words: Sequence[str]) -> Config:

@@ -61,6 +61,7 @@ def test_what_the_weights_are_used_to_is_said_where_this_run_differs(folder, cap
     [
         (["--model.layers", "8"], {}, "--model.layers 8 but the folder has 2"),
         (["--model.layers=8", "--model.kv_heads", "None"], {}, "--model.kv-heads None but the folder has 1"),
+        (["--model.no_pad_token"], {"pad_token": False}, "--model.pad-token False but the folder has True"),
         (["--model.no-pad-token"], {"pad_token": False}, "--model.pad-token False but the folder has True"),
     ],
 )
