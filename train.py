@@ -18,9 +18,9 @@ from lumina_jax.start import with_started_model
 
 def main() -> None:
     try:
-        config = with_started_model(parse_config(sys.argv[1:], __doc__ or ""), sys.argv[1:])
+        config = parse_config(sys.argv[1:], __doc__ or "")
         keep_memory_on_cpu()
-        status = run_in_job(config)
+        status = run_in_job(with_started_model(config, sys.argv[1:]))
     except (ValueError, OSError, RuntimeError) as error:
         report(error)
         raise SystemExit(1) from None
