@@ -13,11 +13,12 @@ from typing import Any
 from lumina_jax.config import Config, DataConfig, HostsConfig
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder, write_config
+from lumina_jax.start import with_started_model
 
 
 def main() -> None:
     try:
-        config = parse_config(sys.argv[1:], __doc__ or "")
+        config = with_started_model(parse_config(sys.argv[1:], __doc__ or ""), sys.argv[1:])
         keep_memory_on_cpu()
         status = run_in_job(config)
     except (ValueError, OSError, RuntimeError) as error:

@@ -113,7 +113,7 @@ def read_model(folder: str | Path) -> ModelConfig:
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} must hold {CONFIG_FILE}, which `convert --to jax` writes, but it has none")
+        raise ValueError(_without_model(Path(folder)))
     try:
         return read_json(file, _WithModel).model
     except ValueError as error:
@@ -125,6 +125,18 @@ class _WithModel:
     """What a converted folder and a run say alike; the rest is ignored."""
 
     model: ModelConfig
+
+
+def _without_model(folder: Path) -> str:
+    """What is wrong with a folder that should hold a model of ours."""
+    wanted = "the folder of a run of train.py, such as runs/emoji, or one that `python -m lumina_jax convert` wrote"
+    if not folder.is_dir():
+        return f"{folder} {'is a file' if folder.exists() else 'does not exist'}; name {wanted} with --to jax"
+    for layout, signs in (("lumina", "consolidated*"), ("diffusers", "model_index.json"), ("diffusers", "transformer")):
+        if any(folder.glob(signs)):
+            command = f"python -m lumina_jax convert {folder} NEW --from {layout} --to jax"
+            return f"{folder} holds weights of the {layout} layout; convert them first: {command}"
+    return f"{folder} has no {CONFIG_FILE}; name {wanted} with --to jax"
 
 
 def write_config(config: Config) -> None:

@@ -72,7 +72,8 @@ def check_as_trained(folder: str | Path, config: Config, step: int | None, secti
 
 def check_trained(folder: str | Path, config: Config) -> None:
     """Raises ValueError unless the folder holds a model of this configuration."""
-    check_same_model(read_model(folder), config.model, f"the model must be the one in {folder}")
+    rule, remedy = f"the model must be the one in {folder}", "set these fields of the configuration to what they were"
+    check_same_model(read_model(folder), config.model, rule, remedy)
 
 
 def trained_parameters(
@@ -89,9 +90,7 @@ def trained_parameters(
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
         return load_parameters(folder, config.model, shardings), 0
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
-    step = checkpoints.latest() if step is None else step
-    if step is None:
-        raise ValueError(f"{folder} has no checkpoint yet; train it further")
+    step = checkpoints.chosen(step)
     check_as_trained(folder, config, step, {})
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -5,6 +5,9 @@ from typing import ClassVar, Literal
 
 from lumina_jax.config.section import Section, require, require_between
 
+EXECUTION_FIELDS = frozenset({"compute_dtype", "remat", "unroll", "attention"})
+"""Fields of ModelConfig that say how a model is computed; a run may change them when it resumes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Modality(Section):

@@ -5,9 +5,11 @@ word boundary and pause, between a first and a last one, and no learned number: 
 is stressed, and the pitch asked for. gruut (the extra `sound`) turns text, numbers and unknown words into phonemes.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -66,10 +68,12 @@ class PhonemeEncoder:
 
 
 def split_pitch(caption: str) -> tuple[float | None, str]:
-    """The pitch in Hz that a caption asks for, and its text.
+    """The pitch in Hz that a caption asks for, and its text; one that nobody hears belongs to the text.
 
     >>> split_pitch("[180 Hz] seven")
     (180.0, 'seven')
+    >>> split_pitch("[0 Hz] seven")
+    (None, '[0 Hz] seven')
     """
     found = PITCH.match(caption)
     if found is None or not LOWEST_PITCH <= float(found[1]) <= HIGHEST_PITCH:
@@ -99,10 +103,31 @@ def is_nearly_pitch(caption: str) -> bool:
 def phonemes(text: str) -> tuple[str, ...]:
     """Phonemes of English text with marks of stress before them, word boundaries and pauses.
 
+    A number that gruut cannot read, as one of thirty digits, is read digit by digit, and a word that it cannot read is
+    the symbol OTHER.
+
     Raises:
       ValueError: gruut is not installed.
     """
     _check_gruut()
+    words = re.findall(r"\d|[^\d\s]+", text)
+    for readable in (text, " ".join(words)):
+        with contextlib.suppress(Exception):  # gruut raises all sorts
+            return tuple(_spoken(readable))
+    return tuple(itertools.chain.from_iterable(map(_spoken_or_other, words)))[:-1]
+
+
+def _spoken_or_other(word: str) -> list[str]:
+    """A word and the boundary behind it."""
+    try:
+        return [*_spoken(word), SPACE]
+    except Exception:
+        _spoken("a")  # raises if gruut itself is broken
+        return [OTHER, SPACE]
+
+
+def _spoken(text: str) -> list[str]:
+    """What gruut makes of a text."""
     import gruut
 
     found: list[str] = []
@@ -111,7 +136,7 @@ def phonemes(text: str) -> tuple[str, ...]:
             if found and found[-1] not in (PAUSE, STOP) and spoken[0] not in (PAUSE, STOP):
                 found.append(SPACE)
             found.extend(spoken)
-    return tuple(found)
+    return found
 
 
 def spoken_seconds(caption: str, *, per_phoneme: float, pause: float, max_tokens: int | None = None) -> float:

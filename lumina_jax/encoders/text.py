@@ -28,11 +28,11 @@ from lumina_jax.encoders.cuts import Cutting
 from lumina_jax.encoders.llama import load_decoder
 from lumina_jax.encoders.phonemes import PhonemeEncoder
 from lumina_jax.encoders.published import CONFIG_FILE, Loading, Network, State, settings, weights
+from lumina_jax.encoders.stored import downloaded
 from lumina_jax.encoders.t5 import load_t5
 from lumina_jax.encoders.tokenizer import NETWORK_FOLDER, TOKENIZER_FOLDER, CaptionTokenizer, tokenizer_folder
 from lumina_jax.parallel.mesh import axis_size, batch_sharding
 from lumina_jax.tokens import TextFeatures
-from lumina_jax.weights.hub import local_folder
 
 BATCH = 32
 """Captions of one call of the network: always so many, so it compiles once and batch mates change nothing."""
@@ -248,7 +248,8 @@ def digest_of_files(files: Iterable[Path]) -> str:
                 continue
             total.update(f"{size} ".encode())
             header = file.read(8)
-            total.update(header + file.read(min(int.from_bytes(header, "little"), LARGE) + ENDS))
+            length = 0 if path.suffix == ".bin" else int.from_bytes(header, "little")
+            total.update(header + file.read(min(length, LARGE) + ENDS))
             file.seek(size - ENDS)
             total.update(file.read())
     return total.hexdigest()
@@ -288,7 +289,7 @@ def _folder(name: str) -> Path:
     beside = inside.replace(NETWORK_FOLDER, TOKENIZER_FOLDER)
     tokenizer = f"{inside}token*" if beside == inside else f"{beside}*"
     files = (f"{inside}{CONFIG_FILE}", f"{inside}*.safetensors*", tokenizer)
-    return local_folder(repository, files=files, what="text encoder") / inside
+    return downloaded(repository, files, "text encoder") / inside
 
 
 def _network(folder: Path, loading: Loading) -> Network:
