@@ -13,6 +13,7 @@ import pytest
 from numbered import LABEL, Numbered, assert_same, small, take
 
 from lumina_jax.data.batches import Stream
+from lumina_jax.data.example import ChangedSourceError
 from lumina_jax.data.reading import ReadAhead, WorkerLostError
 
 
@@ -81,13 +82,13 @@ def test_an_error_of_a_worker_is_handed_over_whatever_it_is():
 
 
 class Failing(Numbered):
-    """Numbered, one of which cannot be read while `is_down`."""
+    """Numbered, which is found to have changed at one sample while `is_down`."""
 
     is_down = False
 
     def __getitem__(self, index):
         if index == 5 and Failing.is_down:
-            raise RuntimeError("the disk is away")
+            raise ChangedSourceError("the file was overwritten")
         return super().__getitem__(index)
 
 
@@ -97,7 +98,7 @@ def test_after_an_error_the_state_is_that_of_the_last_batch_handed_out():
     Failing.is_down = True
     with Stream(Failing(12), small(prefetch=1), LABEL, seed=0) as stream:
         batches = []
-        with pytest.raises(RuntimeError, match="the disk is away"):
+        with pytest.raises(ChangedSourceError, match="was overwritten"):
             batches.extend(stream)
         state = json.loads(json.dumps(stream.state()))
     Failing.is_down = False
