@@ -1,59 +1,49 @@
 """Train a Lumina model: python train.py configs/emoji.py [--section.field value ...]
 
-The same command continues a run that was stopped, killed or preempted, from its last checkpoint and bit for bit. On
-several hosts it is started on each of them: docs/tpu-vm.md.
+The same command continues a run that was stopped (Ctrl-C saves first), killed or preempted, from its last checkpoint
+and bit for bit. On several hosts it is started on each of them: docs/tpu-vm.md.
 """
 
 import dataclasses
-import os
 import sys
-import traceback
 from typing import Any
 
 from lumina_jax.config import Config, DataConfig, HostsConfig
-from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.failures import report, reported, written_to
+from lumina_jax.launch import keep_memory_on_cpu, outlive_output
 from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder, write_config
 from lumina_jax.start import with_started_model
 
 
 def main() -> None:
-    try:
+    with reported():
         config = parse_config(sys.argv[1:], __doc__ or "")
         keep_memory_on_cpu()
+        outlive_output()
         status = run_in_job(with_started_model(config, sys.argv[1:]))
-    except (ValueError, OSError, RuntimeError) as error:
-        report(error)
-        raise SystemExit(1) from None
     raise SystemExit(status)
-
-
-def report(error: BaseException) -> None:
-    """What went wrong, in a line."""
-    if os.environ.get("LUMINA_TRACEBACK"):
-        traceback.print_exception(error)
-    else:
-        print(f"error: {error}\n(LUMINA_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
 
 
 def run_in_job(config: Config) -> int:
     """The run, by this process alone or with the others of its job; returns the exit status."""
     from lumina_jax.parallel.multihost import check_agreement, joined
+    from lumina_jax.training.lock import locked
 
     with joined(config.hosts, report):
         alike = dataclasses.replace(config, hosts=HostsConfig())  # the place of a process in the job is not the run's
         check_agreement(flat_settings(alike), "start the same command on every host, but for hosts.index")
-        is_finished = run(alike)
+        with locked([run_folder(alike), *filter(None, [alike.run.checkpoints])]):
+            is_finished = run(alike)
     return 0 if is_finished else config.hosts.stopped_status
 
 
 def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
     from lumina_jax.data.batches import Stream
-    from lumina_jax.data.sources import open_source
-    from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
+    from lumina_jax.generation.sheets import check_previews, encoder_of, sheet_writer, vae_of
     from lumina_jax.models.division import parameter_shardings
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
-    from lumina_jax.parallel.multihost import barrier, is_first, say
+    from lumina_jax.parallel.multihost import is_first, say
     from lumina_jax.trained import check_trained, trained_parameters
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed, own_rows
@@ -65,6 +55,7 @@ def run(config: Config) -> bool:
     folder = run_folder(config)
     mesh = configured_mesh(config.mesh)
     check_mesh(config, mesh)
+    check_previews(config)
 
     # Its checkpoints, and whether they or its start are of this model: before any long work
     place = config.run.checkpoints or folder / CHECKPOINTS
@@ -77,12 +68,10 @@ def run(config: Config) -> bool:
         say(f"starting from the parameters in {config.run.init_from}")
         return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
 
-    # Data: captions and pictures are encoded once, and read from files from then on
-    source, encoder, vae = open_source(config.data, config.model), encoder_of(config), vae_of(config)
+    # Data
+    encoder, vae = encoder_of(config), vae_of(config)
     data = counted_in_latents(config, vae, mesh)
-    features = None if encoder is None else caption_features(config, source, encoder)
-    source = source if vae is None else latents(config, source, vae)
-    barrier("captions and pictures are encoded")
+    source, features = encoded_source(config, encoder, vae)
     stream = Stream(
         source, data, config.model, seed=config.run.seed, features=features, rows=own_rows(mesh, data.batch_rows)
     )
@@ -92,7 +81,8 @@ def run(config: Config) -> bool:
         state = restored_or_new(config, mesh, checkpoints, stream, initial if config.run.init_from else None)
         writer = MetricWriter(folder, resumed_step=int(state.step)) if is_first() else None
         if is_first():
-            write_config(config)
+            with written_to(folder, "the configuration", "run.root"):
+                write_config(config)
         show = sheet_writer(config, encoder, writer, vae, mesh) if config.run.sample_prompts else None
 
         # Steps
@@ -108,6 +98,25 @@ def run(config: Config) -> bool:
     return int(state.step) >= config.run.steps
 
 
+def encoded_source(config: Config, encoder: Any, vae: Any) -> tuple[Any, Any]:
+    """The source and the features of its captions. They and pictures are encoded once, and read from files from then
+    on."""
+    from lumina_jax.data.example import contents
+    from lumina_jax.data.sources import open_source
+    from lumina_jax.parallel.multihost import barrier, check_agreement
+
+    source = open_source(config.data, config.model)
+    held = contents(source)
+    check_agreement(
+        {"the number of samples": held.samples, "the digest of names, captions and labels": held.ordered},
+        f"copy the same data to every host ({source!r}), and start all of them again",
+    )
+    features = None if encoder is None else caption_features(config, source, encoder)
+    source = source if vae is None else latents(config, source, vae)
+    barrier("captions and pictures are encoded")
+    return source, features
+
+
 def caption_features(config: Config, source: Any, encoder: Any) -> Any:
     """The features of every caption of the source."""
     from lumina_jax.data.example import captions
@@ -117,7 +126,8 @@ def caption_features(config: Config, source: Any, encoder: Any) -> Any:
 
     say(f"{len(source)} samples of {source!r}; encoding their captions")
     all_captions = captions(source)
-    features = encode_captions(all_captions, encoder, config.text.cache)
+    with written_to(config.text.cache, "features of captions", "text.cache"):
+        features = encode_captions(all_captions, encoder, config.text.cache)
     for notice in notices(encoder, all_captions, config.text.max_tokens) if is_first() else ():
         say(notice)
     return features
@@ -147,9 +157,10 @@ def latents(config: Config, source: Any, vae: Any) -> Any:
 
     say(f"{len(source)} samples of {source!r}; encoding what they show or sound like")
     cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
-    if config.data.seconds is not None:
-        return encode_sounds(source, vae, config.data, cache, shard=shard)
-    return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)
+    with written_to(cache, "latents", "vae.cache"):
+        if config.data.seconds is not None:
+            return encode_sounds(source, vae, config.data, cache, shard=shard)
+        return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)
 
 
 if __name__ == "__main__":

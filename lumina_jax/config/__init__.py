@@ -234,6 +234,7 @@ class RunConfig(Section):
     has its model, whatever the configuration file describes."""
     steps: int = 1000
     seed: int = 0
+    """Of the first parameters, the noise and the order of the data; up to 2**64 - 1."""
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
