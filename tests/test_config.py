@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -273,3 +275,22 @@ def test_a_configuration_that_cannot_be_run_is_named_with_the_line(tmp_path, cod
     with pytest.raises(ValueError, match=reason) as error:
         load_config(tmp_path / "mine.py")
     assert "mine.py" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("RunConfig(steps=10.5)", r"run\.steps=10\.5 must be of the type int, but is float"),
+        ("RunConfig(steps='10')", r"run\.steps='10' must be of the type int, but is str"),
+        ("SampleConfig(guidance='4')", r"sample\.guidance='4' must be of the type float, but is str"),
+        ("OptimizerConfig(clip_norm=[1])", r"optimizer\.clip_norm=\[1\] must be of the type float or None"),
+        ("RunConfig(name=None)", r"run\.name=None must be of the type str, but is NoneType"),
+        ("RunConfig(root=3)", r"run\.root=3 must be of the type str"),
+    ],
+)
+def test_a_value_of_another_type_in_a_file_of_code_is_refused(tmp_path, code, reason):
+    """In a process without the type checks of these tests."""
+    (tmp_path / "mine.py").write_text(f"from lumina_jax.config import *\ndef get_config():\n    return {code}\n")
+    script = f"from lumina_jax.run import load_config; load_config({str(tmp_path / 'mine.py')!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=CONFIGS[0].parents[1])
+    assert re.search(reason, done.stderr.splitlines()[-1])

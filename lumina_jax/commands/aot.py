@@ -55,6 +55,9 @@ def main(words: Sequence[str]) -> int:
     with reported():
         config = parse_config([*words[:1], *rest], __doc__ or "")
         os.environ.update(parse_topology(arguments.topology).environment)
+        for name in ("vae_factor", "compiles"):
+            if getattr(arguments, name) < 1:
+                raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
         status = run(arguments, config)
     return status
 
