@@ -17,8 +17,8 @@ from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder,
 
 def main() -> None:
     try:
+        keep_memory_on_cpu()  # first: it starts this program again
         config = parse_config(sys.argv[1:], __doc__ or "")
-        keep_memory_on_cpu()
         status = run_in_job(config)
     except (ValueError, OSError, RuntimeError) as error:
         report(error)
@@ -47,7 +47,7 @@ def run_in_job(config: Config) -> int:
 
 def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
-    from lumina_jax.data.batches import Stream
+    from lumina_jax.data.batches import Stream, row_tokens
     from lumina_jax.data.sources import open_source
     from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
     from lumina_jax.models.division import parameter_shardings
@@ -56,6 +56,7 @@ def run(config: Config) -> bool:
     from lumina_jax.trained import check_trained, trained_parameters
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed, own_rows
+    from lumina_jax.training.header import header_lines
     from lumina_jax.training.loop import check_newest, restored_or_new, train
     from lumina_jax.training.metrics import MetricWriter
     from lumina_jax.training.step import train_step
@@ -70,7 +71,9 @@ def run(config: Config) -> bool:
     if config.run.init_from and not is_begun(place):  # a run that resumes needs its start no more
         check_trained(config.run.init_from, config)
     checkpoints = Checkpoints(place, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
-    check_newest(config, checkpoints)
+    if is_complete(check_newest(config, checkpoints), config):
+        checkpoints.close()
+        return True
 
     def initial() -> dict[str, Any]:
         say(f"starting from the parameters in {config.run.init_from}")
@@ -78,7 +81,9 @@ def run(config: Config) -> bool:
 
     # Data: captions and pictures are encoded once, and read from files from then on
     source, encoder, vae = open_source(config.data, config.model), encoder_of(config), vae_of(config)
+    config = with_prompts(config, source)
     data = counted_in_latents(config, vae, mesh)
+    say("\n".join(header_lines(config, mesh, source=source, row_tokens=row_tokens(data, config.model))))
     features = None if encoder is None else caption_features(config, source, encoder)
     source = source if vae is None else latents(config, source, vae)
     barrier("captions and pictures are encoded")
@@ -107,13 +112,40 @@ def run(config: Config) -> bool:
     return int(state.step) >= config.run.steps
 
 
+def is_complete(newest: int | None, config: Config) -> bool:
+    """Whether the newest checkpoint is of the last step, or of a later one; if so, it is said."""
+    from lumina_jax.parallel.multihost import say
+
+    steps = config.run.steps
+    if newest is None or newest < steps:
+        return False
+    say(
+        f"{run_folder(config)} is complete: its checkpoint is of step {newest}, and run.steps is {steps}. To train "
+        f"further give a larger --run.steps; for a new run another --run.name"
+    )
+    return True
+
+
+def with_prompts(config: Config, source: Any) -> Config:
+    """The configuration with prompts for its sheets: those that it names, or else some of the data."""
+    from lumina_jax.data.example import some_prompts
+
+    if config.run.sample_every is None or config.run.sample_prompts:
+        return config
+    own = config.model.place(None)
+    parts = getattr(source, "parts", (source,))
+    found = [part for part, data in zip(parts, config.data.parts) if config.model.place(data.modality) == own]
+    prompts = some_prompts(found[0], is_label=config.model.conditioning == "label") if found else ()
+    return config.replace(run={"sample_prompts": prompts})
+
+
 def caption_features(config: Config, source: Any, encoder: Any) -> Any:
     """The features of every caption of the source."""
     from lumina_jax.data.example import captions
     from lumina_jax.encoders.caption_cache import encode_captions
     from lumina_jax.parallel.multihost import say
 
-    say(f"{len(source)} samples of {source!r}; encoding their captions")
+    say("encoding captions")
     return encode_captions(captions(source), encoder, config.text.cache)
 
 
@@ -142,7 +174,7 @@ def latents(config: Config, source: Any, vae: Any) -> Any:
     def progress(done: int, total: int) -> None:
         say(f"encoded {done} of {total}")
 
-    say(f"{len(source)} samples of {source!r}; encoding what they show or sound like")
+    say("encoding sounds" if config.data.seconds is not None else "encoding pictures")
     cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
     if config.data.seconds is not None:
         return encode_sounds(source, vae, config.data, cache, shard=shard, progress=progress)

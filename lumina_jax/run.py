@@ -5,15 +5,17 @@ config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
 """
 
 import importlib.util
+import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.launch import runs_on_cpu
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -30,23 +32,71 @@ def checkpoints_of(folder: str | Path) -> str:
     return settings.get("checkpoints") or str(Path(folder) / CHECKPOINTS)
 
 
-def parse_config(arguments: Sequence[str], description: str) -> Config:
-    """The configuration file named first, with the flags that follow it on top; --help and bad flags exit."""
+def parse_config(arguments: Sequence[str], description: str, *, on_cpu: bool | None = None) -> Config:
+    """The configuration file named first, with the flags that follow it on top; --help and bad flags exit.
+
+    A warmup that a short run has no room for is shortened, unless a flag asks for it. A file with settings for either
+    device gives those of this one, or those with which the run in the folder was begun.
+
+    Args:
+      on_cpu: as for `load_config`; not None: whatever run there is.
+
+    Raises:
+      ValueError: there is no such file, or the settings cannot work together.
+    """
+    words = list(arguments)
+    if not words or words[0].startswith("-"):
+        if "-h" not in words and "--help" not in words:
+            print(f"{description}\nName a configuration file first, such as configs/emoji.py", file=sys.stderr)
+            raise SystemExit(2)
+        return _with_flags(Config(model=ModelConfig(layers=4, heads=8, width=768)), words, description)
+    file, *words = words
+    config = _with_flags(load_config(file, on_cpu), words, description)
+    if on_cpu is None and has_sizes(file):
+        here, why = runs_on_cpu(), ""
+        if _is_begun_otherwise(config, other := _with_flags(load_config(file, not here), words, description)):
+            config, here, why = other, not here, f", with which {run_folder(config)} was begun"
+        print(f"{file}: the settings for {'CPUs' if here else 'GPUs and TPUs'}{why}", flush=True)
+    return _with_fitting_warmup(config, words)
+
+
+def _with_flags(default: Config, words: Sequence[str], description: str) -> Config:
     import tyro
 
-    words = list(arguments)
-    if words and not words[0].startswith("-"):
-        default = load_config(words.pop(0))
-    elif "-h" in words or "--help" in words:
-        default = Config(model=ModelConfig(layers=4, heads=8, width=768))
-    else:
-        print(f"{description}\nName a configuration file first, such as configs/emoji.py", file=sys.stderr)
-        raise SystemExit(2)
-    return tyro.cli(Config, default=default, args=words, description=description, prog="train.py CONFIG")
+    return tyro.cli(Config, default=default, args=list(words), description=description, prog="train.py CONFIG")
 
 
-def load_config(path: str | Path) -> Config:
+def _is_begun_otherwise(config: Config, other: Config) -> bool:
+    """Whether the run of `config` was begun with the model of `other`."""
+    file = run_folder(config) / CONFIG_FILE
+    if config.model == other.model or not file.is_file():
+        return False
+    return read_model(file.parent) == other.model
+
+
+def _with_fitting_warmup(config: Config, words: Sequence[str]) -> Config:
+    """The configuration with a warmup that leaves steps for a schedule that decays: a tenth of a run that is too short.
+
+    Raises:
+      ValueError: a flag asks for a warmup that does not.
+    """
+    warmup, steps = config.optimizer.warmup_steps, config.run.steps
+    if config.optimizer.schedule == "constant" or warmup < steps:
+        return config
+    if any(re.match(r"--optimizer\.warmup[-_]steps(=|$)", word) for word in words):
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup} must be less than run.steps={steps} when the schedule is "
+            f"{config.optimizer.schedule!r}; shorten the warmup or lengthen the run"
+        )
+    print(f"optimizer.warmup_steps is {steps // 10} instead of {warmup}, because run.steps is {steps}", flush=True)
+    return config.replace(optimizer={"warmup_steps": steps // 10})
+
+
+def load_config(path: str | Path, on_cpu: bool | None = None) -> Config:
     """The result of `get_config()` in a Python file, or a saved config.json.
+
+    Args:
+      on_cpu: what a `get_config(on_cpu)`, which has settings for either device, is told; None: as on this machine.
 
     Raises:
       ValueError: the file is missing, or defines no `get_config`.
@@ -57,6 +107,19 @@ def load_config(path: str | Path) -> Config:
         raise ValueError(f"there is no configuration file {path}; configurations here: {known or 'none'}")
     if path.suffix == ".json":
         return Config.from_json(path.read_text())
+    get_config = _defined_in(path)
+    if not inspect.signature(get_config).parameters:
+        return get_config()
+    return get_config(runs_on_cpu() if on_cpu is None else on_cpu)
+
+
+def has_sizes(path: str | Path) -> bool:
+    """Whether a configuration file has settings for either device."""
+    return Path(path).suffix == ".py" and bool(inspect.signature(_defined_in(Path(path))).parameters)
+
+
+def _defined_in(path: Path) -> Callable[..., Config]:
+    """The function `get_config` of a Python file."""
     spec = importlib.util.spec_from_file_location(f"lumina_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"the configuration {path} must be a .py or .json file")
@@ -64,7 +127,7 @@ def load_config(path: str | Path) -> Config:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} must define get_config() -> Config")
-    return module.get_config()
+    return module.get_config
 
 
 def read_run(folder: str | Path) -> Config:

@@ -20,8 +20,9 @@ from lumina_jax.config import (
     TextConfig,
 )
 from lumina_jax.run import load_config
-from lumina_jax.scaling.aot import Plan, parameter_count, plan_mesh
+from lumina_jax.scaling.aot import Plan, plan_mesh
 from lumina_jax.scaling.chips import parse_topology
+from lumina_jax.training.state import parameter_count
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 MODEL = {"layers": 2, "heads": 4, "width": 48}

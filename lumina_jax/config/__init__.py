@@ -8,6 +8,7 @@ Nothing here imports jax, so `--help` is instant. Derived quantities are propert
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -125,8 +126,9 @@ class OptimizerConfig:
 class MeshConfig:
     """Devices along each mesh axis; `data` takes what the others leave."""
 
-    fsdp: int = 1
-    """Devices that each keep a share of every parameter and moment, and gather the weights of a layer to use it."""
+    fsdp: int | None = 1
+    """Devices that each keep a share of every parameter and moment, and gather the weights of a layer to use it; None:
+    all devices (of a slice) that sequence and tensor leave."""
     sequence: int = 1
     """Devices that share the tokens of a row, for long sequences; they keep shares of the parameters as well."""
     ring: int = 1
@@ -137,11 +139,18 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         for name in ("fsdp", "sequence", "ring", "tensor"):
-            require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
+            size = getattr(self, name)
+            require(size is None or size >= 1, f"mesh.{name}={size} must be at least 1")
         require(
             self.sequence % self.ring == 0,
             f"mesh.ring={self.ring} must divide mesh.sequence={self.sequence}: it is part of it",
         )
+
+    def over(self, devices: int) -> "MeshConfig":
+        """These sizes with fsdp as a number, for one slice of so many devices."""
+        if self.fsdp is not None:
+            return self
+        return dataclasses.replace(self, fsdp=max(1, devices // (self.sequence * self.tensor)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +216,12 @@ class RunConfig:
     keep_every: int | None = None
     """Besides the newest, keep every checkpoint whose step is a multiple of this."""
     sample_every: int | None = None
-    """Draw a sheet of sample_prompts so often; None: never."""
+    """Draw a sheet of sample_prompts each time so many steps are done; None: never."""
     sample_prompts: tuple[str, ...] = ()
+    """What the sheets show; nothing: captions, or labels, from all over the data."""
+    profile: str = ""
+    """Steps to record a trace of, first and last, such as 10:15; it is written into profile/ of the run's folder
+    (docs/checkpoints.md says how to look at it). Nothing: none."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
@@ -217,6 +230,19 @@ class RunConfig:
             bool(self.name) and "/" not in self.name,
             f"run.name={self.name!r} must be a plain folder name; put the parent folder into run.root",
         )
+        if self.profile:
+            first, last = self.profiled
+            require(
+                1 <= first < last <= self.steps,
+                f"run.profile={self.profile!r} must be two steps FIRST:LAST with 1 <= FIRST < LAST <= "
+                f"run.steps={self.steps}, such as 10:15",
+            )
+
+    @property
+    def profiled(self) -> tuple[int, int]:
+        """The first and the last step of the trace; (0, 0): no trace, or text that is not two numbers."""
+        found = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", self.profile)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,11 +279,6 @@ class Config:
             self.data.batch_rows % self.optimizer.accumulate == 0,
             f"data.batch_rows={self.data.batch_rows} must be a multiple of "
             f"optimizer.accumulate={self.optimizer.accumulate}",
-        )
-        require(
-            self.optimizer.schedule == "constant" or self.optimizer.warmup_steps < self.run.steps,
-            f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be less than run.steps={self.run.steps} when "
-            f"the schedule is {self.optimizer.schedule!r}; shorten the warmup or lengthen the run",
         )
 
     def to_json(self) -> str:

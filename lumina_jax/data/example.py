@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+PROMPT_ATTEMPTS = 4
+"""Records that are looked at for each prompt, where some have no caption or the same one."""
+
 
 class BadSample(NamedTuple):
     """A sample that is skipped: which one, and why."""
@@ -105,6 +108,21 @@ def record_of(name: str, media: Media, caption: Any, label: Any, pitch: Any = No
 def captions(source: Source) -> list[str]:
     """The different captions of a whole source, the empty one first; no picture is decoded, bad samples are skipped."""
     return list(dict.fromkeys(["", *_captions(source)]))
+
+
+def some_prompts(source: Source, *, is_label: bool, count: int = 8) -> tuple[str, ...]:
+    """Different captions, or labels, from all over a source: always the same ones, and only a few records are read."""
+    found: list[str] = []
+    for part in range(count):
+        begin, end = (len(source) * edge // count for edge in (part, part + 1))
+        begin = min(begin + part, max(begin, end - PROMPT_ATTEMPTS))  # not at the same place of every group of samples
+        for index in range(begin, min(end, begin + PROMPT_ATTEMPTS)):
+            record = source[index]
+            condition = None if isinstance(record, BadSample) else record.label if is_label else record.caption
+            if condition not in (None, "") and str(condition) not in found:
+                found.append(str(condition))
+                break
+    return tuple(found)
 
 
 def _captions(source: Source) -> Iterator[str]:

@@ -10,7 +10,6 @@ instruction; only its arrays are abstract. Needs libtpu (`pip install 'lumina_ja
 import dataclasses
 import functools
 import importlib.util
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.data.latents import latent_data
 from lumina_jax.flow.solvers import SOLVERS
@@ -38,7 +37,7 @@ from lumina_jax.scaling.memory import Memory, memory
 from lumina_jax.scaling.roofline import Estimate, estimate
 from lumina_jax.scaling.traffic import Collective, Work, collectives, work
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid
-from lumina_jax.training.state import abstract_state
+from lumina_jax.training.state import abstract_state, parameter_count
 from lumina_jax.training.step import TrainBatch, batch_places, train_step
 
 QUICK, QUICK_FROM_0_12 = ("jax_exec_time_optimization_effort", -1.0), ("jax_optimization_level", "O1")
@@ -71,6 +70,11 @@ class Plan:
         data = self.config.data
         side = data.image_size // (self.vae_factor if self.config.vae.path else 1)
         return Extent(data.frames, side, side)
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """The sizes of the mesh over the devices of the topology."""
+        return self.config.mesh.over(self.topology.devices)
 
     @property
     def load(self) -> Load:
@@ -136,7 +140,7 @@ def plan_mesh(plan: Plan, devices: Sequence[Any]) -> Mesh:
     Raises:
       ValueError: mesh, batch and topology do not fit together.
     """
-    mesh = configured_mesh(plan.config.mesh, devices)
+    mesh = configured_mesh(plan.mesh, devices)
     check_mesh(plan.config, mesh)
     if not plan.sampler:  # which fills rows up
         check_tokens(plan.load.tokens, mesh)
@@ -179,11 +183,6 @@ def compile_plan(plan: Plan) -> Report:
         compile_seconds=seconds,
         program_lines=text.count("\n"),
     )
-
-
-def parameter_count(model: ModelConfig) -> int:
-    """Values of all parameters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(model)[1]))
 
 
 def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:

@@ -14,14 +14,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, DataConfig
 from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
 from lumina_jax.training.feed import Feed
-from lumina_jax.training.metrics import MetricWriter, Progress, Speed
+from lumina_jax.training.metrics import SAMPLES_PER_SECOND, MetricWriter, Progress, Speed
 from lumina_jax.training.optimizer import learning_rate
 from lumina_jax.training.state import Parameters, TrainState, abstract_state, create_state
 from lumina_jax.training.step import Step, StepMetrics
+from lumina_jax.training.watched import watched
 
 PLACES = frozenset({"cache", "workers", "prefetch"})
 """Fields that change nothing of what is trained."""
@@ -62,9 +63,12 @@ def train(
     start = int(state.step)
     pending: tuple[int, StepMetrics] | None = None
     speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
-    step = compiled_together(step)
-    shown = Progress(run.steps, start, run.name, is_shown=is_first())
-    with stop_requests() as stop_requested, shown as progress:
+    shown = Progress(run.steps, start, run.name, samples=samples_word(config.data), is_shown=is_first())
+    with (
+        stop_requests() as stop_requested,
+        shown as progress,
+        watched(compiled_together(step), config, start, progress.note) as step,
+    ):
         for number in range(start + 1, run.steps + 1):
             state, metrics = step(state, next(batches))
             if pending is not None:  # of the step before, so that the device never waits for the host
@@ -82,7 +86,7 @@ def train(
             if logging:
                 values = curves.values(checked) | {
                     "learning_rate": float(rate(number - 1)),
-                    "images_per_second": speed.measure() or 0.0,
+                    SAMPLES_PER_SECOND: speed.measure() or 0.0,
                     "bad_samples": batches.bad_samples(),
                 }
                 if writer is not None:
@@ -91,6 +95,7 @@ def train(
             if saving:
                 checkpoints.save(number, state, batches.state(), config.to_json())
             if showing and show is not None:
+                progress.note(f"drawing a sheet of samples at step {number}")
                 show(number, state.ema)
                 speed.restart()
             if stopping:
@@ -144,6 +149,14 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
         saved = checkpoints.restore_config(newest)
         check_same_model(saved.model, config.model, "a run must resume with its own model")
     return newest
+
+
+def samples_word(data: DataConfig) -> str:
+    """What the samples of a run are called."""
+    if data.seconds is not None and not data.mixture:
+        return "sounds"
+    is_picture = not data.mixture and (data.frames == 1 or data.grid_columns is not None)
+    return "images" if is_picture else "samples"
 
 
 class Curves:
