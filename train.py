@@ -5,6 +5,7 @@ several hosts it is started on each of them: docs/tpu-vm.md.
 """
 
 import dataclasses
+import functools
 import os
 import sys
 import traceback
@@ -47,17 +48,15 @@ def run_in_job(config: Config) -> int:
 
 def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
-    from lumina_jax.data.batches import Stream, row_tokens
+    from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
     from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
-    from lumina_jax.models.division import parameter_shardings
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import barrier, is_first, say
-    from lumina_jax.trained import check_trained, trained_parameters
+    from lumina_jax.trained import check_trained
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed, own_rows
-    from lumina_jax.training.header import header_lines
-    from lumina_jax.training.loop import check_newest, restored_or_new, train
+    from lumina_jax.training.loop import restored_or_new, train
     from lumina_jax.training.metrics import MetricWriter
     from lumina_jax.training.step import train_step
 
@@ -71,19 +70,14 @@ def run(config: Config) -> bool:
     if config.run.init_from and not is_begun(place):  # a run that resumes needs its start no more
         check_trained(config.run.init_from, config)
     checkpoints = Checkpoints(place, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
-    if is_complete(check_newest(config, checkpoints), config):
-        checkpoints.close()
+    if is_complete(config, checkpoints):
         return True
-
-    def initial() -> dict[str, Any]:
-        say(f"starting from the parameters in {config.run.init_from}")
-        return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
 
     # Data: captions and pictures are encoded once, and read from files from then on
     source, encoder, vae = open_source(config.data, config.model), encoder_of(config), vae_of(config)
     config = with_prompts(config, source)
     data = counted_in_latents(config, vae, mesh)
-    say("\n".join(header_lines(config, mesh, source=source, row_tokens=row_tokens(data, config.model))))
+    say_header(config, mesh, source, data)
     features = None if encoder is None else caption_features(config, source, encoder)
     source = source if vae is None else latents(config, source, vae)
     barrier("captions and pictures are encoded")
@@ -93,7 +87,8 @@ def run(config: Config) -> bool:
 
     # State: the newest checkpoint of this run, or a new one from the seed
     with checkpoints, stream:
-        state = restored_or_new(config, mesh, checkpoints, stream, initial if config.run.init_from else None)
+        initial = functools.partial(first_parameters, config, mesh) if config.run.init_from else None
+        state = restored_or_new(config, mesh, checkpoints, stream, initial)
         writer = MetricWriter(folder, resumed_step=int(state.step)) if is_first() else None
         if is_first():
             write_config(config)
@@ -112,18 +107,43 @@ def run(config: Config) -> bool:
     return int(state.step) >= config.run.steps
 
 
-def is_complete(newest: int | None, config: Config) -> bool:
-    """Whether the newest checkpoint is of the last step, or of a later one; if so, it is said."""
-    from lumina_jax.parallel.multihost import say
+def is_complete(config: Config, checkpoints: Any) -> bool:
+    """Whether the newest checkpoint is of the last step, or of a later one; if so, it is said.
 
-    steps = config.run.steps
+    Raises:
+      ValueError: it is of another model, or not all processes find it.
+    """
+    from lumina_jax.parallel.multihost import say
+    from lumina_jax.training.loop import check_newest
+
+    newest, steps = check_newest(config, checkpoints), config.run.steps
     if newest is None or newest < steps:
         return False
     say(
-        f"{run_folder(config)} is complete: its checkpoint is of step {newest}, and run.steps is {steps}. To train "
-        f"further give a larger --run.steps; for a new run another --run.name"
+        f"{run_folder(config)} is complete: its newest checkpoint is of step {newest}, and run.steps is {steps}. To "
+        f"train further give a larger --run.steps; for a new run another --run.name"
     )
+    checkpoints.close()
     return True
+
+
+def first_parameters(config: Config, mesh: Any) -> dict[str, Any]:
+    """Those in the folder `run.init_from`."""
+    from lumina_jax.models.division import parameter_shardings
+    from lumina_jax.parallel.multihost import say
+    from lumina_jax.trained import trained_parameters
+
+    say(f"starting from the parameters in {config.run.init_from}")
+    return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
+
+
+def say_header(config: Config, mesh: Any, source: Any, data: DataConfig) -> None:
+    """The run, the model, the devices, the data and a batch, in a line each."""
+    from lumina_jax.data.batches import row_tokens
+    from lumina_jax.parallel.multihost import say
+    from lumina_jax.training.header import header_lines
+
+    say("\n".join(header_lines(config, mesh, source=source, row_tokens=row_tokens(data, config.model))))
 
 
 def with_prompts(config: Config, source: Any) -> Config:
@@ -171,14 +191,11 @@ def latents(config: Config, source: Any, vae: Any) -> Any:
     from lumina_jax.data.sound_latents import encode_sounds
     from lumina_jax.parallel.multihost import say
 
-    def progress(done: int, total: int) -> None:
-        say(f"encoded {done} of {total}")
-
     say("encoding sounds" if config.data.seconds is not None else "encoding pictures")
     cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
     if config.data.seconds is not None:
-        return encode_sounds(source, vae, config.data, cache, shard=shard, progress=progress)
-    return encode_pictures(source, vae, config.data, config.model, cache, shard=shard, progress=progress)
+        return encode_sounds(source, vae, config.data, cache, shard=shard)
+    return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def get_config() -> Config:
             bad_samples=100_000,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4),
-        mesh=MeshConfig(fsdp=16),
+        mesh=MeshConfig(fsdp=None),
         sample=SampleConfig(
             solver="midpoint", steps=30, guidance=4.0, guided_channels=3, time_shift=4.0, rope_watershed=0.3
         ),

@@ -14,6 +14,7 @@ FLOORS = {
     "launch": 0,
     "documents": 0,
     "failures": 0,
+    "parts": 0,
     "progress": 0,
     "run": 1,
     "seeds": 1,
@@ -39,7 +40,7 @@ FLOORS = {
     "sample": 5,
     "configs": 5,
 }
-SIDEWAYS = {("training", "generation"), ("encoders", "models"), ("flow", "tokens")}
+SIDEWAYS = {("training", "generation"), ("encoders", "models"), ("flow", "tokens"), ("config", "documents")}
 """Besides downwards and within itself, what may import what."""
 PLAIN = {"tokens", "kernels", "flow"}
 """Plain arrays and arguments: no modules of parameters, mesh or configuration."""

@@ -19,6 +19,7 @@ from lumina_jax.config import (
     SampleConfig,
     TextConfig,
 )
+from lumina_jax.parallel.mesh import check_mesh, configured_mesh
 from lumina_jax.run import load_config
 from lumina_jax.scaling.aot import Plan, plan_mesh
 from lumina_jax.scaling.chips import parse_topology
@@ -143,8 +144,9 @@ def test_every_experiment_builds_its_configuration(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.__doc__, "the docstring is the lab note"
-    config = module.get_config()
-    assert Config.from_json(config.to_json()) == config
+    for on_cpu in (True, False):
+        config = load_config(path, on_cpu)
+        assert Config.from_json(config.to_json()) == config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +160,22 @@ class Chip:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_experiment_divides_its_batch_and_its_heads_over_its_mesh(path):
     plan = Plan(config=load_config(path), topology=parse_topology("v5e:4x4"))
-    mesh = plan.config.mesh
+    mesh = plan.mesh
     plan_mesh(plan, [Chip(number) for number in range(mesh.fsdp * mesh.sequence * mesh.tensor)])
     assert plan.load.tokens >= 16
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_experiment_starts_on_one_device_or_names_the_flags_with_which_it_does(path):
+    config = load_config(path)
+    wanted = config.mesh
+    if path.stem == "t2v_7b_128k":  # whose rows need the memory of several
+        with pytest.raises(ValueError, match=r"add --mesh.sequence 1,"):
+            configured_mesh(wanted, [Chip(0)])
+        wanted = dataclasses.replace(wanted, sequence=1)
+    mesh = configured_mesh(wanted, [Chip(0)])
+    check_mesh(config, mesh)
+    assert mesh.size == 1
 
 
 @pytest.mark.parametrize(

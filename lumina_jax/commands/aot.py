@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> int:
         Arguments, args=_without_config(words), prog="python -m lumina_jax aot CONFIG", description=__doc__,
         return_unknown_args=True,
     )  # fmt: skip
-    config = parse_config([*words[:1], *rest], __doc__ or "")
+    config = parse_config([*words[:1], *rest], __doc__ or "", on_cpu=False)
     try:
         os.environ.update(parse_topology(arguments.topology).environment)
         return run(arguments, config)

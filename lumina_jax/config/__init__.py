@@ -10,23 +10,29 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lumina_jax.config.data import DataConfig as DataConfig
 from lumina_jax.config.data import Part as Part
 from lumina_jax.config.data import SourceConfig as SourceConfig
 from lumina_jax.config.hosts import HostsConfig as HostsConfig
+from lumina_jax.config.mesh import MeshConfig as MeshConfig
 from lumina_jax.config.model import Modality as Modality
 from lumina_jax.config.model import ModelConfig as ModelConfig
-from lumina_jax.config.model import require
+from lumina_jax.config.section import Section, require, require_between
+from lumina_jax.documents import parse_json
 
 PathName = Literal["linear", "gvp", "vp"]
 PredictionName = Literal["velocity", "score", "noise"]
+LONGEST_NAME = 200
+"""Bytes of a folder name, of which file systems allow 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
+class FlowConfig(Section):
     """The probability path and what the network is trained to predict (`flow/`)."""
+
+    called: ClassVar[str] = "flow."
 
     path: PathName = "linear"
     prediction: PredictionName = "velocity"
@@ -37,7 +43,8 @@ class FlowConfig:
     """Training times t become t / (t + m - m t): m > 1 spends more of them near noise."""
 
     def __post_init__(self) -> None:
-        require(self.time_shift > 0, f"flow.time_shift={self.time_shift} must be positive; 1 means no shift")
+        super().__post_init__()
+        require_between("flow.time_shift", self.time_shift, 1e-3, 1e3, "1 means no shift")
         require(
             self.prediction != "velocity" or self.loss_weight == "none",
             f"flow.loss_weight={self.loss_weight!r} needs flow.prediction 'score' or 'noise'; "
@@ -46,8 +53,10 @@ class FlowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Section):
     """The frozen encoder that turns captions into features."""
+
+    called: ClassVar[str] = "text."
 
     encoder: str = "minilm"
     """'minilm' (which `make setup` installs), 'phonemes' (with model.text_layers), or a folder or downloaded
@@ -62,12 +71,16 @@ class TextConfig:
     """Folder in which encoded caption sets are kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.max_tokens >= 2, f"text.max_tokens={self.max_tokens} must be at least 2: [CLS] and [SEP]")
+        require_between("text.max_tokens", self.max_tokens, 2, 65_536)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeConfig:
+class VaeConfig(Section):
     """The frozen autoencoder whose latents the model is trained on."""
+
+    called: ClassVar[str] = "vae."
 
     path: str = ""
     """A folder with AutoencoderKL as diffusers saves it (or a pipeline with one), or a repository of the Hugging Face
@@ -83,12 +96,15 @@ class VaeConfig:
     """Folder in which the latents of the pictures are kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.tile is None or self.tile >= 1, f"vae.tile={self.tile} must be at least 1, or None for no tiles")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """AdamW with warmup, a schedule, clipping and an exponential moving average of the parameters."""
+
+    called: ClassVar[str] = "optimizer."
 
     learning_rate: float = 1e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -110,6 +126,7 @@ class OptimizerConfig:
     """Start the average quickly: decay = min(ema_decay, (1 + step) / (10 + step))."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
         require(self.accumulate >= 1, f"optimizer.accumulate={self.accumulate} must be at least 1")
@@ -117,45 +134,18 @@ class OptimizerConfig:
             self.clip_norm is None or self.clip_norm > 0,
             f"optimizer.clip_norm={self.clip_norm} must be positive, or None for no clipping",
         )
+        require(self.eps > 0, f"optimizer.eps={self.eps} must be positive")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must not be negative")
         for name in ("beta1", "beta2", "ema_decay"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optimizer.{name}={value} must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Devices along each mesh axis; `data` takes what the others leave."""
-
-    fsdp: int | None = 1
-    """Devices that each keep a share of every parameter and moment, and gather the weights of a layer to use it; None:
-    all devices (of a slice) that sequence and tensor leave."""
-    sequence: int = 1
-    """Devices that share the tokens of a row, for long sequences; they keep shares of the parameters as well."""
-    ring: int = 1
-    """So many of those pass keys and values round a ring; the others (sequence / ring) exchange heads for tokens, which
-    is faster but needs as many heads."""
-    tensor: int = 1
-    """Devices that divide attention heads and the width of the feed-forward."""
-
-    def __post_init__(self) -> None:
-        for name in ("fsdp", "sequence", "ring", "tensor"):
-            size = getattr(self, name)
-            require(size is None or size >= 1, f"mesh.{name}={size} must be at least 1")
-        require(
-            self.sequence % self.ring == 0,
-            f"mesh.ring={self.ring} must divide mesh.sequence={self.sequence}: it is part of it",
-        )
-
-    def over(self, devices: int) -> "MeshConfig":
-        """These sizes with fsdp as a number, for one slice of so many devices."""
-        if self.fsdp is not None:
-            return self
-        return dataclasses.replace(self, fsdp=max(1, devices // (self.sequence * self.tensor)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(Section):
     """How pictures are drawn from a trained model (`sample.py`, and the sheets of a training run)."""
+
+    called: ClassVar[str] = "sample."
 
     solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "dopri8", "tsit5", "euler_maruyama", "sde_heun"] = (
         "midpoint"
@@ -187,19 +177,28 @@ class SampleConfig:
     """How the stochastic solvers end."""
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
-        require(self.time_shift > 0, f"sample.time_shift={self.time_shift} must be positive; 1 means no shift")
+        super().__post_init__()
+        require_between("sample.steps", self.steps, 1, 10_000)
+        require_between("sample.guidance", self.guidance, -1e3, 1e3, "1 means no guidance")
         require(
-            self.rope_factor is None or self.rope_factor > 0,
-            f"sample.rope_factor={self.rope_factor} must be positive; 1 means no scaling, None as the size needs",
+            self.guided_channels is None or self.guided_channels >= 1,
+            f"sample.guided_channels={self.guided_channels} must be at least 1, or None for all",
         )
-        for name in ("rtol", "atol", "diffusion_norm", "last_step_size"):
-            require(getattr(self, name) > 0, f"sample.{name}={getattr(self, name)} must be positive")
+        require_between("sample.time_shift", self.time_shift, 1e-3, 1e3, "1 means no shift")
+        remedy = "1 means no scaling, None as the size needs"
+        require_between("sample.rope_factor", self.rope_factor, 1e-3, 1e4, remedy)
+        require_between("sample.rope_watershed", self.rope_watershed, 0, 2, "it is a time, and times end at 1")
+        require_between("sample.rtol", self.rtol, 1e-7, 1, "float32 has 7 digits")
+        require_between("sample.atol", self.atol, 1e-12, 1)
+        require_between("sample.diffusion_norm", self.diffusion_norm, 1e-6, 1e3)
+        require_between("sample.last_step_size", self.last_step_size, 1e-6, 0.5, "the whole path has length 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Section):
     """Length of the run, and what it writes where."""
+
+    called: ClassVar[str] = "run."
 
     name: str = "run"
     root: str = "runs"
@@ -223,12 +222,30 @@ class RunConfig:
     """Steps to record a trace of, first and last, such as 10:15; it is written into profile/ of the run's folder
     (docs/checkpoints.md says how to look at it). Nothing: none."""
 
+    wide: ClassVar[frozenset[str]] = frozenset({"seed"})
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)} must be at least 1")
+        for name in ("keep_every", "sample_every"):
+            every = getattr(self, name)
+            require(every is None or every >= 1, f"run.{name}={every} must be at least 1, or None for never")
         require(
-            bool(self.name) and "/" not in self.name,
+            0 <= self.seed < 2**64,
+            f"run.seed={self.seed} must lie between 0 and 2**64 - 1; other seeds would repeat these",
+        )
+        require(
+            bool(self.name.strip()) and self.name not in (".", "..") and not set(self.name) & set("/\\\0\n"),
             f"run.name={self.name!r} must be a plain folder name; put the parent folder into run.root",
+        )
+        require(
+            len(self.name.encode(errors="replace")) <= LONGEST_NAME,
+            f"run.name={self.name[:20]!r}... must have at most {LONGEST_NAME} bytes, as file systems want it",
+        )
+        require(
+            "://" not in self.root and "\0" not in self.root,
+            f"run.root={self.root!r} must be a local folder; of a run, only run.checkpoints may be a URL",
         )
         if self.profile:
             first, last = self.profiled
@@ -246,7 +263,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Section):
     """One experiment."""
 
     model: ModelConfig
@@ -261,6 +278,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part in self.data.parts:
             modality = self.model.modality_of(part.modality)
             if part.seconds is not None:
@@ -285,13 +303,9 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> "Config":
+    def from_json(text: str | bytes, origin: str = "the configuration") -> "Config":
         """The configuration that `to_json` wrote; a wrong or unknown field is a ValueError that names it."""
-        from pydantic import TypeAdapter  # slow to import, and --help never needs it
-
-        for section in (Config, *(f.type for f in dataclasses.fields(Config))):
-            section.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[union-attr]
-        return TypeAdapter(Config).validate_json(text)
+        return parse_json(text, Config, origin)
 
     def data_of(self, modality: str | None) -> DataConfig:
         """The settings of the first source of a modality of the model; None is the model's own.

@@ -2,14 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from lumina_jax.config.model import require
+from lumina_jax.config.section import Section, require, require_between
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(Section):
     """Where samples come from, and what is taken of each."""
+
+    called: ClassVar[str] = "data."
 
     source: Literal["emoji", "folder", "lumina", "tfds", "prepared"] = "emoji"
     """emoji: embedded. folder: images, clips or views and a captions .jsonl. lumina: the authors' YAML. tfds: a
@@ -56,15 +58,19 @@ class SourceConfig:
     """Folder of prepared tfds data; None: the default of tensorflow-datasets."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("image_size", "frames", "emoji_names"):
             require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
         require(
             self.limit is None or self.limit >= 1, f"data.limit={self.limit} must be at least 1, or None for no limit"
         )
         require(
-            self.frame_rate is None or self.frame_rate > 0,
-            f"data.frame_rate={self.frame_rate} must be positive, or None for frames spread over the whole clip",
+            self.frame_rate is None or 1e-3 <= self.frame_rate <= 1e3,
+            f"data.frame_rate={self.frame_rate} must be between 0.001 and 1000, or None for frames spread over the "
+            "whole clip",
         )
+        for name in ("image_size", "frames"):
+            require_between(f"data.{name}", getattr(self, name), 1, 65_536)
         require(
             self.grid_columns is None or (self.grid_columns >= 1 and self.frames % self.grid_columns == 0),
             f"data.grid_columns={self.grid_columns} must divide the data.frames={self.frames} views of the grid",
@@ -75,9 +81,12 @@ class SourceConfig:
         )
         for name in ("seconds", "seconds_per_phoneme"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"data.{name}={value} must be positive, or None")
-        require(self.sample_rate >= 1000, f"data.sample_rate={self.sample_rate} must be at least 1000 samples a second")
-        require(self.pause >= 0, f"data.pause={self.pause} must not be negative")
+            require(
+                value is None or 1e-3 <= value <= 86_400,
+                f"data.{name}={value} must be positive, from 0.001 to 86400, or None",
+            )
+        require_between("data.sample_rate", self.sample_rate, 1000, 1_000_000, "it counts samples a second")
+        require_between("data.pause", self.pause, 0, 86_400)
         require(
             self.source == "emoji" or bool(self.path),
             f"data.source={self.source!r} needs data.path; see --help for what it names",
@@ -104,7 +113,10 @@ class Part(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.weight > 0, f"the weight {self.weight} of a part of data.mixture must be positive")
+        require(
+            1e-9 <= self.weight <= 1e9,
+            f"the weight {self.weight} of a part of data.mixture must be positive, from 1e-9 to 1e9",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +144,12 @@ class DataConfig(SourceConfig):
         super().__post_init__()
         for name in ("batch_rows", "samples_per_row", "prefetch"):
             require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
-        require(self.workers >= 0, f"data.workers={self.workers} must not be negative")
+        require_between("data.workers", self.workers, 0, 1024, "each is a process")
+        require_between("data.prefetch", self.prefetch, 1, 65_536, "each is kept in memory")
+        require(
+            self.row_tokens is None or self.row_tokens >= 1,
+            f"data.row_tokens={self.row_tokens} must be at least 1, or None for as many as a sample needs",
+        )
         require(self.bad_samples >= 0, f"data.bad_samples={self.bad_samples} must not be negative")
         require(
             0 <= self.caption_dropout < 1,

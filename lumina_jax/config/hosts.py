@@ -1,17 +1,20 @@
 """Settings of a run of several processes; see docs/tpu-vm.md."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from lumina_jax.config.model import require
+from lumina_jax.config.section import Section, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostsConfig:
+class HostsConfig(Section):
     """How the processes of one job find each other. On TPU VMs nothing need be said.
 
     Elsewhere each process is given the same command but for its index. The variables JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID stand for the flags that are not given.
     """
+
+    called: ClassVar[str] = "hosts."
 
     coordinator: str = ""
     """Address of process 0, such as 10.0.0.2:8476 (the port above it is used, too); 'auto' under Slurm or Open MPI."""
@@ -29,6 +32,7 @@ class HostsConfig:
     again, as JobSet does, need another than 0."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.count is None or self.count >= 1, f"hosts.count={self.count} must be at least 1")
         require(
             self.index is None or (self.index >= 0 and (self.count is None or self.index < self.count)),

@@ -1,17 +1,16 @@
 """The network of an experiment: what there is to choose, and what cannot work."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-
-def require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
+from lumina_jax.config.section import Section, require, require_between
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modality:
+class Modality(Section):
     """A kind of data with its own latents, and its own projections into and out of the network."""
+
+    called: ClassVar[str] = "model.others: "
 
     name: str
     patch_size: int
@@ -19,6 +18,7 @@ class Modality:
     channels: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.name), "a modality needs a name, such as 'image'")
         for field in ("patch_size", "channels"):
             value = getattr(self, field)
@@ -30,9 +30,11 @@ class Modality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Section):
     """A Flag-DiT (Lumina-T2X, arXiv 2405.05945, section 2), or with block="next" a Next-DiT (Lumina-Next, arXiv
     2406.18583). Named sizes: `models/presets.py`."""
+
+    called: ClassVar[str] = "model."
 
     layers: int
     heads: int
@@ -93,10 +95,17 @@ class ModelConfig:
     attention: Literal["auto", "reference", "xla", "pallas"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value} must be at least 1")
-        require(self.time_scale > 0, f"model.time_scale={self.time_scale} must be positive; 1 reads t as it is")
+        for name in ("kv_heads", "attention_width", "condition_limit", "mlp_multiple_of"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"model.{name}={value} must be at least 1")
+        require_between("model.time_scale", self.time_scale, 1e-3, 1e6, "1 reads t as it is")
+        require_between("model.mlp_multiplier", self.mlp_multiplier, 1e-3, 1e3)
+        require_between("model.norm_eps", self.norm_eps, 1e-12, 1)
+        require_between("model.rope_theta", self.rope_theta, 1, 1e12, "10000 is usual")
         require(self.text_layers >= 0, f"model.text_layers={self.text_layers} must not be negative")
         names = [modality.name for modality in self.modalities]
         require(len(set(names)) == len(names), f"the modalities of a model need different names, but are {names}")

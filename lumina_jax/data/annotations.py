@@ -1,18 +1,39 @@
-"""Items of .json and .jsonl files, by index.
+"""Items of .json and .jsonl files, by index, as they were when the file was opened.
 
-A .jsonl file stays on disk: opening it notes where its lines start, and an item is parsed when it is asked for.
+A .jsonl file stays on disk: opening it notes where its lines start and a checksum of each, and an item is parsed when
+it is asked for. The opened file is held, by worker processes too, so that replacing it, as editors do, changes nothing.
+Lines that are overwritten in the file itself are lost: reading one raises a ChangedSourceError.
 """
 
 import array
+import bisect
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+import os
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import reduction
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
+
+from lumina_jax.data.example import ChangedSourceError, Contents
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOOKS = 10.0
+"""How often a look is taken whether a file was replaced."""
+MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""How files in UTF-16 and UTF-32 begin."""
 
 
 @runtime_checkable
 class Annotations(Protocol):
     """Random access to the items of one file."""
+
+    contents: Contents
 
     def __len__(self) -> int: ...
 
@@ -21,38 +42,110 @@ class Annotations(Protocol):
         ...
 
     def item(self, index: int) -> dict[str, Any]:
-        """One item; ValueError when it is not a JSON object."""
+        """One item.
+
+        Raises:
+          ValueError: it is not a JSON object.
+          ChangedSourceError: the file was overwritten since it was opened.
+        """
         ...
 
 
 class JsonLines:
-    """A file with one JSON object a line; blank lines do not count."""
+    """A file with one JSON object a line; blank lines do not count.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+      content: read in the place of the file `path`, which then gives only the name.
+
+    Raises:
+      ValueError: it is not in UTF-8.
+    """
+
+    def __init__(self, path: Path, content: IO[bytes] | None = None) -> None:
         self.path = path
-        self._starts, self._numbers = array.array("q"), array.array("q")
-        position = 0
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    self._starts.append(position)
-                    self._numbers.append(number)
-                position += len(line)
+        self._starts, self._checks, self._blanks = array.array("q"), array.array("I"), array.array("q")
+        self._is_watched, self._next_look = content is None, 0.0
+        with path.open("rb") if content is None else content as file:
+            check_encoding(file.read(4), path)
+            file.seek(0)
+            self._hold(os.dup(file.fileno()))
+            self._read(file)
+        self.contents = _contents(self._checks)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._checks)
 
     def place(self, index: int) -> str:
-        return f"{self.path.name}, line {self._numbers[index]}"
+        return f"{self.path.name}, line {self._number(index)}"
 
     def item(self, index: int) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            file.seek(self._starts[index])
-            line = file.readline()
+        if self._is_watched and time.monotonic() >= self._next_look:
+            self._look()
+        text = self._text(index)
+        if zlib.crc32(text) != self._checks[index]:
+            raise ChangedSourceError(self._changed(f"line {self._number(index)} is not what it was"))
+        return parsed(text)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name != "_closing"}
+        return state | {"_descriptor": reduction.DupFd(self._descriptor), "_is_watched": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._hold(state["_descriptor"].detach())
+
+    def _hold(self, descriptor: int) -> None:
+        """Keep the opened file, which stays readable when another takes its name."""
+        self._descriptor = descriptor
+        self._closing = weakref.finalize(self, os.close, descriptor)
+        self._closing.atexit = False  # threads may still read then
+
+    def _read(self, file: IO[bytes]) -> None:
+        position = 0
+        for line in file:
+            if text := line.strip():
+                self._starts.append(position)
+                self._checks.append(zlib.crc32(text))
+            else:
+                self._blanks.append(len(self._checks))
+            position += len(line)
+        self._starts.append(position)
+
+    def _number(self, index: int) -> int:
+        """The number of a line, where blank ones count."""
+        return index + 1 + bisect.bisect_right(self._blanks, index)
+
+    def _text(self, index: int) -> bytes:
+        position, end = self._starts[index], self._starts[index + 1]
+        text = b""
         try:
-            return _checked(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"the line is not JSON ({error})") from error
+            while position < end and (read := os.pread(self._descriptor, end - position, position)):
+                text, position = text + read, position + len(read)
+        except OSError as error:
+            raise ChangedSourceError(self._changed(f"it can no longer be read ({error})")) from error
+        return text.strip()
+
+    def _look(self) -> None:
+        """Say once when another file has taken the name."""
+        self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        held = os.fstat(self._descriptor)
+        try:
+            named = self.path.stat()
+        except OSError:
+            named = None
+        if named is None or (named.st_dev, named.st_ino) != (held.st_dev, held.st_ino):
+            self._is_watched = False
+            logger.warning(
+                "%s was replaced or removed; what was started with it goes on with the lines that it had then, and "
+                "reads the new ones when it is started again",
+                self.path,
+            )
+
+    def _changed(self, what: str) -> str:
+        return (
+            f"{self.path} was overwritten while it was in use: {what}. Nothing more is read from it, so that no sample "
+            "gets another one's caption; start the same command again, which reads the file as it is now"
+        )
 
 
 class JsonList:
@@ -60,12 +153,15 @@ class JsonList:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        text = path.read_bytes()
+        check_encoding(text[:4], path)
         try:
-            self._items = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            self._items = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON ({error})") from error
         if not isinstance(self._items, list):
             raise ValueError(f"{path} must hold a list of samples, but holds a {type(self._items).__name__}")
+        self.contents = _contents(zlib.crc32(json.dumps(item).encode()) for item in self._items)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -81,7 +177,7 @@ def open_annotations(path: Path) -> Annotations:
     """The items of a .json or .jsonl file.
 
     Raises:
-      ValueError: no such file, another ending, or a .json file that is no list.
+      ValueError: no such file, another ending, not in UTF-8, or a .json file that is no list.
     """
     kinds: dict[str, Callable[[Path], Annotations]] = {".json": JsonList, ".jsonl": JsonLines}
     if path.suffix not in kinds:
@@ -89,6 +185,21 @@ def open_annotations(path: Path) -> Annotations:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     return kinds[path.suffix](path)
+
+
+def parsed(text: bytes) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+      ValueError: it holds none.
+    """
+    try:
+        item = json.loads(text)
+    except RecursionError:
+        raise ValueError("the line is nested too deeply to be read") from None
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise ValueError(f"the line is not JSON ({error})") from error
+    return _checked(item)
 
 
 def first_of(item: dict[str, Any], keys: Sequence[str]) -> Any:
@@ -101,6 +212,23 @@ def first_of(item: dict[str, Any], keys: Sequence[str]) -> Any:
         if key in item:
             return item[key]
     raise ValueError(f"the item has no {' or '.join(repr(key) for key in keys)}, only {sorted(item)}")
+
+
+def check_encoding(start: bytes, path: Path) -> None:
+    """Refuse a file by its first bytes.
+
+    Raises:
+      ValueError: it is in UTF-16 or UTF-32.
+    """
+    if start.startswith(MARKS) or b"\0" in start:
+        raise ValueError(f"{path} must be text in UTF-8, but is in UTF-16 or not text at all; save it as UTF-8")
+
+
+def _contents(checks: Iterable[int]) -> Contents:
+    """Of the checksums of all items."""
+    array_of_checks = array.array("I", checks)
+    ordered = hashlib.blake2b(array_of_checks.tobytes(), digest_size=16).hexdigest()
+    return Contents(len(array_of_checks), ordered, f"{sum(array_of_checks):x}")
 
 
 def _checked(item: Any) -> dict[str, Any]:

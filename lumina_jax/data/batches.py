@@ -20,12 +20,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lumina_jax.config import DataConfig, Modality, ModelConfig
-from lumina_jax.data.example import BadSample, Example, Source
+from lumina_jax.data.example import BadSample, Example, Source, contents
 from lumina_jax.data.latents import LatentSource
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.data.reading import ReadAhead
-from lumina_jax.data.rows import Row, place_of, seek
+from lumina_jax.data.rows import Row, in_source, place_of, seek
 from lumina_jax.data.rows import merge_states as merge_states
 from lumina_jax.data.sources import MixedSource
 from lumina_jax.mel import BINS
@@ -148,7 +148,7 @@ class Stream:
 
     def state(self) -> dict[str, Any]:
         """What JSON needs to hold for `restore` to continue after the last batch handed out."""
-        about = {"seed": self._seed, "samples": len(self._source), "bad": dict(self.bad)}
+        about = {"seed": self._seed, **contents(self._source)._asdict()}
         return place_of(self._rows, self._data.batch_rows) | about
 
     def merged(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -158,7 +158,8 @@ class Stream:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues where `state` was taken, bit for bit: that of these rows, or (`merge_states`) of all.
 
-        With another data.batch_rows, too, no sample is lost or repeated.
+        With another data.batch_rows, too, no sample is lost or repeated. A source that has changed since is reported;
+        see `in_source`. Samples that were bad are tried again.
 
         Raises:
           ValueError: the state is that of other rows.
@@ -166,13 +167,10 @@ class Stream:
         rows, own = state.get("rows"), [row.number for row in self._rows]
         if rows is not None and (rows != own or state["batch_rows"] != self._data.batch_rows):
             raise ValueError(f"this stream makes the rows {own}, the state is of the rows {rows}; use merge_states")
-        if state["samples"] != len(self._source):
-            logger.warning(
-                "%r has %d samples, but had %d: the order changes", self._source, len(self._source), state["samples"]
-            )
         self.close()
-        self.bad, self._bad_in_a_row = dict(state["bad"]), 0
-        seek(self._rows, self._data.batch_rows, self._seed, state)
+        self.bad, self._bad_in_a_row = {}, 0
+        here = in_source(dict(state), contents(self._source), repr(self._source), is_mixture=bool(self._data.mixture))
+        seek(self._rows, self._data.batch_rows, self._seed, here)
 
     def _read_ahead(self) -> None:
         """Begins to read what the next batch needs, and a little more."""
@@ -185,11 +183,21 @@ class Stream:
         while lacking := [row for row in self._rows if len(row.waiting) < self._window]:
             for row in lacking:
                 index, sample = self._reader.read(row.take())
+                sample = self._with_text(sample)
                 if isinstance(sample, Example):
                     row.waiting.append((index, sample))
                     self._bad_in_a_row = 0
                 else:
                     self._report(sample)
+
+    def _with_text(self, sample: Example | BadSample) -> Example | BadSample:
+        """The sample, or a bad one if its caption has no features."""
+        if isinstance(sample, Example) and self._features is not None:
+            try:
+                self._features[sample.caption or ""]
+            except KeyError as error:
+                return BadSample(sample.name, str(error.args[0]))
+        return sample
 
     def _packed(self, row: Row[Example]) -> list[Example]:
         """The oldest samples of the row that fit into it, which are then handed out."""

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from lumina_jax.data.example import Record
+from lumina_jax.data.example import Record, described
 
 STYLES = ("fluent", "noto")
 EMBEDDED = Path(__file__).parent / "emoji"
@@ -53,6 +53,8 @@ class EmojiSource:
         ]
         if not self._records:
             raise ValueError(f"no pair is in split={split!r} of {names} names; raise data.emoji_names to 4 or more")
+
+        self.contents = described(len(self._records), repr([record.name for record in self._records]))
 
     def __len__(self) -> int:
         return len(self._records)

@@ -4,10 +4,12 @@
     preparation    ->  Example or BadSample     decoded, cropped, in the range -1..1
     stream         ->  Batch                    rows of tokens (`batches.py`)
 
-A sample that cannot be used never raises: it becomes a BadSample that says why.
+A sample that cannot be used never raises: it becomes a BadSample that says why. Only a source that is no longer what
+it was when it was opened raises, a ChangedSourceError.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +18,20 @@ from jaxtyping import Float
 
 PROMPT_ATTEMPTS = 4
 """Records that are looked at for each prompt, where some have no caption or the same one."""
+
+
+class ChangedSourceError(ValueError):
+    """A source is no longer what it was when it was opened, so that no sample of it can be trusted."""
+
+
+class Contents(NamedTuple):
+    """What a source holds, in few letters: to be compared with other hosts, or with an earlier start."""
+
+    samples: int
+    ordered: str
+    """Digest of all samples in their order: names, captions, labels, but not what is in pictures or sounds."""
+    unordered: str
+    """Digest that is the same in any order."""
 
 
 class BadSample(NamedTuple):
@@ -105,6 +121,29 @@ def record_of(name: str, media: Media, caption: Any, label: Any, pitch: Any = No
     return Record(name, media, text, None if label is None else int(label), pitch)
 
 
+def contents(source: Source) -> Contents:
+    """What a source holds: its attribute `contents`, or what its name and length say."""
+    known = getattr(source, "contents", None)
+    if isinstance(known, Contents):
+        return known
+    return described(len(source), repr(source))
+
+
+def described(samples: int, text: str) -> Contents:
+    """Contents that a text says all of."""
+    digest = _digest(text)
+    return Contents(samples, digest, digest)
+
+
+def combined(parts: Iterable[Contents], *about: object) -> Contents:
+    """What several sources hold together, of which `about` says how they are used."""
+    known = tuple(parts)
+    ordered, unordered = (
+        _digest(f"{[getattr(part, name) for part in known]} {about}") for name in ("ordered", "unordered")
+    )
+    return Contents(sum(part.samples for part in known), ordered, unordered)
+
+
 def captions(source: Source) -> list[str]:
     """The different captions of a whole source, the empty one first; no picture is decoded, bad samples are skipped."""
     return list(dict.fromkeys(["", *_captions(source)]))
@@ -123,6 +162,10 @@ def some_prompts(source: Source, *, is_label: bool, count: int = 8) -> tuple[str
                 found.append(str(condition))
                 break
     return tuple(found)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=16).hexdigest()
 
 
 def _captions(source: Source) -> Iterator[str]:

@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 import yaml
 
 from lumina_jax.data.annotations import Annotations, first_of, open_annotations
-from lumina_jax.data.example import BadSample, Clip, Media, Record, Sound, Views, record_of
+from lumina_jax.data.example import (
+    BadSample,
+    ChangedSourceError,
+    Clip,
+    Media,
+    Record,
+    Sound,
+    Views,
+    combined,
+    record_of,
+)
 
 
 class FolderSource:
@@ -30,6 +40,7 @@ class FolderSource:
     def __init__(self, path: str | Path) -> None:
         self.path = _captions_file(Path(path))
         self._annotations = open_annotations(self.path)
+        self.contents = self._annotations.contents
         if not len(self._annotations):
             raise ValueError(f'{self.path} names no picture; write one {{"image": ..., "caption": ...}} a line')
 
@@ -41,6 +52,8 @@ class FolderSource:
         try:
             item = self._annotations.item(index)
             name, media = _media(item, self.path.parent)
+        except ChangedSourceError:
+            raise
         except ValueError as error:
             return BadSample(name, str(error))
         return record_of(name, media, item.get("caption"), item.get("label"), item.get("pitch"))
@@ -69,6 +82,8 @@ class LuminaSource:
         self._ends = list(itertools.accumulate(len(part.kept) for part in self._parts))
         if not self._ends or not self._ends[-1]:
             raise ValueError(f"{self.path} names no sample; check META and each ratio")
+        used = [(part.root, len(part.kept)) for part in self._parts]
+        self.contents = combined((part.annotations.contents for part in self._parts), used)._replace(samples=len(self))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -82,6 +97,8 @@ class LuminaSource:
             item = part.annotations.item(index)
             image, caption = _image_and_caption(item)
             name = str(Path(part.root) / image)
+        except ChangedSourceError:
+            raise
         except ValueError as error:
             return BadSample(name, str(error))
         return record_of(name, self._resolved(name), caption, item.get("label"))

@@ -29,7 +29,7 @@ from safetensors.numpy import save_file
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.buckets import Size, best_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, Clip, LatentDistribution, Record, Sound, Source, Views
+from lumina_jax.data.example import BadSample, Clip, LatentDistribution, Record, Sound, Source, Views, contents
 from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.pictures import check_resizable
 from lumina_jax.encoders.image_vae import ImageVae
@@ -61,6 +61,7 @@ class LatentSource:
     def __init__(self, source: Source, parts: Sequence[Path], part_samples: int, scale: Scale, channels: int) -> None:
         self.channels = channels
         self._source, self._parts, self._part_samples, self._scale = source, tuple(parts), part_samples, scale
+        self.contents = contents(source)
 
     def __len__(self) -> int:
         return len(self._source)

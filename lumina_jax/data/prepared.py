@@ -20,7 +20,7 @@ import numpy as np
 from flax import serialization
 from jaxtyping import UInt8
 
-from lumina_jax.data.example import BadSample, Record, Sound, record_of
+from lumina_jax.data.example import BadSample, Record, Sound, described, record_of
 
 SAMPLES, CARD, README, SHEET = "samples.array_record", "card.json", "README.md", "sheet.png"
 _OLD_FORMAT = b"PK"
@@ -76,6 +76,7 @@ class PreparedSource:
                 f"has no {SAMPLES}"
             )
         self._records = ArrayRecordDataSource(str(self.folder / SAMPLES))
+        self.contents = described(len(self), self._about())
 
     def __len__(self) -> int:
         return len(self._records)
@@ -89,6 +90,13 @@ class PreparedSource:
 
     def __repr__(self) -> str:
         return f"PreparedSource({str(self.folder)!r})"
+
+    def _about(self) -> str:
+        """The card, or of a folder that has lost it the length of the samples."""
+        try:
+            return (self.folder / CARD).read_text(errors="replace")
+        except FileNotFoundError:
+            return f"{(self.folder / SAMPLES).stat().st_size}"
 
 
 def write_prepared(folder: Path, samples: Iterable[Sample], card: Card) -> Card:

@@ -5,17 +5,23 @@ oldest it has, and never looks at its neighbours. So a row is the same whichever
 data is one set of indices whatever the number of processes: all below `position` but those in `waiting` were handed
 out or unusable, and all from it on were not.
 
-    {"position": 12, "waiting": [9, 11], "rows": None, "batch_rows": 4, "seed": 0, "samples": 37, "bad": {}}
+    {"position": 12, "waiting": [9, 11], "rows": None, "batch_rows": 4, "seed": 0,
+     "samples": 37, "ordered": "5f3a...", "unordered": "1c9e..."}
 
-`rows` lists the rows that a state is about, None all of them; `merge_states` joins those of several processes.
+`rows` lists the rows that a state is about, None all of them; `merge_states` joins those of several processes. The last
+three say which source it is a place in (`data.example.Contents`).
 """
 
 import itertools
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from lumina_jax.data.example import Contents
 from lumina_jax.data.order import dealt, taker
+
+logger = logging.getLogger(__name__)
 
 Sample = TypeVar("Sample")
 State = dict[str, Any]
@@ -102,5 +108,33 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
     for row, state in owner.items():  # what others have passed and this row has not taken yet
         turns = range(state["position"] // batch_rows, position // batch_rows)
         waiting.update(dealt(row, turn, batch_rows, seed) for turn in turns)
-    bad = {name: reason for state in states for name, reason in state["bad"].items()}
-    return {**states[0], "rows": None, "position": position, "waiting": sorted(waiting), "bad": bad}
+    return {**states[0], "rows": None, "position": position, "waiting": sorted(waiting)}
+
+
+def in_source(state: State, contents: Contents, name: str, *, is_mixture: bool = False) -> State:
+    """A state of this source as it is now, which says what has changed since the state was taken.
+
+    A place among samples that are now others, or in another order, means nothing: then the next epoch begins, in which
+    each of them comes once. Where the same number of samples only says something else, such as a corrected caption, the
+    epoch goes on; so do those of a mixture, whose parts have an epoch each.
+
+    Args:
+      name: of the source, for reports.
+    """
+    before, now = state["samples"], contents.samples
+    if before != now:
+        change = f"has {now} samples, but had {before}"
+    elif state.get("ordered") in (None, contents.ordered):
+        return state
+    elif state["unordered"] == contents.unordered:
+        change = f"has the same {now} samples in another order"
+    else:
+        change = f"has {now} samples as before, but not all of them say the same"
+    is_place_lost = before != now or state["unordered"] == contents.unordered
+    if is_mixture or not is_place_lost:
+        then = "the epoch goes on with them" + ("; some may come twice in it and others not" if is_place_lost else "")
+        logger.warning("%s %s: %s", name, change, then)
+        return state
+    start = -(-state["position"] // now) * now
+    logger.warning("%s %s: a new epoch begins, and what was left of the last one is left out", name, change)
+    return {**state, "position": start, "waiting": []}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
-from lumina_jax.data.example import BadSample, Record, Source
+from lumina_jax.data.example import BadSample, Record, Source, combined, contents
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
 from lumina_jax.data.prepared import PreparedSource
 
@@ -31,6 +31,7 @@ class MixedSource:
     def __init__(self, parts: Sequence[Source]) -> None:
         self.parts = tuple(parts)
         self._ends = list(itertools.accumulate(map(len, self.parts)))
+        self.contents = combined(map(contents, self.parts))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -48,6 +49,7 @@ class FirstSamples:
 
     def __init__(self, source: Source, limit: int) -> None:
         self._source, self._limit = source, limit
+        self.contents = combined([contents(source)], limit)._replace(samples=len(self))
 
     def __len__(self) -> int:
         return min(self._limit, len(self._source))
@@ -67,6 +69,7 @@ class PitchedSource:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self.contents = combined([contents(source)], "with pitches")
 
     def __len__(self) -> int:
         return len(self._source)

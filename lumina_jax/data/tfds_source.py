@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from lumina_jax.data.example import BadSample, Record, record_of
+from lumina_jax.data.example import BadSample, Record, described, record_of
 
 
 class TfdsSource:
@@ -48,6 +48,8 @@ class TfdsSource:
         class_label = isinstance(features[caption_key], tfds.features.ClassLabel) if caption_key else False
         self._class_names = features[caption_key].names if class_label else None
         self._data = _open(builder, split, image_key)
+        used = f"{builder.info.full_name} {split} {len(self._data)} {image_key} {caption_key} {label_key}"
+        self.contents = described(len(self._data), used)
 
     def __len__(self) -> int:
         return len(self._data)

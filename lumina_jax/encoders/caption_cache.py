@@ -1,29 +1,43 @@
-"""The features of a set of captions, encoded once and then read from a memory-mapped file.
+"""The features of captions, encoded once and then read from memory-mapped files.
 
 In: captions, a `TextEncoder` and a folder. Out: `CaptionFeatures`, the features of each caption by the caption.
+
+An encoder has a folder, and in it parts: safetensors files of some hundred captions with the digest of each. A caption
+is looked for by its digest in all of them, so a caption that is new or was changed is encoded alone, and a run that was
+killed goes on after the last complete part.
 """
 
+import contextlib
 import hashlib
 import json
-import os
-import shutil
+import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from lumina_jax.encoders.text import BATCH, TextEncoder
-from lumina_jax.parallel.multihost import barrier, gathered, is_first, is_shared
+from lumina_jax.parallel.multihost import barrier, is_first, is_shared
+from lumina_jax.parts import DIGEST, LAYOUT, Digests, Table, UnwritableError, as_array, digest, ready_folder, write
+from lumina_jax.progress import counted
 
 CHUNK = 4 * BATCH
-"""Captions held in memory while a set is encoded."""
-Chunk = tuple[Float[np.ndarray, "t c"], Int[np.ndarray, " n"]]
-"""Features of the tokens of n captions one after another, and how many tokens each has."""
-_FEATURES, _INDEX, _ABOUT = "features.f32", "index.npy", "about.json"
+"""Captions that are encoded at once."""
+PART_CAPTIONS, PART_BYTES, PART_SECONDS = 1024, 2**27, 60.0
+"""A part is complete with this many captions, or bytes of features, or after this time."""
+OPEN_PARTS = 256
+"""Parts mapped into memory at once: each takes a file descriptor."""
+SHOWN = 3
+"""Captions named in a warning."""
+_ENDING = ".safetensors"
+logger = logging.getLogger(__name__)
 
 
 def encode_captions(
@@ -34,61 +48,78 @@ def encode_captions(
 ) -> "CaptionFeatures":
     """The features of every caption of a set, read from the cache or, the first time, encoded into it.
 
-    An entry of the cache is one folder, renamed into place when it is complete, named by the encoder and the set. A
-    damaged entry is encoded anew. Memory stays bounded by CHUNK captions, whatever the size of the set. The processes
-    of a job, which all call this, share the work if they share the folder, and each does all of it if they don't.
+    A damaged part is encoded anew. Memory stays bounded by the features of one part. The processes of a job, which all
+    call this, share the work if they share the folder, and each does all of it if they don't. Captions whose features
+    are not finite are named in a warning and left out.
 
     Args:
       captions: any order; repeated ones count once. Include "" for the unconditional half of guidance.
-      progress: called with (captions encoded, captions in all) after each chunk.
+      progress: called with (captions encoded, captions to encode) after each part.
 
     Raises:
-      ValueError: there are no captions.
+      ValueError: there are no captions; or none of them, none of the first ones, or not "" has finite features.
+      UnwritableError: captions are to be encoded, and the folder cannot be written to.
     """
-    unique = sorted(set(captions), key=_digest_of_caption)
-    if not unique:
+    wanted = {caption_digest(caption): caption for caption in captions}
+    if not wanted:
         raise ValueError('there are no captions to encode; give at least one, such as ""')
-    folder = Path(cache_folder) / f"{encoder.fingerprint}-{_digest_of_set(sorted(unique))}"
+    index, count = 0, 1
     if jax.process_count() > 1 and is_shared(Path(cache_folder)):
-        if not gathered(_is_intact(folder))[0]:
-            _encode_together(folder, unique, encoder, progress)
-    elif not _is_intact(folder):
-        _complete(folder, unique, encoder, _encoded(unique, encoder, range(0, len(unique), CHUNK), progress))
+        index, count = jax.process_index(), jax.process_count()
+    folder = Path(cache_folder) / LAYOUT / encoder.fingerprint
+    ready_folder(folder)
+    found = Table(_digests_of(_intact(folder, wanted)))
+    missing = [mark for mark in sorted(wanted) if found.position(mark) < 0]
+    own = [wanted[mark] for mark in missing if int.from_bytes(mark[:8], "little") % count == index]
+    refused = _encode(own, encoder, folder, progress)
+    barrier(f"captions {digest(*wanted).hex()} are encoded")
+    if refused and ("" in refused or len(refused) == len(wanted)):
+        raise ValueError(_not_finite(refused))
+    if refused:
+        logger.warning(_not_finite(refused))
     return CaptionFeatures(folder)
 
 
 class CaptionFeatures:
-    """Features of a set of captions, looked up by caption.
+    """Features of all captions in a folder of the cache, looked up by caption.
 
-    The features lie in a memory-mapped file, so processes on one machine share them; pickling hands over the name of
+    The features lie in memory-mapped files, so processes on one machine share them; pickling hands over the name of
     the folder only.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        about = json.loads((self.folder / _ABOUT).read_text())
-        self.width: int = about["width"]
-        self.max_tokens: int = about["max_tokens"]
-        self._digests, self._ends = np.load(self.folder / _INDEX, mmap_mode="r")
-        self._features = np.memmap(self.folder / _FEATURES, np.float32, "r").reshape(-1, self.width)
+        self._parts = [part for file in sorted(self.folder.glob(f"*{_ENDING}")) if (part := _opened(file)) is not None]
+        if not self._parts:
+            raise ValueError(f"{folder} must hold features of captions, but holds none; start the run anew")
+        self.width, self.max_tokens = self._parts[0].width, self._parts[0].max_tokens
+        self._table = Table(_digests_of(self._parts))
+        self._first = np.cumsum([0, *(len(part.ends) for part in self._parts)])
+        self._parts = [part._replace(digests=part.digests[:0].copy()) for part in self._parts]  # the table has them
+        self._mapped: dict[int, np.ndarray] = {}
 
     def __getitem__(self, caption: str) -> Float[np.ndarray, "t c"]:
         """Features of the caption's own tokens, at most `max_tokens` of them and without padding; read-only.
 
         Raises:
-          KeyError: the caption is not in the set.
+          KeyError: the caption is not in the cache, or its features are not finite.
         """
-        place = self._place(caption)
-        if place is None:
-            raise KeyError(f"caption {caption!r} was not encoded; add it to the captions given to encode_captions")
-        start = int(self._ends[place - 1]) if place else 0
-        return np.asarray(self._features[start : int(self._ends[place])])
+        position = self._table.position(caption_digest(caption))
+        if position < 0:
+            raise KeyError(
+                f"caption {caption!r} was not encoded: it was not among those given to encode_captions, or the text "
+                "encoder makes values of it that are not finite"
+            )
+        which = int(np.searchsorted(self._first, position, side="right")) - 1
+        ends, place = self._parts[which].ends, position - int(self._first[which])
+        start = int(ends[place - 1]) if place else 0
+        return np.asarray(self._features(which)[start : int(ends[place])])
 
     def __contains__(self, caption: str) -> bool:
-        return self._place(caption) is not None
+        return self._table.position(caption_digest(caption)) >= 0
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._table)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CaptionFeatures, (self.folder,)
@@ -96,101 +127,135 @@ class CaptionFeatures:
     def __repr__(self) -> str:
         return f"CaptionFeatures({str(self.folder)!r})"
 
-    def _place(self, caption: str) -> int | None:
-        digest = _digest_of_caption(caption)
-        place = int(np.searchsorted(self._digests, digest))
-        return place if place < len(self) and self._digests[place] == digest else None
+    def _features(self, which: int) -> Float[np.ndarray, "l c"]:
+        """Those of a part; the part mapped first is forgotten when too many are."""
+        found = self._mapped.get(which)
+        if found is None:
+            found = self._mapped[which] = self._parts[which].features()
+            if len(self._mapped) > OPEN_PARTS:
+                del self._mapped[next(iter(self._mapped))]
+        return found
 
 
-def _encode_together(
-    folder: Path, captions: list[str], encoder: TextEncoder, progress: Callable[[int, int], None] | None
-) -> None:
-    """Each process encodes every so many-th chunk into a file, and the first joins them."""
-    parts = folder.with_name(f"{folder.name}.parts")
-    parts.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(captions), CHUNK)
-    own = [start for start in starts[jax.process_index() :: jax.process_count()] if not _part(parts, start).exists()]
-    for start, (features, lengths) in zip(own, _encoded(captions, encoder, own, progress)):
-        partial = parts / f"{uuid.uuid4().hex}.npz"
-        np.savez(partial, features=features, lengths=lengths)
-        os.replace(partial, _part(parts, start))
-    barrier(f"every chunk of {folder.name} is encoded")
-    if is_first():
-        loaded = (np.load(_part(parts, start)) for start in starts)
-        _complete(folder, captions, encoder, ((part["features"], part["lengths"]) for part in loaded))
-        shutil.rmtree(parts)
-    barrier(f"{folder.name} is complete")
+def caption_digest(caption: str) -> bytes:
+    return digest(caption.encode("utf-8", "surrogatepass"))
 
 
-def _part(folder: Path, start: int) -> Path:
-    return folder / f"{start:09}.part"
+class _Part(NamedTuple):
+    """A file of the cache: digests of its captions, and where the tokens of each end among its features."""
 
+    file: Path
+    width: int
+    max_tokens: int
+    checksum: str
+    digests: Digests
+    ends: Int[np.ndarray, " n"]
 
-def _encoded(
-    captions: list[str], encoder: TextEncoder, starts: Iterable[int], progress: Callable[[int, int], None] | None
-) -> Iterator[Chunk]:
-    """The chunks that begin at these places."""
-    for start in starts:
-        chunk = captions[start : start + CHUNK]
-        features, segment_ids = encoder.encode(chunk)
-        real = np.asarray(segment_ids) > 0
-        yield np.asarray(features, np.float32)[real], real.sum(axis=1)
-        if progress is not None:
-            progress(start + len(chunk), len(captions))
+    def features(self) -> Float[np.ndarray, "l c"]:
+        """Mapped into memory."""
+        with self.file.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            stored = json.loads(file.read(length))["features"]
+        if not all(stored["shape"]):
+            return np.zeros(stored["shape"], np.float32)  # nothing cannot be mapped
+        start = 8 + length + stored["data_offsets"][0]
+        return np.memmap(self.file, np.float32, "r", offset=start, shape=tuple(stored["shape"]))
 
-
-def _complete(folder: Path, captions: list[str], encoder: TextEncoder, chunks: Iterable[Chunk]) -> None:
-    """An entry of the cache from all chunks; it appears when it is complete."""
-    shutil.rmtree(folder, ignore_errors=True)
-    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
-    partial.mkdir(parents=True)
-    try:
-        _write(partial, captions, encoder, chunks)
-        os.replace(partial, folder)
-    except OSError:
-        if not _is_intact(folder):  # else another process has just finished the same set
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write(folder: Path, captions: list[str], encoder: TextEncoder, chunks: Iterable[Chunk]) -> None:
-    """Features in the order of the captions' digests; the index: digests, and where each caption's tokens end."""
-    digests = np.array([_digest_of_caption(caption) for caption in captions], np.uint64)
-    assert np.all(digests[1:] != digests[:-1]), "two captions with one 64-bit digest"
-    lengths = []
-    with open(folder / _FEATURES, "wb") as file:
-        for features, of_captions in chunks:
-            file.write(np.asarray(features, np.float32).tobytes())
-            lengths.append(of_captions)
-    ends = np.cumsum(np.concatenate(lengths)).astype(np.uint64)
-    np.save(folder / _INDEX, np.stack([digests, ends]))
-    about = {"width": encoder.width, "max_tokens": encoder.max_tokens, "digest": _digest_of_entry(folder)}
-    (folder / _ABOUT).write_text(json.dumps(about))
-
-
-def _is_intact(folder: Path) -> bool:
-    """Whether an entry of the cache is there, complete and as it was written."""
-    try:
-        return json.loads((folder / _ABOUT).read_text())["digest"] == _digest_of_entry(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    @property
+    def is_intact(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return self.checksum == _checksum(self.digests, self.ends, self.features())
         return False
 
 
-def _digest_of_entry(folder: Path) -> str:
-    total = hashlib.sha256()
-    for name in (_FEATURES, _INDEX):
-        with open(folder / name, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+def _opened(file: Path) -> _Part | None:
+    """A part, its features unread; None if it is damaged or gone."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            about = tensors.metadata()
+            digests, ends = tensors.get_tensor("digests"), tensors.get_tensor("ends")
+        digests = np.frombuffer(digests.tobytes(), f"S{DIGEST}")
+        return _Part(file, int(about["width"]), int(about["max_tokens"]), about["checksum"], digests, ends)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _intact(folder: Path, wanted: Iterable[bytes]) -> list[_Part]:
+    """The parts of a folder; those that hold what is wanted and are damaged are removed."""
+    table, kept = Table(as_array(list(wanted))), []
+    for file in sorted(folder.glob(f"*{_ENDING}")):
+        part = _opened(file)
+        if part is not None and (not (table.positions(part.digests) >= 0).any() or part.is_intact):
+            kept.append(part)
+            continue
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise UnwritableError(folder, error, f"{file.name} is damaged, and ") from error
+    return kept
+
+
+def _encode(
+    captions: list[str], encoder: TextEncoder, folder: Path, progress: Callable[[int, int], None] | None
+) -> list[str]:
+    """Encode captions into parts; returns those whose features are not finite."""
+    refused: list[str] = []
+    waiting: list[tuple[bytes, np.ndarray]] = []
+    begun = time.monotonic()
+    with counted("encoding captions", len(captions), is_shown=is_first()) as show:
+        for done, encoded in _encoded(captions, encoder):
+            finite = [(caption, features) for caption, features in encoded if np.isfinite(features).all()]
+            refused += [caption for caption, features in encoded if not np.isfinite(features).all()]
+            if len(refused) == done >= CHUNK:
+                raise ValueError(_not_finite(refused))
+            waiting += [(caption_digest(caption), features) for caption, features in finite]
+            size = sum(features.nbytes for _, features in waiting)
+            is_full = len(waiting) >= PART_CAPTIONS or size >= PART_BYTES or time.monotonic() - begun > PART_SECONDS
+            if is_full or done == len(captions):
+                _write(folder, encoder, waiting)
+                waiting, begun = [], time.monotonic()
+                if progress is not None:
+                    progress(done, len(captions))
+            show(done)
+    return refused
+
+
+def _encoded(captions: list[str], encoder: TextEncoder) -> Iterator[tuple[int, list[tuple[str, np.ndarray]]]]:
+    """How many are encoded, and the last of them with the features of their own tokens."""
+    for start in range(0, len(captions), CHUNK):
+        chunk = captions[start : start + CHUNK]
+        features, segment_ids = (np.asarray(part) for part in encoder.encode(chunk))
+        own = [row[is_token].astype(np.float32) for row, is_token in zip(features, segment_ids > 0)]
+        yield start + len(chunk), list(zip(chunk, own))
+
+
+def _write(folder: Path, encoder: TextEncoder, encoded: list[tuple[bytes, np.ndarray]]) -> None:
+    """A part under a name that no other has: who finds an older one damaged, removes that one only."""
+    if not encoded:
+        return
+    digests = as_array([mark for mark, _ in encoded])
+    ends = np.cumsum([len(features) for _, features in encoded])
+    features = np.concatenate([features for _, features in encoded])
+    about = {"width": f"{encoder.width}", "max_tokens": f"{encoder.max_tokens}"}
+    about["checksum"] = _checksum(digests, ends, features)
+    tensors = {"digests": np.frombuffer(digests.tobytes(), np.uint8), "ends": ends, "features": features}
+    write(folder, f"{uuid.uuid4().hex}{_ENDING}", save(tensors, about))
+
+
+def _checksum(digests: Digests, ends: Int[np.ndarray, " n"], features: Float[np.ndarray, "l c"]) -> str:
+    total = hashlib.sha256(digests.tobytes())
+    total.update(ends.tobytes())
+    total.update(np.ascontiguousarray(features).data)
     return total.hexdigest()
 
 
-def _digest_of_set(captions: Iterable[str]) -> str:
-    total = hashlib.sha256()
-    for caption in captions:
-        total.update(hashlib.sha256(caption.encode()).digest())  # of equal length, so no two sets read the same
-    return total.hexdigest()[:16]
+def _digests_of(parts: list[_Part]) -> Digests:
+    return np.concatenate([np.zeros(0, f"S{DIGEST}"), *(part.digests for part in parts)])
 
 
-def _digest_of_caption(caption: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little"))
+def _not_finite(captions: list[str]) -> str:
+    shown = ", ".join(map(repr, captions[:SHOWN])) + (" and others" if len(captions) > SHOWN else "")
+    return (
+        f"the text encoder makes features that are not finite of {len(captions)} captions, such as {shown}; set "
+        "text.dtype=float32, copy its weights again, or change the captions"
+    )

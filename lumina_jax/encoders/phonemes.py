@@ -26,7 +26,12 @@ SYMBOLS = (FIRST, LAST, SPACE, PAUSE, STOP, OTHER, *PHONEMES)
 STRESSES = ("ˈ", "ˌ")
 WIDTH = len(SYMBOLS) + len(STRESSES) + 2
 """Columns: symbols, primary and secondary stress, whether a pitch is asked for, and which."""
-PITCH = re.compile(r"^\[(\d+(?:\.\d+)?) Hz\]\s*")
+PITCH = re.compile(r"^\[(\d{1,5}(?:\.\d{1,9})?) Hz\]\s*", re.ASCII)
+NEARLY_PITCH = re.compile(
+    r"[\[({<][^\])}>]{0,20}?\d[\d.,]*\s*k?h(?:ert)?z\b|^\s*\[\s*[-+]?\d[\d.,]*\s*\]", re.IGNORECASE
+)
+"""What looks like a pitch asked for, but is not written as one."""
+LOWEST_PITCH, HIGHEST_PITCH = 20.0, 2000.0
 MIDDLE_PITCH = 160.0
 """Hz that the pitch's column counts octaves from."""
 
@@ -63,7 +68,27 @@ def split_pitch(caption: str) -> tuple[float | None, str]:
     (180.0, 'seven')
     """
     found = PITCH.match(caption)
-    return (None, caption) if found is None else (float(found[1]), caption[found.end() :])
+    if found is None or not LOWEST_PITCH <= float(found[1]) <= HIGHEST_PITCH:
+        return None, caption
+    return float(found[1]), caption[found.end() :]
+
+
+def check_pitch(caption: str) -> None:
+    """Raises ValueError for a caption that seems to ask for a pitch, but in another way, so that it would be spoken."""
+    if is_nearly_pitch(caption):
+        raise ValueError(
+            f"{caption[:60]!r} would be spoken as it stands; a pitch is written '[180 Hz] ' before the text, from "
+            f"{LOWEST_PITCH:g} to {HIGHEST_PITCH:g} Hz"
+        )
+
+
+def is_nearly_pitch(caption: str) -> bool:
+    """Whether a caption seems to ask for a pitch, but is not written in the way that `split_pitch` reads.
+
+    >>> [is_nearly_pitch(caption) for caption in ("[180Hz] seven", "[180 Hz] seven", "seven")]
+    [True, False, False]
+    """
+    return split_pitch(caption)[0] is None and NEARLY_PITCH.search(caption) is not None
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -25,24 +25,18 @@ from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.generation.request import Shape as Shape
+from lumina_jax.generation.request import check_request, label_of
 from lumina_jax.generation.sampler import Latents, Prompt, Task
 from lumina_jax.mel import QUIET, frames_of, unit_to_mel, whole_frames
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.parallel.mesh import axis_size
 from lumina_jax.parallel.multihost import whole
+from lumina_jax.seeds import key_of_seed
 from lumina_jax.tokens import TextFeatures, unit_to_pixels
 
 Sample = UInt8[np.ndarray, "_ _ _ 3"] | Float[np.ndarray, "_ 80"]
 """Frames, or the log mel spectrogram of a sound."""
-
-
-class Shape(NamedTuple):
-    """Pixels of a picture, and the frames of a clip or the views of an object. A sound is 1 x frames of its
-    spectrogram."""
-
-    height: int
-    width: int
-    frames: int = 1
 
 
 class Pipeline:
@@ -101,14 +95,13 @@ class Pipeline:
         batch += -batch % self.least_batch
         own = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
         found: dict[int, Sample] = {}
-        for wanted in dict.fromkeys(own):
-            check_shape(wanted, self._unit(modality))
+        check_request(self.config, settings, prompts, own, self._unit(modality), modality=modality, seed=seed)
         for wanted in dict.fromkeys(own):
             places = [place for place, of_place in enumerate(own) if of_place == wanted]
             for start in range(0, len(places), batch):
                 chosen = places[start : start + batch]
                 filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
-                of_sample = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
+                of_sample = jax.vmap(functools.partial(jax.random.fold_in, key_of_seed(seed)))
                 noise, keys = _noise(of_sample(jnp.asarray(filled)), self._latent_size(wanted, modality))
                 texts = [prompts[place] for place in filled]
                 latents = self.latents(noise, texts, settings, keys=keys, modality=modality)
@@ -177,7 +170,7 @@ class Pipeline:
           ValueError: the solver is a stochastic one.
         """
         _check_reversible(settings)
-        signs = rademacher(jax.random.key(seed), latents.shape)
+        signs = rademacher(key_of_seed(seed), latents.shape)
         prompt = self._prompt(prompts, settings)
         return self._programs[0].density(_static(settings), self.parameters, latents, signs, prompt)
 
@@ -199,7 +192,7 @@ class Pipeline:
     def _condition(self, prompts: Sequence[str]) -> TextFeatures | Int[Array, "b 1"]:
         if self._encoder is not None:
             return jax.tree.map(np.asarray, self._encoder.encode(prompts))  # on no device: the model may be on others
-        return jnp.asarray([[_label(prompt, self.config.model.classes)] for prompt in prompts])
+        return jnp.asarray([[label_of(prompt, self.config.model.classes)] for prompt in prompts])
 
 
 class _Programs(NamedTuple):
@@ -230,27 +223,6 @@ def _noise(keys: Key[Array, " b"], size: tuple[int, ...]) -> tuple[Latents, Key[
     """The noise that each key stands for, and a key for the path from there."""
     of_start, of_path = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
     return jax.vmap(lambda key: jax.random.normal(key, size))(of_start), of_path
-
-
-def check_shape(shape: Shape, unit: tuple[int, int]) -> None:
-    """Refuse a size that the `unit` pixels of a patch, (height, width), do not divide, and one without a frame."""
-    if shape.frames < 1:
-        raise ValueError(f"a sample needs at least one frame, but frames={shape.frames}")
-    for name, value, least in zip(("height", "width"), (shape.height, shape.width), unit):
-        if value % least or value < least:
-            raise ValueError(
-                f"{name} must be a positive multiple of the {least} pixels of a patch, but the size is {shape.height} "
-                f"x {shape.width}"
-            )
-
-
-def _label(prompt: str, classes: int) -> int:
-    """The number of a label; the empty prompt is the row for 'no label'."""
-    if not prompt:
-        return classes
-    if not prompt.isdecimal() or int(prompt) >= classes:
-        raise ValueError(f"a label-conditional model is prompted by a label from 0 to {classes - 1}, but got {prompt=}")
-    return int(prompt)
 
 
 def _check_reversible(settings: SampleConfig) -> None:

@@ -18,6 +18,7 @@ from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.generation.media import contact_sheet, save_png
 from lumina_jax.generation.movies import frame_sheet
 from lumina_jax.generation.pipeline import Pipeline, Sample, Shape
+from lumina_jax.generation.request import check_request
 from lumina_jax.generation.sounds import spectrogram_picture
 from lumina_jax.mel import HOP, frames_of, whole_frames
 from lumina_jax.models.flag_dit import abstract_model
@@ -130,6 +131,13 @@ def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape
     seconds = spoken_seconds(prompt, per_phoneme=data.seconds_per_phoneme, pause=data.pause)
     frames = LENGTH_STEP * round(seconds * data.sample_rate / (HOP * LENGTH_STEP))
     return Shape(1, max(LENGTH_STEP, frames))
+
+
+def check_previews(config: Config) -> None:
+    """Raises ValueError unless `run.sample_prompts` can be drawn with the settings in `sample`; nothing is computed."""
+    if config.run.sample_prompts:
+        shapes = [shape_for(config, prompt) for prompt in config.run.sample_prompts]
+        check_request(config, config.sample, config.run.sample_prompts, shapes, patch_pixels(config))
 
 
 def sheet_writer(

@@ -9,6 +9,7 @@ the low frequencies (NTK-aware scaling; Lumina-T2X, section 2.3).
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -30,10 +31,17 @@ def time_aware(factor: float, watershed: float, t: float | Float[Array, ""]) -> 
     """Positions squeezed by `factor` before the time `watershed`, low frequencies slowed by it from then on.
 
     Early steps decide what is where in the picture, late ones its detail (Lumina-Next, section 2.2). A watershed of 0
-    is NTK-aware scaling alone, one above 1 position interpolation alone.
+    is NTK-aware scaling alone, one above 1 position interpolation alone. As in the released code, a float32 time is
+    compared with a watershed in double precision: float32(0.45) is less than 0.45.
     """
-    early = jnp.asarray(t) < watershed
+    early = jnp.asarray(t, jnp.float32) < _least_float32(watershed)
     return RopeScaling(linear=jnp.where(early, factor, 1.0), ntk=jnp.where(early, 1.0, factor))
+
+
+def _least_float32(value: float) -> np.float32:
+    """The least float32 that is not below a double: a float32 is less than the one where it is less than the other."""
+    rounded = np.float32(value)
+    return np.nextafter(rounded, np.float32(np.inf)) if float(rounded) < value else rounded
 
 
 def rotation(coordinates: Int[Array, "b l n"], *, head_width: int, theta: float, scaling: RopeScaling) -> Rotation:

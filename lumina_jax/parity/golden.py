@@ -58,8 +58,10 @@ class Comparison(NamedTuple):
     """How far one case is from the recorded one; `note` says what is wrong, or special."""
 
     case: str
-    max_error: float
+    difference: float
+    """At the number that uses most of its tolerance."""
     tolerance: float
+    """Of that number."""
     passed: bool
     note: str = ""
 
@@ -67,9 +69,9 @@ class Comparison(NamedTuple):
 def compare(case: str, pairs: Iterable[Pair]) -> Comparison:
     """Compare arrays (name, ours, theirs, atol, rtol): passed when |ours - theirs| <= atol + rtol |theirs| everywhere.
 
-    The tolerance reported is that of the array which comes nearest to its own, or goes furthest beyond.
+    Reported are difference and tolerance of the number which comes nearest to its tolerance, or goes furthest beyond.
     """
-    largest, worst, tolerance, note = 0.0, -1.0, 0.0, "the case has no outputs to compare"
+    worst, difference, tolerance, note = -1.0, math.inf, 0.0, "the case has no outputs to compare"
     for name, ours, theirs, atol, rtol in pairs:
         ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
         if ours.shape != theirs.shape:
@@ -78,13 +80,12 @@ def compare(case: str, pairs: Iterable[Pair]) -> Comparison:
             return Comparison(case, math.inf, atol, False, f"{name}: not finite" if ours.size else f"{name}: empty")
         error, allowed = np.abs(ours - theirs), np.maximum(atol + rtol * np.abs(theirs), 1e-30)
         place = np.argmax(error / allowed)
-        excess = error.flat[place] / allowed.flat[place]
-        largest = max(largest, float(np.max(error)))
-        if excess > worst:
-            worst, tolerance = float(excess), float(allowed.flat[place])
+        used = float(error.flat[place] / allowed.flat[place])
+        if used > worst:
+            worst, difference, tolerance = used, float(error.flat[place]), float(allowed.flat[place])
             note = f"{name}: {worst:.3g} times its tolerance"
     passed = 0 <= worst <= 1
-    return Comparison(case, largest if worst >= 0 else math.inf, tolerance, passed, "" if passed else note)
+    return Comparison(case, difference, tolerance, passed, "" if passed else note)
 
 
 def attempt(case: str, run: Callable[[], Comparison]) -> Comparison:

@@ -28,6 +28,9 @@ from lumina_jax.tokens.grid import Kind
 
 FORMULA = "tanh(x)*t+0.3*sin(3*t)-0.5*x*(1-t)"
 EXACT, LOSSY, SOLVED, ADAPTIVE, LIKELIHOOD = 1e-5, 1e-3, 1e-4, 2e-3, 1e-3
+LARGE, OF_LARGEST = 50.0, 5e-6
+"""Noise and score predictions are divided by alpha, which is 0 at t = 0: states reach thousands and carry the rounding
+of the largest. Where a state exceeds the first number, all are held to the second times the largest."""
 FORMS: dict[str, paths.Diffusion] = {
     "constant": "constant",
     "SBDM": "sbdm",
@@ -223,12 +226,16 @@ def _compare_states(
 ) -> Comparison:
     """Compare the last state and the trajectory at the first tolerance and places that fit, else at the last."""
     expected = golden.outputs(case)
+    largest = max((float(np.abs(theirs).max()) for theirs in expected.values()), default=0.0)
+    is_large = largest > LARGE
     for tolerance, chosen in itertools.product(tolerances, places):
         ours = {"y": states[-1], "traj": states[np.asarray(chosen)]}
-        result = compare(case, [(name, ours[name], theirs, tolerance, EXACT) for name, theirs in expected.items()])
+        atol, rtol = (OF_LARGEST * largest, 0.0) if is_large else (tolerance, EXACT)
+        result = compare(case, [(name, ours[name], theirs, atol, rtol) for name, theirs in expected.items()])
         if result.passed:
             break
-    return result
+    note = f"allowed: {OF_LARGEST:g} of the largest state, {largest:.3g}"
+    return result._replace(note=f"{result.note} {note}".strip()) if is_large else result
 
 
 def _solver(method: str) -> Solver:

@@ -19,7 +19,6 @@ def header_lines(config: Config, mesh: Mesh, *, source: Sized, row_tokens: int) 
       row_tokens: tokens in a row of a batch.
     """
     model, data, run = config.model, config.data, config.run
-    start = f", from the parameters in {run.init_from}" if run.init_from else ""
     size = f"{short_number(parameter_count(model))} parameters: layers {model.layers}, width {model.width}"
     heads = f"heads {model.heads}, {model.compute_dtype}"
     devices = f"{mesh.size} {jax.devices()[0].device_kind}"
@@ -31,7 +30,7 @@ def header_lines(config: Config, mesh: Mesh, *, source: Sized, row_tokens: int) 
     parts = config.optimizer.accumulate
     micro = f", in {parts} parts one after another" if parts > 1 else ""
     return [
-        f"run      {run_folder(config)}, {run.steps:,} steps{start}",
+        f"run      {run_folder(config)}, {run.steps:,} steps",
         f"model    {size}, {heads}",
         f"devices  {devices}{processes}" + (f", mesh: {axes}" if axes else ""),
         f"data     {len(source):,} samples of {origin}",

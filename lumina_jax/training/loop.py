@@ -63,10 +63,9 @@ def train(
     start = int(state.step)
     pending: tuple[int, StepMetrics] | None = None
     speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
-    shown = Progress(run.steps, start, run.name, samples=samples_word(config.data), is_shown=is_first())
     with (
         stop_requests() as stop_requested,
-        shown as progress,
+        Progress(run.steps, start, run.name, samples=samples_word(config.data), is_shown=is_first()) as progress,
         watched(compiled_together(step), config, start, progress.note) as step,
     ):
         for number in range(start + 1, run.steps + 1):

@@ -15,7 +15,6 @@ import jax
 from lumina_jax.config import Config
 from lumina_jax.parallel.multihost import is_first
 from lumina_jax.run import run_folder
-from lumina_jax.training.state import TrainState
 from lumina_jax.training.step import Step
 
 PROFILE_FOLDER = "profile"
@@ -38,7 +37,7 @@ def watched(
         note(f"no trace is recorded: steps {config.run.profile} are done")
     number = start
 
-    def call(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+    def call(state: Any, batch: Any) -> tuple[Any, Any]:
         nonlocal number
         number += 1
         trace.before(number)

@@ -1,23 +1,39 @@
 """Tensor files, read one tensor at a time.
 
 In: a .safetensors file, or a folder with one, or with several and the index that says which tensor lies where.
-Out: a mapping from names to numpy arrays, in which each access reads one tensor from disk. `Renamed` shows such a
-mapping under other names, and without the tensors that are not wanted.
+Out: a mapping from names to numpy arrays, in which each access reads one tensor from disk. Values of 8 bits are given
+as bfloat16, which holds each of them exactly.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lumina_jax.weights.indices import files_of
+from lumina_jax.weights.kinds import SAFETENSORS_HEADER, told
+from lumina_jax.weights.rules import listed
+from lumina_jax.weights.tensors import Renamed as Renamed
 from lumina_jax.weights.tensors import Tensors
 
-INDEX = "*.safetensors.index.json"
+INDEX, INDEX_OF_VARIANT = "*.safetensors.index.json", "*.safetensors.index.*.json"
+VARIANT = re.compile(r"(.+)\.(fp16|bf16|fp32|non_ema)(-\d+-of-\d+)?\.safetensors")
+"""A file that diffusers saves beside the usual one, in another type or without averaging."""
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of weights by their names in safetensors files."""
+FLOAT8 = {
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+}
+SCALE = re.compile(r"(^|[._])(scale_weight|weight_scale(_inv)?|weight_scale_2|scale_input|input_scale|scaled_fp8)$")
+"""Names of factors beside weights of 8 bits; without them the values mean nothing."""
 
 
 class TensorFiles(Tensors):
@@ -42,12 +58,24 @@ class TensorFiles(Tensors):
         """The files that hold the tensors."""
         return sorted(set(self._where.values()))
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know about how the values are stored."""
+        small = sorted({stored for _, stored in self._stored.values() if stored in FLOAT8})
+        return [f"stored as {', '.join(small)}, read as bfloat16, which holds the values exactly"] if small else []
+
     def __getitem__(self, name: str) -> np.ndarray:
-        with _open(self._where[name]) as tensors:
+        shape, stored = self._stored[name]
+        if stored in FLOAT8:
+            self.dtype(name)
+            return _bytes(self._where[name], name).view(FLOAT8[stored]).reshape(shape).astype(ml_dtypes.bfloat16)
+        with self._opened(name) as tensors:
             return tensors.get_tensor(name)
 
     def part(self, name: str, index: Any) -> np.ndarray:
-        with _open(self._where[name]) as tensors:
+        if self._stored[name][1] in FLOAT8:
+            return self[name][index]
+        with self._opened(name) as tensors:
             return tensors.get_slice(name)[index]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -55,8 +83,18 @@ class TensorFiles(Tensors):
 
     def dtype(self, name: str) -> np.dtype:
         stored = self._stored[name][1]
+        if stored in FLOAT8:
+            if scales := [other for other in self._stored if SCALE.search(other)]:
+                raise ValueError(
+                    f"{name} is stored as {stored} with a scale beside it ({listed(scales, most=2)}), which is not "
+                    "read here; take the checkpoint that was not quantised"
+                )
+            return np.dtype(ml_dtypes.bfloat16)
         if stored not in DTYPES:
-            raise ValueError(f"{name} is stored as {stored}, but weights must be one of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"{name} is stored as {stored}, but weights must be one of {', '.join((*DTYPES, *FLOAT8))}; other "
+                "types are quantised weights or no weights at all, so take the checkpoint that was not quantised"
+            )
         return np.dtype(DTYPES[stored])
 
     def __iter__(self) -> Iterator[str]:
@@ -65,59 +103,40 @@ class TensorFiles(Tensors):
     def __len__(self) -> int:
         return len(self._where)
 
-
-class Renamed(Mapping[str, np.ndarray]):
-    """Tensors under the names that `rename` gives them; those that it gives None are left out, and never read.
-
-    Raises:
-      ValueError: two tensors would have one name.
-    """
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], rename: Callable[[str], str | None]):
-        self._tensors = tensors
-        self._stored: dict[str, str] = {}
-        for stored in tensors:
-            name = rename(stored)
-            if name is None:
-                continue
-            if name in self._stored:
-                raise ValueError(f"{self._stored[name]} and {stored} both stand for {name}; remove one of them")
-            self._stored[name] = stored
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[self._stored[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
+    def _opened(self, name: str) -> safe_open:
+        """The file of a tensor that numpy has a type for."""
+        stored = self._stored[name][1]
+        if stored.startswith(("F8", "F6", "F4")):
+            self.dtype(name)
+        return _open(self._where[name])
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return [path]
+        return files_of(path) if path.match("*.index*.json") else [path]
     if not path.is_dir():
         raise ValueError(f"there is no file or folder {path}; name a .safetensors file, or the folder that holds it")
-    indices = sorted(path.glob(INDEX))
-    if not indices:
-        found = sorted(path.glob("*.safetensors"))
-        if len(found) != 1:
-            raise ValueError(
-                f"{path} must hold one .safetensors file, or several with a {INDEX}, but it holds {len(found)} "
-                "files and no index; name the file itself"
-            )
-        return found
-    if len(indices) > 1:
-        raise ValueError(f"{path} holds {len(indices)} indices of tensors; name the folder or file of one model")
-    try:
-        files = sorted({path / name for name in json.loads(indices[0].read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{indices[0]} is no index of tensors ({error!r}); copy it again") from error
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}, which {indices[0].name} names; copy them there")
-    return files
+    if indices := sorted(path.glob(INDEX)) or sorted(path.glob(INDEX_OF_VARIANT)):
+        if len(indices) > 1:
+            raise ValueError(f"{path} holds {len(indices)} indices of tensors; name the folder or file of one model")
+        return files_of(indices[0])
+    found = _without_variants(sorted(path.glob("*.safetensors")))
+    if len(found) != 1:
+        names = listed([file.name for file in found], most=5)
+        raise ValueError(
+            f"{path} must hold one .safetensors file, or several with a {INDEX}, but it has no index and "
+            f"{len(found)} files: {names}; name the file itself"
+        )
+    return found
+
+
+def _without_variants(files: list[Path]) -> list[Path]:
+    """The files but those beside which the usual one lies."""
+    names = {file.name for file in files}
+    variants = {file: VARIANT.fullmatch(file.name) for file in files}
+    return [
+        file for file, match in variants.items() if not match or f"{match[1]}{match[3] or ''}.safetensors" not in names
+    ]
 
 
 def _contents(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -127,8 +146,17 @@ def _contents(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         return {name: (tuple(tensor.get_shape()), tensor.get_dtype()) for name, tensor in slices.items()}
 
 
+def _bytes(file: Path, name: str) -> np.ndarray:
+    """What is stored of a tensor, for types that numpy alone does not know."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(SAFETENSORS_HEADER), "little")
+        start, end = json.loads(opened.read(length))[name]["data_offsets"]
+        opened.seek(SAFETENSORS_HEADER + length + start)
+        return np.frombuffer(opened.read(end - start), np.uint8)
+
+
 def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a readable safetensors file ({error}); copy it again") from error
+        raise ValueError(told(file, f"is not a readable safetensors file ({error}); copy it again")) from error

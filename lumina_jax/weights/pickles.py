@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lumina_jax.weights.kinds import told
 from lumina_jax.weights.tensors import Tensors
 
 STORAGES = {
@@ -104,6 +105,11 @@ class _Reader(pickle.Unpickler):
             self._known["argparse", "Namespace"] = type("Namespace", (), {})
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v3"):
+            raise ValueError(
+                f"{self._path} holds tensors of a type that only PyTorch knows, such as its float8; take the "
+                "checkpoint that was not quantised, or save the state_dict as safetensors"
+            )
         if (module, name) not in self._known:
             raise ValueError(
                 f"{self._path} contains code: it asks to load {module}.{name}, which is no part of a tensor, so it is "
@@ -217,7 +223,9 @@ def _read(path: Path, *, arguments: bool = False) -> tuple[Any, dict[str, zipfil
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            [described] = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+            described = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
+            if described is None:
+                raise ValueError(f"{path} is a zip, but not one that torch.save wrote; name the weights of a model")
             folder = described.removesuffix("data.pkl")
             order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
             if order.strip() != b"little":
@@ -245,4 +253,4 @@ def _no_zip(path: Path) -> str:
             f"{path} is of the format before PyTorch 1.6, which cannot be read without running it; where you trust it, "
             "resave it: torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
         )
-    return f"{path} is no file of PyTorch; name the .pth or .safetensors file of a model"
+    return told(path, "is no file of PyTorch; name the .pth or .safetensors file of a model")

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lumina_jax.weights.tensors import check_weight
+
 Named = dict[str, np.ndarray]
 MATRIX, CONVOLUTION = (1, 0), (2, 3, 1, 0)
 
@@ -86,7 +88,10 @@ def to_ours(theirs: Mapping[str, np.ndarray], rules: Sequence[Rule], *, layers: 
 
 def parameter(theirs: Mapping[str, np.ndarray], rule: Rule, *, layers: int) -> np.ndarray:
     """The parameter of ours that one rule makes of their tensors; only these are read."""
-    tensors = {name: rule.to_ours(theirs[name]) for name in rule.their_names(layers)}
+    stored = {name: theirs[name] for name in rule.their_names(layers)}
+    for name, tensor in stored.items():
+        check_weight(name, tensor.dtype)
+    tensors = {name: rule.to_ours(tensor) for name, tensor in stored.items()}
     shapes = {tensor.shape for tensor in tensors.values()}
     if len(shapes) != 1:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lumina_jax.weights.rules import Rule, check_names, parameter
-from lumina_jax.weights.tensors import Tensors
+from lumina_jax.weights.tensors import Tensors, check_weight
 from lumina_jax.weights.writer import Planned
 
 LAYERS = "blocks."
@@ -56,6 +56,8 @@ class Restacked(Tensors):
     def _one_of(self, rule: Rule) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and type of the parameter of ours."""
         names = rule.their_names(self._layers)
+        for name in names:
+            check_weight(name, self._theirs.dtype(name))
         shapes, dtypes = {self._theirs.shape(name) for name in names}, {self._theirs.dtype(name) for name in names}
         if len(shapes) != 1 or len(dtypes) != 1:
             raise ValueError(

@@ -1,7 +1,6 @@
-"""Captions to features: independence of batch mates, the cache of a caption set, packing, and refusals."""
+"""Captions to features: independence of batch mates, fingerprints, packing, and refusals."""
 
 import importlib.util
-import pickle
 import shutil
 import subprocess
 import sys
@@ -10,25 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lumina_jax.encoders.caption_cache import CHUNK, encode_captions
 from lumina_jax.encoders.text import BATCH, text_encoder
 from lumina_jax.tokens import TextFeatures, pack_text
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "bert_tiny"
-CAPTIONS = ["red heart, noto style", "", "an unknown zebra", "blue circle"]
-
-
-class CountingEncoder:
-    """An encoder that remembers how many captions it has encoded."""
-
-    def __init__(self, max_tokens=10):
-        self.inner = text_encoder(GOLDEN, max_tokens)
-        self.width, self.max_tokens, self.fingerprint = self.inner.width, max_tokens, self.inner.fingerprint
-        self.encoded = 0
-
-    def encode(self, captions):
-        self.encoded += len(captions)
-        return self.inner.encode(captions)
 
 
 @pytest.fixture(scope="module")
@@ -79,72 +63,6 @@ def test_a_caption_in_the_place_of_a_list_is_refused(encoder):
         encoder.encode("red heart")
 
 
-def test_cached_features_are_those_of_the_encoder_without_padding(encoder, tmp_path):
-    captions = [*CAPTIONS, *(f"red {'s' * n}" for n in range(CHUNK + 5))]
-    seen = []
-    cached = encode_captions(captions, encoder, tmp_path, progress=lambda done, total: seen.append((done, total)))
-    assert len(cached) == len(set(captions)) == CHUNK + 9
-    assert seen == [(CHUNK, CHUNK + 9), (CHUNK + 9, CHUNK + 9)]
-    direct = encoder.encode(captions)
-    for caption, features, segment_ids in zip(captions, *direct):
-        np.testing.assert_allclose(cached[caption], features[segment_ids > 0], atol=1e-6)
-    assert cached[""].shape == (2, 24)
-
-
-def test_the_second_call_reads_and_does_not_encode(tmp_path):
-    encoder = CountingEncoder()
-    first = encode_captions(CAPTIONS, encoder, tmp_path)
-    second = encode_captions([*reversed(CAPTIONS), ""], encoder, tmp_path)
-    assert encoder.encoded == len(CAPTIONS)
-    np.testing.assert_array_equal(first["blue circle"], second["blue circle"])
-    encode_captions([*CAPTIONS, "blue"], encoder, tmp_path)
-    assert encoder.encoded == 2 * len(CAPTIONS) + 1
-
-
-def cut(file):
-    file.write_bytes(file.read_bytes()[:-4])
-
-
-def flip(file):
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
-@pytest.mark.parametrize("name", ["features.f32", "index.npy", "about.json"])
-def test_a_damaged_entry_is_encoded_anew(tmp_path, damage, name):
-    encoder = CountingEncoder()
-    before = np.array(encode_captions(CAPTIONS, encoder, tmp_path)["an unknown zebra"])
-    [entry] = tmp_path.iterdir()
-    damage(entry / name)
-    after = encode_captions(CAPTIONS, encoder, tmp_path)["an unknown zebra"]
-    assert encoder.encoded == 2 * len(CAPTIONS)
-    np.testing.assert_array_equal(after, before)
-    assert list(tmp_path.iterdir()) == [entry]
-
-
-def test_an_interrupted_call_leaves_nothing_that_looks_complete(tmp_path):
-    encoder = CountingEncoder()
-
-    def interrupt(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        encode_captions(CAPTIONS, encoder, tmp_path, progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
-    assert len(encode_captions(CAPTIONS, encoder, tmp_path)) == len(CAPTIONS)
-
-
-def test_another_process_that_finishes_first_is_no_error(tmp_path):
-    encoder = CountingEncoder()
-    cached = encode_captions(
-        CAPTIONS, encoder, tmp_path, progress=lambda *_: encode_captions(CAPTIONS, CountingEncoder(), tmp_path)
-    )
-    assert cached["blue circle"].shape == (4, 24)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_weights_tokenizer_and_length_each_change_the_fingerprint(tmp_path, encoder):
     fingerprints = {encoder.fingerprint, text_encoder(GOLDEN, 9).fingerprint}
     for name, old, new in (("tokenizer.json", b'"blue"', b'"blux"'), ("model.safetensors", None, None)):
@@ -155,40 +73,6 @@ def test_weights_tokenizer_and_length_each_change_the_fingerprint(tmp_path, enco
         fingerprints.add(text_encoder(folder, 10).fingerprint)
     assert len(fingerprints) == 4
     assert text_encoder(GOLDEN, 10).fingerprint == encoder.fingerprint
-
-
-def test_entries_of_different_encoders_lie_side_by_side(tmp_path):
-    encode_captions(CAPTIONS, CountingEncoder(10), tmp_path)
-    encode_captions(CAPTIONS, CountingEncoder(9), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_an_unknown_caption_is_named_with_the_remedy(tmp_path, encoder):
-    cached = encode_captions(CAPTIONS, encoder, tmp_path)
-    assert "green heart" not in cached
-    with pytest.raises(KeyError, match=r"'green heart' was not encoded; add it to the captions"):
-        cached["green heart"]
-
-
-def test_an_empty_set_is_refused(tmp_path, encoder):
-    with pytest.raises(ValueError, match="there are no captions"):
-        encode_captions([], encoder, tmp_path)
-
-
-def test_a_pickled_set_shares_the_file_and_is_small(tmp_path, encoder):
-    cached = encode_captions(CAPTIONS, encoder, tmp_path)
-    pickled = pickle.dumps(cached)
-    assert len(pickled) < 400
-    copy = pickle.loads(pickled)
-    assert repr(copy) == repr(cached)
-    np.testing.assert_array_equal(copy["blue circle"], cached["blue circle"])
-
-
-def test_features_are_read_only_views_of_the_file(tmp_path, encoder):
-    features = encode_captions(CAPTIONS, encoder, tmp_path)["blue circle"]
-    assert not features.flags.owndata
-    with pytest.raises(ValueError, match="read-only"):
-        features[0] = 0
 
 
 def test_captions_of_a_row_are_packed_one_after_another():

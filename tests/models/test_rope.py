@@ -43,6 +43,15 @@ def test_scaling_squeezes_positions_before_the_watershed_and_slows_frequencies_f
     assert tuple(map(float, time_aware(2.0, 0.3, t))) == expected
 
 
+@pytest.mark.parametrize("watershed", [*np.linspace(0.05, 1, 20), 0.3, 1 / 3])
+def test_a_time_at_the_watershed_is_compared_in_double_precision(watershed):
+    """As `if t[0] < watershed` of the released code does, with t of float32 and a watershed of Python."""
+    at = np.float32(watershed)
+    for t in (np.nextafter(at, np.float32(-1)), at, np.nextafter(at, np.float32(2))):
+        is_early = float(time_aware(2.0, float(watershed), jnp.asarray(t)).linear) == 2.0
+        assert is_early == (float(t) < float(watershed)), (t, watershed)
+
+
 def test_only_the_distance_between_tokens_matters_along_every_axis():
     random = np.random.default_rng(2)
     q, k = random.standard_normal((2, 2, 5, 1, 24)).astype(np.float32)

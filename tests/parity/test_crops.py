@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 def test_every_recorded_crop_is_reproduced_from_either_file(ending):
     results = list(run(GOLDEN / f"crops.{ending}"))
     assert len(results) == 16
-    assert all(result.passed and result.max_error == 0 and not result.note for result in results), results
+    assert all(result.passed and result.difference == 0 and not result.note for result in results), results
 
 
 def test_files_are_recognised_by_their_content():

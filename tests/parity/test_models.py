@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lumina_jax.commands.parity import comparisons
+from lumina_jax.commands.parity import comparisons, line
 from lumina_jax.commands.parity import main as parity_command
 from lumina_jax.interop.layouts import LAYOUTS, load_model, their_tensors
-from lumina_jax.parity.golden import Golden
+from lumina_jax.parity.golden import Comparison, Golden, compare
 from lumina_jax.parity.models import released_class, released_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -102,7 +102,16 @@ def test_the_command_fails_on_an_unknown_class(capsys, monkeypatch):
     monkeypatch.setenv("LUMINA_ALLOCATOR", "system")
     monkeypatch.setattr("lumina_jax.parity.golden.Golden.__init__", _another_class)
     assert parity_command([str(GOLDEN / "flagdit_imagenet.safetensors")]) == 1
-    assert "is not a class that can be compared" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "is not a class that can be compared" in shown
+    assert shown.splitlines()[1].split() == ["case", "difference", "allowed", "used"]
+
+
+def test_the_table_has_headings_and_never_shows_a_passing_difference_above_its_tolerance():
+    theirs = np.array([1e-3, 10.0])
+    row = line(compare("fwd", [("y", theirs + np.array([1e-6, 8e-6]), theirs, 1e-6, 1e-6)]))
+    assert row.split() == ["fwd", "1.00e-06", "1.00e-06", "99.9%", "PASS"]
+    assert line(Comparison("crop", 0.0, 0.0, True)).split() == ["crop", "0.00e+00", "0.00e+00", "-", "PASS"]
 
 
 def _another_class(golden, path):

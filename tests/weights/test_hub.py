@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import constants
 
-from lumina_jax.weights.hub import local_folder
+from lumina_jax.weights.hub import local_folder, published_name
 
 
 @pytest.fixture
@@ -45,3 +45,38 @@ def test_a_name_that_is_neither_is_refused(tmp_path):
     for name in ("nowhere", tmp_path / "nowhere", "a/b/c"):
         with pytest.raises(ValueError, match="there is no folder"):
             local_folder(name)
+
+
+def other_revision(snapshot, commit):
+    folder = snapshot.parent / commit
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.bin").write_text("")
+    return folder
+
+
+def test_a_repository_downloaded_at_a_revision_is_found_without_a_branch(snapshot):
+    (snapshot.parents[1] / "refs" / "main").unlink()
+    (snapshot.parents[1] / "refs").rmdir()
+    assert local_folder("owner/name", files=["config.json"]) == snapshot
+
+
+def test_the_branch_main_is_preferred_and_another_revision_taken_when_main_lacks_files(snapshot):
+    other = other_revision(snapshot, "f" * 40)
+    assert local_folder("owner/name", files=["config.json"]) == snapshot
+    assert local_folder("owner/name", files=["*.bin"]) == other
+
+
+def test_revisions_of_which_none_is_the_branch_are_listed(snapshot):
+    (snapshot.parents[1] / "refs" / "main").unlink()
+    other = other_revision(snapshot, "f" * 40)
+    with pytest.raises(ValueError, match="2 revisions of 'owner/name' are downloaded") as error:
+        local_folder("owner/name", files=["config.json"])
+    assert str(snapshot) in str(error.value)
+    assert str(other) in str(error.value)
+    assert local_folder("owner/name", files=["*.bin"]) == other
+
+
+def test_a_path_in_the_cache_is_called_as_on_the_hub(snapshot, tmp_path):
+    assert published_name(snapshot / "transformer") == "owner/name at revision 012345678901"
+    assert published_name(tmp_path / "mine") is None
