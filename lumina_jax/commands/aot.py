@@ -2,7 +2,7 @@
 
 Prints what of a device's memory goes where, which collectives a step runs, and how long a step takes at least; fails
 if it does not fit, and says what would help. Any setting of the configuration is a flag, as for train.py:
---model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, but libtpu: pip install 'lumina_jax[aot]'
+--model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, but libtpu: make aot-setup
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import tyro
 from lumina_jax.config import Config
 from lumina_jax.run import parse_config
 from lumina_jax.scaling.chips import parse_topology
+from lumina_jax.scaling.libtpu import add_libtpu
 
 if TYPE_CHECKING:
     from lumina_jax.scaling.aot import Plan, Report
@@ -65,6 +66,7 @@ def run(arguments: Arguments, config: Config) -> int:
         raise ValueError(
             "jax was imported before the environment of libtpu was set; run this command in its own process"
         )
+    add_libtpu()
     from lumina_jax.scaling.aot import DoesNotFitError, Plan, compile_plan
     from lumina_jax.scaling.report import as_json, failure_lines, report_lines
 

@@ -2,14 +2,13 @@
 
 In: a configuration, a topology, and what a batch holds. Out: a `Report`: what fits, what the program does, and how long
 it takes at least. The program that is compiled is that of `training/step.py` (or `generation/sampler.py`) to the last
-instruction; only its arrays are abstract. Needs libtpu (`pip install 'lumina_jax[aot]'`), no TPU.
+instruction; only its arrays are abstract. Needs libtpu (`make aot-setup`), no TPU.
 
 `Topology.environment` must be set before jax is imported; `commands/aot.py` does.
 """
 
 import dataclasses
 import functools
-import importlib.util
 import re
 import time
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, c
 from lumina_jax.scaling.chips import Topology
 from lumina_jax.scaling.flops import Load, sampling_flops, step_flops
 from lumina_jax.scaling.hlo import read_hlo
+from lumina_jax.scaling.libtpu import add_libtpu
 from lumina_jax.scaling.memory import Memory, memory
 from lumina_jax.scaling.roofline import Estimate, estimate
 from lumina_jax.scaling.traffic import Collective, Work, collectives, work
@@ -118,11 +118,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     Raises:
       ValueError: libtpu is missing, or knows no such topology.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            "compiling for a TPU needs libtpu, which is not installed; pip install 'lumina_jax[aot]' (it is used only "
-            "to compile; keep it out of environments that run on CPU)"
-        )
+    add_libtpu()
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
     except Exception as error:  # libtpu has no narrower one
