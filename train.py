@@ -155,7 +155,8 @@ def with_prompts(config: Config, source: Any) -> Config:
     own = config.model.place(None)
     parts = getattr(source, "parts", (source,))
     found = [part for part, data in zip(parts, config.data.parts) if config.model.place(data.modality) == own]
-    prompts = some_prompts(found[0], is_label=config.model.conditioning == "label") if found else ()
+    classes = config.model.classes if config.model.conditioning == "label" else None
+    prompts = some_prompts(found[0], classes=classes) if found else ()
     return config.replace(run={"sample_prompts": prompts})
 
 

@@ -47,10 +47,8 @@ def parse_config(arguments: Sequence[str], description: str, *, on_cpu: bool | N
     words = list(arguments)
     if not words or words[0].startswith("-"):
         if "-h" not in words and "--help" not in words:
-            print(
-                f"{description}\nName a configuration file first: configs/folder.py for pictures of your own, configs/emoji.py for the demo",
-                file=sys.stderr,
-            )
+            names = "configs/folder.py for pictures of your own, configs/emoji.py for the demo"
+            print(f"{description}\nName a configuration file first: {names}", file=sys.stderr)
             raise SystemExit(2)
         return _with_flags(Config(model=ModelConfig(layers=4, heads=8, width=768)), words, description)
     file, *words = words

@@ -149,19 +149,30 @@ def captions(source: Source) -> list[str]:
     return list(dict.fromkeys(["", *_captions(source)]))
 
 
-def some_prompts(source: Source, *, is_label: bool, count: int = 8) -> tuple[str, ...]:
-    """Different captions, or labels, from all over a source: always the same ones, and only a few records are read."""
+def some_prompts(source: Source, *, classes: int | None = None, count: int = 8) -> tuple[str, ...]:
+    """Different captions from all over a source: always the same ones, and only a few records are read.
+
+    Args:
+      classes: None: captions; else labels, below this number.
+    """
     found: list[str] = []
     for part in range(count):
         begin, end = (len(source) * edge // count for edge in (part, part + 1))
         begin = min(begin + part, max(begin, end - PROMPT_ATTEMPTS))  # not at the same place of every group of samples
         for index in range(begin, min(end, begin + PROMPT_ATTEMPTS)):
-            record = source[index]
-            condition = None if isinstance(record, BadSample) else record.label if is_label else record.caption
-            if condition not in (None, "") and str(condition) not in found:
-                found.append(str(condition))
+            prompt = _prompt_of(source[index], classes)
+            if prompt and prompt not in found:
+                found.append(prompt)
                 break
     return tuple(found)
+
+
+def _prompt_of(record: Record | BadSample, classes: int | None) -> str | None:
+    if isinstance(record, BadSample):
+        return None
+    if classes is None:
+        return record.caption
+    return str(record.label) if record.label is not None and 0 <= record.label < classes else None
 
 
 def _digest(text: str) -> str:
