@@ -1,4 +1,4 @@
-"""What a user sees of a first run: a header, phases, sheets of prompts from the data, and what to do when it is complete."""
+"""What a user sees of a first run: a header, phases, sheets, and how to go on when it is complete."""
 
 import json
 from pathlib import Path
@@ -23,18 +23,9 @@ def first(tmp_path_factory):
 
 def test_a_run_names_itself_and_its_phases_in_order(first):
     said = first[1].stdout
-    wanted = [
-        "run ",
-        "model ",
-        "devices ",
-        "data ",
-        "batch ",
-        "compiling",
-        "compiled in",
-        "drawing a sheet",
-        "step 4 of 4",
-    ]
-    places = [said.find(f"\n{word}") if word != "run " else said.find(word) for word in wanted]
+    header = ["run ", "model ", "devices ", "data ", "batch "]
+    phases = ["compiling", "compiled in", "drawing a sheet", "step 4 of 4"]
+    places = [f"\n{said}".find(f"\n{word}") for word in [*header, *phases]]
     assert -1 not in places
     assert places == sorted(places)
     assert "images/s" in said
