@@ -1,12 +1,12 @@
 """Draw from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style"
 
-Each picture is a PNG that carries its settings; sheet.png shows them all with their captions. Clips and turntables are
-gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their spectrogram. Settings that are not
-given are those of the run. A label-conditional model takes the numbers of labels as prompts.
+Each picture is a PNG that carries its settings, written as soon as it is drawn; sheet.png shows them all with their
+captions. Clips and turntables are gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their
+spectrogram. Pictures with other settings are never overwritten. Settings that are not given are those of the run. A
+label-conditional model takes the numbers of labels as prompts.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lumina_jax.config import Config, DataConfig, SampleConfig
+from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.run import load_config, read_model, read_prompts, read_run
 
 if TYPE_CHECKING:
-    from lumina_jax.generation.pipeline import Shape
+    from lumina_jax.generation.request import Shape
+
+FRAME_RATES = (0.1, 240.0)
+LONGEST_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +35,13 @@ class Arguments:
     config: Path | None = None
     """A configuration file, for converted weights: all but the model, which is theirs."""
     prompts_file: Path | None = None
-    """A text file with more captions, one a line."""
+    """A text file with more captions, one a line; - is standard input."""
     out: Path | None = None
-    """Where the pictures go; default: samples/STEP in the folder of the run."""
+    """Where the pictures go; default: samples/STEP/seed-SEED in the folder of the run."""
     step: int | None = None
     """Checkpoint to draw from; default: the newest."""
     seed: int = 0
+    """Of the noise, from 0 to 2**64 - 1."""
     size: int | None = None
     """Height and width in pixels; default: those of training."""
     height: int | None = None
@@ -57,15 +62,12 @@ class Arguments:
 
 
 def main() -> None:
-    try:
+    with reported():
         arguments = parse(Arguments(run=Path("."), sample=SampleConfig()))
         arguments = parse(Arguments(run=arguments.run, sample=configuration(arguments).sample))
         keep_memory_on_cpu()
-        draw(arguments)
-    except (ValueError, OSError) as error:
-        if os.environ.get("LUMINA_TRACEBACK"):
-            raise
-        raise SystemExit(f"error: {error}") from None
+        status = draw(arguments)
+    raise SystemExit(status)
 
 
 def parse(default: Arguments) -> Arguments:
@@ -79,72 +81,75 @@ def configuration(arguments: Arguments) -> Config:
     return dataclasses.replace(load_config(arguments.config), model=read_model(arguments.run))
 
 
-def draw(arguments: Arguments) -> None:
+def draw(arguments: Arguments) -> int:
+    """The whole command, top to bottom; 1 if a sample could not be drawn, else 0."""
     config = configuration(arguments)
+    check_arguments(arguments)
     prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
-    if arguments.batch < 1:
-        raise ValueError(f"batch={arguments.batch} must be at least 1")
-    if arguments.frame_rate <= 0:
-        raise ValueError(f"frame_rate={arguments.frame_rate} must be positive")
-    if arguments.video_frames is not None and arguments.views is not None:
-        raise ValueError("--video-frames and --views both say how many frames there are; give one of them")
     if not prompts:
         raise ValueError('there is nothing to draw; name captions after the run, as in: sample.py RUN "red heart"')
 
-    shapes = shapes_of(arguments, config, prompts)
-
-    from lumina_jax.generation.movies import save_samples
-    from lumina_jax.generation.sounds import save_sounds, voice_of
-    from lumina_jax.tokens import cut_views
+    # What can be refused without a look at the weights
+    from lumina_jax.encoders.cuts import notices
+    from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
+    from lumina_jax.generation.request import check_request
+    from lumina_jax.generation.sheets import patch_pixels
+    from lumina_jax.generation.sounds import voice_of
     from lumina_jax.trained import open_run
 
-    data = config.data_of(arguments.modality)
-    voice = voice_of(config) if data.seconds is not None else None
-    pipeline, step = open_run(arguments.run, arguments.step, config)
-    batch = min(arguments.batch, len(prompts))
-    samples = pipeline(
-        prompts, arguments.sample, seed=arguments.seed, shape=shapes, batch=batch, modality=arguments.modality
-    )
+    seed, modality = arguments.seed, arguments.modality
+    shapes = shapes_of(arguments, config, prompts)
+    unit = patch_pixels(config, modality)
+    check_request(config, arguments.sample, prompts, shapes, unit, modality=modality, seed=seed)
+    folder = writable(arguments.out or arguments.run / "samples")
 
-    out = arguments.out or arguments.run / "samples" / f"{step}"
+    # The model
+    data = config.data_of(modality)
+    voice = voice_of(config) if data.seconds is not None else None
+    pipeline, step = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
+    for notice in notices(pipeline.encoder, prompts, config.text.max_tokens):
+        print(notice, flush=True)
+
+    # Samples, written as they come
+    batch = min(arguments.batch, len(prompts))
+    if arguments.out is None:
+        folder = writable(folder / f"{step}" / f"seed-{seed}")
+    of_media = {"seconds": arguments.seconds} if voice else {**shapes[0]._asdict(), "frame_rate": arguments.frame_rate}
     settings = {
         "run": config.run.name,
         "step": step,
-        "modality": config.model.modality_of(arguments.modality).name,
-        "seed": arguments.seed,
+        "modality": config.model.modality_of(modality).name,
+        "seed": seed,
         "batch": batch,
         **dataclasses.asdict(arguments.sample),
+        **of_media,
     }
-    if voice is not None:
-        save_sounds(out, samples, prompts, settings, voice=voice, rate=data.sample_rate)
-        what = "sounds"
-    else:
-        if data.grid_columns is not None:
-            samples = [cut_views(sample, data.grid_columns) for sample in samples]
-        save_samples(out, samples, prompts, settings | shapes[0]._asdict(), rate=arguments.frame_rate)
-        what = "pictures" if len(samples[0]) == 1 else "clips"
-    print(f"{len(samples)} {what} and {out / 'sheet.png'}")
+    rate = data.sample_rate if voice else arguments.frame_rate
+    gallery = Gallery(folder, prompts, settings, rate=rate, voice=voice, columns=data.grid_columns)
+    drawn = pipeline.drawn(prompts, arguments.sample, seed=seed, shape=shapes, batch=batch, modality=modality)
+    saved = save_as_drawn(gallery, drawn, prompts)
+    what = "sounds" if voice else "clips" if gallery.is_moving else "pictures"
+    print(f"{saved} {what} and {gallery.sheet() or 'no sheet'}")
+    return 0 if saved == len(prompts) else 1
 
 
-def _picture_shape(arguments: Arguments, data: DataConfig) -> "Shape":
-    """Of every picture, clip or grid of views."""
-    from lumina_jax.generation.pipeline import Shape
-
-    size, columns = arguments.size or data.image_size, data.grid_columns
-    frames = next(count for count in (arguments.video_frames, arguments.views, data.frames) if count is not None)
-    if columns is None:
-        return Shape(arguments.height or size, arguments.width or size, frames)
-    if arguments.height or arguments.width or arguments.video_frames:
-        raise ValueError("this draws a grid of views; use --size for the pixels of a view, and --views")
-    if frames < 1 or frames % columns:
-        raise ValueError(f"--views {frames} must be a multiple of the {columns} columns of the grid")
-    frames, height, width = dataclasses.replace(data, image_size=size).extent(frames)
-    return Shape(height, width, frames)
+def check_arguments(arguments: Arguments) -> None:
+    """Refuse numbers that no sample can have, whatever the model."""
+    for name in ("batch", "size", "height", "width", "video_frames", "views"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if not FRAME_RATES[0] <= arguments.frame_rate <= FRAME_RATES[1]:
+        raise ValueError(f"frame_rate={arguments.frame_rate} must be between {FRAME_RATES[0]} and {FRAME_RATES[1]}")
+    if arguments.seconds is not None and not 0 < arguments.seconds <= LONGEST_SECONDS:
+        raise ValueError(f"seconds={arguments.seconds} must be positive, and at most {LONGEST_SECONDS:.0f}")
+    if arguments.video_frames is not None and arguments.views is not None:
+        raise ValueError("--video-frames and --views both say how many frames there are; give one of them")
 
 
 def shapes_of(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "list[Shape]":
     """The size of each sample."""
-    from lumina_jax.generation.pipeline import Shape, check_shape
+    from lumina_jax.generation.request import Shape
     from lumina_jax.generation.sheets import patch_pixels, shape_for
     from lumina_jax.mel import frames_of
 
@@ -159,17 +164,30 @@ def shapes_of(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "
     if data.seconds is None and arguments.seconds is not None:
         raise ValueError("--seconds says how long a sound is, but this draws pictures; use --video-frames")
     if arguments.seconds is not None:
-        if arguments.seconds <= 0:
-            raise ValueError(f"seconds={arguments.seconds} must be positive")
         unit = patch_pixels(config, arguments.modality)[1]
-        shapes = [Shape(1, -(-frames_of(arguments.seconds, data.sample_rate) // unit) * unit)] * len(prompts)
-    elif data.seconds is not None:
-        shapes = [shape_for(config, prompt, arguments.modality) for prompt in prompts]
-    else:
-        shapes = [_picture_shape(arguments, data)] * len(prompts)
-    for shape in shapes:
-        check_shape(shape, patch_pixels(config, arguments.modality))
-    return shapes
+        return [Shape(1, -(-frames_of(arguments.seconds, data.sample_rate) // unit) * unit)] * len(prompts)
+    if data.seconds is not None:
+        return [shape_for(config, prompt, arguments.modality) for prompt in prompts]
+    return [_picture_shape(arguments, data)] * len(prompts)
+
+
+def _picture_shape(arguments: Arguments, data: DataConfig) -> "Shape":
+    """Of every picture, clip or grid of views."""
+    from lumina_jax.generation.request import Shape
+
+    def first(*values: int | None) -> int:
+        return next(value for value in values if value is not None)
+
+    size, columns = first(arguments.size, data.image_size), data.grid_columns
+    frames = first(arguments.video_frames, arguments.views, data.frames)
+    if columns is None:
+        return Shape(first(arguments.height, size), first(arguments.width, size), frames)
+    if (arguments.height, arguments.width, arguments.video_frames) != (None, None, None):
+        raise ValueError("this draws a grid of views; use --size for the pixels of a view, and --views")
+    if frames % columns:
+        raise ValueError(f"--views {frames} must be a multiple of the {columns} columns of the grid")
+    frames, height, width = dataclasses.replace(data, image_size=size).extent(frames)
+    return Shape(height, width, frames)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from typing import Any
 from lumina_jax.config import Config, DataConfig, HostsConfig
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder, write_config
+from lumina_jax.start import with_started_model
 
 
 def main() -> None:
     try:
         keep_memory_on_cpu()  # first: it starts this program again
-        config = parse_config(sys.argv[1:], __doc__ or "")
+        config = with_started_model(parse_config(sys.argv[1:], __doc__ or ""), sys.argv[1:])
         status = run_in_job(config)
     except (ValueError, OSError, RuntimeError) as error:
         report(error)
@@ -164,10 +165,15 @@ def caption_features(config: Config, source: Any, encoder: Any) -> Any:
     """The features of every caption of the source."""
     from lumina_jax.data.example import captions
     from lumina_jax.encoders.caption_cache import encode_captions
-    from lumina_jax.parallel.multihost import say
+    from lumina_jax.encoders.cuts import notices
+    from lumina_jax.parallel.multihost import is_first, say
 
     say("encoding captions")
-    return encode_captions(captions(source), encoder, config.text.cache)
+    all_captions = captions(source)
+    features = encode_captions(all_captions, encoder, config.text.cache)
+    for notice in notices(encoder, all_captions, config.text.max_tokens) if is_first() else ():
+        say(notice)
+    return features
 
 
 def counted_in_latents(config: Config, vae: Any, mesh: Any) -> DataConfig:

@@ -1,5 +1,7 @@
 """One small model of everything: emoji, moving emoji, furniture from all around, and spoken words.
 
+No PyTorch layout holds the trained model: the authors' code knows one kind of data at a time.
+
 What Lumina-T2X proposes as one framework, trained as one network: each kind of data has its own input and output
 projection and all else in common. Samples of all kinds share rows of 640 tokens, each with its own time and caption,
 and one compiled step trains them. Captions of all kinds, words to be spoken included, go through one frozen MiniLM.

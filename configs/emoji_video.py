@@ -1,5 +1,7 @@
 """Moving emoji from text, on a laptop: 24 clips of 8 frames, 32 x 32 pixels.
 
+No PyTorch layout holds the trained model: the authors never released code for video, with its [nextframe] token.
+
 Text to video at its smallest: captions through a frozen MiniLM, pixels as latents, a Flag-DiT with patches of 4 x 4,
 [nextline] after each row and [nextframe] after each frame: 584 tokens a clip.
 

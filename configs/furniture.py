@@ -1,5 +1,7 @@
 """Things of the house from all around, from text, on a laptop: 16 objects in 12 views each, 32 x 32 pixels.
 
+No PyTorch layout holds the trained model: the authors never released code for views, with its [nextframe] token.
+
 Text to views at its smallest (Lumina-T2MV: 12 views, elevation 30 degrees, even azimuths, white ground, no camera
 input): every view is a frame. Patches of 8 x 8 pixels make 252 tokens of an object, so that 12 views are soon learned.
 

@@ -1,5 +1,7 @@
 """Spoken words from text, on a laptop: 48 words, each in nine manners.
 
+No PyTorch layout holds the trained model: the authors never released code for speech, with its encoder of phonemes.
+
 Text to speech at its smallest: phonemes through a text encoder that is trained from scratch, and the mel spectrogram
 itself as a sequence of one token for each of its frames. Griffin and Lim's iteration makes it audible.
 

@@ -1,5 +1,7 @@
 """Lumina-T2V 2B, first stage: 32 frames of 512 x 512 (Lumina-T2X report, arXiv 2405.05945, section 2.4).
 
+No PyTorch layout holds the trained model: the authors never released code for video, with its [nextframe] token.
+
 Flag-DiT of 24 layers of 2304; every frame through the SD-1.5 autoencoder on its own, [nextline] after rows, [nextframe]
 after frames: 33,824 tokens a clip. Captions through CLIP-L and CLIP-bigG side by side, as SDXL has them. 15M clips of
 Panda-70M; cut your own videos into scenes first (`python -m lumina_jax data scenes`). 8 frames a second are taken of

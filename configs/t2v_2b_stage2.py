@@ -1,5 +1,7 @@
 """Lumina-T2V 2B, second stage: clips of any aspect ratio and length, up to 120 frames and 128K tokens.
 
+No PyTorch layout holds the trained model: the authors never released code for video, with its [nextframe] token.
+
 The report (arXiv 2405.05945, section 2.4) goes on from 512 x 512 with 40K long clips of Pexels. A row of 131,072 tokens
 holds one long clip or several short ones: a frame of the area of 512 x 512 has 1,057 tokens as a square, up to 1,089 at
 1 : 4. For larger frames raise data.image_size and lower data.frames.

@@ -1,5 +1,7 @@
 """Text to video at the largest size and length together: 7B parameters, 131,072 tokens in a row.
 
+No PyTorch layout holds the trained model: the authors never released code for video, with its [nextframe] token.
+
 The report (Lumina-T2X, arXiv 2405.05945) claims both, 7B parameters (label-conditional) and 128K tokens (2B), and
 trains no model of the two; this is the configuration that shows that ours can. 32 layers of 4096; data and captions as
 in configs/t2v_2b_stage2.py: clips of up to 120 frames of the area of 512 x 512, one to a row.

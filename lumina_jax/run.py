@@ -4,17 +4,21 @@ In: `python train.py configs/emoji.py --optimizer.learning-rate 1e-4`. Out: one 
 config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
 """
 
+import codecs
 import importlib.util
 import inspect
 import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.documents import read_json
 from lumina_jax.launch import runs_on_cpu
 
 CONFIG_FILE = "config.json"
@@ -28,8 +32,20 @@ def run_folder(config: Config) -> Path:
 def checkpoints_of(folder: str | Path) -> str:
     """Where the run in a folder has its checkpoints: what its configuration says, or in that folder."""
     file = Path(folder) / CONFIG_FILE
-    settings = json.loads(file.read_text()).get("run", {}) if file.is_file() else {}
-    return settings.get("checkpoints") or str(Path(folder) / CHECKPOINTS)
+    settings = read_json(file, _WithRun).run if file.is_file() else _Place()
+    return settings.checkpoints or str(Path(folder) / CHECKPOINTS)
+
+
+@dataclass(frozen=True)
+class _Place:
+    checkpoints: str = ""
+
+
+@dataclass(frozen=True)
+class _WithRun:
+    """Where the checkpoints of a run are; a converted folder has none."""
+
+    run: _Place = _Place()
 
 
 def parse_config(arguments: Sequence[str], description: str, *, on_cpu: bool | None = None) -> Config:
@@ -72,7 +88,10 @@ def _is_begun_otherwise(config: Config, other: Config) -> bool:
     file = run_folder(config) / CONFIG_FILE
     if config.model == other.model or not file.is_file():
         return False
-    return read_model(file.parent) == other.model
+    try:
+        return read_model(file.parent) == other.model
+    except ValueError:  # a damaged file tells nothing; it will be written anew
+        return False
 
 
 def _with_fitting_warmup(config: Config, words: Sequence[str]) -> Config:
@@ -100,50 +119,56 @@ def load_config(path: str | Path, on_cpu: bool | None = None) -> Config:
       on_cpu: what a `get_config(on_cpu)`, which has settings for either device, is told; None: as on this machine.
 
     Raises:
-      ValueError: the file is missing, or defines no `get_config`.
+      ValueError: the file is missing, cannot be run, or defines no `get_config` that returns a Config.
     """
     path = Path(path)
     if not path.is_file():
         known = ", ".join(sorted(str(file) for file in Path("configs").glob("*.py")))
         raise ValueError(f"there is no configuration file {path}; configurations here: {known or 'none'}")
     if path.suffix == ".json":
-        return Config.from_json(path.read_text())
-    get_config = _defined_in(path)
-    if not inspect.signature(get_config).parameters:
-        return get_config()
-    return get_config(runs_on_cpu() if on_cpu is None else on_cpu)
-
-
-def has_sizes(path: str | Path) -> bool:
-    """Whether a configuration file has settings for either device."""
-    return Path(path).suffix == ".py" and bool(inspect.signature(_defined_in(Path(path))).parameters)
-
-
-def _defined_in(path: Path) -> Callable[..., Config]:
-    """The function `get_config` of a Python file."""
+        return Config.from_json(path.read_bytes(), str(path))
     spec = importlib.util.spec_from_file_location(f"lumina_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"the configuration {path} must be a .py or .json file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    try:
+        spec.loader.exec_module(module)
+        config = _called(getattr(module, "get_config", None), runs_on_cpu() if on_cpu is None else on_cpu)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # whatever code of the user raises
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f" at line {lines[-1]}" if lines else ""
+        raise ValueError(f"{path} cannot be run: {type(error).__name__}{line}: {error}") from error
+    if not isinstance(config, Config):
         raise ValueError(f"{path} must define get_config() -> Config")
-    return module.get_config
+    return config
+
+
+def has_sizes(path: str | Path) -> bool:
+    """Whether a configuration file has other settings for CPUs than for GPUs and TPUs."""
+    return Path(path).suffix == ".py" and load_config(path, on_cpu=True) != load_config(path, on_cpu=False)
+
+
+def _called(get_config: Callable[..., Any] | None, on_cpu: bool) -> Any:
+    """What `get_config()` or `get_config(on_cpu)` returns."""
+    if get_config is None:
+        return None
+    return get_config(on_cpu) if "on_cpu" in inspect.signature(get_config).parameters else get_config()
 
 
 def read_run(folder: str | Path) -> Config:
     """The configuration of a run that was trained in `folder`.
 
     Raises:
-      ValueError: the folder holds no run.
+      ValueError: the folder holds no run, or its configuration is damaged; the message names the file and the key.
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with train.py")
-    text = file.read_text()
-    if "run" not in json.loads(text):
+    if "run" not in read_json(file, dict[str, Any]):
         raise ValueError(f"{folder} holds converted weights, no run; name its configuration with --config FILE")
-    return Config.from_json(text)
+    return Config.from_json(file.read_bytes(), str(file))
 
 
 def read_model(folder: str | Path) -> ModelConfig:
@@ -154,13 +179,30 @@ def read_model(folder: str | Path) -> ModelConfig:
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} must hold {CONFIG_FILE}, which `convert --to jax` writes, but it has none")
+        raise ValueError(_without_model(Path(folder)))
     try:
-        model = json.loads(file.read_text())["model"]
-        return Config.from_json(json.dumps({"model": model, "data": {"image_size": model.get("patch_size", 2)}})).model
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is no configuration of a model ({reason}); convert the weights again") from error
+        return read_json(file, _WithModel).model
+    except ValueError as error:
+        raise ValueError(f"{file} is no configuration of a model ({error}); convert the weights again") from error
+
+
+@dataclass(frozen=True)
+class _WithModel:
+    """What a converted folder and a run say alike; the rest is ignored."""
+
+    model: ModelConfig
+
+
+def _without_model(folder: Path) -> str:
+    """What is wrong with a folder that should hold a model of ours."""
+    wanted = "the folder of a run of train.py, such as runs/emoji, or one that `python -m lumina_jax convert` wrote"
+    if not folder.is_dir():
+        return f"{folder} {'is a file' if folder.exists() else 'does not exist'}; name {wanted} with --to jax"
+    for layout, signs in (("lumina", "consolidated*"), ("diffusers", "model_index.json"), ("diffusers", "transformer")):
+        if any(folder.glob(signs)):
+            command = f"python -m lumina_jax convert {folder} NEW --from {layout} --to jax"
+            return f"{folder} holds weights of the {layout} layout; convert them first: {command}"
+    return f"{folder} has no {CONFIG_FILE}; name {wanted} with --to jax"
 
 
 def write_config(config: Config) -> None:
@@ -179,15 +221,26 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
 
 def read_prompts(file: Path | None) -> list[str]:
-    """The lines of a text file that are not empty."""
+    """The lines of a text file that are not empty, in UTF-8, or in UTF-16 with its mark; "-" is standard input.
+
+    Raises:
+      ValueError: there is no such file, or it is not text.
+    """
     if file is None:
         return []
-    if not file.is_file():
+    if str(file) == "-":
+        content = sys.stdin.buffer.read()
+    elif file.is_dir() or not file.exists():
         raise ValueError(f"there is no file of prompts {file}; write one caption a line into it")
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
-
-
-def sample_name(index: int, prompt: str) -> str:
-    """A file name that sorts by index and can be read: 003-red-heart-noto-style.png."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-    return f"{index:03}-{words}.png" if words else f"{index:03}.png"
+    else:
+        content = file.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"prompts must be UTF-8, but line {line} of {file} is not; save the file as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"prompts must be text, but {file} holds zero bytes; save the file as UTF-8")
+    lines = re.split("\r\n|\r|\n", text)  # splitlines() would cut captions at other characters, too
+    return [line.strip() for line in lines if line.strip()]

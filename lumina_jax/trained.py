@@ -4,6 +4,7 @@ In: the folder of a run, or one made by `convert --to jax`. Out: its parameters 
 this machine's devices, whatever mesh the model was trained on.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.generation.sheets import encoder_of, new_pipeline, vae_of
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import checkpoints_of, read_run
-from lumina_jax.training.checkpoint import Checkpoints, check_same_model
+from lumina_jax.run import CONFIG_FILE, checkpoints_of, read_run
+from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model
+
+DRAWING = {"flow": frozenset({"path", "prediction"}), "text": frozenset({"max_tokens", "see_padding"})}
+SIZES = {"data": frozenset({"image_size", "frames", "grid_columns", "seconds", "sample_rate", "modality"})}
+"""Besides the model, what decides how the same noise is drawn, by section."""
 
 
 def open_run(folder: str | Path, step: int | None = None, config: Config | None = None) -> tuple[Pipeline, int]:
@@ -25,21 +30,50 @@ def open_run(folder: str | Path, step: int | None = None, config: Config | None 
 
     Args:
       step: of the checkpoint; None: the newest.
-      config: None: that of the run.
+      config: None: that of the run, which must then be the one that was saved with the checkpoint.
 
     Raises:
-      ValueError: the folder holds no trained model, or no such checkpoint.
+      ValueError: the folder holds no trained model, or no such checkpoint, or the configuration was edited so that the
+        model would draw something else than what it was trained for.
     """
-    config = read_run(folder) if config is None else config
+    is_own, config = config is None, read_run(folder) if config is None else config
+    check_as_trained(folder, config, step, DRAWING | (SIZES if is_own else {}))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
     parameters, step = trained_parameters(folder, config, jax.tree.map(lambda _: here, abstract), step)
     return new_pipeline(config, parameters, encoder_of(config), vae_of(config)), step
 
 
+def check_as_trained(folder: str | Path, config: Config, step: int | None, sections: dict[str, frozenset[str]]) -> None:
+    """Refuse a configuration of which fields are not those saved with the checkpoint; weights alone know none.
+
+    Args:
+      sections: the fields of each section that count.
+    """
+    if not epath.Path(checkpoints_of(folder)).is_dir():
+        return
+    checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
+    step = checkpoints.latest() if step is None else step
+    if step is None or step not in checkpoints.steps():
+        return  # whoever reads the parameters says so
+    saved = checkpoints.restore_config(step)
+    changed = changed_fields("model", saved.model, config.model, but=EXECUTION_FIELDS)
+    for section, fields in sections.items():
+        before, now = getattr(saved, section), getattr(config, section)
+        others = frozenset(field.name for field in dataclasses.fields(before)) - fields
+        pairs = zip(before.parts, now.parts) if section == "data" else [(before, now)]
+        changed += [change for pair in pairs for change in changed_fields(section, *pair, but=others)]
+    if changed:
+        raise ValueError(
+            f"a model draws as it was trained, but since step {step} {'; '.join(changed)}; restore these settings in "
+            f"{Path(folder) / CONFIG_FILE}, or name another --step"
+        )
+
+
 def check_trained(folder: str | Path, config: Config) -> None:
     """Raises ValueError unless the folder holds a model of this configuration."""
-    check_same_model(read_model(folder), config.model, f"the model must be the one in {folder}")
+    rule, remedy = f"the model must be the one in {folder}", "set these fields of the configuration to what they were"
+    check_same_model(read_model(folder), config.model, rule, remedy)
 
 
 def trained_parameters(
@@ -56,9 +90,8 @@ def trained_parameters(
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
         return load_parameters(folder, config.model, shardings), 0
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
-    step = checkpoints.latest() if step is None else step
-    if step is None:
-        raise ValueError(f"{folder} has no checkpoint yet; train it further")
+    step = checkpoints.chosen(step)
+    check_as_trained(folder, config, step, {})
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         nnx.to_pure_dict(abstract_model(config.model)[1]),

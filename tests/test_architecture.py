@@ -18,6 +18,7 @@ FLOORS = {
     "progress": 0,
     "run": 1,
     "seeds": 1,
+    "start": 2,
     "mel": 1,
     "tokens": 1,
     "kernels": 1,

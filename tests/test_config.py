@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,16 @@ from lumina_jax.config import (
     Config,
     DataConfig,
     FlowConfig,
+    HostsConfig,
     MeshConfig,
+    Modality,
     ModelConfig,
     OptimizerConfig,
+    Part,
     RunConfig,
     SampleConfig,
     TextConfig,
+    VaeConfig,
 )
 from lumina_jax.parallel.mesh import check_mesh, configured_mesh
 from lumina_jax.run import load_config
@@ -186,3 +191,101 @@ def test_every_model_of_an_experiment_builds_without_computing_a_value(model):
     values = parameter_count(model)
     per_layer = values / model.layers / model.width**2
     assert 10 < per_layer < 60  # four projections, three matrices of the feed-forward, modulation, text
+
+
+SECTIONS = {
+    "model": ModelConfig(**MODEL), "flow": FlowConfig(), "text": TextConfig(), "vae": VaeConfig(), "mesh": MeshConfig(),
+    "data": DataConfig(), "optimizer": OptimizerConfig(), "hosts": HostsConfig(), "sample": SampleConfig(),
+    "run": RunConfig(), "part": Part(path="x"), "modality": Modality(name="sound", patch_size=1, channels=8),
+}  # fmt: skip
+
+
+def number_fields(kind):
+    """Section and name of each field that may hold a number of that kind."""
+    return [
+        (section, field.name)
+        for section, settings in SECTIONS.items()
+        for field in dataclasses.fields(settings)
+        if kind in (field.type, *typing.get_args(field.type))
+    ]
+
+
+def test_every_section_is_looked_at():
+    assert {type(settings) for settings in SECTIONS.values()} >= {f.type for f in dataclasses.fields(Config)}
+    assert len(number_fields(float)) > 25
+    assert len(number_fields(int)) > 40
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300, 1e-300, -1e300])
+@pytest.mark.parametrize(("section", "name"), number_fields(float))
+def test_every_number_of_every_section_must_be_one_that_float32_holds(section, name, value):
+    with pytest.raises(ValueError, match=rf"{name}|weight") as error:
+        dataclasses.replace(SECTIONS[section], **{name: value})
+    assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("value", [2**31, 10**20, -(2**40), 10**400])
+@pytest.mark.parametrize(("section", "name"), [field for field in number_fields(int) if field != ("run", "seed")])
+def test_every_integer_of_every_section_must_have_32_bits(section, name, value):
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(SECTIONS[section], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("model", "kv_heads", 0), ("model", "attention_width", 0), ("model", "condition_limit", 0),
+        ("model", "mlp_multiple_of", 0), ("model", "mlp_multiplier", 0.0), ("model", "norm_eps", 0.0),
+        ("model", "rope_theta", 0.0), ("model", "rope_theta", -1.0), ("model", "modality", "../x"),
+        ("optimizer", "eps", 0.0), ("optimizer", "weight_decay", -0.1), ("data", "row_tokens", 0),
+        ("data", "frame_rate", 1e-9), ("data", "seconds", 1e9), ("data", "workers", 10**6), ("sample", "steps", 10**9),
+        ("sample", "guidance", 1e6), ("sample", "guided_channels", 0), ("sample", "rtol", 1e-12),
+        ("sample", "rtol", 5.0),
+        ("sample", "rope_watershed", -0.1), ("sample", "last_step_size", 1.5), ("run", "sample_every", 0),
+        ("run", "keep_every", 0), ("run", "name", ".."), ("run", "name", "."), ("run", "name", " "),
+        ("run", "name", "a" * 300),
+        ("run", "name", "a\x00b"), ("run", "name", "a\\b"), ("run", "root", "gs://bucket/runs"), ("run", "seed", -1),
+        ("run", "seed", 2**64), ("run", "seed", 10**20),
+    ],
+)  # fmt: skip
+def test_what_would_hang_overflow_or_be_ignored_is_refused(section, name, value):
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(SECTIONS[section], **{name: value})
+
+
+def test_seeds_may_have_64_bits():
+    assert RunConfig(seed=2**64 - 1).seed == 2**64 - 1
+
+
+def test_a_damaged_file_of_settings_is_named_with_its_key(tmp_path):
+    file = tmp_path / "config.json"
+    for content, reason in (
+        (b"{", r"config\.json must be JSON"),
+        (b'{"model": {"layers": 2.5, "heads": 4, "width": 48}}', r"config\.json .*model\.layers"),
+        (b'{"model": 3}', r"config\.json .*model"),
+        (b"[" * 5000, r"config\.json"),
+        (b"\xff", r"config\.json"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=reason):
+            load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("def get_config(", "cannot be run: SyntaxError"),
+        (
+            "from lumina_jax.config import Config\n\ndef get_config():\n    return Config(depth=3)",
+            "TypeError at line 4",
+        ),
+        ("def get_config():\n    return 3", "must define get_config"),
+        ("x = 1", "must define get_config"),
+        ("import nothing_of_that_name", "ModuleNotFoundError at line 1"),
+    ],
+)
+def test_a_configuration_that_cannot_be_run_is_named_with_the_line(tmp_path, code, reason):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(ValueError, match=reason) as error:
+        load_config(tmp_path / "mine.py")
+    assert "mine.py" in str(error.value)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from lumina_jax.config import Config
+from lumina_jax.failures import reported
 from lumina_jax.run import parse_config
 from lumina_jax.scaling.chips import parse_topology
 from lumina_jax.scaling.libtpu import add_libtpu
@@ -52,12 +53,11 @@ def main(words: Sequence[str]) -> int:
         Arguments, args=_without_config(words), prog="python -m lumina_jax aot CONFIG", description=__doc__,
         return_unknown_args=True,
     )  # fmt: skip
-    config = parse_config([*words[:1], *rest], __doc__ or "", on_cpu=False)
-    try:
+    with reported():
+        config = parse_config([*words[:1], *rest], __doc__ or "", on_cpu=False)
         os.environ.update(parse_topology(arguments.topology).environment)
-        return run(arguments, config)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        status = run(arguments, config)
+    return status
 
 
 def run(arguments: Arguments, config: Config) -> int:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from lumina_jax.failures import reported
+
 if TYPE_CHECKING:
     from lumina_jax.scaling.contestants import Contestant
     from lumina_jax.scaling.measurements import Measurement
@@ -50,10 +52,8 @@ def main(words: Sequence[str]) -> int:
         print(__doc__)
         return 0 if words and words[0] in ("-h", "--help") else 2
     arguments = tyro.cli(Kernels, args=words[1:], prog="python -m lumina_jax bench kernels", description=__doc__)
-    try:
+    with reported():
         kernels(arguments)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from None
     return 0
 
 

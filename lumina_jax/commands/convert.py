@@ -5,7 +5,9 @@ diffusers: a pipeline or its transformer/. jax: our own; as a source also the fo
 The tensors go through memory one at a time, and DST appears when all is written.
 """
 
+import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,18 +18,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from etils import epath
 
+from lumina_jax.failures import reported
 from lumina_jax.run import checkpoints_of
 
 if TYPE_CHECKING:
+    from lumina_jax.config import Config
     from lumina_jax.interop.sources import Source
 
+LARGEST_SAMPLE = 2**16
 LayoutName = Literal["lumina", "diffusers", "jax"]
 
 
 @dataclass(frozen=True)
 class Arguments:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """Folder or file to read."""
+    """Folder or file to read, or a repository of the Hugging Face hub that was downloaded before, as owner/name."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Folder to write; it must not exist, or be empty."""
     source_layout: Annotated[LayoutName, tyro.conf.arg(name="from")]
@@ -47,18 +52,17 @@ class Arguments:
     sample_size: int | None = None
     """Side of the latents of training, which a diffusers pipeline draws by default and compares with; default: 128."""
     overwrite: bool = False
-    """Replace an earlier export in DST."""
+    """Replace an earlier export in DST; only one of ours that nobody changed."""
     components: Path | None = None
-    """A folder whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers pipeline."""
+    """A folder, or downloaded repository, whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers
+    pipeline."""
 
 
 def main(words: Sequence[str]) -> int:
     arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax convert", description=__doc__)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    try:
+    with reported():
         convert(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
     return 0
 
 
@@ -69,15 +73,20 @@ def convert(arguments: Arguments) -> None:
       ValueError, OSError: something is wrong with the source or the destination; nothing was written.
     """
     from lumina_jax.interop.export import mapping_table, plan_export, write_export
+    from lumina_jax.interop.sources import found
     from lumina_jax.weights.writer import total_bytes
 
-    if arguments.shard_gb <= 0:
-        raise ValueError(f"--shard-gb {arguments.shard_gb} must be positive")
-    _check_apart(arguments.source, arguments.destination)
+    if not 0 < arguments.shard_gb < math.inf:
+        raise ValueError(f"--shard-gb {arguments.shard_gb} must be a positive number")
+    if arguments.sample_size is not None and not 0 < arguments.sample_size <= LARGEST_SAMPLE:
+        raise ValueError(f"--sample-size {arguments.sample_size} must be from 1 to {LARGEST_SAMPLE}")
+    components = arguments.components and found(arguments.components, "pipeline")
+    arguments = dataclasses.replace(arguments, source=found(arguments.source, "checkpoint"), components=components)
+    _check_apart(arguments)
     source = opened(arguments)
     export = plan_export(source, arguments.layout, arguments.dtype, arguments.sample_size)
     total, count = total_bytes(export.plan), sum(tensor.size for tensor in export.plan)
-    for line in (f"from {source.origin}", *source.notes):
+    for line in (f"from {source.origin}", *export.source.notes):
         print(line)
     if arguments.dry_run:
         print_table(mapping_table(export), arguments.layout)
@@ -90,7 +99,7 @@ def convert(arguments: Arguments) -> None:
             arguments.destination,
             shard_bytes=int(arguments.shard_gb * 1e9),
             overwrite=arguments.overwrite,
-            components=arguments.components,
+            components=components,
             progress=progress,
         )
     print(f"written to {arguments.destination}")
@@ -102,14 +111,18 @@ def opened(arguments: Arguments) -> "Source":
 
     folder = arguments.source
     if arguments.source_layout == "jax" and epath.Path(checkpoints_of(folder)).is_dir():
-        return open_run(folder, arguments.step, arguments.weights or "ema")
+        return open_run(folder, arguments.step, arguments.weights or "ema", keeps_all=arguments.layout == "jax")
     if arguments.step is not None:
         raise ValueError(f"--step {arguments.step} needs the folder of a run of train.py, but {folder} is none")
     return open_source(folder, arguments.source_layout, arguments.weights)
 
 
-def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"]) -> "Source":
-    """A checkpoint of a run, read one parameter at a time."""
+def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], *, keeps_all: bool = True) -> "Source":
+    """A checkpoint of a run, read one parameter at a time.
+
+    Args:
+      keeps_all: False: leave out the [nextframe] token of a model that has learned single frames, which have none.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -120,10 +133,12 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"]) 
     from lumina_jax.weights.tensors import ComputedTensors
 
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
-    step = checkpoints.latest() if step is None else step
-    if step is None:
-        raise ValueError(f"{folder} has no checkpoint yet; train it further")
-    config = checkpoints.restore_config(step).model
+    step = checkpoints.chosen(step)
+    trained = checkpoints.restore_config(step)
+    config, notes = trained.model, [trained_with(trained)]
+    if not keeps_all and config.nextframe and all(part.frames == 1 for part in trained.data.parts):
+        config = dataclasses.replace(config, nextframe=False)
+        notes.append("left out: nextframe_token, which follows the frames of clips; the model has learned single ones")
     here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     shapes = {name: (shape, np.dtype(np.float32)) for name, shape in parameter_shapes(config).items()}
     abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, (shape, _) in shapes.items()}
@@ -135,7 +150,20 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"]) 
 
     note = f"weights: {'the moving average (ema)' if weights == 'ema' else 'the parameters as trained (params)'}"
     origin = f"{folder.resolve().name} at step {step}, a run of lumina_jax"
-    return Source(config, ComputedTensors(shapes, read), origin, (note,))
+    return Source(config, ComputedTensors(shapes, read), origin, (note, *notes))
+
+
+def trained_with(config: "Config") -> str:
+    """What somebody who draws with the weights must know, and no tensor tells."""
+    settings = {
+        "flow.path": config.flow.path,
+        "flow.prediction": config.flow.prediction,
+        "data.image_size": config.data.image_size,
+        "vae.path": config.vae.path or "none (pixels)",
+    }
+    if config.model.conditioning == "text":
+        settings["text.encoder"] = config.text.encoder
+    return f"trained with {', '.join(f'{name}={value}' for name, value in settings.items())}"
 
 
 def print_table(rows: Sequence[tuple[str, str, str, str, str]], layout: str) -> None:
@@ -158,7 +186,15 @@ def progress_bar(total: int) -> Iterator[Callable[[int], object]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _check_apart(source: Path, destination: Path) -> None:
-    read, written = source.resolve(), destination.resolve()
+def _check_apart(arguments: Arguments) -> None:
+    """Nothing is written where something is read."""
+    read, written = arguments.source.resolve(), arguments.destination.resolve()
     if read == written or written in read.parents or read in written.parents:
-        raise ValueError(f"{destination} must lie apart from {source}, which is read meanwhile; name another folder")
+        raise ValueError(
+            f"{arguments.destination} must lie apart from {arguments.source}, which is read meanwhile; name another "
+            "folder"
+        )
+    if arguments.components is not None and arguments.components.resolve() in written.parents:
+        raise ValueError(
+            f"{arguments.destination} must not lie in {arguments.components}, which is copied; name another folder"
+        )

@@ -11,7 +11,7 @@ prepare NAME    fetch a free data set through the package manager's ordinary cli
 
 render MODELS OUT   draw your own 3-D files from all around: a folder for data.source=folder
 
-scenes IN OUT   cut the videos of a captions .jsonl into scenes, one line for each
+scenes IN OUT   cut the videos of a captions .jsonl into scenes, one line for each, in a .jsonl beside it
 
 packing CONFIG  count the tokens of a configuration's batches that hold no sample
 """
@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
+
+from lumina_jax.failures import reported
 
 if TYPE_CHECKING:
     from lumina_jax.data.example import Media, Source
@@ -86,7 +88,7 @@ def main(words: Sequence[str]) -> int:
     arguments = tyro.extras.subcommand_cli_from_dict(
         commands, args=words, prog="python -m lumina_jax data", description=__doc__
     )
-    try:
+    with reported():
         match arguments:
             case Prepare():
                 prepare(arguments)
@@ -96,8 +98,6 @@ def main(words: Sequence[str]) -> int:
                 cut(arguments)
             case Packing():
                 count(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from None
     return 0
 
 
@@ -151,7 +151,7 @@ def cut(arguments: Scenes) -> None:
         print(f"skipped {name}: {reason}")
     print(
         f"{report.videos} videos have {report.scenes} scenes of {arguments.least} s or more, and {report.too_short} "
-        f"shorter ones, which are left out: {arguments.out}"
+        f"shorter ones, which are left out: --data.source folder --data.path {arguments.out}"
     )
 
 

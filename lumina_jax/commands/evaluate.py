@@ -1,5 +1,7 @@
 """python -m lumina_jax evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
 
+Samples and a sheet of them go into samples/STEP/evaluated-seed-SEED of the run, as they are drawn.
+
 A drawn sample matches when, of all true ones, that of its own caption is nearest by pixels. Embedded emoji are counted
 apart for the pairs trained on and for those held out. Of clips and views each frame is also compared with all frames of
 all samples, and the motion with that of the true clip. Speech is given to a recogniser, which may hear any text of the
@@ -7,7 +9,7 @@ data, and so are the true recordings, through the same spectrogram and the same 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +18,16 @@ import numpy as np
 import tyro
 
 from lumina_jax.config import Config
+from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.run import read_run
 
 if TYPE_CHECKING:
+    from lumina_jax.generation.gallery import Gallery
     from lumina_jax.generation.pipeline import Pipeline
+    from lumina_jax.generation.request import Shape
+
+FRAME_RATE = 8.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Arguments:
     modality: str | None = None
     """Which of the model's modalities to draw; default: its own."""
     limit: int = 512
-    """At most so many samples of the data."""
+    """Samples of the data, at most."""
     batch: int = 32
     """Pictures drawn at once."""
     likelihood: int = 0
@@ -43,34 +50,81 @@ class Arguments:
 def main(words: Sequence[str]) -> int:
     arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax evaluate", description=__doc__)
     keep_memory_on_cpu()
-    try:
-        evaluate(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    return 0
+    with reported():
+        status = evaluate(arguments)
+    return status
 
 
-def evaluate(arguments: Arguments) -> None:
-    from lumina_jax.evaluation.retrieval import nearest
-    from lumina_jax.generation.media import contact_sheet, save_png
-    from lumina_jax.generation.movies import frame_sheet
+def evaluate(arguments: Arguments) -> int:
+    """The whole command; 1 if a sample could not be drawn, else 0."""
+    from lumina_jax.generation.gallery import writable
     from lumina_jax.generation.sheets import trained_shape
+    from lumina_jax.seeds import check_seed
     from lumina_jax.trained import open_run
 
+    check_seed(arguments.seed)
     for name in ("batch", "limit"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
+    if arguments.likelihood < 0:
+        raise ValueError(f"likelihood={arguments.likelihood} must be at least 0")
     config = read_run(arguments.run)
+    writable(arguments.run / "samples")
     if arguments.likelihood and config.vae.path:
         raise ValueError("--likelihood needs a model of pixels, but this one draws latents (vae.path); leave it out")
     if config.data_of(arguments.modality).seconds is not None:
         return evaluate_speech(arguments, config)
     prompts, true, is_held_out = true_samples(config, arguments.limit, arguments.modality)
     pipeline, step = open_run(arguments.run, arguments.step)
+    shapes = [trained_shape(config, arguments.modality)] * len(prompts)
+    drawn, gallery = drawn_samples(arguments, config, pipeline, step, prompts, shapes)
+    compare(np.stack([*drawn.values()]), true[[*drawn]], is_held_out[[*drawn]])
+    print(f"contact sheet: {gallery.sheet()}")
+    if arguments.likelihood:
+        likelihood(pipeline, config, true[: arguments.likelihood], prompts[: arguments.likelihood], arguments.seed)
+    return 0 if len(drawn) == len(prompts) else 1
+
+
+def drawn_samples(
+    arguments: Arguments,
+    config: Config,
+    pipeline: "Pipeline",
+    step: int,
+    prompts: list[str],
+    shapes: "list[Shape]",
+    **of_sounds: Any,
+) -> "tuple[dict[int, Any], Gallery]":
+    """The samples that could be drawn by their index, in order, and where they are; errors if there are none."""
+    from lumina_jax.encoders.cuts import notices
+    from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
+    from lumina_jax.generation.pipeline import NotDrawn
+
     print(f"drawing {len(prompts)} captions at step {step}", flush=True)
-    shape = trained_shape(config, arguments.modality)
+    for notice in notices(pipeline.encoder, prompts, config.text.max_tokens):
+        print(notice, flush=True)
     asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
-    drawn = np.stack(pipeline(prompts, config.sample, shape=shape, **asked))
+    name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}"])
+    folder = writable(arguments.run / "samples" / f"{step}" / name)
+    settings = {"run": config.run.name, "step": step, **asked, **dataclasses.asdict(config.sample)}
+    gallery = Gallery(folder, prompts, settings, **{"rate": FRAME_RATE, **of_sounds})
+    found: dict[int, Any] = {}
+
+    def remembered() -> "Iterator[tuple[int, Any]]":
+        for index, sample in pipeline.drawn(prompts, config.sample, shape=shapes, **asked):
+            if not isinstance(sample, NotDrawn):
+                found[index] = sample
+            yield index, sample
+
+    save_as_drawn(gallery, remembered(), prompts)
+    if not found:
+        raise ValueError("no sample could be drawn, so there is nothing to compare; the reasons are above")
+    return dict(sorted(found.items())), gallery
+
+
+def compare(drawn: np.ndarray, true: np.ndarray, is_held_out: np.ndarray) -> None:
+    """Print how many samples [n f h w 3] are nearest to the true one of their caption."""
+    from lumina_jax.evaluation.retrieval import nearest
+
     matches = nearest(drawn, true) == np.arange(len(true))
     for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out), ("all", is_held_out | True)):
         if chosen.any():
@@ -80,21 +134,16 @@ def evaluate(arguments: Arguments) -> None:
             )
     if true.shape[1] > 1:
         compare_frames(drawn, true)
-    sheet = arguments.run / "samples" / f"{step}" / f"{arguments.modality or 'all'}.png"
-    save_png(sheet, contact_sheet([frame_sheet(frames) for frames in drawn], prompts), {"step": step, **asked})
-    print(f"contact sheet: {sheet}")
-    if arguments.likelihood:
-        likelihood(pipeline, config, true[: arguments.likelihood], prompts[: arguments.likelihood], arguments.seed)
 
 
-def evaluate_speech(arguments: Arguments, config: Config) -> None:
+def evaluate_speech(arguments: Arguments, config: Config) -> int:
     """Which texts are heard in what is drawn from them, and in a true recording of each."""
     from lumina_jax.data.example import BadSample
     from lumina_jax.data.sounds import read_sound
     from lumina_jax.data.sources import open_source
     from lumina_jax.evaluation.speech import Recogniser, spoken_text
     from lumina_jax.generation.sheets import shape_for
-    from lumina_jax.generation.sounds import save_sounds, voice_of
+    from lumina_jax.generation.sounds import voice_of
     from lumina_jax.mel import log_mel
     from lumina_jax.trained import open_run
 
@@ -106,10 +155,11 @@ def evaluate_speech(arguments: Arguments, config: Config) -> None:
     wanted = [spoken_text(prompt) for prompt in prompts]
     recogniser = Recogniser([spoken_text(caption) for caption in true])
     pipeline, step = open_run(arguments.run, arguments.step)
-    print(f"drawing {len(prompts)} captions at step {step}", flush=True)
-    asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
     shapes = [shape_for(config, prompt, arguments.modality) for prompt in prompts]
-    drawn = pipeline(prompts, config.sample, shape=shapes, **asked)
+    of_sounds = {"voice": voice, "rate": data.sample_rate}
+    found, gallery = drawn_samples(arguments, config, pipeline, step, prompts, shapes, **of_sounds)
+    drawn, total = [*found.values()], len(prompts)
+    prompts, wanted = [prompts[index] for index in found], [wanted[index] for index in found]
     recorded = [log_mel(read_sound(true[prompt], data), data.sample_rate) for prompt in prompts]
     for name, spectrograms in (("drawn", drawn), ("recorded", recorded)):
         heard = [recogniser(voice(spectrogram, data.sample_rate), data.sample_rate) for spectrogram in spectrograms]
@@ -118,9 +168,8 @@ def evaluate_speech(arguments: Arguments, config: Config) -> None:
         print(f"  {name:<9} {len(wanted) - len(wrong):4} of {len(wanted):4} heard: {share:.1%}")
         if wrong:
             print(f"            not heard: {', '.join(wrong)}")
-    folder = arguments.run / "samples" / f"{step}-evaluated"
-    save_sounds(folder, drawn, prompts, {"step": step, **asked}, voice=voice, rate=data.sample_rate)
-    print(f"sounds and spectrograms: {folder}")
+    print(f"sounds and spectrograms: {gallery.sheet()}")
+    return 0 if len(found) == total else 1
 
 
 def compare_frames(drawn: np.ndarray, true: np.ndarray) -> None:

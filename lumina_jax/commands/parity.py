@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from lumina_jax.failures import message, reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.parity.golden import Comparison, Golden
 
@@ -34,14 +35,21 @@ def main(words: Sequence[str]) -> int:
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
+    with reported():
+        failures = failed_cases(arguments.files)
+    return min(failures, 1)
+
+
+def failed_cases(files: Sequence[Path]) -> int:
+    """How many cases fail, after a table of all."""
     failures = count = 0
-    for file in arguments.files:
+    for file in files:
         print(f"{file}\n  {'case':<38} {'difference':>10} {'allowed':>10} {'used':>8}", flush=True)
         for row in comparisons(file):
             failures, count = failures + (not row.passed), count + 1
             print(f"  {line(row)}", flush=True)
     print(f"all {count} cases pass" if not failures else f"{failures} of {count} cases FAIL")
-    return min(failures, 1)
+    return failures
 
 
 def line(row: Comparison) -> str:
@@ -57,8 +65,8 @@ def comparisons(file: Path) -> Iterator[Comparison]:
     try:
         run = _runner(file)
         yield from run()
-    except ValueError as error:
-        yield Comparison("-", float("nan"), float("nan"), False, str(error))
+    except Exception as error:  # whatever a damaged file leads to; the other files are compared all the same
+        yield Comparison("-", float("nan"), float("nan"), False, message(error))
 
 
 def _runner(file: Path) -> Callable[[], Iterator[Comparison]]:

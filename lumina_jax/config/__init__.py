@@ -206,7 +206,8 @@ class RunConfig(Section):
     checkpoints: str = ""
     """Another place for the checkpoints, such as gs://bucket/name; nothing: in the run's folder."""
     init_from: str = ""
-    """A run, or a folder made by `convert --to jax`: a new run starts from its (averaged) parameters, at step 0."""
+    """A run, or a folder made by `convert --to jax`: a new run starts from its (averaged) parameters, at step 0, and
+    has its model, whatever the configuration file describes."""
     steps: int = 1000
     seed: int = 0
     log_every: int = 20

@@ -14,8 +14,8 @@ class SourceConfig(Section):
     called: ClassVar[str] = "data."
 
     source: Literal["emoji", "folder", "lumina", "tfds", "prepared"] = "emoji"
-    """emoji: embedded. folder: images, clips or views and a captions .jsonl. lumina: the authors' YAML. tfds: a
-    builder. prepared: what `data prepare` made."""
+    """emoji: embedded. folder: images, clips, views or sounds, with a captions .jsonl, texts beside them, or one folder
+    for each class. lumina: the authors' YAML. tfds: a builder. prepared: what `data prepare` made."""
     path: str = ""
     """emoji: nothing, or a folder that tools/build_emoji.py filled. folder: the folder, or its .jsonl file. lumina: the
     .yaml file. tfds: a builder, such as cifar10:3.*.*. prepared: the folder"""

@@ -5,6 +5,9 @@ from typing import ClassVar, Literal
 
 from lumina_jax.config.section import Section, require, require_between
 
+EXECUTION_FIELDS = frozenset({"compute_dtype", "remat", "unroll", "attention"})
+"""Fields of ModelConfig that say how a model is computed; a run may change them when it resumes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Modality(Section):
@@ -19,7 +22,8 @@ class Modality(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.name), "a modality needs a name, such as 'image'")
+        is_plain = self.name.isprintable() and "/" not in self.name and self.name not in ("", ".", "..")
+        require(is_plain, f"a modality needs a plain name, such as 'image', but got {self.name!r}")
         for field in ("patch_size", "channels"):
             value = getattr(self, field)
             require(value >= 1, f"{field}={value} of the modality {self.name!r} must be at least 1")

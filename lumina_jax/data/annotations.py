@@ -14,12 +14,12 @@ import os
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from multiprocessing import reduction
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
-from lumina_jax.data.example import ChangedSourceError, Contents
+from lumina_jax.data.example import ChangedSourceError, Contents, printable
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ MARKS = (b"\xff\xfe", b"\xfe\xff")
 class Annotations(Protocol):
     """Random access to the items of one file."""
 
+    path: Path
     contents: Contents
 
     def __len__(self) -> int: ...
@@ -76,7 +77,7 @@ class JsonLines:
         return len(self._checks)
 
     def place(self, index: int) -> str:
-        return f"{self.path.name}, line {self._number(index)}"
+        return f"{printable(self.path.name)}, line {self._number(index)}"
 
     def item(self, index: int) -> dict[str, Any]:
         if self._is_watched and time.monotonic() >= self._next_look:
@@ -167,7 +168,7 @@ class JsonList:
         return len(self._items)
 
     def place(self, index: int) -> str:
-        return f"{self.path.name}, item {index}"
+        return f"{printable(self.path.name)}, item {index}"
 
     def item(self, index: int) -> dict[str, Any]:
         return _checked(self._items[index])
@@ -180,11 +181,11 @@ def open_annotations(path: Path) -> Annotations:
       ValueError: no such file, another ending, not in UTF-8, or a .json file that is no list.
     """
     kinds: dict[str, Callable[[Path], Annotations]] = {".json": JsonList, ".jsonl": JsonLines}
-    if path.suffix not in kinds:
+    if path.suffix.lower() not in kinds:
         raise ValueError(f"{path} must end in {' or '.join(kinds)}")
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    return kinds[path.suffix](path)
+    return kinds[path.suffix.lower()](path)
 
 
 def parsed(text: bytes) -> dict[str, Any]:
@@ -200,18 +201,6 @@ def parsed(text: bytes) -> dict[str, Any]:
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise ValueError(f"the line is not JSON ({error})") from error
     return _checked(item)
-
-
-def first_of(item: dict[str, Any], keys: Sequence[str]) -> Any:
-    """The value of the first of `keys` that an item has.
-
-    Raises:
-      ValueError: it has none of them.
-    """
-    for key in keys:
-        if key in item:
-            return item[key]
-    raise ValueError(f"the item has no {' or '.join(repr(key) for key in keys)}, only {sorted(item)}")
 
 
 def check_encoding(start: bytes, path: Path) -> None:

@@ -1,47 +1,45 @@
 """Moving pictures to frames: videos, animated webp and gif.
 
-In: a file, the part of it that counts, and which moments are wanted. Out: the frames shown then, as PIL pictures. Only
-what lies between the first and the last of them is decoded, so that an hour of video costs no more than a clip of it.
+In: a file, the part of it that counts, and which moments are wanted. Out: the frames shown then, as PIL pictures, each
+finished as soon as it is decoded. No other frame is kept.
 
-PIL reads webp, gif and png, which need no other package; PyAV (the extra `media`) reads everything else.
+PIL reads webp, gif and png, which need no other package; PyAV (the extra `media`) reads everything else (`videos.py`).
 """
 
 import bisect
-import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from lumina_jax.data.example import Clip
-from lumina_jax.data.pictures import check_pixels, rgb_on_white
+from lumina_jax.data.memory import DECODING
+from lumina_jax.data.pictures import DECODING_BYTES, Finish, as_decoded, check_pixels, opened, rgb_on_white
+from lumina_jax.data.videos import Moments, read_video
 
 ANIMATIONS = (".webp", ".gif", ".png", ".apng")
-Moments = Callable[[float], Sequence[float]]
-"""Seconds from the start of a clip at which frames are wanted, of a clip of so many seconds; in order."""
 STILL_SECONDS = 0.1
 """How long a frame is shown whose file does not say."""
+KEPT_PIXELS = 2**22
+"""An animation of more pixels is decoded twice instead of kept."""
+COMPOSING = 3
+"""Pictures of its size that an animation keeps while it is decoded: its canvas, and what frames replace."""
 
 
-def read_frames(clip: Clip, moments: Moments) -> list[Image.Image]:
-    """The frames of a clip at some moments, RGB on white, upright.
+def read_frames(clip: Clip, moments: Moments, finish: Finish = as_decoded) -> list[Image.Image]:
+    """The frames of a clip at some moments, RGB on white, upright, and finished.
 
     Raises:
       ValueError: no such file, not a moving picture, broken where it is wanted, or `start` lies after its end.
-      RuntimeError: PyAV is needed and not installed.
+      ImportError: PyAV is needed and not installed.
     """
-    if isinstance(clip.file, Path) and not clip.file.is_file():
-        raise ValueError(f"there is no file {clip.file}")
     try:
-        animation = Image.open(_source(clip))
+        animation = opened(clip.file)
     except UnidentifiedImageError:
-        return _read_video(clip, moments)
-    except OSError as error:
-        raise ValueError(f"the clip cannot be read ({error})") from error
-    with animation:
-        return _read_animation(animation, clip, moments)
+        return read_video(clip, moments, finish)
+    with animation, DECODING.reserved(COMPOSING * animation.width * animation.height * DECODING_BYTES):
+        return _read_animation(animation, clip, moments, finish)
 
 
 def all_frames(file: Path) -> tuple[list[Image.Image], list[float]]:
@@ -51,101 +49,48 @@ def all_frames(file: Path) -> tuple[list[Image.Image], list[float]]:
       ValueError: it cannot be read.
     """
     try:
-        with Image.open(file) as animation:
-            return _frames_of(animation)
-    except OSError as error:
+        with opened(file) as animation:
+            frames = [(_still(frame), _seconds(frame)) for frame in _decoded(animation)]
+    except UnidentifiedImageError as error:
         raise ValueError(f"the clip cannot be read ({error})") from error
+    return [picture for picture, _ in frames], [seconds for _, seconds in frames]
 
 
-def _read_animation(animation: Image.Image, clip: Clip, moments: Moments) -> list[Image.Image]:
-    frames, seconds = _frames_of(animation)
-    ends = list(itertools.accumulate(seconds))
-    start, duration = window(clip, ends[-1])
-    places = (bisect.bisect_right(ends, start + moment) for moment in moments(duration))
-    return [frames[min(place, len(frames) - 1)] for place in places]
+def _read_animation(animation: Image.Image, clip: Clip, moments: Moments, finish: Finish) -> list[Image.Image]:
+    """Keeps the frames of a small animation; a large one is decoded twice, since how long all its frames are shown
+    says which of them are wanted."""
+    kept, ends, most = [], [0.0], KEPT_PIXELS // (animation.width * animation.height)
+    for place, frame in enumerate(_decoded(animation)):
+        ends.append(ends[-1] + _seconds(frame))
+        if place < most:
+            kept.append(frame.copy())
+    start, duration = clip.span(ends[-1])
+    chosen = [min(bisect.bisect_right(ends, start + moment) - 1, len(ends) - 2) for moment in moments(duration)]
+    if len(kept) < len(ends) - 1:
+        kept.clear()
+    frames = kept or itertools.islice(_decoded(animation), max(chosen) + 1)
+    finished = {place: finish(_still(frame)) for place, frame in enumerate(frames) if place in chosen}
+    return [finished[place] for place in chosen]
 
 
-def _frames_of(animation: Image.Image) -> tuple[list[Image.Image], list[float]]:
-    check_pixels(*animation.size)
-    frames, seconds = [], []
+def _decoded(animation: Image.Image) -> Iterator[Image.Image]:
+    """Each frame in turn: always the same picture, which changes."""
+    read = 0
     try:
         for frame in ImageSequence.Iterator(animation):
-            frames.append(rgb_on_white(frame))
-            seconds.append((frame.info.get("duration") or 1000 * STILL_SECONDS) / 1000)
+            check_pixels(*frame.size)
+            frame.load()
+            read += 1
+            yield frame
     except Exception as error:  # decoders raise all sorts on broken files
-        raise ValueError(f"frame {len(frames) + 1} cannot be read ({error})") from error
-    return frames, seconds
+        raise ValueError(f"frame {read + 1} cannot be read ({error})") from error
 
 
-def _source(clip: Clip) -> Path | io.BytesIO:
-    return clip.file if isinstance(clip.file, Path) else io.BytesIO(clip.file)
+def _still(frame: Image.Image) -> Image.Image:
+    """The frame as a picture that does not change."""
+    picture = rgb_on_white(frame)
+    return picture.copy() if picture is frame else picture
 
 
-def _read_video(clip: Clip, moments: Moments) -> list[Image.Image]:
-    av = _av()
-    try:
-        with av.open(_source(clip)) as container:
-            if not container.streams.video:
-                raise ValueError("the file holds no video")
-            stream = container.streams.video[0]
-            check_pixels(stream.width, stream.height)
-            stream.thread_type = "AUTO"
-            first = float((stream.start_time or 0) * stream.time_base)
-            start, duration = window(clip, _seconds(container, stream))
-            wanted = [first + start + moment for moment in moments(duration)]
-            container.seek(int(wanted[0] / stream.time_base), stream=stream)
-            return _shown_at(wanted, container.decode(stream))
-    except av.error.FFmpegError as error:
-        raise ValueError(f"the video cannot be read ({error.strerror})") from error
-
-
-def _shown_at(wanted: Sequence[float], frames: Any) -> list[Image.Image]:
-    """For each moment the last frame that begins no later than it; `frames` are PyAV's, in order."""
-    found: list[Image.Image] = []
-    shown = None
-    for frame in itertools.chain(frames, [None]):
-        while len(found) < len(wanted) and (frame is None or frame.time > wanted[len(found)]):
-            current = shown or frame  # a moment before the first frame shows that
-            if current is None:
-                raise ValueError("the video has no frame that can be decoded")
-            if current.is_corrupt:
-                raise ValueError(f"the frame at {current.time:.2f} s is broken")
-            found.append(_upright(current))
-        if len(found) == len(wanted):
-            break
-        shown = frame
-    return found
-
-
-def _upright(frame: Any) -> Image.Image:
-    picture = frame.to_image()
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
-
-
-def _seconds(container: Any, stream: Any) -> float:
-    """How long a video is."""
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None:
-        return container.duration / 1e6
-    raise ValueError("the video does not say how long it is; rewrite it, as with `ffmpeg -i IN -c copy OUT`")
-
-
-def window(clip: Clip, whole: float) -> tuple[float, float]:
-    """Start and duration in seconds of the part of a file of `whole` seconds that counts.
-
-    Raises:
-      ValueError: nothing is left of it.
-    """
-    end = whole if clip.end is None else min(clip.end, whole)
-    if not 0 <= clip.start < end:
-        raise ValueError(f"a clip must start before it ends, but start={clip.start} and it ends at {end:.2f} s")
-    return clip.start, end - clip.start
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError:
-        raise RuntimeError("reading videos needs PyAV: pip install 'lumina_jax[media]'") from None
-    return av
+def _seconds(frame: Image.Image) -> float:
+    return (frame.info.get("duration") or 1000 * STILL_SECONDS) / 1000

@@ -4,6 +4,7 @@ In: the arrays beside this file, or a folder of larger ones made by `tools/build
 """
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -87,5 +88,11 @@ def _load(folder: Path, style: str, image_size: int) -> dict[str, Pixels]:
             f"data.path={str(folder)!r} has no {name}; make it with "
             f"`python tools/build_emoji.py --size {image_size} --out {folder}`"
         )
-    with np.load(found[name]) as arrays:
-        return dict(zip(arrays["names"].tolist(), arrays["X"]))
+    try:
+        with np.load(found[name]) as arrays:
+            names, pictures = arrays["names"].tolist(), arrays["X"]
+        if pictures.dtype != np.uint8 or pictures.shape[0::3] != (len(names), 3):
+            raise ValueError(f"{len(names)} names, but pictures {pictures.dtype} of {pictures.shape}")
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{found[name]} is not what tools/build_emoji.py makes ({error}); make it again") from error
+    return dict(zip(names, pictures))

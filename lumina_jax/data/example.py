@@ -9,6 +9,7 @@ it was when it was opened raises, a ChangedSourceError.
 """
 
 import hashlib
+import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,6 +17,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from lumina_jax.encoders.phonemes import HIGHEST_PITCH, LOWEST_PITCH
+
+GREATEST_LABEL = 2**31 - 1
+REASON_LETTERS = 500
 PROMPT_ATTEMPTS = 4
 """Records that are looked at for each prompt, where some have no caption or the same one."""
 
@@ -41,6 +46,17 @@ class BadSample(NamedTuple):
     reason: str
 
 
+def reason_of(error: Exception) -> str:
+    """Why a sample cannot be used, whatever reading it raised, in one line."""
+    text = " ".join(printable(str(error)).split())
+    if len(text) > REASON_LETTERS:
+        text = f"{text[:REASON_LETTERS]}..."
+    if isinstance(error, MemoryError):
+        return f"memory does not suffice to read it ({text or 'MemoryError'}); make it smaller, or read fewer at once"
+    foreseen = isinstance(error, ValueError | ImportError) and not isinstance(error, UnicodeError)
+    return text if foreseen and text else f"it cannot be read ({type(error).__name__}: {text})"
+
+
 class LatentDistribution(NamedTuple):
     """The normal distribution from which a sample's latents are drawn, in the scale that is trained on."""
 
@@ -54,6 +70,17 @@ class Clip(NamedTuple):
     file: Path | bytes
     start: float = 0.0
     end: float | None = None
+
+    def span(self, whole: float) -> tuple[float, float]:
+        """Start and duration in seconds of what counts of a file of `whole` seconds.
+
+        Raises:
+          ValueError: nothing is left of it.
+        """
+        end = whole if self.end is None else min(self.end, whole)
+        if not 0 <= self.start < end:
+            raise ValueError(f"a clip must start before it ends, but start={self.start} and it ends at {end:.2f} s")
+        return self.start, end - self.start
 
 
 class Views(NamedTuple):
@@ -109,16 +136,56 @@ class Source(Protocol):
 
 
 def record_of(name: str, media: Media, caption: Any, label: Any, pitch: Any = None) -> Record | BadSample:
-    """A record whose caption is text (surrounding white space dropped), whose label is a whole number and whose pitch
-    is a positive one, if given."""
-    if not (caption is None or isinstance(caption, str)):
-        return BadSample(name, f"the caption is {caption!r}, which is not text")
-    if not (label is None or (isinstance(label, int | np.integer) and not isinstance(label, bool))):
-        return BadSample(name, f"the label is {label!r}, which is not a whole number")
-    if not (pitch is None or (isinstance(pitch, int | float) and not isinstance(pitch, bool) and pitch > 0)):
-        return BadSample(name, f"the pitch is {pitch!r}, which is no positive number of Hz")
+    """A record, or a BadSample if the caption is not text, the label no whole number, or the pitch nothing to hear.
+
+    White space around the caption is dropped.
+    """
+    if reason := _reason_against(caption, label, pitch):
+        return BadSample(name, reason)
     text = None if caption is None else caption.strip()
-    return Record(name, media, text, None if label is None else int(label), pitch)
+    return Record(name, media, text, None if label is None else int(label), None if pitch is None else float(pitch))
+
+
+def _reason_against(caption: Any, label: Any, pitch: Any) -> str | None:
+    """Why these cannot be used, if they cannot."""
+    if isinstance(caption, list):
+        return f"the caption is a list, {reprlib.repr(caption)}; write one line for each caption"
+    if not (caption is None or isinstance(caption, str)):
+        return f"the caption is {reprlib.repr(caption)}, which is not text"
+    if caption is not None and not is_unicode(caption):
+        return f"the caption holds half of a letter (a lone surrogate), {reprlib.repr(caption)}; write the whole letter"
+    if not (label is None or (isinstance(label, int | np.integer) and not isinstance(label, bool))):
+        return f"the label is {reprlib.repr(label)}, which is not a whole number"
+    if label is not None and abs(int(label)) > GREATEST_LABEL:
+        return f"the label is {reprlib.repr(int(label))}, more than there can be classes"
+    is_number = isinstance(pitch, int | float | np.floating) and not isinstance(pitch, bool)
+    if not (pitch is None or (is_number and LOWEST_PITCH <= pitch <= HIGHEST_PITCH)):
+        return f"the pitch is {reprlib.repr(pitch)}, but must be from {LOWEST_PITCH:.0f} to {HIGHEST_PITCH:.0f} Hz"
+    return None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8, which half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unusable(name: str, error: Exception) -> BadSample:
+    """The sample that reading raised an error for; errors of a source that changed are raised again.
+
+    What a line or a file holds may make any library raise anything, and none of it may end a run.
+    """
+    if isinstance(error, ChangedSourceError):
+        raise error
+    return BadSample(printable(name), reason_of(error))
+
+
+def printable(text: str) -> str:
+    """Text that any terminal and file takes, as of a file whose name is not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def contents(source: Source) -> Contents:

@@ -1,48 +1,45 @@
 """The user's own pictures, clips and sounds: a folder with captions, or the JSON and YAML files of the released code.
 
-In: files. Out: records, by index. Opening reads the lists of samples, never a file they name.
+In: files. Out: records, by index. Opening reads the lists of samples, never a picture, clip or sound.
 """
 
+import array
 import bisect
+import dataclasses
 import itertools
 import random
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-
-from lumina_jax.data.annotations import Annotations, first_of, open_annotations
-from lumina_jax.data.example import (
-    BadSample,
-    ChangedSourceError,
-    Clip,
-    Media,
-    Record,
-    Sound,
-    Views,
-    combined,
-    record_of,
-)
+from lumina_jax.data.annotations import Annotations, open_annotations
+from lumina_jax.data.example import BadSample, Record, combined, record_of, unusable
+from lumina_jax.data.lines import file_name, image_and_caption, record_of_line
+from lumina_jax.data.listings import open_folder
+from lumina_jax.documents import read_yaml
 
 
 class FolderSource:
-    """Files beside a .jsonl of {"image": file, "caption": text, "label": number}; caption or label may be missing.
+    """Files with a .jsonl of {"image": file, "caption": text, "label": number}; caption or label may be missing.
 
     {"video": file, "start": seconds, "end": seconds} is a clip, where start and end may be missing, {"audio": file} a
     sound, likewise, and {"views": [file, ...]} pictures of one object from all around it. {"pitch": Hz} of a sound goes
-    before its caption. `path` is the .jsonl, or a folder that holds exactly one. Files are relative to the folder of
-    the .jsonl.
+    before its caption. Hugging Face's {"file_name": file, "text": caption} is understood too. Files are relative to the
+    folder of the .jsonl.
+
+    `path` is that file, or a folder: with one such file, with captions beside its pictures, or with a folder for each
+    class (`data.listings`).
 
     Raises:
       ValueError: nothing there, several .jsonl files, or no sample.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = _captions_file(Path(path))
-        self._annotations = open_annotations(self.path)
+        self._annotations, self.classes = open_folder(Path(path))
+        self.path = self._annotations.path
         self.contents = self._annotations.contents
         if not len(self._annotations):
             raise ValueError(f'{self.path} names no picture; write one {{"image": ..., "caption": ...}} a line')
+        self._folder = self.path if self.path.is_dir() else self.path.parent
 
     def __len__(self) -> int:
         return len(self._annotations)
@@ -50,13 +47,9 @@ class FolderSource:
     def __getitem__(self, index: int) -> Record | BadSample:
         name = self._annotations.place(index)
         try:
-            item = self._annotations.item(index)
-            name, media = _media(item, self.path.parent)
-        except ChangedSourceError:
-            raise
-        except ValueError as error:
-            return BadSample(name, str(error))
-        return record_of(name, media, item.get("caption"), item.get("label"), item.get("pitch"))
+            return record_of_line(self._annotations.item(index), self._folder)
+        except Exception as error:  # whatever stands in a line, the others can be used
+            return unusable(name, error)
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.path)!r})"
@@ -77,7 +70,7 @@ class LuminaSource:
         self.path = Path(path)
         groups: dict[str, list[_Part]] = {}
         for entry in _meta(self.path):
-            groups.setdefault(entry.get("type", "default"), []).append(self._part(entry))
+            groups.setdefault(entry.type or "default", []).append(self._part(entry))
         self._parts = list(itertools.chain.from_iterable(groups.values()))
         self._ends = list(itertools.accumulate(len(part.kept) for part in self._parts))
         if not self._ends or not self._ends[-1]:
@@ -95,29 +88,45 @@ class LuminaSource:
         name = part.annotations.place(index)
         try:
             item = part.annotations.item(index)
-            image, caption = _image_and_caption(item)
-            name = str(Path(part.root) / image)
-        except ChangedSourceError:
-            raise
-        except ValueError as error:
-            return BadSample(name, str(error))
-        return record_of(name, self._resolved(name), caption, item.get("label"))
+            image, caption = image_and_caption(item)
+            name = file_name(str(Path(part.root) / image), "root and path")
+            return record_of(name, self._resolved(name), caption, item.get("label"))
+        except Exception as error:  # whatever stands in an item, the others can be used
+            return unusable(name, error)
 
     def __repr__(self) -> str:
         return f"LuminaSource({str(self.path)!r})"
 
-    def _part(self, entry: dict[str, Any]) -> "_Part":
-        annotations = open_annotations(self._resolved(entry["path"]))
-        count, ratio = len(annotations), entry.get("ratio")
+    def _part(self, entry: "_Entry") -> "_Part":
+        annotations = open_annotations(self._resolved(file_name(entry.path, f"path in {self.path}")))
+        count, ratio, root = len(annotations), entry.ratio, entry.root or ""
         if ratio is None:
-            return _Part(annotations, entry.get("root", ""), range(count))
+            return _Part(annotations, root, range(count))
         if not 0 <= ratio <= 1:
-            raise ValueError(f"{self.path}: ratio={ratio} of {entry['path']} must lie between 0 and 1")
-        return _Part(annotations, entry.get("root", ""), random.Random(0).sample(range(count), int(count * ratio)))
+            raise ValueError(f"{self.path}: ratio={ratio} of {entry.path} must lie between 0 and 1")
+        kept = random.Random(0).sample(range(count), int(count * ratio))
+        return _Part(annotations, root, array.array("q", kept))
 
     def _resolved(self, name: str) -> Path:
         beside = self.path.parent / name
         return beside if beside.exists() and not Path(name).exists() else Path(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """What the YAML says of one file."""
+
+    path: str
+    root: str | None = None
+    ratio: float | None = None
+    type: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Meta:
+    """The whole YAML."""
+
+    META: list[_Entry]
 
 
 class _Part(NamedTuple):
@@ -125,69 +134,14 @@ class _Part(NamedTuple):
 
     annotations: Annotations
     root: str
-    kept: range | list[int]
+    kept: range | array.array
 
 
-def _captions_file(path: Path) -> Path:
-    if not path.is_dir():
-        if path.suffix != ".jsonl":
-            raise ValueError(f"data.path={str(path)!r} must be a folder, or a .jsonl file of captions")
-        return path
-    found = sorted(path.glob("*.jsonl"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise ValueError(f"the folder {path} must hold exactly one .jsonl of captions; found {names}. Name the file")
-    return found[0]
-
-
-def _meta(path: Path) -> list[dict[str, Any]]:
+def _meta(path: Path) -> list[_Entry]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML ({error})") from error
-    entries = content.get("META") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "path" in entry for entry in entries):
-        raise ValueError(f"{path} must hold META: a list of {{path: file.json, root: folder, ratio: 0.5, type: name}}")
-    return entries
-
-
-def _media(item: dict[str, Any], folder: Path) -> tuple[str, Media]:
-    """What a line names: a picture, a clip, a sound or views of an object, and the name to report it by."""
-    first_of(item, ["image", "video", "audio", "views"])
-    if "views" in item:
-        files = item["views"]
-        if not isinstance(files, list) or not files:
-            raise ValueError(f"'views' must be a list of files, but is {files!r}")
-        names = [_text(file, "views") for file in files]
-        return names[0], Views(tuple(folder / name for name in names))
-    if "video" in item:
-        name = _text(item["video"], "video")
-        return name, Clip(folder / name, _number(item, "start") or 0.0, _number(item, "end"))
-    if "audio" in item:
-        name = _text(item["audio"], "audio")
-        start, end = _number(item, "start") or 0.0, _number(item, "end")
-        return name, Sound(folder / name, start=start, end=end)
-    name = _text(item["image"], "image")
-    return name, folder / name
-
-
-def _number(item: dict[str, Any], key: str) -> float | None:
-    value = item.get(key)
-    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-        raise ValueError(f"{key!r} must be a number, but is {value!r}")
-    return value
-
-
-def _image_and_caption(item: dict[str, Any]) -> tuple[str, Any]:
-    if "conversations" not in item:
-        return _text(first_of(item, ["path", "image", "image_url"]), "path"), first_of(item, ["prompt"])
-    turns = item["conversations"]
-    if not isinstance(turns, list) or len(turns) != 2 or not isinstance(turns[1], dict) or "value" not in turns[1]:
-        raise ValueError("'conversations' must be two turns, of which the second holds the caption as 'value'")
-    return _text(first_of(item, ["image"]), "image"), turns[1]["value"]
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key!r} must name a file, but is {value!r}")
-    return value
+        return read_yaml(path, _Meta).META
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        form = "META: [{path: file.json, root: folder, ratio: 0.5, type: name}, ...]"
+        raise ValueError(f"{error}; it must hold {form}") from None

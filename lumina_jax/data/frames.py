@@ -14,35 +14,41 @@ from PIL import Image
 from lumina_jax.config import DataConfig
 from lumina_jax.data.clips import read_frames
 from lumina_jax.data.example import Clip, LatentDistribution, Media, Sound, Views
-from lumina_jax.data.pictures import open_picture
+from lumina_jax.data.pictures import Finish, as_decoded, open_picture
 
 ROUNDING = 1e-6
 
 
-def read_pictures(media: Media, data: DataConfig, draws: random.Random | None) -> list[Image.Image]:
+def read_pictures(
+    media: Media, data: DataConfig, draws: random.Random | None, finish: Finish = as_decoded
+) -> list[Image.Image]:
     """The frames of a sample.
 
     Args:
       draws: where a clip starts that is longer than its frames; None: in the middle.
+      finish: what is done to each frame as soon as it is decoded.
 
     Raises:
       ValueError: it cannot be read, or its frames have different sizes.
     """
     if data.grid_columns is not None:
         _check_views(media, data)
+    sizes: set[tuple[int, int]] = set()
+
+    def checked(picture: Image.Image) -> Image.Image:
+        sizes.add(picture.size)
+        if len(sizes) > 1:
+            raise ValueError(f"the frames of a sample must have one size, but have {sorted(sizes)}")
+        return finish(picture)
+
     if isinstance(media, Clip):
-        return read_frames(media, lambda seconds: moments(seconds, data, draws))
+        return read_frames(media, lambda seconds: moments(seconds, data, draws), checked)
     if isinstance(media, Views):
-        pictures = [open_picture(media.files[place]) for place in evenly(len(media.files), data.frames)]
-    elif isinstance(media, np.ndarray) and media.ndim == 4:
-        pictures = [open_picture(media[place]) for place in evenly(len(media), data.frames)]
-    else:
-        assert not isinstance(media, LatentDistribution | Sound)
-        return [open_picture(media)]
-    sizes = {picture.size for picture in pictures}
-    if len(sizes) > 1:
-        raise ValueError(f"the frames of a sample must have one size, but have {sorted(sizes)}")
-    return pictures
+        return [open_picture(media.files[place], checked) for place in evenly(len(media.files), data.frames)]
+    if isinstance(media, np.ndarray) and media.ndim == 4:
+        return [open_picture(media[place], checked) for place in evenly(len(media), data.frames)]
+    assert not isinstance(media, LatentDistribution | Sound)
+    return [open_picture(media, checked)]
 
 
 def _check_views(media: Media, data: DataConfig) -> None:

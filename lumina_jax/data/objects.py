@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from lumina_jax.data.kinds import check_file
+
 ELEVATION = 30.0
 """Degrees above the horizon from which the camera looks down."""
 ANGLE = 30.0
@@ -87,8 +89,7 @@ def _load(vtk: Any, file: Path, window: Any, renderer: Any) -> None:
     ending = file.suffix.lower()
     if ending not in IMPORTERS | READERS:
         raise ValueError(f"a 3-D model must end in {', '.join(IMPORTERS | READERS)}, but is {file.name}")
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}")
+    check_file(file)
     if ending in READERS:
         reader, mapper, actor = getattr(vtk, READERS[ending])(), vtk.vtkPolyDataMapper(), vtk.vtkActor()
         reader.SetFileName(str(file))

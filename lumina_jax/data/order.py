@@ -10,7 +10,7 @@ import functools
 import hashlib
 import sys
 
-from lumina_jax.data.example import BadSample, Record, Source
+from lumina_jax.data.example import BadSample, Record, Source, unusable
 
 ROUNDS = 6
 
@@ -26,7 +26,11 @@ class EndlessSource:
 
     def __getitem__(self, index: int) -> tuple[int, Record | BadSample]:
         epoch, place = divmod(index, self._samples)
-        return index, self._source[shuffled(place, self._samples, f"{self._seed} {epoch}")]
+        chosen = shuffled(place, self._samples, f"{self._seed} {epoch}")
+        try:
+            return index, self._source[chosen]
+        except Exception as error:  # whatever reading a record raises ends no run
+            return index, unusable(f"sample {chosen}", error)
 
     def __repr__(self) -> str:
         return f"EndlessSource({self._source!r}, {self._seed})"

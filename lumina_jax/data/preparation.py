@@ -14,7 +14,7 @@ from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.buckets import Size, bucket_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, Example, LatentDistribution, Media, Record, Sound
+from lumina_jax.data.example import BadSample, Example, LatentDistribution, Media, Record, Sound, reason_of
 from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.pictures import check_resizable
 from lumina_jax.data.sounds import read_sound
@@ -51,8 +51,8 @@ class Preparation:
         try:
             caption, label = self._condition(record, is_dropped=draws.random() < self.data.caption_dropout)
             latents = self._latents(record.media, draws)
-        except ValueError as error:
-            return index, BadSample(record.name, str(error))
+        except Exception as error:  # whatever a decoder raises ends no run
+            return index, BadSample(record.name, reason_of(error))
         return index, Example(record.name, latents, caption, label, self.model.place(self.data.modality))
 
     def _condition(self, record: Record, *, is_dropped: bool) -> tuple[str | None, int | None]:
@@ -77,11 +77,14 @@ class Preparation:
 
     def _pixels(self, media: Media, draws: random.Random) -> UInt8[np.ndarray, "f h w 3"]:
         """The frames that are trained on, all cropped alike, or the grid of an object's views."""
-        pictures = read_pictures(media, self.data, draws)
-        state, frames = draws.getstate(), []
-        for picture in pictures:
-            draws.setstate(state)
-            frames.append(np.asarray(self._crop(picture, draws)))
+        state: list[object] = []
+
+        def cropped(picture: Image.Image) -> Image.Image:
+            state.append(draws.getstate())
+            draws.setstate(state[0])  # type: ignore[arg-type]
+            return self._crop(picture, draws)
+
+        frames = [np.asarray(picture) for picture in read_pictures(media, self.data, draws, cropped)]
         columns = self.data.grid_columns
         return np.stack(frames) if columns is None else tile_views(np.stack(frames), columns)
 

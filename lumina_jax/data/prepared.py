@@ -20,7 +20,7 @@ import numpy as np
 from flax import serialization
 from jaxtyping import UInt8
 
-from lumina_jax.data.example import BadSample, Record, Sound, described, record_of
+from lumina_jax.data.example import BadSample, Record, Sound, described, printable, record_of
 
 SAMPLES, CARD, README, SHEET = "samples.array_record", "card.json", "README.md", "sheet.png"
 _OLD_FORMAT = b"PK"
@@ -75,7 +75,11 @@ class PreparedSource:
                 f"data.path={str(folder)!r} must be a folder made by `python -m lumina_jax data prepare NAME`, but it "
                 f"has no {SAMPLES}"
             )
-        self._records = ArrayRecordDataSource(str(self.folder / SAMPLES))
+        try:
+            self._records = ArrayRecordDataSource(str(self.folder / SAMPLES))
+        except Exception as error:  # array_record's errors of damaged files have no class of their own
+            reason = str(error) or "it breaks off"
+            raise ValueError(f"{self.folder / SAMPLES} is damaged ({reason}); prepare the set again") from error
         self.contents = described(len(self), self._about())
 
     def __len__(self) -> int:
@@ -84,9 +88,9 @@ class PreparedSource:
     def __getitem__(self, index: int) -> Record | BadSample:
         try:
             sample = _decoded(self._records[index])
-        except (ValueError, KeyError, OSError, RuntimeError, zlib.error) as error:
-            return BadSample(f"{self.folder.name}, sample {index}", f"the record is damaged ({error})")
-        return record_of(sample.name, sample.media, sample.caption, None, sample.pitch)
+            return record_of(sample.name, sample.media, sample.caption, None, sample.pitch)
+        except Exception as error:  # whatever array_record, zlib and msgpack raise on damaged bytes
+            return BadSample(f"{printable(self.folder.name)}, sample {index}", f"the record is damaged ({error})")
 
     def __repr__(self) -> str:
         return f"PreparedSource({str(self.folder)!r})"

@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from lumina_jax.data.annotations import first_of, open_annotations
+from lumina_jax.data.annotations import open_annotations
+from lumina_jax.data.example import reason_of
+from lumina_jax.data.lines import first_of
 from lumina_jax.data.objects import IMPORTERS, READERS, check_visible, load_vtk, render_views
 
 CAPTIONS, SETTINGS = "captions.jsonl", "render.json"
@@ -80,12 +82,12 @@ def render_models(
     _check_look(out, look)
     report = Report({}, {})
     for done, model in enumerate(models, start=1):
-        name = _name(model.file)
         try:
+            name = _name(model.file)
             _render(model.file, out / name, look)
             report.rendered[name] = model
-        except (ValueError, OSError) as error:
-            report.bad[str(model.file)] = str(error)
+        except Exception as error:  # whatever the readers of 3-D files raise
+            report.bad[str(model.file)] = reason_of(error)
         if progress is not None:
             progress(done, len(models))
     if not report.rendered:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lumina_jax.data.annotations import open_annotations
 from lumina_jax.data.clips import ANIMATIONS
-from lumina_jax.data.example import BadSample, Clip
+from lumina_jax.data.example import BadSample, Clip, is_unicode
 from lumina_jax.data.file_sources import FolderSource
 
 
@@ -35,17 +35,24 @@ def write_scenes(captions: Path, out: Path, *, least: float) -> Report:
       least: scenes of fewer seconds are left out.
 
     Raises:
-      ValueError: `out` lies elsewhere.
+      ValueError: `out` lies elsewhere, or is there already; no line gives a scene.
       RuntimeError: PySceneDetect is not installed.
     """
     if out.parent.resolve() != captions.parent.resolve():
         raise ValueError(f"{out} must lie beside {captions}, because the files in it are relative to that folder")
+    if out.exists():
+        raise ValueError(f"{out} is there already; delete it first, or choose another name")
+    if out.suffix.lower() != ".jsonl":
+        raise ValueError(f"{out} must end in .jsonl, because it holds a scene a line")
     report = Report()
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             for item in _items(captions, least, report):
-                file.write(json.dumps(item, ensure_ascii=False) + "\n")
+                text = json.dumps(item, ensure_ascii=False)
+                file.write((text if is_unicode(text) else json.dumps(item)) + "\n")
+            if not file.tell():
+                raise ValueError(f"no line of {captions} gives a scene; the last: {list(report.bad.items())[-1:]}")
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -89,7 +89,13 @@ def _emoji(data: DataConfig, model: ModelConfig) -> Source:
 
 
 def _folder(data: DataConfig, model: ModelConfig) -> Source:
-    return FolderSource(data.path)
+    source, classes = FolderSource(data.path), model.classes
+    if model.conditioning == "label" and len(source.classes) > classes:
+        raise ValueError(
+            f"the folder {source.path} has {len(source.classes)} classes, but model.classes={classes}; set it to "
+            f"{len(source.classes)}"
+        )
+    return source
 
 
 def _lumina(data: DataConfig, model: ModelConfig) -> Source:

@@ -35,9 +35,9 @@ class TfdsSource:
         self._image_key, self._caption_key, self._label_key = image_key, caption_key, label_key
         try:
             builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-        except (ValueError, AssertionError) as error:
+        except Exception as error:  # whatever its builders, its files and its other catalogues raise
             raise ValueError(
-                f"data.path={name!r} is no builder of tensorflow-datasets: {_first_line(error)}"
+                f"data.path={name!r} is no builder of tensorflow-datasets that can be opened: {_first_line(error)}"
             ) from error
         features = builder.info.features or {}
         for key in filter(None, (image_key, caption_key, label_key)):
@@ -87,4 +87,4 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, image_key: str) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0]
+    return str(error).split("\n", 1)[0] or type(error).__name__

@@ -20,6 +20,7 @@ from lumina_jax.encoders.published import (
     EncoderConfig,
     Loading,
     attend,
+    check_rules,
     check_settings,
     layers_of_state,
     load,
@@ -30,6 +31,7 @@ from lumina_jax.encoders.published import (
     through,
     unused_layer,
     visible,
+    whole_heads,
 )
 from lumina_jax.models.layers import LayerNorm, Linear, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
@@ -150,6 +152,7 @@ def bert_config(folder: Path, loading: Loading) -> BertConfig:
     values = settings(folder)
     found = sizes(values, _PUBLISHED, folder)
     check_settings(values, _KNOWN, folder)
+    check_rules(whole_heads(found), folder)
     state = loading.state or "last"
     found["layers"] = layers_of_state(found["layers"], state, folder)
     return BertConfig(**found, state=state)

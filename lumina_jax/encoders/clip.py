@@ -10,7 +10,7 @@ picture half and projections are left alone.
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from lumina_jax.encoders.published import (
     EncoderConfig,
     Loading,
     attend,
+    check_rules,
     check_settings,
     layers_of_state,
     load,
@@ -30,8 +31,10 @@ from lumina_jax.encoders.published import (
     split_heads,
     stacked,
     through,
+    typed,
     unused_layer,
     visible,
+    whole_heads,
 )
 from lumina_jax.models.layers import LayerNorm, Linear, normed, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
@@ -157,10 +160,12 @@ _DEFAULTS = {
 def _config(folder: Path, loading: Loading) -> ClipConfig:
     values = settings(folder)
     if values["model_type"] == "clip":
-        older = values.get("text_config_dict")  # where there is one, the format lets it win altogether
-        values = {**_DEFAULTS, **((values.get("text_config") or {}) if older is None else older)}
+        given = typed(values, dict.fromkeys(("text_config", "text_config_dict"), dict[str, Any]), folder)
+        older = given.get("text_config_dict")  # where there is one, the format lets it win altogether
+        values = {**_DEFAULTS, **(given.get("text_config", {}) if older is None else older)}
     found = sizes(values, _PUBLISHED, folder)
     check_settings(values, {"hidden_act": ["quick_gelu", "gelu"]}, folder)
+    check_rules(whole_heads(found), folder)
     state = loading.state or "last"
     found["layers"] = layers_of_state(found["layers"], state, folder)
     return ClipConfig(**found, state=state)

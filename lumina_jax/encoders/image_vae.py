@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
-from lumina_jax.encoders.vae_files import FILES, load_autoencoder, read_vae_config, vae_folder
+from lumina_jax.encoders.stored import stored_weights
+from lumina_jax.encoders.vae_files import CONFIG_FILE, WEIGHTS, load_autoencoder, read_vae_config, vae_folder
 from lumina_jax.encoders.vae_layers import Autoencoder, ImageVaeConfig
 from lumina_jax.parallel.mesh import axis_size, row_spec
 
@@ -138,8 +139,8 @@ def load_image_vae(
         )
     model = load_autoencoder(folder, config, jnp.dtype(dtype), mesh)
     total = hashlib.sha256(f"{dtype} {tile}".encode())
-    for name in FILES:
-        with open(folder / name, "rb") as file:
+    for path in (folder / CONFIG_FILE, *stored_weights(folder, WEIGHTS).files):
+        with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return ImageVae(model, config, fingerprint=total.hexdigest()[:16], tile=tile, mesh=mesh)
 

@@ -12,13 +12,15 @@ Published rotary positions pair a dimension with the one half a head away, not w
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+from typing_extensions import TypedDict
 
+from lumina_jax.encoders.numbers import Count, Frequency
 from lumina_jax.encoders.published import (
     AS_USUAL,
     EncoderConfig,
@@ -26,6 +28,7 @@ from lumina_jax.encoders.published import (
     Marks,
     State,
     attend,
+    check_rules,
     check_settings,
     layers_of_state,
     load,
@@ -34,8 +37,10 @@ from lumina_jax.encoders.published import (
     split_heads,
     stacked,
     through,
+    typed,
     unused_layer,
     visible,
+    whole_heads,
 )
 from lumina_jax.models.layers import Linear, RMSNorm, param, small_normal, zeros
 from lumina_jax.weights.rules import Rule, linear, norm
@@ -185,6 +190,14 @@ _PUBLISHED = {
 _STATES: dict[str, State] = {"llama": "last", "gemma": "penultimate"}
 _OPENING, _CLOSING = {"llama": 1, "gemma": 2}, {"llama": 2, "gemma": 1}
 """Ids of the marks where config.json names none."""
+
+
+class Rope(TypedDict):
+    rope_type: NotRequired[str | None]
+    type: NotRequired[str | None]
+    rope_theta: NotRequired[Frequency | None]
+
+
 _THETA = 10_000.0
 """Where config.json names none, as the first published ones of LLaMA-2."""
 _KNOWN_OF_BOTH: dict[str, list[Any]] = {
@@ -206,36 +219,47 @@ def _config(folder: Path, loading: Loading) -> DecoderConfig:
     check_settings(values, {**_KNOWN_OF_BOTH, **_KNOWN[family]}, folder)
     state = loading.state or _STATES[family]
     found["layers"] = layers_of_state(found["layers"], state, folder)
+    given = typed(values, {"num_key_value_heads": Count, "head_dim": Count}, folder)
+    heads, kv_heads = found["heads"], given.get("num_key_value_heads", found["heads"])
+    head_width = given.get("head_dim", found["width"] // heads)
+    rules = {
+        f"num_attention_heads={heads} must be a multiple of num_key_value_heads={kv_heads}": heads % kv_heads == 0,
+        f"the width of a head, {head_width}, must be even": head_width > 0 and head_width % 2 == 0,
+    }
+    check_rules(rules if "head_dim" in given else {**whole_heads(found), **rules}, folder)
     return DecoderConfig(
         **found,
         family=family,
         state=state,
-        kv_heads=values.get("num_key_value_heads") or found["heads"],
-        head_width=values.get("head_dim") or found["width"] // found["heads"],
+        kv_heads=kv_heads,
+        head_width=head_width,
         theta=_theta(values, folder),
-        marks=_marks(values, folder),
+        marks=_marks(values, found["vocabulary"], folder),
     )
 
 
 def _theta(values: dict[str, Any], folder: Path) -> float:
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    given = typed(values, {"rope_parameters": Rope, "rope_scaling": Rope, "rope_theta": Frequency}, folder)
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind != "default":
         raise ValueError(
             f"the encoder in {folder} has scaled rotary positions, {kind!r}, but only 'default' ones are known here; "
             "choose a model without rope scaling, such as LLaMA-2 or Gemma-1"
         )
-    return float(rope.get("rope_theta") or values.get("rope_theta") or _THETA)
+    return float(rope.get("rope_theta") or given.get("rope_theta", _THETA))
 
 
-def _marks(values: dict[str, Any], folder: Path) -> Marks:
+def _marks(values: dict[str, Any], vocabulary: int, folder: Path) -> Marks:
     """The opening mark, and for LLaMA the closing one, as the released text-to-image models were trained."""
     family = values["model_type"]
     opening = values.get("bos_token_id", _OPENING[family])
     closing = values.get("eos_token_id", _CLOSING[family])
-    if not isinstance(opening, int) or not isinstance(closing, int):
+    if any(not isinstance(mark, int) or isinstance(mark, bool) for mark in (opening, closing)):
         raise ValueError(
             f"{folder}/config.json must name one token each as bos_token_id and eos_token_id, but names {opening} and "
             f"{closing}; choose a base model"
         )
+    rule = f"bos_token_id={opening} and eos_token_id={closing} must be in 0..{vocabulary - 1}, see vocab_size"
+    check_rules({rule: min(opening, closing) >= 0 and max(opening, closing) < vocabulary}, folder)
     return Marks((opening,), (closing,) if family == "llama" else ())

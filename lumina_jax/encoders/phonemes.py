@@ -5,9 +5,11 @@ word boundary and pause, between a first and a last one, and no learned number: 
 is stressed, and the pitch asked for. gruut (the extra `sound`) turns text, numbers and unknown words into phonemes.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -54,18 +56,24 @@ class PhonemeEncoder:
         segment_ids = np.zeros((len(captions), self.max_tokens), np.int32)
         for row, caption in enumerate(captions):
             pitch, text = split_pitch(caption)
-            symbols = (FIRST, *phonemes(text), LAST)[: self.max_tokens]
+            symbols = _symbols(text)[: self.max_tokens]
             segment_ids[row, : len(symbols)] = 1
             for place, symbol in enumerate(symbols):
                 features[row, place] = _columns(symbol, pitch)
         return TextFeatures(features, segment_ids)
 
+    def is_cut(self, caption: str) -> bool:
+        """Whether the end of a caption is not spoken."""
+        return len(_symbols(split_pitch(caption)[1])) > self.max_tokens
+
 
 def split_pitch(caption: str) -> tuple[float | None, str]:
-    """The pitch in Hz that a caption asks for, and its text.
+    """The pitch in Hz that a caption asks for, and its text; one that nobody hears belongs to the text.
 
     >>> split_pitch("[180 Hz] seven")
     (180.0, 'seven')
+    >>> split_pitch("[0 Hz] seven")
+    (None, '[0 Hz] seven')
     """
     found = PITCH.match(caption)
     if found is None or not LOWEST_PITCH <= float(found[1]) <= HIGHEST_PITCH:
@@ -95,10 +103,31 @@ def is_nearly_pitch(caption: str) -> bool:
 def phonemes(text: str) -> tuple[str, ...]:
     """Phonemes of English text with marks of stress before them, word boundaries and pauses.
 
+    A number that gruut cannot read, as one of thirty digits, is read digit by digit, and a word that it cannot read is
+    the symbol OTHER.
+
     Raises:
       ValueError: gruut is not installed.
     """
     _check_gruut()
+    words = re.findall(r"\d|[^\d\s]+", text)
+    for readable in (text, " ".join(words)):
+        with contextlib.suppress(Exception):  # gruut raises all sorts
+            return tuple(_spoken(readable))
+    return tuple(itertools.chain.from_iterable(map(_spoken_or_other, words)))[:-1]
+
+
+def _spoken_or_other(word: str) -> list[str]:
+    """A word and the boundary behind it."""
+    try:
+        return [*_spoken(word), SPACE]
+    except Exception:
+        _spoken("a")  # raises if gruut itself is broken
+        return [OTHER, SPACE]
+
+
+def _spoken(text: str) -> list[str]:
+    """What gruut makes of a text."""
     import gruut
 
     found: list[str] = []
@@ -107,12 +136,18 @@ def phonemes(text: str) -> tuple[str, ...]:
             if found and found[-1] not in (PAUSE, STOP) and spoken[0] not in (PAUSE, STOP):
                 found.append(SPACE)
             found.extend(spoken)
-    return tuple(found)
+    return found
 
 
-def spoken_seconds(caption: str, *, per_phoneme: float, pause: float) -> float:
-    """About how long a caption takes to say; marks count like phonemes, word boundaries not."""
-    return pause + per_phoneme * sum(symbol != SPACE for symbol in phonemes(split_pitch(caption)[1]))
+def spoken_seconds(caption: str, *, per_phoneme: float, pause: float, max_tokens: int | None = None) -> float:
+    """About how long a caption takes to say, or its first `max_tokens` symbols; marks count like phonemes, word
+    boundaries not."""
+    spoken = _symbols(split_pitch(caption)[1])[:max_tokens]
+    return pause + per_phoneme * sum(symbol not in (FIRST, LAST, SPACE) for symbol in spoken)
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    return (FIRST, *phonemes(text), LAST)
 
 
 def _columns(symbol: str, pitch: float | None) -> np.ndarray:

@@ -8,6 +8,7 @@ in, without a norm (`hidden_states[-2]` of transformers). For the latter the las
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +20,21 @@ from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
+from typing_extensions import TypedDict
 
+from lumina_jax.documents import parse_json, read_json
+from lumina_jax.encoders.numbers import Count, Epsilon, Layers, Words
+from lumina_jax.encoders.stored import StoredWeights, stored_weights
 from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
-from lumina_jax.weights.files import INDEX, Renamed, TensorFiles
+from lumina_jax.weights.files import Renamed
 from lumina_jax.weights.modules import fill, named_parameters
 from lumina_jax.weights.rules import Rule
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.msgpack", "*.h5", "*.gguf")
+CONFIG_FILE, WEIGHTS = "config.json", ("model", "pytorch_model")
+KINDS: dict[str, Any] = {
+    "vocabulary": Words, "positions": Words, "layers": Layers, "norm_eps": Epsilon, "activation": str,
+}  # fmt: skip
+"""Types of the sizes of a network, by our names; the others are counts."""
 FLOAT32 = jnp.dtype(jnp.float32)
 State = Literal["last", "penultimate"]
 Module = TypeVar("Module", bound=nnx.Module)
@@ -86,34 +94,73 @@ class Network(Protocol):
     def __call__(self, token_ids: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t m"]: ...
 
 
+class _Architecture(TypedDict, total=False):
+    model_type: str
+
+
 def settings(folder: Path) -> dict[str, Any]:
     """The values of the configuration in a folder.
 
     Raises:
-      ValueError: the file is missing or no JSON object.
+      ValueError: the file is missing or no JSON object, or its `model_type` is no text.
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"there is no {file}; copy it there, it tells the sizes of the network")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); copy it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold one JSON object, but holds a {type(values).__name__}; copy it again")
-    return values
+    read_json(file, _Architecture)
+    return read_json(file, dict[str, Any])
 
 
 def sizes(values: Mapping[str, Any], published: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """The values that `published` names, under our names, the keys of it.
 
     Raises:
-      ValueError: some are missing or null; the message lists them.
+      ValueError: some are missing, null, of another type, or out of range; the message lists them.
     """
     missing = [theirs for theirs in published.values() if values.get(theirs) is None]
     if missing:
         raise ValueError(f"{folder / CONFIG_FILE} must give the sizes of the network, but has no {', '.join(missing)}")
-    return {ours: values[theirs] for ours, theirs in published.items()}
+    kinds = {theirs: KINDS.get(ours, Count) for ours, theirs in published.items()}
+    found = typed(values, kinds, folder)
+    return {ours: found[theirs] for ours, theirs in published.items()}
+
+
+def typed(values: Mapping[str, Any], kinds: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Those of the values that have a kind; null counts as absent.
+
+    Raises:
+      ValueError: one is of another kind; the message names it.
+    """
+    given = {name: values[name] for name in kinds if values.get(name) is not None}
+    kind = _model(tuple((name, kinds[name]) for name in given))
+    return dict(parse_json(json.dumps(given), kind, str(folder / CONFIG_FILE)))
+
+
+@functools.lru_cache(maxsize=64)
+def _model(kinds: tuple[tuple[str, Any], ...]) -> Any:
+    from pydantic import create_model  # slow to import
+
+    return create_model("Settings", **{name: (kind, ...) for name, kind in kinds})  # type: ignore[call-overload]
+
+
+def check_rules(rules: Mapping[str, bool], folder: Path) -> None:
+    """Refuse sizes that do not fit together.
+
+    Args:
+      rules: what must hold, in words with the values, and whether it does.
+
+    Raises:
+      ValueError: one does not; the message lists them.
+    """
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise ValueError(f"{folder / CONFIG_FILE}: {'; '.join(broken)}; copy it again")
+
+
+def whole_heads(found: Mapping[str, Any]) -> dict[str, bool]:
+    """The rule of networks whose heads share the width."""
+    width, heads = found["width"], found["heads"]
+    return {f"hidden_size={width} must be a multiple of num_attention_heads={heads}": width % heads == 0}
 
 
 def check_settings(values: Mapping[str, Any], known: Mapping[str, Sequence[Any]], folder: Path) -> None:
@@ -139,23 +186,13 @@ def layers_of_state(published: int, state: State, folder: Path) -> int:
     return published - 1
 
 
-def weights(folder: Path) -> TensorFiles:
-    """The tensors of a folder: model.safetensors if there is one, else the files of the only index.
+def weights(folder: Path) -> StoredWeights:
+    """The tensors of a folder; see `stored_weights`.
 
     Raises:
-      ValueError: there is neither, a file that the index names is missing, or one is damaged; the message names what is
-        there instead, such as variants in half precision.
+      ValueError: there are none, or a file is missing or damaged; the message names what is there instead.
     """
-    if (folder / WEIGHTS_FILE).is_file():
-        return TensorFiles(folder / WEIGHTS_FILE)
-    if any(folder.glob(INDEX)):
-        return TensorFiles(folder)
-    found = sorted(path.name for ending in _WEIGHTS for path in folder.glob(ending))
-    raise ValueError(
-        f"there is no {folder / WEIGHTS_FILE} and no {INDEX}, only {', '.join(found) or 'no weights'}; copy it there, "
-        f"rename the variant to use to {WEIGHTS_FILE}, or save the encoder in this format with "
-        "save_pretrained(folder, safe_serialization=True)"
-    )
+    return stored_weights(folder, WEIGHTS)
 
 
 def load(

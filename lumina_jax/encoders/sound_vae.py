@@ -9,6 +9,7 @@ The published autoencoder and its vocoder know decimal logarithms of amplitudes,
 and goes out here is natural. A configuration with `log_base: e` or `log_base: 10` says otherwise of its network.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,16 +17,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
+from typing_extensions import TypedDict
 
+from lumina_jax.documents import parse_json, read_json, read_yaml
+from lumina_jax.encoders.numbers import Count, Counts, Indices, Layers
 from lumina_jax.encoders.sound_vae_layers import GROUPS, SoundAutoencoder, SoundVaeConfig, sound_rules
 from lumina_jax.mel import BINS
 from lumina_jax.parallel.mesh import axis_size, row_spec
@@ -39,17 +42,38 @@ CONFIGS = ("*.yaml", "*.yml", "*.json")
 CHECKPOINTS = ("*.safetensors", "*.ckpt", "*.pt", "*.pth")
 WITHIN_DIFFUSION = "first_stage_model."
 SCALE = "scale_factor"
+SCALES = 1e-6, 1e6
+"""The smallest and the largest that latents are multiplied with."""
 LOG_UNITS = {"10": math.log(10), "e": 1.0}
 """Natural logarithms in one of each base."""
 
-_SIZES = ("ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch", "z_channels")
 _ONLY: dict[str, Any] = {"double_z": True, "resamp_with_conv": True, "tanh_out": False, "give_pre_end": False}
 """Settings of which only this value, which is also the default, is understood."""
-_READ = {"kernel_size": 3, "down_layers": [], "attn_layers": []}
 _UNUSED = ("dropout",)
 _ATTENTION = re.compile(r"\.(q|k|v|proj_out)\.weight$")
 
 AnyArray = Array | np.ndarray
+
+
+class _Sizes(TypedDict):
+    """Settings that shape the network."""
+
+    ch: Count
+    ch_mult: Counts
+    num_res_blocks: Layers
+    in_channels: Count
+    out_ch: Count
+    z_channels: Count
+    kernel_size: NotRequired[Count]
+    down_layers: NotRequired[Indices]
+    attn_layers: NotRequired[Indices]
+
+
+class _Around(TypedDict):
+    """What stands around the sizes."""
+
+    embed_dim: Count
+    ddconfig: _Sizes
 
 
 class Posterior(NamedTuple):
@@ -196,11 +220,7 @@ def read_settings(folder: Path, wanted: str, *, what: str) -> tuple[Path, list[M
     """
     found = []
     for file in sorted(path for pattern in CONFIGS for path in folder.glob(pattern)):
-        try:
-            text = file.read_text(encoding="utf-8")
-            values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{file} cannot be read as {file.suffix[1:].upper()} ({error}); copy it again") from error
+        values = (read_json if file.suffix == ".json" else read_yaml)(file, Any)
         found += [(file, path) for path in _paths(values, wanted)]
     if len(found) != 1:
         raise ValueError(
@@ -223,26 +243,23 @@ def _paths(values: Any, wanted: str) -> Iterator[list[Mapping[str, Any]]]:
 
 def _config(file: Path, settings: list[Mapping[str, Any]], tensors: Tensors) -> SoundVaeConfig:
     """The configuration, checked."""
-    around, values = settings[-1], settings[-1]["ddconfig"]
-    missing = [name for name in _SIZES if values.get(name) is None] + [n for n in ("embed_dim",) if n not in around]
-    if missing:
-        raise ValueError(f"{file} must give the sizes of the autoencoder, but lacks {', '.join(missing)}; add them")
-    unknown = sorted(values.keys() - {*_SIZES, *_ONLY, *_READ, *_UNUSED})
+    around: _Around = parse_json(json.dumps(settings[-1]), _Around, str(file))
+    read, given = around["ddconfig"], settings[-1]["ddconfig"]
+    unknown = sorted(given.keys() - {*_Sizes.__annotations__, *_ONLY, *_UNUSED})
     if unknown:
         raise ValueError(f"{file} has settings that this autoencoder does not know: {', '.join(unknown)}")
     for name, known in _ONLY.items():
-        if values.get(name, known) != known:
-            raise ValueError(f"{file} asks for {name}={values[name]!r}, but this autoencoder knows only {known!r}")
-    read = {**_READ, **values}
+        if given.get(name, known) != known:
+            raise ValueError(f"{file} asks for {name}={given[name]!r}, but this autoencoder knows only {known!r}")
     config = SoundVaeConfig(
         bins=read["in_channels"],
         widths=(read["ch"], *(read["ch"] * times for times in read["ch_mult"])),
         layers=read["num_res_blocks"],
         inner=read["z_channels"],
         channels=around["embed_dim"],
-        kernel=read["kernel_size"],
-        halvings=tuple(sorted(read["down_layers"])),
-        attended=tuple(sorted(read["attn_layers"])),
+        kernel=read.get("kernel_size", 3),
+        halvings=tuple(sorted(read.get("down_layers", []))),
+        attended=tuple(sorted(read.get("attn_layers", []))),
         scaling=_scaling(file, settings, tensors),
         log_unit=log_unit(file, settings, "10"),
     )
@@ -278,7 +295,8 @@ def log_unit(file: Path, settings: list[Mapping[str, Any]], usual: str) -> float
 def _scaling(file: Path, settings: list[Mapping[str, Any]], tensors: Tensors) -> float:
     """From a diffusion model's checkpoint, else from the configuration; 1 where neither speaks of it."""
     if SCALE in tensors:
-        scaling = float(tensors[SCALE])
+        given: Any = np.asarray(tensors[SCALE]).ravel().tolist()
+        found = given[0] if len(given) == 1 else given
     else:
         given = [values[SCALE] for values in settings if SCALE in values]
         if not given and any(values.get("scale_by_std") for values in settings):
@@ -286,10 +304,17 @@ def _scaling(file: Path, settings: list[Mapping[str, Any]], tensors: Tensors) ->
                 f"{file} says that latents are scaled by their deviation, but the number is only in the checkpoint of "
                 f"the diffusion model, as {SCALE}; write '{SCALE}: <number>' at the beginning of {file.name}"
             )
-        scaling = float(given[0]) if given else 1.0
-    if not (np.isfinite(scaling) and scaling > 0):
-        raise ValueError(f"{SCALE} must be a positive number, but is {scaling}; correct it in {file}")
-    return scaling
+        found = given[0] if given else 1.0
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = float(found)  # YAML takes numbers such as 2e-1 for text
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    if not is_number or not SCALES[0] <= found <= SCALES[1]:
+        raise ValueError(
+            f"{SCALE} must be a positive number from {SCALES[0]:g} to {SCALES[1]:g}, but is {found!r}; correct it in "
+            f"{file}"
+        )
+    return float(found)
 
 
 def _first_stage(tensors: Tensors) -> Mapping[str, np.ndarray]:

@@ -23,6 +23,7 @@ from lumina_jax.encoders.published import (
     Loading,
     Rename,
     attend,
+    check_rules,
     check_settings,
     layers_of_state,
     load,
@@ -183,6 +184,12 @@ def _config(folder: Path, loading: Loading) -> T5Config:
     values = {**_DEFAULTS, **settings(folder)}
     found = sizes(values, _PUBLISHED, folder)
     check_settings(values, {"feed_forward_proj": ["relu", "gated-gelu"]}, folder)
+    buckets, furthest = found["buckets"], found["max_distance"]
+    rules = {
+        f"relative_attention_num_buckets={buckets} must be even and at least 4": buckets % 2 == 0 and buckets >= 4,
+        f"relative_attention_max_distance={furthest} must exceed {buckets // 4}": furthest > buckets // 4,
+    }
+    check_rules(rules, folder)
     state = loading.state or "last"
     found["layers"] = layers_of_state(found["layers"], state, folder)
     is_gated = values["feed_forward_proj"] == "gated-gelu"

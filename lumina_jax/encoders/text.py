@@ -24,14 +24,15 @@ from jaxtyping import Array, Bool, Float, Int
 from lumina_jax.encoders.bert import load_bert
 from lumina_jax.encoders.clap import clap_file, load_clap
 from lumina_jax.encoders.clip import load_clip
+from lumina_jax.encoders.cuts import Cutting
 from lumina_jax.encoders.llama import load_decoder
 from lumina_jax.encoders.phonemes import PhonemeEncoder
 from lumina_jax.encoders.published import CONFIG_FILE, Loading, Network, State, settings, weights
+from lumina_jax.encoders.stored import downloaded
 from lumina_jax.encoders.t5 import load_t5
 from lumina_jax.encoders.tokenizer import NETWORK_FOLDER, TOKENIZER_FOLDER, CaptionTokenizer, tokenizer_folder
 from lumina_jax.parallel.mesh import axis_size, batch_sharding
 from lumina_jax.tokens import TextFeatures
-from lumina_jax.weights.hub import local_folder
 
 BATCH = 32
 """Captions of one call of the network: always so many, so it compiles once and batch mates change nothing."""
@@ -143,6 +144,10 @@ class LocalTextEncoder:
             features[start : start + BATCH] = np.where(mask[batch][: count - start, :, None], hidden, 0)
         return TextFeatures(features, mask.astype(np.int32))
 
+    def is_cut(self, caption: str) -> bool:
+        """Whether the end of a caption is not read."""
+        return self.tokenize.is_cut(caption)
+
 
 class JointTextEncoder:
     """Encoders that cut captions into the same tokens, as one: the features of each token side by side, in their order.
@@ -168,6 +173,10 @@ class JointTextEncoder:
         self._check_tokens([captions] if isinstance(captions, str) else captions)
         parts = [encoder.encode(captions) for encoder in self.encoders]
         return TextFeatures(np.concatenate([part.features for part in parts], axis=-1), parts[0].segment_ids)
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether the end of a caption is not read."""
+        return self.encoders[0].is_cut(caption)
 
     def _check_tokens(self, captions: Sequence[str]) -> None:
         first, *others = [encoder.tokenize(captions) for encoder in self.encoders]
@@ -201,12 +210,23 @@ class SerialTextEncoder:
         """See `TextEncoder.encode`; the padding of an encoder that is not seen stays between the features."""
         _check_list(captions)
         first, *others = self.encoders
-        divided = [caption.partition("<") for caption in captions]
-        plain = [before.strip() if mark and before.strip() else caption
-                 for caption, (before, mark, _) in zip(captions, divided)]  # fmt: skip
-        structured = [f"<{after}" if mark else caption for caption, (_, mark, after) in zip(captions, divided)]
+        divided = [_plain_and_structured(caption) for caption in captions]
+        plain, structured = [plain for plain, _ in divided], [structured for _, structured in divided]
         parts = [first.encode(plain), *(encoder.encode(structured) for encoder in others)]
         return TextFeatures(*(np.concatenate(of_all, axis=1) for of_all in zip(*parts)))
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether an encoder does not read the end of its part of a caption."""
+        plain, structured = _plain_and_structured(caption)
+        texts = [plain, *[structured] * (len(self.encoders) - 1)]
+        return any(isinstance(of, Cutting) and of.is_cut(text) for of, text in zip(self.encoders, texts))
+
+
+def _plain_and_structured(caption: str) -> tuple[str, str]:
+    """What the first of several encoders reads of a caption, and what the others do."""
+    before, mark, after = caption.partition("<")
+    plain = before.strip() if mark and before.strip() else caption
+    return plain, f"<{after}" if mark else caption
 
 
 def _check_list(captions: Sequence[str]) -> None:
@@ -228,7 +248,8 @@ def digest_of_files(files: Iterable[Path]) -> str:
                 continue
             total.update(f"{size} ".encode())
             header = file.read(8)
-            total.update(header + file.read(min(int.from_bytes(header, "little"), LARGE) + ENDS))
+            length = 0 if path.suffix == ".bin" else int.from_bytes(header, "little")
+            total.update(header + file.read(min(length, LARGE) + ENDS))
             file.seek(size - ENDS)
             total.update(file.read())
     return total.hexdigest()
@@ -268,7 +289,7 @@ def _folder(name: str) -> Path:
     beside = inside.replace(NETWORK_FOLDER, TOKENIZER_FOLDER)
     tokenizer = f"{inside}token*" if beside == inside else f"{beside}*"
     files = (f"{inside}{CONFIG_FILE}", f"{inside}*.safetensors*", tokenizer)
-    return local_folder(repository, files=files, what="text encoder") / inside
+    return downloaded(repository, files, "text encoder") / inside
 
 
 def _network(folder: Path, loading: Loading) -> Network:

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from lumina_jax.encoders.published import Marks
 
-Ids = Callable[[str], list[int]]
+Ids = Callable[[str], tuple[list[int], bool]]
+"""The ids of a caption, and whether some were cut."""
 TOKENIZER_FILE = "tokenizer.json"
 OTHER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 """One of which a folder without tokenizer.json must hold, for AutoTokenizer to start from."""
@@ -51,16 +52,21 @@ class CaptionTokenizer:
         token_ids = np.full((len(captions), self.max_tokens), PAD, np.int32)
         mask = np.zeros(token_ids.shape, bool)
         for row, caption in enumerate(captions):  # one by one: no threads before a fork
-            ids = self._ids(caption)
+            ids, _ = self._ids(caption)
             token_ids[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return token_ids, mask
 
-    def _ids(self, caption: str) -> list[int]:
-        own = self._own(caption)
+    def is_cut(self, caption: str) -> bool:
+        """Whether the caption has more than max_tokens tokens."""
+        return self._ids(caption)[1]
+
+    def _ids(self, caption: str) -> tuple[list[int], bool]:
+        own, is_cut = self._own(caption)
         if self._marks is None:
-            return own
-        return [*self._marks.opening, *own, *self._marks.closing][: self.max_tokens]
+            return own, is_cut
+        marked = [*self._marks.opening, *own, *self._marks.closing]
+        return marked[: self.max_tokens], len(marked) > self.max_tokens
 
 
 def tokenizer_folder(folder: Path) -> Path:
@@ -89,7 +95,12 @@ def _with_tokenizers(file: Path, max_tokens: int, *, is_marked: bool) -> Ids:
     tokenizer.no_truncation()
     if not is_marked:
         tokenizer.enable_truncation(max_tokens)
-    return lambda caption: tokenizer.encode(caption, add_special_tokens=not is_marked).ids
+
+    def ids(caption: str) -> tuple[list[int], bool]:
+        found = tokenizer.encode(caption, add_special_tokens=not is_marked)
+        return found.ids, bool(found.overflowing)
+
+    return ids
 
 
 def _with_transformers(folder: Path, max_tokens: int, *, is_marked: bool) -> Ids:
@@ -104,5 +115,10 @@ def _with_transformers(folder: Path, max_tokens: int, *, is_marked: bool) -> Ids
         ) from error
     tokenizer.truncation_side = "right"
     if is_marked:
-        return lambda caption: tokenizer(caption, add_special_tokens=False)["input_ids"]
-    return lambda caption: tokenizer(caption, truncation=True, max_length=max_tokens)["input_ids"]
+        return lambda caption: (tokenizer(caption, add_special_tokens=False)["input_ids"], False)
+
+    def ids(caption: str) -> tuple[list[int], bool]:
+        found = tokenizer(caption, truncation=True, max_length=max_tokens)["input_ids"]
+        return found, len(found) == max_tokens and len(tokenizer(caption)["input_ids"]) > max_tokens
+
+    return ids

@@ -1,10 +1,11 @@
 """The image autoencoder in the files that diffusers publishes: config.json and the table of tensor names.
 
-In: a folder with config.json and diffusion_pytorch_model.safetensors, a pipeline's folder with such a folder `vae` in
-it, or the id of a repository downloaded before. Out: the configuration, and the network with its parameters.
+In: a folder with config.json and diffusion_pytorch_model.safetensors (or .bin, or a variant such as .fp16.safetensors
+alone), a pipeline's folder with such a folder `vae` in it, or the id of a repository downloaded before. Out: the
+configuration, and the network with its parameters.
 """
 
-import json
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,22 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from typing_extensions import TypedDict
 
+from lumina_jax.documents import read_json
+from lumina_jax.encoders.numbers import Count, Counts, Layers, Scale, Shift
+from lumina_jax.encoders.stored import downloaded, stored_weights
 from lumina_jax.encoders.vae_layers import Autoencoder, ImageVaeConfig
-from lumina_jax.weights.files import TensorFiles
 from lumina_jax.weights.hub import local_folder
 from lumina_jax.weights.modules import fill, named_parameters
 from lumina_jax.weights.rules import Rule, convolution, linear, norm
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
-FILES = (CONFIG_FILE, WEIGHTS_FILE)
+CONFIG_FILE, WEIGHTS = "config.json", ("diffusion_pytorch_model",)
+FILES = (CONFIG_FILE, f"{WEIGHTS[0]}.safetensors")
+WHAT = "image autoencoder"
+MOST_STAGES = 8
+"""Each stage but one halves a picture."""
+OF_ANY_NAME = (CONFIG_FILE, f"{WEIGHTS[0]}*.safetensors*")
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "_class_name": ("AutoencoderKL",),
@@ -45,6 +53,24 @@ _READ = {
     "up_block_types": ["UpDecoderBlock2D"],
 }
 """Settings that shape the network, and what diffusers takes where a file, an old one say, leaves them out."""
+
+
+class _Known(TypedDict, total=False):
+    """The types of these settings."""
+
+    block_out_channels: Counts
+    layers_per_block: Layers
+    latent_channels: Count
+    norm_num_groups: Count
+    scaling_factor: Scale
+    shift_factor: Shift | None
+    use_quant_conv: bool
+    use_post_quant_conv: bool
+    mid_block_add_attention: bool
+    down_block_types: list[str]
+    up_block_types: list[str]
+
+
 _UNUSED = ("sample_size", "force_upcast")
 """Settings that change nothing here: tiles have a size of their own, and no value of bfloat16 overflows."""
 
@@ -56,16 +82,13 @@ def vae_folder(name_or_folder: str | Path) -> Path:
       ValueError: there is none; the message names the repository, the files and the command that downloads them.
     """
     folder = Path(name_or_folder)
-    if (folder / "vae").is_dir() and not (folder / WEIGHTS_FILE).is_file():
-        return local_folder(folder / "vae", files=FILES, what="image autoencoder")
-    try:
-        return local_folder(name_or_folder, files=FILES, what="image autoencoder")
-    except ValueError:
-        try:  # the repository of a whole pipeline
-            return local_folder(name_or_folder, files=[f"vae/{file}" for file in FILES]) / "vae"
-        except ValueError:
-            pass
-        raise
+    is_pipeline = (folder / "vae").is_dir() and not (folder / CONFIG_FILE).is_file()
+    if folder.is_dir():
+        return local_folder(folder / "vae" if is_pipeline else folder, files=[CONFIG_FILE], what=WHAT)
+    for files, inside in ((FILES, ""), (FILES, "vae"), (OF_ANY_NAME, ""), (OF_ANY_NAME, "vae")):
+        with contextlib.suppress(ValueError):
+            return downloaded(name_or_folder, [str(Path(inside, file)) for file in files], WHAT) / inside
+    return local_folder(name_or_folder, files=FILES, what=WHAT)  # which says what to download
 
 
 def read_vae_config(folder: Path) -> ImageVaeConfig:
@@ -75,10 +98,7 @@ def read_vae_config(folder: Path) -> ImageVaeConfig:
       ValueError: a setting is unknown, or asks for another network than this one; the message names it.
     """
     file = folder / CONFIG_FILE
-    try:
-        values: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON ({error}); copy it again") from error
+    values = read_json(file, dict[str, Any])
     unknown = sorted(name for name in values if name not in {*_ONLY, *_READ, *_UNUSED} and not name.startswith("_"))
     if unknown:
         raise ValueError(f"{file} has settings that this image autoencoder does not know: {', '.join(unknown)}")
@@ -88,7 +108,7 @@ def read_vae_config(folder: Path) -> ImageVaeConfig:
                 f"{file} asks for {name}={values[name]!r}, but this image autoencoder knows only "
                 f"{' or '.join(map(repr, known))}"
             )
-    read = {**_READ, **values}
+    read = {**_READ, **read_json(file, _Known)}
     widths = tuple(read["block_out_channels"])
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if list(read[name]) != [kind] * len(widths):
@@ -104,6 +124,8 @@ def read_vae_config(folder: Path) -> ImageVaeConfig:
         quant_convolution=read["use_quant_conv"],
         post_quant_convolution=read["use_post_quant_conv"],
     )
+    if len(widths) > MOST_STAGES:
+        raise ValueError(f"{file}: block_out_channels must have at most {MOST_STAGES} stages, but has {len(widths)}")
     if any(width % config.groups for width in widths):
         raise ValueError(f"{file}: norm_num_groups={config.groups} must divide each of block_out_channels={widths}")
     return config
@@ -115,7 +137,7 @@ def load_autoencoder(folder: Path, config: ImageVaeConfig, dtype: jnp.dtype, mes
     Raises:
       ValueError: tensors are missing, unknown, of the wrong shape or not finite; the message names them.
     """
-    tensors = TensorFiles(folder / WEIGHTS_FILE)
+    tensors = stored_weights(folder, WEIGHTS)
 
     def build() -> Autoencoder:
         return Autoencoder(nnx.Rngs(0), config)

@@ -8,13 +8,11 @@ BigVGAN (Lee et al., arXiv 2206.04658): transposed convolutions lengthen the sou
 residual blocks whose activations, x + sin(a x)^2 / b, act on twice the samples between two low-pass filters.
 """
 
-import dataclasses
 import functools
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +21,9 @@ from flax import nnx
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from lumina_jax.encoders.sound_vae import checkpoint, log_unit, read_settings
+from lumina_jax.encoders.sound_vae import checkpoint, read_settings
 from lumina_jax.encoders.sound_vae_layers import Convolution1d, convolution_1d
-from lumina_jax.mel import BINS, FFT, HIGHEST, HOP
+from lumina_jax.encoders.vocoder_config import VocoderConfig, vocoder_config
 from lumina_jax.models.layers import param, zeros
 from lumina_jax.weights.hub import local_folder
 from lumina_jax.weights.modules import fill
@@ -44,34 +42,6 @@ TINY = 1e-9
 _NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 """Lengths and directions of normed kernels, by the names of both ways in which PyTorch stores them."""
 _FILTER = re.compile(r"\.(upsample|downsample\.lowpass)\.filter$")
-_LISTS = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes", "resblock_dilation_sizes")
-_SETTINGS = (*_LISTS, "num_mels", "upsample_initial_channel", "activation", "snake_logscale")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VocoderConfig:
-    """Sizes of a BigVGAN."""
-
-    bins: int
-    rate: int | None
-    """Samples a second; None: the configuration doesn't say."""
-    width: int
-    """Channels of the first convolution; each step halves them."""
-    steps: tuple[tuple[int, int], ...]
-    """By how much each step lengthens the sound, and the samples under its kernel."""
-    blocks: tuple[tuple[int, tuple[int, ...]], ...]
-    """Samples under the kernels of each block of a step, and their dilations."""
-    pairs: bool
-    """Each dilated convolution is followed by one that isn't."""
-    has_beta: bool
-    """What divides the sine is a parameter of its own, not its frequency."""
-    in_logs: bool
-    """Parameters of activations are stored as their logarithms."""
-    last_bias: bool
-    tanh: bool
-    """The last activation; else samples are cut off at -1 and 1."""
-    log_unit: float
-    """Natural logarithms in 1 of the network's spectrograms."""
 
 
 class Snake(nnx.Module):
@@ -198,64 +168,13 @@ def vocoder(name: str | Path) -> Vocoder:
     """
     folder = local_folder(name, what="vocoder")
     file, settings = read_settings(folder, "upsample_rates", what="vocoder")
-    config = _config(file, settings)
+    config = vocoder_config(file, settings)
     tensors = checkpoint(folder, "generator", what="vocoder", preferred=GENERATORS)
     try:
         model = fill(lambda: Generator(nnx.Rngs(0), config), _weights(tensors), vocoder_rules(config), layers=1)
     except ValueError as error:
         raise ValueError(f"{tensors.path} does not fit {file.name} beside it: {error}") from error
     return Vocoder(model, config)
-
-
-def _config(file: Path, settings: list[Mapping[str, Any]]) -> VocoderConfig:
-    """The configuration, checked."""
-    values = settings[-1]
-    missing = [name for name in _SETTINGS if values.get(name) is None]
-    if missing:
-        raise ValueError(f"{file} must give the sizes of the vocoder, but lacks {', '.join(missing)}; add them")
-    pairs = str(values.get("resblock", "1")) == "1"
-    most = 3 if pairs else 2  # dilations; BigVGAN leaves out further ones
-    config = VocoderConfig(
-        bins=values["num_mels"],
-        rate=values.get("sampling_rate"),
-        width=values["upsample_initial_channel"],
-        steps=tuple(zip(values["upsample_rates"], values["upsample_kernel_sizes"])),
-        blocks=tuple(
-            (size, tuple(dilations[:most]))
-            for size, dilations in zip(values["resblock_kernel_sizes"], values["resblock_dilation_sizes"])
-        ),
-        pairs=pairs,
-        has_beta=values["activation"] == "snakebeta",
-        in_logs=bool(values["snake_logscale"]),
-        last_bias=bool(values.get("use_bias_at_final", True)),
-        tanh=bool(values.get("use_tanh_at_final", True)),
-        log_unit=log_unit(file, settings, "e" if file.suffix == ".json" else "10"),
-    )
-    hop = math.prod(values["upsample_rates"])
-    rate, highest = config.rate or 2 * HIGHEST, values.get("fmax")
-    half = rate / 2
-    rules = {
-        f"num_mels={config.bins} must be {BINS}": config.bins == BINS,
-        f"upsample_rates={values['upsample_rates']} must make {HOP} samples of a frame": hop == HOP,
-        f"hop_size={values.get('hop_size')} must be {HOP}": values.get("hop_size", HOP) == HOP,
-        f"n_fft={values.get('n_fft')} must be {FFT}": values.get("n_fft", FFT) == FFT,
-        f"win_size={values.get('win_size')} must be {FFT}": values.get("win_size", FFT) == FFT,
-        f"fmin={values.get('fmin')} must be 0": not values.get("fmin"),
-        f"fmax={highest} must be {min(HIGHEST, half):g}": "fmax" not in values
-        or (half if highest is None else highest) == min(HIGHEST, half),
-        f"activation={values['activation']!r} must be snake or snakebeta": values["activation"]
-        in ("snake", "snakebeta"),
-        "each of upsample_kernel_sizes must exceed its rate by an even number": all(
-            size >= times and (size - times) % 2 == 0 for times, size in config.steps
-        ),
-        "resblock_kernel_sizes must be odd": all(size % 2 for size, _ in config.blocks),
-        "there must be as many upsample_kernel_sizes as upsample_rates": len(values["upsample_rates"])
-        == len(values["upsample_kernel_sizes"]),
-    }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise ValueError(f"{file} does not fit the spectrograms here: {'; '.join(broken)}; take another vocoder")
-    return config
 
 
 def _weights(tensors: Tensors) -> Mapping[str, np.ndarray]:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lumina_jax.flow.adams import Mean, Tolerance
+from lumina_jax.flow.adaptive import Samples
 from lumina_jax.flow.ode import integrate
 from lumina_jax.flow.solvers import Solver
 
@@ -31,7 +32,7 @@ class Likelihood(NamedTuple):
 
 
 def log_likelihood(
-    velocity: Callable[[Float[Array, ""], Any, Any], Any],
+    velocity: Callable[[Any, Any, Any], Any],
     x: Float[AnyArray, "b *shape"],
     signs: Float[AnyArray, "b *shape"],
     grid: Float[AnyArray, " n"],
@@ -43,27 +44,29 @@ def log_likelihood(
     mask: Float[AnyArray, "..."] | None = None,
     mean: Mean = jnp.mean,
     over_row: Callable[[Array], Array] = lambda total: total,
+    samples: Samples | None = None,
 ) -> Likelihood:
     """The likelihood of a batch of data, exact up to the solver and the estimate of the divergence.
 
     Args:
-      velocity: v of (t, x, args) with a scalar t; samples of a batch must not influence each other.
+      velocity: v of (t, x, args) with times as `ode.integrate` gives them; samples of a batch must not influence each
+        other.
       signs: the Rademacher noise, as `rademacher` draws it; average over several draws for less variance.
       grid: times from data to noise, decreasing: `sampling_grid(...)[::-1]`.
       mask: 1 where x is data, 0 elsewhere (markers, padding), broadcastable to x. There the velocity must be 0.
-      mean: as for `ode.integrate`.
+      mean, samples: as for `ode.integrate`.
       over_row: adds up what devices found that each have a part of every sample, if there are any.
     """
     weight = jnp.broadcast_to(jnp.float32(1) if mask is None else jnp.asarray(mask, jnp.float32), x.shape)
     axes = tuple(range(1, x.ndim))
     signs = jnp.asarray(signs, jnp.float32) * weight
 
-    def drift(t: Float[Array, ""], state: Any, args: Any) -> Any:
+    def drift(t: Float[Array, "..."], state: Any, args: Any) -> Any:
         v, pull_back = jax.vjp(lambda x: velocity(t, x, args), state[0])
         return v, over_row(jnp.sum(pull_back(signs)[0] * signs, axis=axes))
 
     start = (jnp.asarray(x, jnp.float32), jnp.zeros(x.shape[0], jnp.float32))
-    end: Any = integrate(drift, start, grid, solver=solver, rtol=rtol, atol=atol, args=args, mean=mean)
+    end: Any = integrate(drift, start, grid, solver=solver, rtol=rtol, atol=atol, args=args, mean=mean, samples=samples)
     latent, change = end
     prior = over_row(-0.5 * jnp.sum(weight * (latent**2 + math.log(2 * math.pi)), axis=axes))
     return Likelihood(prior + change, latent)

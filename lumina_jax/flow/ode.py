@@ -5,9 +5,9 @@ of its times. A decreasing grid integrates towards noise. `solvers.py` tells whi
 Everything is one traced loop without callbacks to the host; the drift's weights travel through `args`, so that a jitted
 sampler compiles once.
 
-Adaptive solvers choose steps so that the root mean square, over the whole batch, of error / (atol + rtol |x|) is at
+Adaptive solvers choose steps so that the root mean square, over the whole state, of error / (atol + rtol |x|) is at
 most 1. They walk from the first to the last time of the grid and interpolate in between when asked for all times.
-Devices that each have a part of the batch must take the same steps: `mean` then reaches all of them.
+With `samples`, each sample of a batch chooses its steps by itself (`adaptive.py`).
 """
 
 import functools
@@ -21,12 +21,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from lumina_jax.flow.adams import Mean, Tolerance, adams
+from lumina_jax.flow.adaptive import MAX_STEPS, Samples, integrate_each
 from lumina_jax.flow.solvers import Solver, solver_named
 
 State = PyTree[Float[jax.Array | np.ndarray, "..."]]
 Drift = Callable[[Any, Any, Any], Any]
-
-MAX_ADAPTIVE_STEPS = 10_000
 
 
 def integrate(
@@ -40,11 +39,13 @@ def integrate(
     args: Any = None,
     save_at: Literal["end", "grid"] = "end",
     mean: Mean = jnp.mean,
+    samples: Samples | None = None,
 ) -> State:
     """Follow dx/dt = drift(t, x, args) along `grid`, in float32.
 
-    Call it inside the jitted sampler. The drift gets a scalar time. An adaptive solver that doesn't reach the end
-    within 10,000 steps, because the drift is stiff or not finite, returns NaN.
+    Call it inside the jitted sampler. The drift gets a scalar time, or with `samples` and an adaptive solver a time for
+    each sample. An adaptive solver that doesn't reach the end within 10,000 steps, because the drift is stiff or not
+    finite, returns NaN.
 
     Args:
       solver: a name of `solvers.SOLVERS`, or a Solver of your own.
@@ -54,23 +55,43 @@ def integrate(
       rtol, atol: tolerances of the adaptive solvers and of the corrections of implicit_adams.
       save_at: 'end' returns the last state; 'grid' the states at all times of the grid, along a new first axis.
       mean: of the values of an array like x over the whole batch, where devices have parts of it.
+      samples: the first axis of x is a batch, whose samples take steps of their own with an adaptive solver, from the
+        first to the last time of the grid; None: all take the same steps.
 
     Raises:
-      ValueError: unknown solver, or a grid without an interval.
+      ValueError: unknown solver, a grid without an interval, or times between its ends asked for with `samples`.
     """
     found = solver_named(solver) if isinstance(solver, str) else solver
     if grid.shape[0] < 2:
         raise ValueError(f"a grid of {grid.shape=} has no interval; give at least two times")
     grid, x = jnp.asarray(grid, jnp.float32), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
+    tolerances: dict[str, Tolerance] = {"rtol": rtol, "atol": atol}
+
+    def plain(t: Any, x: Any) -> Any:
+        return drift(t, x, args)
+
     if found.method is None:
-        implicit = found.calls > 1
-        states = adams(lambda t, x: drift(t, x, args), x, grid, implicit=implicit, rtol=rtol, atol=atol, mean=mean)
-        return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
+        states = adams(plain, x, grid, implicit=found.calls > 1, mean=mean, **tolerances)
+    elif found.adaptive and samples is not None:
+        if save_at == "grid" or found.overshoots:
+            raise ValueError("samples that take steps of their own have no times in common but the ends of the grid")
+        return integrate_each(plain, x, grid[0], grid[-1], solver=found, samples=samples, **tolerances)
+    else:
+        norm = functools.partial(_largest_root_mean_square, mean)
+        steps = _Adaptive(rtol, atol, norm=norm) if found.adaptive else _Grid(ts=grid)
+        states = _by_diffrax(found, drift, x, grid, steps, args, save_at)
+    return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
+
+
+def _by_diffrax(
+    found: Solver, drift: Drift, x: State, grid: Float[Array, " n"], steps: Any, args: Any, save_at: Any
+) -> State:
+    """The states that are to be kept, with `steps` as the controller of steps; NaN if it gave up."""
     last, event = grid[-1], None
-    norm = functools.partial(_largest_root_mean_square, mean)
     if found.overshoots:
         last = jnp.sign(grid[-1] - grid[0]) * jnp.inf
         event = diffrax.Event(lambda t, *_, **__: t >= jnp.sign(last) * grid[-1])  # diffrax counts time upwards
+    assert found.method is not None  # the others are in adams.py
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(drift),
         found.method(),
@@ -80,15 +101,14 @@ def integrate(
         y0=x,
         args=args,
         saveat=_saved(found, grid, save_at),
-        stepsize_controller=_Adaptive(rtol, atol, norm=norm) if found.adaptive else _Grid(ts=grid),
+        stepsize_controller=steps,
         adjoint=diffrax.ForwardMode(),
-        max_steps=MAX_ADAPTIVE_STEPS if found.adaptive else grid.shape[0] - 1,
+        max_steps=MAX_STEPS if found.adaptive else grid.shape[0] - 1,
         event=event,
         throw=False,
     )
     finished = diffrax.is_okay(solution.result)
-    states = jax.tree.map(lambda states: jnp.where(finished, states, jnp.nan), solution.ys)
-    return states if save_at == "grid" else jax.tree.map(lambda states: states[-1], states)
+    return jax.tree.map(lambda states: jnp.where(finished, states, jnp.nan), solution.ys)
 
 
 def _saved(solver: Solver, grid: Float[Array, " n"], save_at: Literal["end", "grid"]) -> diffrax.SaveAt:

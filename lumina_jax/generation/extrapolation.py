@@ -39,8 +39,8 @@ def rope_factor(settings: SampleConfig, model: ModelConfig, size: Extent, traine
     return max(1.0, math.sqrt(area), frames if model.rope_axes == 3 else 1.0)
 
 
-def rope_scaling(factor: float, watershed: float, t: float | Float[Array, ""]) -> RopeScaling:
-    """The scaling at time t; none at all for a factor of 1."""
+def rope_scaling(factor: float, watershed: float, t: float | Float[Array, ""] | Float[Array, " b"]) -> RopeScaling:
+    """The scaling at time t, or at the time of each sample; none at all for a factor of 1."""
     return RopeScaling() if factor == 1 else time_aware(factor, watershed, t)
 
 

@@ -5,6 +5,8 @@ which the file viewers and image tools that show such chunks show as text. Files
 """
 
 import contextlib
+import filecmp
+import itertools
 import json
 import math
 import os
@@ -24,12 +26,20 @@ PICTURE_SIDE = 128
 MARGIN, GAP, CAPTION_GAP = 32, 24, 10
 FONT_SIZE, LINE_HEIGHT, CAPTION_LINES = 15, 19, 4
 SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+NARROWEST = 3
+"""Pixels that all but a few characters are wider than."""
 NOT_A_CHARACTER = "\uffff"
 WHITE, INK = (255, 255, 255), (48, 48, 52)
 
 
-def save_png(path: str | Path, pixels: UInt8[np.ndarray, "h w 3"], metadata: dict[str, Any]) -> None:
-    """Write a picture with its settings; the folder is created, a file of that name is replaced at once.
+def save_png(
+    path: str | Path, pixels: UInt8[np.ndarray, "h w 3"], metadata: dict[str, Any], *, is_kept: bool = False
+) -> Path:
+    """Write a picture with its settings; returns its name. The folder is created.
+
+    Args:
+      is_kept: a file of that name with other content stays, and the new one is called name-2, or name-3; False: it is
+        replaced at once.
 
     Raises:
       ValueError: the settings are not JSON.
@@ -40,21 +50,46 @@ def save_png(path: str | Path, pixels: UInt8[np.ndarray, "h w 3"], metadata: dic
         raise ValueError(f"the settings in a PNG must be JSON, but {metadata=} is not: {error}") from error
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(PARAMETERS, text)
-    with written_whole(path) as temporary:
+    with _temporary(Path(path)) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=chunks)
+        return _named_anew(temporary, Path(path)) if is_kept else temporary.replace(path)
 
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A name to write to; at the end the file gets its own name, or after an error is gone."""
-    path = Path(path)
+    with _temporary(Path(path)) as temporary:
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside a path; what is there at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _named_anew(file: Path, path: Path) -> Path:
+    """Give a file that path as its name, or the first of path-2, path-3, ... under which there is no other content."""
+    for number in itertools.count(1):
+        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            os.link(file, candidate)  # unlike a rename, it fails where there is a file
+            return candidate
+        except FileExistsError:
+            if filecmp.cmp(file, candidate, shallow=False):
+                return candidate
+        except OSError:  # a file system without links
+            if not candidate.exists():
+                return file.replace(candidate)
+            if filecmp.cmp(file, candidate, shallow=False):
+                return candidate
+    raise AssertionError  # there are enough numbers
 
 
 def read_png_metadata(path: str | Path) -> dict[str, Any]:
@@ -81,7 +116,7 @@ def contact_sheet(
 
     Args:
       pictures: of any sizes, which may differ.
-      captions: one for each; wrapped to the width of a cell, cut with dots after four lines.
+      captions: one for each; wrapped to the width of a cell, and cut with an ellipsis after four lines.
       columns: None: about as many as make the sheet half wider than high, with a full last row if one is near.
       scale: how many times pictures are enlarged; None: the largest to about 128 pixels, never less than once.
 
@@ -95,6 +130,7 @@ def contact_sheet(
     columns = min(columns or _columns(len(pictures)), len(pictures))
     images = [_enlarged(picture, scale) for picture in pictures]
     cell = max(PICTURE_SIDE, *(image.width for image in images))
+    captions = [_shortened(caption, cell + GAP // 2) for caption in captions]
     font = _font_for(captions)
     texts = [_caption_lines(_readable(caption, font), font, cell + GAP // 2) for caption in captions]
 
@@ -129,6 +165,12 @@ def _enlarged(picture: UInt8[np.ndarray, "h w 3"], scale: int) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
 
 
+def _shortened(caption: str, width: int) -> str:
+    """The beginning of a caption, longer than what can be shown, so that a long one takes no time to lay out."""
+    most = CAPTION_LINES * max(1, width // NARROWEST)
+    return caption if len(caption) <= most else f"{caption[:most]}..."
+
+
 def _caption_lines(caption: str, font: FreeTypeFont, width: int) -> list[str]:
     """The lines of a caption, of about equal length, none wider than `width` pixels."""
     lines = _wrapped(caption, font, width)
@@ -150,12 +192,14 @@ def _wrapped(caption: str, font: FreeTypeFont, width: int) -> list[str]:
     """As many words on a line as fit; a word wider than a line is broken."""
     lines: list[str] = []
     for word in caption.split():
+        if len(lines) > CAPTION_LINES:  # the rest is not shown
+            break
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(joined) <= width:
             lines[-1] = joined
             continue
         lines.append(word)
-        while font.getlength(word) > width:
+        while len(lines) <= CAPTION_LINES and font.getlength(word) > width:
             end = max(1, next(end for end in range(len(word)) if font.getlength(word[: end + 1]) > width))
             lines[-1:] = [word[:end], word[end:]]
             word = word[end:]

@@ -4,19 +4,16 @@ In: frames as bytes 0..255, [f h w 3], the frames of a clip or the views around 
 at all. PIL writes gif; mp4 (H.264) needs PyAV, the extra `media`.
 """
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from lumina_jax.generation.media import contact_sheet, save_png, written_whole
-from lumina_jax.run import sample_name
+from lumina_jax.generation.media import contact_sheet, written_whole
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 AnyFrames = UInt8[np.ndarray, "_ _ _ 3"]
@@ -38,7 +35,7 @@ def save_gif(path: str | Path, frames: Frames, rate: float) -> None:
             format="GIF",
             save_all=True,
             append_images=others,
-            duration=round(1000 / rate),
+            duration=max(10, round(1000 / rate)),  # viewers slow down what is shorter
             loop=0,
             disposal=1,
         )
@@ -82,22 +79,3 @@ def moving_sheet(clips: Sequence[AnyFrames], captions: Sequence[str]) -> AnyFram
     """The contact sheet of several clips, moving; a shorter clip begins again."""
     longest = max(map(len, clips))
     return np.stack([contact_sheet([clip[place % len(clip)] for clip in clips], captions) for place in range(longest)])
-
-
-def save_samples(
-    folder: Path, samples: Sequence[AnyFrames], prompts: Sequence[str], settings: dict[str, Any], *, rate: float
-) -> None:
-    """A PNG of each sample with its settings, sheet.png of all; of clips also gif, mp4 where PyAV is installed, and
-    sheet.gif."""
-    clips = any(len(frames) > 1 for frames in samples)
-    for index, (prompt, frames) in enumerate(zip(prompts, samples)):
-        path = folder / sample_name(index, prompt)
-        save_png(path, frame_sheet(frames), {"prompt": prompt, "index": index, **settings})
-        if clips:
-            save_gif(path.with_suffix(".gif"), frames, rate)
-        if clips and importlib.util.find_spec("av") is not None:
-            save_mp4(path.with_suffix(".mp4"), frames, rate)
-    sheet = contact_sheet([frame_sheet(frames) for frames in samples], prompts)
-    save_png(folder / "sheet.png", sheet, {"prompts": list(prompts), **settings})
-    if clips:
-        save_gif(folder / "sheet.gif", moving_sheet(samples, prompts), rate)

@@ -8,7 +8,7 @@ scale and time shift.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,17 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.image_vae import ImageVae
 from lumina_jax.encoders.sound_vae import SoundVae
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
+from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.request import Shape as Shape
-from lumina_jax.generation.request import check_request, label_of
+from lumina_jax.generation.request import check_request, label_of, shortened
 from lumina_jax.generation.sampler import Latents, Prompt, Task
 from lumina_jax.mel import QUIET, frames_of, unit_to_mel, whole_frames
 from lumina_jax.models.division import division, parameter_shardings
@@ -37,6 +38,15 @@ from lumina_jax.tokens import TextFeatures, unit_to_pixels
 
 Sample = UInt8[np.ndarray, "_ _ _ 3"] | Float[np.ndarray, "_ 80"]
 """Frames, or the log mel spectrogram of a sound."""
+
+
+NOT_DECODED = "the autoencoder makes values of it that are not finite; check the files in vae.path"
+
+
+class NotDrawn(NamedTuple):
+    """In the place of a sample whose values are not finite."""
+
+    reason: str
 
 
 class Pipeline:
@@ -60,7 +70,7 @@ class Pipeline:
         self.parameters = parameters
         self.least_batch = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         """Devices that share the samples of a batch."""
-        self._encoder = encoder
+        self.encoder = encoder
         self._vae = vae
         self._factor = 1 if vae is None else vae.factor
         self._programs = [
@@ -78,35 +88,62 @@ class Pipeline:
         batch: int,
         modality: str | None = None,
     ) -> list[Sample]:
-        """One sample for each prompt; sample i depends on the seed, i and its prompt, not on its neighbours.
+        """One sample for each prompt, as `drawn` makes them.
+
+        Raises:
+          ValueError: as `drawn`, and for samples that are not finite, which it names.
+        """
+        found = dict(self.drawn(prompts, settings, seed=seed, shape=shape, batch=batch, modality=modality))
+        missing = {index: sample.reason for index, sample in found.items() if isinstance(sample, NotDrawn)}
+        if missing:
+            index = min(missing)
+            raise ValueError(
+                f"{len(missing)} of {len(prompts)} samples could not be drawn; that of {shortened(prompts[index])}: "
+                f"{missing[index]}"
+            )
+        return [sample for _, sample in sorted(found.items(), key=lambda of: of[0]) if not isinstance(sample, NotDrawn)]
+
+    def drawn(
+        self,
+        prompts: Sequence[str],
+        settings: SampleConfig,
+        *,
+        seed: int,
+        shape: Shape | Sequence[Shape],
+        batch: int,
+        modality: str | None = None,
+    ) -> Iterator[tuple[int, Sample | NotDrawn]]:
+        """Index and sample of each prompt, batch by batch; sample i depends on the seed, i and its prompt, not on its
+        neighbours.
 
         Args:
           prompts: captions, or for a label-conditional model the numbers of labels.
-          seed: of the noise.
+          seed: of the noise, from 0 to 2**64 - 1.
           shape: of all samples or of each; height and width are multiples of the pixels of a patch.
           batch: samples drawn at once, rounded up to a multiple of `least_batch`; the last batch of a shape is filled
             up, so that one program serves all.
           modality: which of the model's to draw; None: its own.
 
         Raises:
-          ValueError: the shape does not fit the patches, a prompt is no label of a label-conditional model, or the
-            model has no such modality.
+          ValueError: what is asked for cannot be drawn: see `check_request`. It is raised here, before the first batch.
         """
-        batch += -batch % self.least_batch
         own = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
-        found: dict[int, Sample] = {}
         check_request(self.config, settings, prompts, own, self._unit(modality), modality=modality, seed=seed)
-        for wanted in dict.fromkeys(own):
-            places = [place for place, of_place in enumerate(own) if of_place == wanted]
-            for start in range(0, len(places), batch):
-                chosen = places[start : start + batch]
-                filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
-                of_sample = jax.vmap(functools.partial(jax.random.fold_in, key_of_seed(seed)))
-                noise, keys = _noise(of_sample(jnp.asarray(filled)), self._latent_size(wanted, modality))
-                texts = [prompts[place] for place in filled]
-                latents = self.latents(noise, texts, settings, keys=keys, modality=modality)
-                found.update(zip(chosen, self._decoded(latents, modality)))
-        return [found[place] for place in range(len(prompts))]
+        batch += -batch % self.least_batch
+
+        def batches() -> Iterator[tuple[int, Sample | NotDrawn]]:
+            for wanted in dict.fromkeys(own):
+                places = [place for place, of_place in enumerate(own) if of_place == wanted]
+                for start in range(0, len(places), batch):
+                    chosen = places[start : start + batch]
+                    filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
+                    of_sample = jax.vmap(functools.partial(jax.random.fold_in, key_of_seed(seed)))
+                    noise, keys = _noise(of_sample(jnp.asarray(filled)), self._latent_size(wanted, modality))
+                    texts = [prompts[place] for place in filled]
+                    latents = self.latents(noise, texts, settings, keys=keys, modality=modality)
+                    yield from zip(chosen, self._decoded(latents, settings, modality))
+
+        return batches()
 
     def latents(
         self,
@@ -139,18 +176,32 @@ class Pipeline:
         channels = self.config.model.modality_of(modality).channels
         return (shape.frames, shape.height // high, shape.width // self._factor, channels)
 
-    def _decoded(self, latents: Latents, modality: str | None) -> Iterable[Sample]:
+    def _decoded(self, latents: Latents, settings: SampleConfig, modality: str | None) -> list[Sample | NotDrawn]:
         """Samples of latents. An autoencoder decodes frames one after another, so memory is that of one."""
         latents = whole(latents)
-        if self.config.data_of(modality).seconds is not None:
+        are_drawn = _finite_rows(latents)
+        is_sound = self.config.data_of(modality).seconds is not None
+        if self._vae is not None:  # a sample that is not finite leaves the others alone
+            latents = jnp.where(are_drawn[:, None, None, None, None], latents, 0)
+        if is_sound:
             values = np.asarray(latents)[:, 0, 0]
-            if self._vae is None:
-                return list(unit_to_mel(values))
-            return list(np.maximum(np.asarray(self._vae.decode(values)), np.float32(QUIET)))
-        if self._vae is not None:
+            decoded = values if self._vae is None else np.asarray(self._vae.decode(values))
+        elif self._vae is not None:
             frames = [np.asarray(self._vae.decode(frame)) for frame in jnp.unstack(latents, axis=1)]
-            latents = np.stack(frames, axis=1)
-        return list(unit_to_pixels(np.asarray(latents)))
+            decoded = np.stack(frames, axis=1)
+        else:
+            decoded = np.asarray(latents)
+        are_decoded = _finite_rows(decoded)
+        with np.errstate(invalid="ignore"):
+            if is_sound:
+                shown = unit_to_mel(decoded) if self._vae is None else np.maximum(decoded, np.float32(QUIET))
+            else:
+                shown = unit_to_pixels(decoded)
+        lost = _lost_on_the_way(settings)
+        return [
+            sample if is_drawn and is_decoded else NotDrawn(NOT_DECODED if is_drawn else lost)
+            for sample, is_drawn, is_decoded in zip(shown, are_drawn, are_decoded)
+        ]
 
     def invert(self, latents: Latents, prompts: Sequence[str], settings: SampleConfig) -> Latents:
         """The noise from which these latents are drawn: the same path, from data to noise.
@@ -190,8 +241,8 @@ class Pipeline:
         return self._condition([""])
 
     def _condition(self, prompts: Sequence[str]) -> TextFeatures | Int[Array, "b 1"]:
-        if self._encoder is not None:
-            return jax.tree.map(np.asarray, self._encoder.encode(prompts))  # on no device: the model may be on others
+        if self.encoder is not None:
+            return jax.tree.map(np.asarray, self.encoder.encode(prompts))  # on no device: the model may be on others
         return jnp.asarray([[label_of(prompt, self.config.model.classes)] for prompt in prompts])
 
 
@@ -223,6 +274,21 @@ def _noise(keys: Key[Array, " b"], size: tuple[int, ...]) -> tuple[Latents, Key[
     """The noise that each key stands for, and a key for the path from there."""
     of_start, of_path = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
     return jax.vmap(lambda key: jax.random.normal(key, size))(of_start), of_path
+
+
+def _finite_rows(values: Float[jax.Array | np.ndarray, "b ..."]) -> Bool[np.ndarray, " b"]:
+    """Which samples of a batch are finite."""
+    return np.asarray(jnp.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+
+
+def _lost_on_the_way(settings: SampleConfig) -> str:
+    """Why the latents of a sample are not finite, and what helps."""
+    if settings.solver in SOLVERS and SOLVERS[settings.solver].adaptive:
+        return (
+            f"the solver {settings.solver} found no steps that keep its errors below {settings.rtol=} and "
+            f"{settings.atol=}; allow larger ones, such as --rtol 0.01, or use fixed steps: --solver midpoint"
+        ).replace("settings.", "")
+    return "its values are not finite; use less guidance, more steps or another solver, or check the weights"
 
 
 def _check_reversible(settings: SampleConfig) -> None:

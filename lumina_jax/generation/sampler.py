@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from lumina_jax.config import Config, Modality, SampleConfig
 from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.flow.adams import Mean
+from lumina_jax.flow.adaptive import Samples, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation import extrapolation
 from lumina_jax.generation.extrapolation import Extent
@@ -29,8 +30,10 @@ from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
 from lumina_jax.tokens import Grid, Kind, TextFeatures, Tokens, tokens_of, unpatchify
 
 Latents = Float[jax.Array | np.ndarray, "b f h w c"]
-Output = Callable[[Float[Array, ""], Float[Array, "b l p"]], Float[Array, "b l p"]]
-Velocity = Callable[[Float[Array, ""], Float[Array, "b l p"], Any], Float[Array, "b l p"]]
+Times = Float[Array, ""] | Float[Array, " b"]
+"""One for all samples of a batch, or one for each."""
+Output = Callable[[Times, Float[Array, "b l p"]], Float[Array, "b l p"]]
+Velocity = Callable[[Times, Float[Array, "b l p"], Any], Float[Array, "b l p"]]
 Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
 """Of parameters, tokens, what else there is of each token, and a prompt."""
 STOCHASTIC = ("euler_maruyama", "sde_heun")
@@ -90,13 +93,13 @@ def _walked(
 ) -> Latents:
     """Where the probability flow leads, from noise to data or backwards."""
     tokens, grid = _tokens(latents, task)
-    mean = _mean(task, grid.length)
+    means = _means(task, grid.length)
 
     def local(parameters: dict, tokens: Tokens, _: None, prompt: Prompt) -> Float[Array, "b l p"]:
         output = _output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
         velocity, times = _flow(output, task.config, settings, prompt.time_shift)
         times = times[::-1] if backwards else times
-        return ode.integrate(velocity, tokens.patches, times, mean=mean, **_solver(settings))
+        return ode.integrate(velocity, tokens.patches, times, **means, **_solver(settings))
 
     return _latents(_shared(task, local, parameters, tokens, None, prompt), grid, task)
 
@@ -106,7 +109,7 @@ def density(
 ) -> Float[Array, " b"]:
     """log p of latents in nats, by Hutchinson's estimate with these signs."""
     tokens, grid = _tokens(latents, task)
-    mean = _mean(task, grid.length)
+    means = _means(task, grid.length)
 
     def over_row(total: Float[Array, " b"]) -> Float[Array, " b"]:
         return total if task.division is None else task.division.over_row(total)
@@ -116,7 +119,7 @@ def density(
         velocity, times = _flow(output, task.config, settings, prompt.time_shift)
         counts = _counts(tokens, task)
         found = log_likelihood(
-            velocity, tokens.patches, signs, times[::-1], mask=counts, mean=mean, over_row=over_row, **_solver(settings)
+            velocity, tokens.patches, signs, times[::-1], mask=counts, over_row=over_row, **means, **_solver(settings)
         )
         return found.log_density
 
@@ -168,6 +171,11 @@ def _shared(
     return found if of_rows else found[:, :length]
 
 
+def _means(task: Task, length: int) -> dict[str, Any]:
+    """How errors are measured, in the words of `ode.integrate`."""
+    return {"mean": _mean(task, length), "samples": _samples(task, length)}
+
+
 def _mean(task: Task, length: int) -> Mean:
     """The mean over all samples, of `length` tokens, wherever these are: all devices must take the same steps."""
     if task.division is None:
@@ -180,6 +188,21 @@ def _mean(task: Task, length: int) -> Mean:
         return everyone * (filled / length) if values.ndim > 1 else everyone  # tokens that fill up have 0
 
     return mean
+
+
+def _samples(task: Task, length: int) -> Samples:
+    """How each sample of `length` tokens is measured by itself, where devices have parts of the batch and of tokens."""
+    if task.division is None:
+        return Samples()
+    mesh = task.division.mesh
+    filled, across = length + -length % axis_size(mesh, "sequence"), task.division.over_row
+    devices = axis_size(mesh, "sequence")
+
+    def mean(values: Float[Array, "b ..."]) -> Float[Array, " b"]:
+        own = mean_of_rows(values)
+        return across(own) / devices * (filled / length) if values.ndim > 1 else own  # tokens that fill up have 0
+
+    return Samples(mean, lambda flag: jax.lax.pmax(flag.astype(jnp.int32), mesh.axis_names) > 0)
 
 
 def _tokens(latents: Latents, task: Task) -> tuple[Tokens, Grid]:
@@ -224,17 +247,19 @@ def _output(
     doubled = jax.tree.map(lambda x: jnp.concatenate([x, x]), tokens)
     counts = _counts(tokens, task)
 
-    def call(tokens: Tokens, t: Float[Array, ""], condition: Condition) -> Float[Array, "b l p"]:
+    def call(tokens: Tokens, t: Times, condition: Condition) -> Float[Array, "b l p"]:
         rope = extrapolation.rope_scaling(factor, settings.rope_watershed, t)
-        times = jnp.full((len(tokens.patches), 1), t)
+        times = jnp.broadcast_to(jnp.reshape(t, (-1, 1)), (len(tokens.patches), 1))
         return model(tokens, times, condition, rope=rope, base_length=base_length, attend=attend, parallel=parallel)
 
-    def output(t: Float[Array, ""], x: Float[Array, "b l p"]) -> Float[Array, "b l p"]:
+    def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l p"]:
         def plain() -> Float[Array, "b l p"]:
             return call(tokens._replace(patches=x), t, alone)
 
         def guided() -> Float[Array, "b l p"]:
-            with_text, without_text = jnp.split(call(doubled._replace(patches=jnp.concatenate([x, x])), t, both), 2)
+            times = jnp.concatenate([t, t]) if t.ndim else t
+            twice = doubled._replace(patches=jnp.concatenate([x, x]))
+            with_text, without_text = jnp.split(call(twice, times, both), 2)
             return guidance.guide(
                 with_text,
                 without_text,

@@ -128,7 +128,8 @@ def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape
     longest = trained_shape(config, modality)
     if data.seconds_per_phoneme is None:
         return longest
-    seconds = spoken_seconds(prompt, per_phoneme=data.seconds_per_phoneme, pause=data.pause)
+    heard = config.text.max_tokens if config.text.encoder == "phonemes" else None
+    seconds = spoken_seconds(prompt, per_phoneme=data.seconds_per_phoneme, pause=data.pause, max_tokens=heard)
     frames = LENGTH_STEP * round(seconds * data.sample_rate / (HOP * LENGTH_STEP))
     return Shape(1, max(LENGTH_STEP, frames))
 

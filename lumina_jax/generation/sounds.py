@@ -4,9 +4,8 @@ In: log mel spectrograms, as `mel.py` makes them. Out: samples, by a vocoder or 
 Files appear complete or not at all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,9 +13,8 @@ from PIL import Image, ImageOps
 
 from lumina_jax.config import Config
 from lumina_jax.encoders.vocoder import vocoder
-from lumina_jax.generation.media import contact_sheet, save_png, written_whole
+from lumina_jax.generation.media import written_whole
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, load_librosa
-from lumina_jax.run import sample_name
 
 Spectrogram = Float[np.ndarray, "t 80"]
 AnySpectrogram = Float[np.ndarray, "_ 80"]
@@ -58,21 +56,3 @@ def save_wav(path: str | Path, samples: Float[np.ndarray, " n"], rate: int) -> N
     peak = float(np.abs(samples).max(initial=0))
     with written_whole(path) as temporary:
         soundfile.write(temporary, samples * min(1.0, PEAK / max(peak, 1e-9)), rate, subtype="PCM_16", format="WAV")
-
-
-def save_sounds(
-    folder: Path,
-    spectrograms: Sequence[AnySpectrogram],
-    prompts: Sequence[str],
-    settings: dict[str, Any],
-    *,
-    voice: Voice,
-    rate: int,
-) -> None:
-    """A wav and a PNG of the spectrogram of each sound, the PNG with its settings; sheet.png of all."""
-    pictures = [spectrogram_picture(spectrogram) for spectrogram in spectrograms]
-    for index, (prompt, spectrogram, picture) in enumerate(zip(prompts, spectrograms, pictures)):
-        path = folder / sample_name(index, prompt)
-        save_png(path, picture, {"prompt": prompt, "index": index, **settings})
-        save_wav(path.with_suffix(".wav"), voice(spectrogram, rate), rate)
-    save_png(folder / "sheet.png", contact_sheet(pictures, prompts), {"prompts": list(prompts), **settings})

@@ -22,7 +22,7 @@ from lumina_jax.run import read_model as read_model
 from lumina_jax.weights.files import TensorFiles
 from lumina_jax.weights.modules import dotted, named_parameters
 from lumina_jax.weights.rules import listed
-from lumina_jax.weights.tensors import Tensors
+from lumina_jax.weights.tensors import Tensors, check_weight
 
 
 def load_parameters(
@@ -86,6 +86,8 @@ def check_parameters(tensors: Tensors, config: ModelConfig, origins: Mapping[str
         for name, shape in shapes.items()
         if tensors.shape(name) != shape
     ]
+    for name in shapes:
+        check_weight((origins or {}).get(name, name), tensors.dtype(name))
     if wrong:
         raise ValueError(f"shapes must be those of the configuration, but {listed(wrong, most=5)}; check config.json")
 

@@ -8,9 +8,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from lumina_jax.config import ModelConfig
+from lumina_jax.interop.limits import Factor, Size, check_fields
 from lumina_jax.weights.rules import Rule, linear, norm
+
+CLASS = "LuminaNextDiT2DModel"
+
+
+class Settings(TypedDict, total=False):
+    _class_name: str
+    num_layers: Size
+    num_attention_heads: Size
+    num_kv_heads: Size | None
+    hidden_size: Size
+    patch_size: Size
+    in_channels: Size
+    cross_attention_dim: Size
+    multiple_of: Size
+    ffn_dim_multiplier: Factor | None
+    norm_eps: Factor
+    qk_norm: bool
+    learn_sigma: bool
+
+
+"""What their config.json holds."""
 
 
 def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
@@ -52,19 +75,14 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
     Raises:
       ValueError: the model is not one that diffusers can hold; the message names the fields.
     """
-    fixed = {
-        "block": "next", "conditioning": "text", "rope_axes": 2, "nextline": False, "norm_weights": True,
-        "final_shift": False, "condition_limit": 1024, "rope_theta": 10_000.0, "attention_width": None,
-        "pad_token": True,
+    expected = {
+        "block": "next", "conditioning": "text", "rope_axes": 2, "nextline": False, "nextframe": False,
+        "norm_weights": True, "final_shift": False, "condition_limit": 1024, "rope_theta": 10_000.0,
+        "attention_width": None, "time_scale": 1.0, "pad_token": True, "text_layers": 0, "others": (),
     }  # fmt: skip
-    other = {name: getattr(config, name) for name, value in fixed.items() if getattr(config, name) != value}
-    if other:
-        raise ValueError(
-            f"diffusers' LuminaNextDiT2DModel is a text-conditional Next-DiT with {fixed}, but this model has {other}; "
-            "convert it to the lumina layout instead"
-        )
+    check_fields(config, expected, f"diffusers' {CLASS}, a text-conditional Next-DiT,")
     return {
-        "_class_name": "LuminaNextDiT2DModel",
+        "_class_name": CLASS,
         "sample_size": 128,
         "patch_size": config.patch_size,
         "in_channels": config.channels,

@@ -2,7 +2,8 @@
 
 In: a `Source`, the layout and the folder. Out: a folder that the tools of that layout open:
 jax: config.json, model.safetensors. lumina: config.json, consolidated.00-of-01.safetensors. diffusers: transformer/,
-scheduler/, model_index.json, and vae/, text_encoder/, tokenizer/ when they are given.
+scheduler/, model_index.json, and vae/, text_encoder/, tokenizer/ when they are given. Each has a model card, README.md,
+and the marker of `weights/folders.py`, by which a later export knows what it may replace.
 """
 
 import dataclasses
@@ -13,29 +14,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from lumina_jax.documents import read_json
 from lumina_jax.interop.cards import model_card
+from lumina_jax.interop.fitting import fitted
 from lumina_jax.interop.layouts import LAYOUTS
 from lumina_jax.interop.sources import Source
 from lumina_jax.run import CONFIG_FILE
-from lumina_jax.weights.folders import check_destination, check_room, new_folder
+from lumina_jax.weights.folders import check_destination, check_room, new_folder, write_marker
 from lumina_jax.weights.rules import Rule
 from lumina_jax.weights.streams import plan_ours, plan_theirs
 from lumina_jax.weights.writer import Planned, total_bytes, write_tensors, write_text
 
 CARD, INDEX = "README.md", "model_index.json"
 COMPONENTS = ("vae", "text_encoder", "tokenizer")
-EXPORTED = (
-    CARD,
-    CONFIG_FILE,
-    INDEX,
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "transformer",
-    "scheduler",
-    *COMPONENTS,
-)
-"""Names that an export may have."""
 FILES = {
     "jax": "model",
     "lumina": "consolidated.00-of-01",
@@ -51,6 +44,14 @@ PIPELINE = {
     "transformer": ["diffusers", "LuminaNextDiT2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+
+
+class Pipeline(TypedDict, total=False):
+    """What model_index.json says of the components: library and class."""
+
+    vae: tuple[str, str]
+    text_encoder: tuple[str, str]
+    tokenizer: tuple[str, str]
 
 
 class Export(NamedTuple):
@@ -79,7 +80,7 @@ def plan_export(source: Source, layout: str, dtype: str | None = None, sample_si
     stored = None if dtype is None else np.dtype(dtype)
     if layout == "jax":
         return Export(source, layout, {"model": dataclasses.asdict(source.config)}, (), plan_ours(source.ours, stored))
-    theirs = LAYOUTS[layout]
+    theirs, source = LAYOUTS[layout], fitted(source, layout)
     config, rules = theirs.write_config(source.config), theirs.rules(source.config)
     config |= {} if sample_size is None else {"sample_size": sample_size}
     return Export(source, layout, config, rules, plan_theirs(source.ours, rules, stored))
@@ -102,13 +103,15 @@ def write_export(
       progress: told how many bytes were written since it was last called.
 
     Raises:
-      ValueError: the folder exists, the disk has no room, or the weights are not finite. Nothing is left behind.
+      ValueError: the folder exists and may not be replaced, the disk has no room, or the weights are not finite.
+        Nothing is left behind.
       OSError: the disk is full after all, or cannot be written to. Nothing is left behind.
     """
-    check_destination(folder, overwrite=overwrite, known=EXPORTED)
+    check_destination(folder, overwrite=overwrite)
     copied = _sizes(components, export.layout) if components else 0
+    classes = PIPELINE | (_classes(components) if components else {})
     check_room(folder, total_bytes(export.plan) + copied + SMALL_FILES)
-    with new_folder(folder.resolve()) as temporary:
+    with new_folder(folder.resolve(), overwrite=overwrite) as temporary:
         place = (temporary / FILES[export.layout]).parent
         place.mkdir(exist_ok=True)
         labels = {"lumina_jax": "1"} if export.layout == "jax" else {}
@@ -122,8 +125,9 @@ def write_export(
         )
         _write_json(place / CONFIG_FILE, export.config)
         if export.layout == "diffusers":
-            _write_pipeline(temporary, components)
+            _write_pipeline(temporary, components, classes)
         write_text(temporary / CARD, model_card(export.source, export.layout, export.plan, written, temporary))
+        write_marker(temporary, {file.path: file.sha256 for file in written})
 
 
 def mapping_table(export: Export) -> list[tuple[str, str, str, str, str]]:
@@ -147,17 +151,25 @@ def mapping_table(export: Export) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
-def _write_pipeline(folder: Path, components: Path | None) -> None:
+def _write_pipeline(folder: Path, components: Path | None, classes: dict[str, Any]) -> None:
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    classes = dict(PIPELINE)
-    if components is not None:
-        given = components / INDEX
-        theirs = json.loads(given.read_text()) if given.is_file() else {}
-        classes |= {name: theirs[name] for name in COMPONENTS if name in theirs}
-        for name in COMPONENTS:
-            shutil.copytree(components / name, folder / name)
     _write_json(folder / INDEX, classes)
+    if components is None:
+        return
+    for name in COMPONENTS:
+        try:
+            shutil.copytree(components / name, folder / name)
+        except shutil.Error as error:
+            source, _, reason = error.args[0][0]
+            raise ValueError(f"{source} cannot be copied ({reason}); repair {components}") from error
+
+
+def _classes(components: Path) -> dict[str, tuple[str, str]]:
+    """The libraries and classes of the components, as far as their pipeline tells."""
+    file = components / INDEX
+    theirs = read_json(file, Pipeline) if file.is_file() else {}
+    return {name: theirs[name] for name in COMPONENTS if name in theirs}
 
 
 def _sizes(components: Path, layout: str) -> int:

@@ -21,18 +21,36 @@ class Layout(NamedTuple):
     """One way to name the parameters of a model."""
 
     name: str
+    settings: Any
+    """The type of their configuration, for `documents.read_json`."""
     read_config: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], ModelConfig]
     """Our configuration, of their arguments and their tensors (which may be read lazily)."""
     write_config: Callable[[ModelConfig], dict[str, Any]]
     """Their arguments, of our configuration: the inverse, for what a layout can carry; else a ValueError."""
     rules: Callable[[ModelConfig], list[Rule]]
+    has_pad_token: Callable[[ModelConfig], bool]
+    """Whether their model has an embedding of padding, which no output depends on."""
 
 
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("lumina", lumina.model_config, lumina.their_config, lumina.flag_dit_rules),
-        Layout("diffusers", diffusers.model_config, diffusers.their_config, diffusers.rules),
+        Layout(
+            "lumina",
+            lumina.Arguments,
+            lumina.model_config,
+            lumina.their_config,
+            lumina.flag_dit_rules,
+            lumina.has_pad_token,
+        ),
+        Layout(
+            "diffusers",
+            diffusers.Settings,
+            diffusers.model_config,
+            diffusers.their_config,
+            diffusers.rules,
+            lambda config: True,
+        ),
     )
 }
 

@@ -8,9 +8,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from lumina_jax.config import ModelConfig
+from lumina_jax.interop.limits import Factor, Size, check_fields
 from lumina_jax.weights.rules import Rule, linear, norm
+
+
+class Arguments(TypedDict, total=False):
+    """The arguments of their constructors; those of the audio models are depth, num_heads and hidden_size."""
+
+    patch_size: Size
+    in_channels: Size
+    dim: Size
+    hidden_size: Size
+    n_layers: Size
+    depth: Size
+    n_heads: Size
+    num_heads: Size
+    n_kv_heads: Size | None
+    multiple_of: Size
+    ffn_dim_multiplier: Factor | None
+    norm_eps: Factor
+    learn_sigma: bool
+    qk_norm: bool | None
 
 
 def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
@@ -50,6 +71,7 @@ def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
         "predict_sigma": theirs.get("learn_sigma", len(final) == 2 * channels * patch_size**2) and not audio,
         "nextline": "eol_token" in tensors,
         "nextframe": False,
+        "modality": "sound" if audio else "image",
         "pad_token": "pad_token" in tensors,
         "rope_axes": 2 if next_dit else 1,
     }
@@ -67,6 +89,9 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
       ValueError: none of their models is like this one; the message says why.
     """
     audio, label, next_dit = config.condition_limit is None, config.conditioning == "label", config.block == "next"
+    name = f"{'label' if label else 'text'}-conditional {'Next' if next_dit else 'Flag'}-DiT"
+    if audio:
+        name = "one-dimensional Flag-DiT of sounds"
     expected: dict[str, Any] = {
         "attention_width": None,
         "own_text_query": False,
@@ -75,15 +100,15 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
         "final_shift": label or not next_dit,
         "norm_weights": not (label and next_dit),
         "nextline": not (audio or label or next_dit),
-        "pad_token": not (audio or label),
+        "nextframe": False,
+        "pad_token": has_pad_token(config),
         "time_scale": 1000.0 if audio else 1.0,
+        "text_layers": 0,
+        "others": (),
     }
-    other = {name: getattr(config, name) for name, value in expected.items() if getattr(config, name) != value}
-    if other or (audio and (label or next_dit or config.patch_size != 1)):
-        raise ValueError(
-            f"the released {'audio' if audio else config.block} models with conditioning={config.conditioning!r} have "
-            f"{expected}, but this one has {other or config}; their code could not run it"
-        )
+    if audio:
+        expected |= {"block": "flag", "conditioning": "text", "patch_size": 1, "predict_sigma": False}
+    check_fields(config, expected, f"the authors' code for a {name}")
     shared = {
         "n_kv_heads": config.kv_heads,
         "multiple_of": config.mlp_multiple_of,
@@ -98,6 +123,11 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
     sizes = {"dim": config.width, "n_layers": config.layers, "n_heads": config.heads, "patch_size": config.patch_size}
     condition = {"num_classes": config.classes} if label else {"cap_feat_dim": config.text_width}
     return sizes | shared | condition | {"learn_sigma": config.predict_sigma}
+
+
+def has_pad_token(config: ModelConfig) -> bool:
+    """Whether their model has an embedding of padding: those have it that read pictures with captions."""
+    return config.conditioning == "text" and config.condition_limit is not None
 
 
 def flag_dit_rules(config: ModelConfig) -> list[Rule]:

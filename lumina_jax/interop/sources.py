@@ -5,28 +5,36 @@ names, and where they come from.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from typing_extensions import TypedDict
+
 from lumina_jax.config import ModelConfig
+from lumina_jax.documents import parse_json, read_json
 from lumina_jax.interop.converted import check_parameters, read_model
+from lumina_jax.interop.diffusers import CLASS
 from lumina_jax.interop.layouts import LAYOUTS, Layout
+from lumina_jax.interop.names import check_whole, network
 from lumina_jax.interop.shards import MergedShards
 from lumina_jax.run import CONFIG_FILE
-from lumina_jax.weights.files import TensorFiles
+from lumina_jax.weights.files import INDEX, INDEX_OF_VARIANT, TensorFiles
+from lumina_jax.weights.hub import REPOSITORY, local_folder, published_name
+from lumina_jax.weights.indices import files_of
+from lumina_jax.weights.kinds import told
 from lumina_jax.weights.pickles import PickledTensors, read_arguments
 from lumina_jax.weights.rules import Rule
 from lumina_jax.weights.streams import Restacked
-from lumina_jax.weights.tensors import ComputedTensors, Tensors
+from lumina_jax.weights.tensors import JoinedTensors, Tensors
 
 Weights = Literal["ema", "params"]
 SHARD = re.compile(r"consolidated(_ema)?\.(\d+)-of-(\d+)\.(safetensors|pth)")
 ARGUMENTS = "model_args.pth"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-WITHIN_LIGHTNING = "model.diffusion_model."
-"""How the names of the network's tensors begin in the checkpoints of the audio models, which hold much else."""
+INDEX_OF_PICKLES = "*.bin.index.json"
 GIVEN_SIZES = {
     "600M": {"dim": 1536, "n_layers": 16, "n_heads": 32},
     "2B": {"dim": 2304, "n_layers": 24, "n_heads": 32},
@@ -37,6 +45,13 @@ GIVEN_SIZES = {
 }
 """What the authors' functions DiT_Llama_<size>_patch2 and NextDiT_<size>_patch2 build."""
 PRESET = re.compile(rf"(DiT_Llama|NextDiT)_({'|'.join(sorted(GIVEN_SIZES, key=len, reverse=True))})_patch2")
+
+
+class ScriptArguments(TypedDict, total=False):
+    """What is used of the arguments of the authors' training script."""
+
+    model: str
+    qk_norm: bool
 
 
 class Source(NamedTuple):
@@ -60,9 +75,7 @@ def open_source(path: str | Path, layout: str, weights: Weights | None = None) -
       ValueError: there is no such checkpoint, it is damaged, it contains code, or names or shapes are not those of
         the model that its configuration describes.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"there is no file or folder {path}; name a checkpoint")
+    path = found(Path(path), "checkpoint")
     if layout == "lumina":
         return _lumina(path, weights)
     if weights is not None:
@@ -72,10 +85,24 @@ def open_source(path: str | Path, layout: str, weights: Weights | None = None) -
     return _diffusers(path) if layout == "diffusers" else _jax(path)
 
 
+def found(path: Path, what: str) -> Path:
+    """The path, or the snapshot of a repository that was downloaded before.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    if path.exists():
+        return path
+    if not REPOSITORY.fullmatch(str(path)):
+        raise ValueError(f"there is no file or folder {path}; name a {what}")
+    return local_folder(str(path), what=what)
+
+
 def _jax(path: Path) -> Source:
     config, tensors = read_model(path if path.is_dir() else path.parent), open_tensors(path)
+    check_whole(tensors, str(path))
     check_parameters(tensors, config)
-    return Source(config, tensors, f"{_name(path)}, parameters of lumina_jax")
+    return Source(config, tensors, f"{_name(path)}, parameters of lumina_jax", tuple(getattr(tensors, "notes", ())))
 
 
 def _diffusers(path: Path) -> Source:
@@ -84,10 +111,10 @@ def _diffusers(path: Path) -> Source:
     file = (path if path.is_dir() else path.parent) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{file} is missing, which says what model {path} holds; name a folder that diffusers saved")
-    theirs = _read_json(file)
-    name, layout = theirs.get("_class_name", "LuminaNextDiT2DModel"), LAYOUTS["diffusers"]
-    if name != "LuminaNextDiT2DModel":
-        raise ValueError(f"{file} must describe a LuminaNextDiT2DModel, but describes {name!r}; no other is known")
+    layout = LAYOUTS["diffusers"]
+    theirs = read_json(file, layout.settings)
+    if (name := theirs.get("_class_name", CLASS)) != CLASS:
+        raise ValueError(f"{file} must describe a {CLASS}, but describes {name!r}; no other is known")
     plain = path / "diffusion_pytorch_model.safetensors"
     return _theirs(
         layout, theirs, open_tensors(plain if plain.is_file() else path), f"{_name(path)}, {name} of diffusers"
@@ -100,27 +127,34 @@ def _lumina(path: Path, weights: Weights | None) -> Source:
             f"--weights {weights} chooses between the files of a folder, but {path} is a file; leave it out"
         )
     files, notes = _consolidated(path, weights) if path.is_dir() else ([path], [])
-    tensors = MergedShards([open_tensors(file) for file in files]) if files else open_tensors(path)
+    shards = [open_tensors(file) for file in files] if files else [open_tensors(path)]
     if len(files) > 1:
         notes.append(f"merged from {len(files)} shards of tensor parallelism")
     arguments, told = _arguments(path if path.is_dir() else path.parent)
-    if "cap_embedder.1.bias" not in tensors and not arguments.keys() & {"n_heads", "num_heads"}:
-        raise ValueError(
-            "the number of heads of a label-conditional model must be told, because no tensor shows it, but neither "
-            f"{ARGUMENTS} nor {CONFIG_FILE} beside the tensors of {path} says it; write the latter, such as "
-            '{"n_heads": 32}'
-        )
     names = ", ".join(file.name for file in files)
     origin = f"{_name(path)}{f' ({names})' if path.is_dir() and files else ''}, a checkpoint of Lumina-T2X"
+    tensors = shards[0] if len(shards) == 1 else MergedShards(shards)
     return _theirs(LAYOUTS["lumina"], arguments, tensors, origin, (*notes, *told))
 
 
 def _theirs(
     layout: Layout, theirs: Mapping[str, Any], tensors: Tensors, origin: str, notes: Sequence[str] = ()
 ) -> Source:
+    notes = [*notes, *getattr(tensors, "notes", ())]
+    tensors, removed = network(tensors, layout.name, origin)
+    if (
+        layout.name == "lumina"
+        and "cap_embedder.1.bias" not in tensors
+        and not theirs.keys() & {"n_heads", "num_heads"}
+    ):
+        raise ValueError(
+            "the number of heads of a label-conditional model must be told, because no tensor shows it, but neither "
+            f"{ARGUMENTS} nor {CONFIG_FILE} beside the tensors of {origin} says it; write the latter, such as "
+            '{"n_heads": 32}'
+        )
     try:
         config = layout.read_config(theirs, tensors)
-    except (KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise ValueError(
             f"{origin}: it does not have the tensors of a model of the {layout.name} layout "
             f"({type(error).__name__}: {error}); check --from"
@@ -130,30 +164,26 @@ def _theirs(
     rules = layout.rules(config)
     ours = Restacked(tensors, rules, layers=config.layers)
     check_parameters(ours, config, {name: rule.theirs for name, rule in ours.rules.items()})
-    return Source(config, ours, origin, tuple(notes), rules)
+    return Source(config, ours, origin, (*notes, *removed), rules)
 
 
 def open_tensors(path: Path) -> Tensors:
     """A file of either kind, or a folder with one, or with several and their index."""
     if path.is_file():
-        if path.suffix == ".ckpt":
-            return _of_lightning(path)
-        return PickledTensors(path) if path.suffix in PICKLES else TensorFiles(path)
-    if not list(path.glob("*.safetensors")):
-        pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES and file.name != ARGUMENTS]
-        if len(pickles) == 1:
-            return open_tensors(pickles[0])
-        raise ValueError(f"{path} holds no .safetensors file and {len(pickles)} of PyTorch; name the file itself")
-    return TensorFiles(path)
-
-
-def _of_lightning(path: Path) -> Tensors:
-    """The network in a checkpoint of Lightning: of the audio models, without autoencoder and text encoders."""
-    tensors = PickledTensors(path, within="state_dict")
-    stored = {name.removeprefix(WITHIN_LIGHTNING): name for name in tensors if name.startswith(WITHIN_LIGHTNING)}
-    stored = stored or {name: name for name in tensors}
-    shapes = {name: (tensors.shape(theirs), tensors.dtype(theirs)) for name, theirs in stored.items()}
-    return ComputedTensors(shapes, lambda name: tensors[stored[name]])
+        if path.suffix in PICKLES:
+            return PickledTensors(path, within="state_dict" if path.suffix == ".ckpt" else None)
+        return TensorFiles(path)
+    if any(any(path.glob(pattern)) for pattern in ("*.safetensors", INDEX, INDEX_OF_VARIANT)):
+        return TensorFiles(path)
+    if indices := sorted(path.glob(INDEX_OF_PICKLES)):
+        return JoinedTensors([PickledTensors(file) for file in files_of(indices[0])])
+    files = [file for file in sorted(path.iterdir()) if file.is_file()]
+    pickles = [file for file in files if file.suffix in PICKLES and file.name != ARGUMENTS]
+    if len(pickles) == 1:
+        return open_tensors(pickles[0])
+    if ggufs := [file for file in files if file.suffix == ".gguf"]:
+        raise ValueError(told(ggufs[0], "is no file of weights that is read here; name a .safetensors file"))
+    raise ValueError(f"{path} holds no .safetensors file and {len(pickles)} of PyTorch; name the file itself")
 
 
 def _consolidated(folder: Path, weights: Weights | None) -> tuple[list[Path], list[str]]:
@@ -187,29 +217,21 @@ def _consolidated(folder: Path, weights: Weights | None) -> tuple[list[Path], li
 def _arguments(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The arguments of their constructor, as far as config.json or the saved arguments of their script tell."""
     if (folder / CONFIG_FILE).is_file():
-        return _read_json(folder / CONFIG_FILE), []
+        return read_json(folder / CONFIG_FILE, LAYOUTS["lumina"].settings), []
     if not (folder / ARGUMENTS).is_file():
         return {}, []
     script = read_arguments(folder / ARGUMENTS)
-    match = PRESET.fullmatch(str(script.get("model")))
+    used = parse_json(json.dumps(script), ScriptArguments, str(folder / ARGUMENTS))
+    match = PRESET.fullmatch(used.get("model", ""))
     sizes: dict[str, Any] = {"patch_size": 2} | GIVEN_SIZES[match[2]] if match else {}
     told = ("model", "image_size", "vae", "tokenizer_path", "lm", "rope_scaling_factor", "ntk_factor", "snr_type")
     note = ", ".join(f"{name}={script[name]!r}" for name in told if script.get(name) is not None)
-    return sizes | {name: script[name] for name in ("qk_norm",) if name in script}, [f"trained with {note}"] * bool(
-        note
-    )
+    return sizes | {name: used[name] for name in ("qk_norm",) if name in used}, [f"trained with {note}"] * bool(note)
 
 
 def _name(path: Path) -> str:
-    """Of a path what may be published."""
-    return "/".join(path.resolve().parts[-2:] if path.name == "transformer" else path.resolve().parts[-1:])
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not readable as JSON ({error}); copy it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} must hold names with values, but holds a {type(found).__name__}; copy it again")
-    return found
+    """Of a path what may be published: the repository of the hub, or the last part."""
+    if published := published_name(path):
+        return published
+    parts = Path(os.path.abspath(path).encode(errors="replace").decode()).parts  # names need not be text
+    return "/".join(parts[-2:] if path.name == "transformer" else parts[-1:])

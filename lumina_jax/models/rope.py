@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int
 
 
 class RopeScaling(NamedTuple):
-    """Factors of 1 leave the embedding as it was trained. Numbers or traced scalars."""
+    """Factors of 1 leave the embedding as it was trained. Numbers or traced scalars, or one for each row."""
 
-    linear: float | Float[Array, ""] = 1.0
-    ntk: float | Float[Array, ""] = 1.0
+    linear: float | Float[Array, ""] | Float[Array, " b"] = 1.0
+    ntk: float | Float[Array, ""] | Float[Array, " b"] = 1.0
 
 
 class Rotation(NamedTuple):
@@ -27,7 +27,7 @@ class Rotation(NamedTuple):
     sin: Float[Array, "b l 1 half"]
 
 
-def time_aware(factor: float, watershed: float, t: float | Float[Array, ""]) -> RopeScaling:
+def time_aware(factor: float, watershed: float, t: float | Float[Array, ""] | Float[Array, " b"]) -> RopeScaling:
     """Positions squeezed by `factor` before the time `watershed`, low frequencies slowed by it from then on.
 
     Early steps decide what is where in the picture, late ones its detail (Lumina-Next, section 2.2). A watershed of 0
@@ -48,8 +48,9 @@ def rotation(coordinates: Int[Array, "b l n"], *, head_width: int, theta: float,
     """The angles of tokens at `coordinates`, in float32."""
     axes = coordinates.shape[-1]
     exponents = jnp.arange(0, head_width, 2 * axes, dtype=jnp.float32) / head_width
-    frequencies = 1.0 / (theta * scaling.ntk) ** exponents
-    angles = (coordinates.astype(jnp.float32) / scaling.linear)[..., None, :] * frequencies[:, None]
+    linear, ntk = (value if jnp.ndim(value) == 0 else jnp.reshape(value, (-1, 1, 1)) for value in scaling)
+    frequencies = 1.0 / (theta * ntk) ** exponents
+    angles = (coordinates.astype(jnp.float32) / linear)[..., None, :] * frequencies[..., None]
     angles = angles.reshape(*coordinates.shape[:2], 1, -1)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 

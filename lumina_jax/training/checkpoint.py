@@ -25,12 +25,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config.model import EXECUTION_FIELDS
 from lumina_jax.parallel.multihost import is_shared
 
 Tree = TypeVar("Tree")
-
-EXECUTION_FIELDS = frozenset({"compute_dtype", "remat", "unroll", "attention"})
-"""Fields of ModelConfig that say how a model is computed; a run may change them when it resumes."""
 
 
 def is_begun(folder: str | Path) -> bool:
@@ -100,6 +98,21 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Every complete step, oldest first."""
         return sorted(self._manager.all_steps())
+
+    def chosen(self, step: int | None) -> int:
+        """The step that is asked for; None: the newest.
+
+        Raises:
+          ValueError: there is none, or not this one.
+        """
+        saved = self.steps()
+        if not saved:
+            raise ValueError(f"{self._folder} has no checkpoint yet; train the run further")
+        if step is not None and step not in saved:
+            raise ValueError(
+                f"step {step} must be one of the checkpoints in {self._folder}, which are {', '.join(map(str, saved))}"
+            )
+        return saved[-1] if step is None else step
 
     def restore(self, step: int, abstract_state: Tree) -> Tree:
         """The state of a step.
@@ -223,7 +236,12 @@ def _place(folder: str | Path) -> epath.Path:
     return epath.Path(folder)
 
 
-def check_same_model(saved: ModelConfig, current: ModelConfig, rule: str) -> None:
+def check_same_model(
+    saved: ModelConfig,
+    current: ModelConfig,
+    rule: str,
+    remedy: str = "restore these settings, or choose another run.name",
+) -> None:
     """Refuse the parameters of a model with the configuration of another.
 
     Raises:
@@ -231,7 +249,7 @@ def check_same_model(saved: ModelConfig, current: ModelConfig, rule: str) -> Non
     """
     changed = changed_fields("model", saved, current, but=EXECUTION_FIELDS)
     if changed:
-        raise ValueError(f"{rule}, but {'; '.join(changed)}; restore these settings, or choose another run.name")
+        raise ValueError(f"{rule}, but {'; '.join(changed)}; {remedy}")
 
 
 def changed_fields(section: str, before: Any, now: Any, *, but: frozenset[str]) -> list[str]:

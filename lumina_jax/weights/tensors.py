@@ -29,8 +29,10 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of this name; it is not read, as it would be by the method of Mapping."""
+        if not isinstance(name, str):
+            return False
         try:
-            self.shape(name)  # type: ignore[arg-type]
+            self.shape(name)
         except KeyError:
             return False
         return True

@@ -84,7 +84,7 @@ def write_tensors(
 
 def write_text(path: Path, text: str) -> None:
     """A small file, flushed to the disk."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -40,6 +40,15 @@ def test_samples_come_back_as_they_were(tmp_path):
     assert "licence: CC0" in (tmp_path / "noise" / README).read_text()
 
 
+@pytest.mark.parametrize("part", [slice(0), slice(1000), slice(70_000, None)])
+def test_a_damaged_folder_is_named_with_the_remedy(tmp_path, part):
+    write_prepared(tmp_path / "noise", clips(5), CARD_OF_TEST)
+    file = tmp_path / "noise" / SAMPLES
+    file.write_bytes(file.read_bytes()[part])
+    with pytest.raises(ValueError, match=r"is damaged \(.*prepare the set again"):
+        PreparedSource(tmp_path / "noise")
+
+
 def test_a_stream_reads_them_as_clips(tmp_path):
     from numbered import TEXT, Lookup
 

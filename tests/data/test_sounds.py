@@ -1,7 +1,9 @@
 """Sounds: the numbers of their spectrograms, the way back, and which recordings are refused."""
 
 import math
+from fractions import Fraction
 
+import av
 import librosa
 import numpy as np
 import pytest
@@ -144,6 +146,58 @@ def test_a_recording_that_cannot_be_used_is_a_bad_sample_with_its_reason(tmp_pat
         raise ValueError(found.reason)
 
 
+def sweep(seconds=2.0, rate=44_100):
+    """A tone that rises, so that each moment of it is another."""
+    moments = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * (200 + 400 * moments) * moments)).astype(np.float32)
+
+
+def write_by_av(path, codec, samples, rate, *, format=None, layout="mono"):
+    with av.open(str(path), "w", format=format) as container:
+        track = container.add_stream(codec, rate=rate, layout=layout)
+        channels = np.stack([samples] * (2 if layout == "stereo" else 1))
+        frame = av.AudioFrame.from_ndarray(channels, format="fltp", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        container.mux(track.encode(frame))
+        container.mux(track.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "format", "rate"),
+    [("it.m4a", "aac", "ipod", 44_100), ("it.webm", "libopus", None, 48_000), ("it.mp4", "aac", None, 44_100)],
+)
+def test_what_libsndfile_does_not_know_is_read_by_pyav(tmp_path, name, codec, format, rate):
+    samples = sweep(rate=rate)
+    file = write_by_av(tmp_path / name, codec, samples, rate, format=format, layout="stereo")
+    expected = librosa.resample(samples, orig_sr=rate, target_sr=RATE)
+    data = DataConfig(seconds=3.0)
+    whole, part = read_sound(Sound(file), data), read_sound(Sound(file, start=0.5, end=1.2), data)
+    assert abs(len(whole) - 2 * RATE) < 0.03 * RATE  # the encoder fills its last frame up
+    assert len(part) == pytest.approx(0.7 * RATE, abs=1)
+    assert np.sqrt(np.mean((whole[: 2 * RATE] - expected[: len(whole)]) ** 2)) < 0.02
+    assert np.sqrt(np.mean((part - expected[RATE // 2 : RATE // 2 + len(part)]) ** 2)) < 0.02
+    with pytest.raises(ValueError, match=r"a recording of 2\.0. s is longer than data.seconds=1.0"):
+        read_sound(Sound(file), DATA)
+
+
+def test_a_part_of_an_mp3_is_what_is_heard_then(tmp_path):
+    """What libsndfile reads of an mp3 right after seeking is not."""
+    samples = sweep()
+    soundfile.write(tmp_path / "it.mp3", samples, 44_100)
+    part = read_sound(Sound(tmp_path / "it.mp3", start=0.5, end=1.2), DATA)
+    expected = librosa.resample(samples, orig_sr=44_100, target_sr=RATE)[RATE // 2 :][: len(part)]
+    assert np.sqrt(np.mean((part - expected) ** 2)) < 0.02
+
+
+def test_a_cut_recording_that_pyav_reads_breaks_off(tmp_path):
+    content = write_by_av(tmp_path / "it.mka", "aac", sweep(), 44_100).read_bytes()
+    (tmp_path / "it.mka").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"breaks off after 0\.9. s, but says that it has 2\.0"):
+        read_sound(Sound(tmp_path / "it.mka"), DataConfig(seconds=3.0))
+    assert len(read_sound(Sound(tmp_path / "it.mka", start=0.2, end=0.7), DATA)) == pytest.approx(RATE / 2, abs=1)
+
+
 def test_pictures_and_sounds_are_not_mistaken_for_each_other():
     picture, sound = np.zeros((8, 8, 3), np.uint8), Sound((noise(0.3) * 32767).astype(np.int16), RATE)
     assert "data.seconds=1.0 says so" in prepared(picture).reason
@@ -176,7 +230,7 @@ def test_lines_of_a_folder_name_sounds_parts_of_them_and_pitches(tmp_path):
     source = FolderSource(folder_of_sounds(tmp_path))
     assert source[0] == ("a.wav", Sound(tmp_path / "a.wav"), "hello", None, 178.4)
     assert source[1].media == Sound(tmp_path / "b.wav", start=0.05, end=0.15)
-    assert source[2].reason == "the pitch is -3, which is no positive number of Hz"
+    assert source[2].reason == "the pitch is -3, but must be from 20 to 2000 Hz"
 
 
 def test_the_pitch_stands_before_the_caption_in_tens_of_hertz(tmp_path):

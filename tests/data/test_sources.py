@@ -138,6 +138,25 @@ def test_emoji_of_another_resolution_come_from_a_folder(tmp_path):
         EmojiSource(2, "all", folder=tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"X": np.zeros((2, 64, 64, 3), np.uint8)},
+        {"X": np.zeros((3, 64, 64, 3), np.uint8), "names": np.array(["sun", "red heart"])},
+        {"X": np.zeros((2, 64, 64, 3)), "names": np.array(["sun", "red heart"])},
+        None,
+    ],
+)
+def test_arrays_of_emoji_that_are_damaged_are_named_with_the_remedy(tmp_path, arrays):
+    for style in ("fluent", "noto"):
+        if arrays is None:
+            (tmp_path / f"emoji_{style}_64.npz").write_bytes(b"PK nothing")
+        else:
+            np.savez(tmp_path / f"emoji_{style}_64.npz", **arrays)
+    with pytest.raises(ValueError, match=r"emoji_fluent_64\.npz is not what tools/build_emoji\.py makes"):
+        EmojiSource(2, "all", 64, folder=tmp_path)
+
+
 # folder
 
 
@@ -283,6 +302,8 @@ def test_a_builder_that_is_unknown_unprepared_or_lacks_a_feature_is_refused(prep
 
     with pytest.raises(ValueError, match="no builder"):
         opened("no_such_builder", data_dir=prepared)
+    with pytest.raises(ValueError, match="no builder"):
+        opened("tiny_pictures/a=b", data_dir=prepared)
     with pytest.raises(ValueError, match="download_and_prepare"):
         opened(data_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"text.*caption"):

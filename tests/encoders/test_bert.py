@@ -171,5 +171,5 @@ def test_missing_and_damaged_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors is not a readable safetensors file"):
         load_bert(folder)
     weights.unlink()
-    with pytest.raises(ValueError, match=r"there is no .*model.safetensors"):
+    with pytest.raises(ValueError, match=r"must hold model.safetensors or .*, but of weights it holds"):
         load_bert(folder)

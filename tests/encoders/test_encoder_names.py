@@ -69,7 +69,7 @@ def test_encoders_that_cut_captions_differently_are_not_joined(tmp_path):
 
 
 def test_a_repository_that_is_not_downloaded_is_answered_with_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "_snapshot", lambda repository: None)
+    monkeypatch.setattr(hub, "_snapshots", lambda repository: (None, []))
     command = r"run first: hf download meta-llama/Llama-2-7b-hf --include config.json --include '\*.safetensors\*' "
     with pytest.raises(ValueError, match=command + r"--include 'token\*'"):
         text_encoder("meta-llama/Llama-2-7b-hf", 16)
@@ -78,7 +78,7 @@ def test_a_repository_that_is_not_downloaded_is_answered_with_the_command(monkey
 
 
 def test_a_downloaded_repository_is_read_and_so_are_the_folders_of_a_pipeline_in_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "_snapshot", lambda repository: tmp_path)
+    monkeypatch.setattr(hub, "_snapshots", lambda repository: (tmp_path, []))
     copied(CLIP, tmp_path / "text_encoder_2")
     (tmp_path / "tokenizer_2").mkdir()
     (tmp_path / "text_encoder_2" / "tokenizer.json").rename(tmp_path / "tokenizer_2" / "tokenizer.json")
@@ -106,15 +106,61 @@ def test_weights_in_several_files_are_read_by_their_index_and_a_missing_one_is_n
         text_encoder(folder, 10)
 
 
-def test_variants_of_weights_are_listed_and_the_usual_one_wins(tmp_path):
+def encoded_by(folder):
+    return text_encoder(folder, 10).encode(["a red heart"]).features
+
+
+def test_the_only_variant_of_weights_is_read_and_the_usual_one_wins(tmp_path):
     folder = copied(CLIP, tmp_path / "model")
-    shutil.copy(folder / "model.safetensors", folder / "model.fp16.safetensors")
+    expected = encoded_by(folder)
+    half = {name: tensor.astype(np.float16) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(half, folder / "model.fp16.safetensors")
     assert [path.name for path in weights(folder).files] == ["model.safetensors"]
+    (folder / "model.safetensors").unlink()
+    assert 0 < np.abs(encoded_by(folder) - expected).max() < 0.01
+    shutil.copy(folder / "model.fp16.safetensors", folder / "model.bf16.safetensors")
+    with pytest.raises(ValueError, match=r"several variants .*: model.bf16.safetensors, model.fp16.saf.*rename"):
+        text_encoder(folder, 10)
+
+
+def test_weights_under_another_name_are_listed_with_what_they_are(tmp_path):
+    folder = copied(CLIP, tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
-    found = (
-        r"only model.fp16.safetensors, open_clip_model.safetensors; .* rename the variant to use to model.safetensors"
-    )
-    with pytest.raises(ValueError, match=found):
+    (folder / "model.gguf").write_bytes(b"GGUF and so on")
+    found = r"holds model.gguf, open_clip_model.safetensors; .* rename the file to use to model.safetensors"
+    with pytest.raises(ValueError, match=found) as caught:
+        text_encoder(folder, 10)
+    assert "model.gguf is a GGUF file of llama.cpp" in str(caught.value)
+    assert "open_clip_model.safetensors is" not in str(caught.value)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=r"model.safetensors is a pointer of git-LFS"):
+        text_encoder(folder, 10)
+
+
+def test_weights_that_pytorch_saved_are_read_whole_and_in_several_files(tmp_path):
+    torch_like = pytest.importorskip("torch")
+    folder = copied(CLIP, tmp_path / "model")
+    expected = encoded_by(folder)
+    tensors = {name: torch_like.tensor(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    torch_like.save(tensors, folder / "pytorch_model.bin")
+    np.testing.assert_array_equal(encoded_by(folder), expected)
+    (folder / "pytorch_model.bin").unlink()
+    files = {name: f"pytorch_model-0000{1 + place % 2}-of-00002.bin" for place, name in enumerate(tensors)}
+    for file in set(files.values()):
+        torch_like.save({name: tensors[name] for name in tensors if files[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    np.testing.assert_array_equal(encoded_by(folder), expected)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("outside", ["../../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..\\m.bin"])
+def test_an_index_may_only_name_files_in_its_folder(tmp_path, outside, ending):
+    folder = copied(CLIP, tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path.parent / "model.safetensors")
+    index = {"weight_map": {"text_model.final_layer_norm.weight": outside}}
+    (folder / f"model.{ending}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index.json may only name files in its own folder"):
         text_encoder(folder, 10)
 
 

@@ -150,6 +150,78 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, change, message)
         load_image_vae(changed_copy(tmp_path / "vae", **change))
 
 
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"scaling_factor": 0}, "scaling_factor: input should be greater"),
+        ({"scaling_factor": 0.0}, "scaling_factor"),
+        ({"scaling_factor": -0.13}, "scaling_factor"),
+        ({"scaling_factor": float("nan")}, "scaling_factor"),
+        ({"scaling_factor": float("inf")}, "scaling_factor"),
+        ({"scaling_factor": 1e-45}, "scaling_factor"),
+        ({"scaling_factor": "0.13"}, "scaling_factor: input should be a valid number, but got '0.13'"),
+        ({"scaling_factor": None}, "scaling_factor"),
+        ({"scaling_factor": [0.13]}, "scaling_factor"),
+        ({"shift_factor": float("nan")}, "shift_factor"),
+        ({"shift_factor": float("-inf")}, "shift_factor"),
+        ({"shift_factor": "0"}, "shift_factor"),
+        ({"block_out_channels": "abc"}, "block_out_channels: input should be a valid array"),
+        ({"block_out_channels": 8}, "block_out_channels"),
+        ({"block_out_channels": []}, "block_out_channels: list should have at least 1"),
+        ({"block_out_channels": [8, 8.0, 16]}, "block_out_channels.1: input should be a valid integer, but got 8.0"),
+        ({"block_out_channels": [8, 0, 16]}, "block_out_channels.1: input should be greater than or equal to 1"),
+        ({"block_out_channels": [8, -8, 16]}, "block_out_channels.1"),
+        ({"block_out_channels": [8, 10**12, 16]}, "block_out_channels.1: input should be less than"),
+        ({"block_out_channels": {"a": 1}}, "block_out_channels"),
+        ({"layers_per_block": 2.0}, "layers_per_block: input should be a valid integer, but got 2.0"),
+        ({"layers_per_block": "1"}, "layers_per_block"),
+        ({"layers_per_block": 10**9}, "layers_per_block"),
+        ({"layers_per_block": True}, "layers_per_block"),
+        ({"latent_channels": 0}, "latent_channels"),
+        ({"norm_num_groups": 0}, "norm_num_groups"),
+        ({"use_quant_conv": "yes"}, "use_quant_conv"),
+        ({"use_quant_conv": 1}, "use_quant_conv"),
+        ({"down_block_types": 3}, "down_block_types"),
+        ({"up_block_types": [["UpDecoderBlock2D"]]}, "up_block_types.0"),
+    ],
+)
+def test_values_of_another_type_or_out_of_range_are_named_with_file_and_key(tmp_path, change, key):
+    folder = tmp_path / "vae"
+    with pytest.raises(ValueError, match=rf"{folder / 'config.json'} is not as it should be: {key}"):
+        load_image_vae(changed_copy(folder, **change))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '"a"', "[" * 5000, "\ud83d"])
+def test_a_file_that_is_no_object_is_named(tmp_path, text):
+    folder = changed_copy(tmp_path / "vae")
+    (folder / "config.json").write_text(text, errors="surrogatepass")
+    with pytest.raises(ValueError, match=rf"{folder / 'config.json'}"):
+        load_image_vae(folder)
+
+
+def test_the_only_variant_and_files_of_pytorch_are_read_and_an_index_names_no_other_folder(tmp_path, vae):
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    folder = changed_copy(tmp_path / "vae")
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    (folder / "expected.safetensors").unlink(missing_ok=True)
+    save_file(
+        {name: tensor.astype(np.float16) for name, tensor in tensors.items()},
+        folder / "diffusion_pytorch_model.fp16.safetensors",
+    )
+    expected = vae.encode(pixels).mean
+    assert 0 < relative_error(load_image_vae(folder).encode(pixels).mean, expected) < 1e-2
+    (folder / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    index = folder / f"{WEIGHTS}.index.json"
+    save_file(tensors, folder / "part-1.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "part-1.safetensors")}))
+    np.testing.assert_array_equal(load_image_vae(folder).encode(pixels).mean, expected)
+    for outside in ("../vae/part-1.safetensors", str(folder / "part-1.safetensors")):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, outside)}))
+        with pytest.raises(ValueError, match="may only name files in its own folder"):
+            load_image_vae(folder)
+
+
 def test_missing_files_are_named_with_the_command_that_downloads_them(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"hf download nobody/nothing --include config.json --include .*safetensors"):
@@ -161,7 +233,7 @@ def test_missing_files_are_named_with_the_command_that_downloads_them(tmp_path, 
     with pytest.raises(ValueError, match="is not a readable safetensors file"):
         load_image_vae(folder)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(ValueError, match=f"lacks {WEIGHTS}"):
+    with pytest.raises(ValueError, match=rf"must hold {WEIGHTS} or .*, but of weights it holds expected.safetensors"):
         load_image_vae(folder)
 
 

@@ -91,3 +91,21 @@ def test_without_gruut_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'lumina_jax\[sound\]'"):
         text_encoder("phonemes", 8)
+
+
+def test_numbers_beyond_all_words_are_read_digit_by_digit():
+    nines = (*phonemes("nine"), " ") * 30
+    assert (*phonemes("9" * 30), " ") == nines
+    assert (*phonemes("$" + "9" * 30), " ") == nines
+    assert phonemes("9" * 30 + " dogs") == (*nines, *phonemes("dogs"))
+    assert phonemes("1e400") == phonemes("1 e 4 0 0")
+    assert phonemes("\ud83d") == ("?",)
+    assert phonemes("one \ud83d two") == (*phonemes("one"), " ", "?", " ", *phonemes("two"))
+
+
+@pytest.mark.parametrize("tag", ["[0 Hz]", "[5 Hz]", f"[{'9' * 400} Hz]", "[0.0 Hz]"])
+def test_a_pitch_that_nobody_hears_is_text(tag):
+    features, segment_ids = text_encoder("phonemes", 500).encode([f"{tag} seven"])
+    assert np.isfinite(features).all()
+    assert features[..., -2].max() == 0
+    assert segment_ids.sum() > 6

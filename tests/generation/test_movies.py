@@ -8,8 +8,9 @@ from lumina_jax.config import DataConfig
 from lumina_jax.data.example import Clip
 from lumina_jax.data.frames import read_pictures
 from lumina_jax.evaluation.retrieval import motion, nearest
+from lumina_jax.generation.gallery import Gallery
 from lumina_jax.generation.media import read_png_metadata
-from lumina_jax.generation.movies import frame_sheet, moving_sheet, save_gif, save_mp4, save_samples
+from lumina_jax.generation.movies import frame_sheet, moving_sheet, save_gif, save_mp4
 
 
 def flat_colors(frames=5, height=16, width=24):
@@ -56,14 +57,21 @@ def test_a_shorter_clip_begins_again_on_a_moving_sheet():
     assert np.abs(right[0].astype(int) - right[2]).max() > 0
 
 
+def save(folder, samples, prompts, settings):
+    gallery = Gallery(folder, prompts, settings, rate=8.0)
+    for index, sample in enumerate(samples):
+        gallery.add(index, sample)
+    gallery.sheet()
+
+
 def test_clips_are_saved_in_every_form_and_pictures_as_png_alone(tmp_path):
-    save_samples(tmp_path / "clips", [flat_colors()] * 2, ["red heart", "sun"], {"seed": 3}, rate=8.0)
+    save(tmp_path / "clips", [flat_colors()] * 2, ["red heart", "sun"], {"seed": 3})
     names = {file.name for file in (tmp_path / "clips").iterdir()}
     forms = {f"{name}.{ending}" for name in ("000-red-heart", "001-sun") for ending in ("png", "gif", "mp4")}
     assert names == forms | {"sheet.png", "sheet.gif"}
     about = read_png_metadata(tmp_path / "clips" / "001-sun.png")
     assert about == {"prompt": "sun", "index": 1, "seed": 3}
-    save_samples(tmp_path / "pictures", [flat_colors(1)], ["sun"], {}, rate=8.0)
+    save(tmp_path / "pictures", [flat_colors(1)], ["sun"], {})
     assert {file.name for file in (tmp_path / "pictures").iterdir()} == {"000-sun.png", "sheet.png"}
 
 

@@ -81,6 +81,19 @@ def test_a_picture_does_not_depend_on_its_neighbours(pipeline):
     assert np.abs(together[1].astype(int) - changed[1]).max() > 1
 
 
+def test_with_steps_by_tolerance_a_picture_depends_neither_on_its_neighbours_nor_on_copies_that_fill_a_batch(pipeline):
+    noise = np.asarray(jax.random.normal(jax.random.key(1), (3, *LATENTS)))
+    settings = dataclasses.replace(SETTINGS, solver="dopri5", rtol=0.05, atol=0.05, guidance=1.0)
+
+    def drawn(rows, prompts, scale=1.0):
+        scales = np.array([1.0, scale, scale])[:, None, None, None, None]
+        return np.asarray(pipeline.latents(noise[np.array(rows)] * scales, prompts, settings))[0]
+
+    first = drawn([0, 1, 2], ["cat", "dog", "sea"])
+    np.testing.assert_array_equal(first, drawn([0, 2, 1], ["cat", "owl", "sea"], scale=5.0))
+    np.testing.assert_array_equal(first, drawn([0, 0, 0], ["cat", "cat", "cat"]))
+
+
 def test_every_picture_has_noise_of_its_own_whatever_the_batch(pipeline):
     of_two, of_one = draw(pipeline, ["a"] * 4, batch=2), draw(pipeline, ["a"] * 4, batch=1)
     for one, other in zip(of_two, of_one):

@@ -12,10 +12,11 @@ from lumina_jax.config import Config, DataConfig, ModelConfig, RunConfig, Sample
 from lumina_jax.data.example import Sound
 from lumina_jax.data.prepared import Card, Sample, write_prepared
 from lumina_jax.evaluation.speech import Recogniser, spoken_text
+from lumina_jax.generation.gallery import Gallery
 from lumina_jax.generation.media import read_png_metadata
 from lumina_jax.generation.pipeline import Shape
 from lumina_jax.generation.sheets import shape_for, trained_shape
-from lumina_jax.generation.sounds import save_sounds, save_wav, spectrogram_picture
+from lumina_jax.generation.sounds import save_wav, spectrogram_picture
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, log_mel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -76,6 +77,7 @@ def test_a_text_says_how_long_its_sound_is(tmp_path):
     # 0.3 s and 5 phonemes of 0.05 s are 47.4 frames of 256 samples, of which fours are taken
     assert shape_for(settings, "[130 Hz] seven") == Shape(1, 48)
     assert shape_for(settings, "seven seven") == Shape(1, 68)
+    assert shape_for(settings, "seven seven seven seven") == Shape(1, 68)  # of what text.max_tokens leaves
     assert trained_shape(settings) == Shape(1, 87)
     assert shape_for(settings.replace(data={"seconds_per_phoneme": None}), "seven") == Shape(1, 87)
 
@@ -109,7 +111,10 @@ def test_sounds_are_saved_with_spectrograms_that_say_how_they_were_made(tmp_path
     def voice(spectrogram, rate):
         return np.full(len(spectrogram) * 256, 0.1, np.float32)
 
-    save_sounds(tmp_path, spectrograms, ["one", "two"], {"seed": 4}, voice=voice, rate=RATE)
+    gallery = Gallery(tmp_path, ["one", "two"], {"seed": 4}, voice=voice, rate=RATE)
+    for index, spectrogram in enumerate(spectrograms):
+        gallery.add(index, spectrogram)
+    gallery.sheet()
     assert {file.name for file in tmp_path.iterdir()} == {
         "000-one.wav", "000-one.png", "001-two.wav", "001-two.png", "sheet.png"
     }  # fmt: skip
@@ -160,7 +165,7 @@ def test_training_draws_spectrograms_as_it_goes(run):
 def test_a_run_on_speech_draws_sounds_of_the_length_asked_for(run):
     done = sampling(run, "[130 Hz] seven", "river", "--seconds", 0.5)
     assert done.returncode == 0, done.stderr
-    folder = run / "samples" / "2"
+    folder = run / "samples" / "2" / "seed-0"
     assert f"2 sounds and {folder / 'sheet.png'}" in done.stdout
     assert soundfile.info(folder / "001-river.wav").frames == 44 * 256  # the frames that 0.5 s touch
     assert read_png_metadata(folder / "000-130-hz-seven.png")["modality"] == "speech"
@@ -184,7 +189,7 @@ def test_a_run_on_speech_is_evaluated_by_a_recogniser(run):
     assert done.returncode == 0, done.stderr
     assert "recorded     2 of    2 heard: 100.0%" in done.stdout
     assert "drawn" in done.stdout
-    assert len(list((run / "samples" / "2-evaluated").glob("*.wav"))) == 2
+    assert len(list((run / "samples" / "2" / "evaluated-seed-1").glob("*.wav"))) == 2
 
 
 def test_data_of_another_width_is_refused_before_training(run):

@@ -1,6 +1,8 @@
 """Whatever is wrong with a checkpoint, a folder or a disk: one line that says so, and nothing half-written."""
 
+import contextlib
 import ctypes
+import io
 import json
 import os
 import pickle
@@ -121,7 +123,7 @@ CASES = {
     "code": ("nextdit", a_pickle_with_code, r"contains code.*system"),
     "code in arguments": ("nextdit", arguments_with_code, r"contains code"),
     "no heads": ("flagdit_imagenet", no_arguments, "number of heads of a label-conditional model"),
-    "no json": ("flagdit_imagenet", arguments_that_are_no_json, "not readable as JSON"),
+    "no json": ("flagdit_imagenet", arguments_that_are_no_json, "config.json must be JSON, but is not"),
     "other sizes": ("nextdit", arguments_of_other_sizes, r"mlp\.gate\.kernel of shape"),
     "a rank missing": ("nextdit", a_rank_missing, r"lacks the shards of ranks \[0\] of 2"),
 }
@@ -137,12 +139,16 @@ def test_a_malformed_checkpoint_is_one_clear_error_and_leaves_nothing(tmp_path, 
 
 
 def expect_error(words, message):
-    """The command ends with one line, which the interpreter prints and exits with 1."""
-    with pytest.raises(SystemExit) as exit_:
+    """The command ends with a line that says what is wrong, the way to see more, and status 1."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end:
         command(words)
-    text = str(exit_.value.code)
+    text = said.getvalue()
+    assert end.value.code == 1
     assert text.startswith("error: ")
-    assert "\n" not in text
+    assert text.endswith("\n(LUMINA_TRACEBACK=1 shows where)\n")
+    assert text.count("\n") == 2
+    assert "fault of lumina_jax" not in text
     with pytest.raises(ValueError, match=message):
         raise ValueError(text)
 
@@ -155,18 +161,30 @@ def expect_error(words, message):
         (["source", ".", "--from", "lumina", "--to", "jax", "--overwrite"], "must lie apart"),
         (["source", "file", "--from", "lumina", "--to", "jax"], "file must be a new folder"),
         (["source", "full", "--from", "lumina", "--to", "jax"], "exists and is not empty"),
-        (["source", "full", "--from", "lumina", "--to", "jax", "--overwrite"], "holds precious.txt"),
+        (
+            ["source", "full", "--from", "lumina", "--to", "jax", "--overwrite"],
+            "is an export of ours, but it has no .lumina_jax.json",
+        ),
         (["source", "out", "--from", "jax", "--to", "lumina"], r"config\.json is no configuration of a model"),
         (["source", "out", "--from", "diffusers", "--to", "lumina"], "does not have the tensors|do not match"),
-        (["full", "out", "--from", "jax", "--to", "lumina"], r"must hold config\.json"),
+        (["full", "out", "--from", "jax", "--to", "lumina"], "full has no config.json; name the folder of a run"),
         (["full", "out", "--from", "diffusers", "--to", "lumina"], r"config\.json is missing"),
         (["source", "out", "--from", "lumina", "--to", "jax", "--step", "3"], "--step 3 needs the folder of a run"),
         (
             ["source", "out", "--from", "lumina", "--to", "jax", "--weights", "ema"],
             "must hold one set of consolidated_",
         ),
-        (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "0"], "--shard-gb 0.0 must be positive"),
+        (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "0"], "--shard-gb 0.0 must be a positive"),
         (["source", "out", "--from", "lumina", "--to", "jax", "--components", "full"], "--components belong to"),
+        (
+            ["source", "full/vae/out", "--from", "lumina", "--to", "diffusers", "--components", "full"],
+            "must not lie in",
+        ),
+        (["source", "out", "--from", "lumina", "--to", "diffusers", "--components", "gone"], "no file or folder gone"),
+        (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "nan"], "must be a positive number"),
+        (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "inf"], "must be a positive number"),
+        (["source", "out", "--from", "lumina", "--to", "diffusers", "--sample-size", "0"], "must be from 1 to"),
+        (["source", "out", "--from", "jax", "--to", "jax", "--step", "-1"], "--step -1 needs the folder of a run"),
         (["source", "out", "--from", "lumina", "--to", "diffusers", "--components", "full"], "lacks vae"),
     ],
 )
@@ -187,7 +205,10 @@ def everything(folder):
 
 def test_a_model_that_the_layout_cannot_hold_is_refused(tmp_path):
     source = checkpoint(tmp_path / "source", "lumina_t2i")
-    expect_error([f"{source}", f"{tmp_path}/out", "--from", "lumina", "--to", "diffusers"], "LuminaNextDiT2DModel is a")
+    expect_error(
+        [f"{source}", f"{tmp_path}/out", "--from", "lumina", "--to", "diffusers"],
+        r"LuminaNextDiT2DModel.* needs block='next' and the model has 'flag'.*; choose --to lumina",
+    )
     theirs = checkpoint(tmp_path / "theirs", "diffusers_luminanext", layout="diffusers")
     expect_error([f"{theirs}", f"{tmp_path}/out", "--from", "diffusers", "--to", "lumina"], "own_text_query")
     config = theirs / "transformer/config.json"
@@ -250,7 +271,7 @@ def test_an_earlier_export_is_replaced_when_that_is_asked_for(tmp_path):
     folder = run(source, tmp_path / "out", "lumina", "jax")
     run(source, folder, "lumina", "diffusers", overwrite=True)
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("README.md", "model_index.json", "scheduler", "transformer"),
+        *(".lumina_jax.json", "README.md", "model_index.json", "scheduler", "transformer"),
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 

@@ -11,8 +11,7 @@ from processes import ROOT, module, sampling, training
 from safetensors.numpy import load_file, save_file
 from tiny import label_config
 
-from lumina_jax.config import VaeConfig
-from lumina_jax.interop.converted import read_model
+from lumina_jax.config import ModelConfig, VaeConfig
 from lumina_jax.parity.golden import Golden
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -33,8 +32,8 @@ def folder(tmp_path_factory):
 
 
 def settings_for(folder, **run):
-    """Training of the converted model on the latents of ten labels."""
-    model = dataclasses.replace(read_model(folder / "ours"), compute_dtype="float32", remat="none")
+    """Training on the latents of ten labels; the model is not the converted one, which takes its place."""
+    model = ModelConfig(layers=5, heads=2, width=32, conditioning="label", compute_dtype="float32", remat="none")
     settings = label_config(folder, run={"init_from": str(folder / "ours"), "steps": 2, "checkpoint_every": 1, **run})
     data = dataclasses.replace(settings.data, emoji_names=5, batch_rows=4)
     vae = VaeConfig(path=str(GOLDEN / "vae_tiny"), cache=str(folder / "latents"))
@@ -47,6 +46,7 @@ def test_a_fine_tune_starts_from_converted_weights_resumes_and_exports_again(fol
     done = training(settings)
     assert done.returncode == 0, done.stderr
     assert "starting from the parameters in" in done.stdout
+    assert f"the model is the one in {start}, not that of the configuration: " in done.stdout
     shutil.rmtree(start)  # which is needed no more
     done = training(settings, "--run.steps", "3", "--optimizer.learning-rate", "0.002", "--data.prefetch", "2")
     assert done.returncode == 0, done.stderr
@@ -83,15 +83,15 @@ def test_converted_weights_draw_with_a_configuration(folder):
 
 
 @pytest.mark.parametrize(
-    ("start", "changes", "message"),
+    ("start", "flags", "message"),
     [
-        ("ours", {"width": 48}, "model.width was 64 and is 48"),
-        ("nothing", {}, "must hold config.json"),
+        ("ours", ["--model.width", "48"], "--model.width 48 but the folder has 64"),
+        ("nothing", [], "nothing does not exist; name the folder of a run"),
     ],
 )
-def test_a_start_that_does_not_fit_is_refused_before_anything_is_computed(folder, start, changes, message):
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_computed(folder, start, flags, message):
     settings = settings_for(folder, name="refused", init_from=str(folder / start))
-    done = training(dataclasses.replace(settings, model=dataclasses.replace(settings.model, **changes)))
+    done = training(settings, *flags)
     assert done.returncode == 1
     assert message in done.stderr
     assert not (Path(settings.run.root) / "refused").exists()

@@ -198,4 +198,5 @@ def test_the_evaluate_command_counts_matches_of_trained_and_held_out_pictures(tr
     assert "of   14 nearest" in done.stdout
     assert "of    2 nearest" in done.stdout
     assert re.search(r"2 pictures have \d+\.\d+ bits a value", done.stdout)
-    assert (folder / "samples/2/all.png").exists()
+    assert (folder / "samples/2/evaluated-seed-1/sheet.png").exists()
+    assert len(list((folder / "samples/2/evaluated-seed-1").glob("0*.png"))) == 16

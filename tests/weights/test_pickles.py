@@ -162,3 +162,16 @@ def test_what_pytorch_saves_is_read_bit_for_bit(tmp_path):
     torch.save(views, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match=r"before PyTorch 1\.6"):
         PickledTensors(tmp_path / "old.pth")
+
+
+def test_a_type_that_only_pytorch_knows_is_called_so(tmp_path):
+    described = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v3\n)Rs."
+    with pytest.raises(ValueError, match="tensors of a type that only PyTorch knows, such as its float8"):
+        PickledTensors(archive(tmp_path / "a.pth", described))
+
+
+def test_a_zip_that_pytorch_did_not_write_is_called_so(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
+        file.writestr("notes.txt", "mine")
+    with pytest.raises(ValueError, match=r"is a zip, but not one that torch\.save wrote"):
+        PickledTensors(tmp_path / "a.pth")

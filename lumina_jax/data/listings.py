@@ -1,0 +1,264 @@
+"""A folder of the user's own as lines: of its captions file, or of what its files and folders are called.
+
+In: a file or a folder. Out: annotations, and the classes if folders name them. The layouts, in this order:
+
+    captions.jsonl              the one .jsonl, or what `data scenes` made of it (`scenes.jsonl`, `NAME.scenes.jsonl`)
+    metadata.csv                the one .csv with a column file_name, as Hugging Face has it
+    cat.png, cat.txt            a caption beside each file, in folders too
+    dogs/1.png, cats/2.png      a folder for each class: its name is the caption, and its number in the order of names
+                                the label
+
+Of the last three the lines are written to a temporary file without a name when the folder is opened, so that they stay
+what they were, whatever the number of files.
+"""
+
+import codecs
+import csv
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lumina_jax.data.annotations import Annotations, JsonLines, open_annotations
+from lumina_jax.data.example import printable
+from lumina_jax.data.lines import medium_of
+
+SCENES = "scenes.jsonl"
+FILES = {"file_name", "image", "video", "audio"}
+"""Columns of a .csv that name files."""
+HIDDEN = (".", "__MACOSX")
+TABLE = "metadata.csv"
+INNER = ("/captions.jsonl", "/metadata.jsonl", f"/{TABLE}")
+"""Captions that lie further in."""
+SIDECARS = (".txt", ".caption")
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+FOREIGN = {
+    ".parquet": "a data set of Hugging Face in parquet files; write its pictures to files with a metadata.jsonl",
+    ".arrow": "a data set of Hugging Face in arrow files; write its pictures to files with a metadata.jsonl",
+    ".tar": "tar archives; unpack them",
+    ".zip": "zip archives; unpack them",
+    ".tfrecord": "tensorflow records; prepare them with tensorflow-datasets for --data.source tfds",
+    ".array_record": "a prepared data set; use --data.source prepared",
+    ".csv": "a .csv without a column file_name; give it that and a column text",
+    ".json": "a .json file; name it, if it is a list of samples",
+}
+"""What a folder may hold in the place of pictures, and what to do then."""
+
+
+class Listing(JsonLines):
+    """Lines that were made here. {"unusable": reason} is one that cannot be used."""
+
+    def place(self, index: int) -> str:
+        return f"{printable(self.path.name)}, file {index + 1}"
+
+    def item(self, index: int) -> dict[str, Any]:
+        item = super().item(index)
+        if "unusable" in item:
+            raise ValueError(item["unusable"])
+        return item
+
+
+def open_folder(path: Path) -> tuple[Annotations, tuple[str, ...]]:
+    """The lines of a captions file or of a folder, and the names of its classes, if it has a folder for each.
+
+    Raises:
+      ValueError: there is none, or nothing says which it is.
+    """
+    if not path.is_dir():
+        return _of_file(path), ()
+    if captions := _captions_file(path):
+        return _of_file(captions), ()
+    files = list(_files(path))
+    media = [file for file in files if medium_of(file)]
+    _check_files(files, media, path)
+    texts = {file for file in files if file.lower().endswith(SIDECARS)}
+    sidecars = {file: text for file in media if (text := _sidecar(file, texts))} if texts else {}
+    classes = sorted({top for file in media if (top := _top(file))})
+    if not sidecars and not classes:
+        first, ending = os.path.splitext(media[0])
+        line = f'{{"{medium_of(media[0])}": "{first}{ending}", "caption": "..."}}'
+        raise ValueError(
+            f"the folder {path} holds {len(media)} files but no captions; write a captions.jsonl of lines like {line}, "
+            f"put a text such as {first}.txt beside each, or sort them into folders named by their class"
+        )
+    return _listed(path, _items(path, media, sidecars, classes)), tuple(classes)
+
+
+def _of_file(path: Path) -> Annotations:
+    if path.suffix.lower() == ".csv":
+        return _listed(path, _rows(path))
+    if path.suffix.lower() not in (".jsonl", ".json"):
+        found = "" if path.exists() else ", and there is nothing of that name"
+        raise ValueError(f"data.path={str(path)!r} must be a folder, or a .jsonl file of captions{found}")
+    return open_annotations(path)
+
+
+def _captions_file(folder: Path) -> Path | None:
+    """The one file of captions of a folder, if it has any."""
+    names = [entry.name for entry in _entries(folder) if not _is_folder(entry)]
+    lines = [name for name in names if name.lower().endswith(".jsonl")]
+    tables = [name for name in names if name == TABLE or (name.lower().endswith(".csv") and _is_table(folder / name))]
+    found = lines or tables
+    scenes = [name for name in found if name == SCENES or name.endswith(f".{SCENES}")]
+    if len(found) == 2 and len(scenes) == 1:
+        found = scenes
+    if len(found) > 1:
+        raise ValueError(
+            f"the folder {folder} must hold exactly one file of captions; found {', '.join(found)}. Name the file: "
+            f"--data.path {folder / found[-1]}"
+        )
+    return folder / found[0] if found else None
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What a folder holds, in the order of names, without hidden files."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(HIDDEN)), key=_by_name)
+    except OSError as error:
+        raise ValueError(
+            f"the folder {folder} cannot be listed ({error.strerror}); allow it, or move it away"
+        ) from error
+
+
+def _by_name(entry: os.DirEntry) -> str:
+    return entry.name
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """All files below a folder, relative to it. Links are followed, but no folder is listed twice."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        inner = waiting.pop()
+        entries, status = _entries(folder / inner), (folder / inner).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders = []
+        for entry in entries:
+            if _is_folder(entry):
+                folders.append(f"{inner}{entry.name}/")
+            else:
+                yield f"{inner}{entry.name}"
+        waiting.extend(reversed(folders))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _check_files(files: list[str], media: list[str], folder: Path) -> None:
+    """Refuse folders of nothing that can be read, and those of whole data sets.
+
+    Raises:
+      ValueError: it is one.
+    """
+    if inner := next((file for file in files if file.endswith(INNER)), None):
+        raise ValueError(f"the folder {folder} has captions further in; name the file: --data.path {folder / inner}")
+    tops = sorted({_top(file) or "" for file in media})
+    if media and {top.lower() for top in tops} <= SPLITS:
+        raise ValueError(
+            f"the folder {folder} holds the parts of a data set ({', '.join(tops)}); name one: "
+            f"--data.path {folder / tops[0]}"
+        )
+    if media:
+        return
+    for file in files:
+        if what := FOREIGN.get(os.path.splitext(file)[1].lower()):
+            raise ValueError(f"the folder {folder} holds {what} ({file})")
+    raise ValueError(
+        f"the folder {folder} must hold one .jsonl of captions, or pictures, clips or sounds with a .txt beside each "
+        f"or in folders named by their class; found none among {len(files)} files"
+    )
+
+
+def _top(file: str) -> str | None:
+    """The first folder of a name, if it has one."""
+    top, separator, _ = file.partition("/")
+    return top if separator else None
+
+
+def _sidecar(file: str, texts: set[str]) -> str | None:
+    """The caption beside a file: cat.txt, cat.caption or cat.png.txt beside cat.png."""
+    starts = (os.path.splitext(file)[0], file)
+    return next((name for ending in SIDECARS for start in starts if (name := f"{start}{ending}") in texts), None)
+
+
+def _items(folder: Path, media: list[str], sidecars: dict[str, str], classes: list[str]) -> Iterator[dict[str, Any]]:
+    """A line for each file."""
+    labels = {name: label for label, name in enumerate(classes)}
+    spoken = {name: re.sub(r"[\s_-]+", " ", name).strip() for name in classes}
+    for file in media:
+        item: dict[str, Any] = {medium_of(file) or "image": file}
+        top = _top(file)
+        if top is not None:
+            item["label"] = labels[top]
+        if file in sidecars:
+            try:
+                item["caption"] = _text(folder / sidecars[file])
+            except (OSError, UnicodeDecodeError) as error:
+                item = {"unusable": f"the caption {printable(sidecars[file])} cannot be read ({error})"}
+        elif top is not None and not sidecars:
+            item["caption"] = spoken[top]
+        yield item
+
+
+def _text(file: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 if it says so."""
+    content = file.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a .csv, whose numbers are numbers."""
+    numbers = {"label": int, "start": float, "end": float, "pitch": float}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            if not FILES & set(rows.fieldnames or ()):
+                raise ValueError(f"{path} must have a column file_name, and one text; it has {rows.fieldnames}")
+            for row in rows:
+                item: dict[str, Any] = {name: text for name, text in row.items() if name and text}
+                yield item | {name: _number(item[name], kind) for name, kind in numbers.items() if name in item}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as CSV in UTF-8 ({error})") from error
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a .csv names files."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return bool(FILES & set(csv.DictReader(file).fieldnames or ()))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+
+
+def _number(text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _listed(path: Path, items: Iterable[dict[str, Any]]) -> Listing:
+    """The items as lines of a temporary file, which ends with the program."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            for item in items:
+                file.write(json.dumps(item).encode() + b"\n")
+            file.flush()
+        except OSError as error:
+            raise ValueError(
+                f"the list of the files of {path} cannot be written to {tempfile.gettempdir()} ({error.strerror}); "
+                "make room there, or name another folder in the variable TMPDIR"
+            ) from error
+        file.seek(0)
+        return Listing(path, file)

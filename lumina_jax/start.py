@@ -1,0 +1,64 @@
+"""The model of a run that starts from trained weights: theirs, whatever the configuration file describes.
+
+In: a configuration with run.init_from, and the words of the command line. Out: the configuration with the model of that
+folder. How a model is computed (`EXECUTION_FIELDS`) stays as it is configured; a flag that asks for another model is an
+error that names it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config.model import EXECUTION_FIELDS
+from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, read_model, read_run, run_folder
+
+FLAG = re.compile(r"--model\.(no-)?([\w-]+)")
+
+
+def with_started_model(config: Config, words: Sequence[str]) -> Config:
+    """The configuration with the model that `run.init_from` names; a run that resumes keeps the one it has.
+
+    Args:
+      words: of the command line; those of `--model` must agree with the model of the folder.
+
+    Raises:
+      ValueError: the folder holds no model, or flags ask for another one.
+    """
+    folder = model_folder(config)
+    if folder is None:
+        return config
+    model = read_model(folder)
+    given = {match[2].replace("-", "_") for word in words if (match := FLAG.match(word))}
+    differing = [
+        f"--model.{name.replace('_', '-')} {getattr(config.model, name)!r} but the folder has {getattr(model, name)!r}"
+        for name in sorted(_differing(config.model, model) & given)
+    ]
+    if differing:
+        raise ValueError(
+            f"the model of run.init_from={str(folder)!r} is what the run trains, so flags cannot change it: "
+            f"{'; '.join(differing)}; leave them out, or start without run.init_from"
+        )
+    if names := sorted(_differing(config.model, model)):
+        said = ", ".join(f"model.{name}={getattr(model, name)!r}" for name in names)
+        print(f"the model is the one in {folder}, not that of the configuration: {said}", flush=True)
+    kept = {name: getattr(config.model, name) for name in EXECUTION_FIELDS}
+    return dataclasses.replace(config, model=dataclasses.replace(model, **kept))
+
+
+def model_folder(config: Config) -> Path | None:
+    """The folder that says what model the run has: its own if it has begun from there, or the one it starts from. None:
+    there is no start, or it is gone and the checkpoints of the run will tell."""
+    start, own = config.run.init_from, run_folder(config)
+    if not start:
+        return None
+    if (own / CONFIG_FILE).is_file() and read_run(own).run.init_from == start:
+        return own
+    has_begun = bool(config.run.checkpoints) or (own / CHECKPOINTS).is_dir()
+    return None if has_begun and not Path(start).exists() else Path(start)
+
+
+def _differing(one: ModelConfig, other: ModelConfig) -> set[str]:
+    names = {field.name for field in dataclasses.fields(ModelConfig)} - EXECUTION_FIELDS
+    return {name for name in names if getattr(one, name) != getattr(other, name)}
