@@ -6,8 +6,8 @@ Fine-tune the released checkpoint:
   python -m lumina_jax convert Alpha-VLLM/Lumina-Next-SFT-diffusers lumina_next --from diffusers --to jax
   python train.py configs/next_dit_2b.py --data.path pictures.yaml --run.init-from lumina_next
 Draw from it as it is: python sample.py lumina_next "a painting of a whale" --config configs/next_dit_2b.py
-Hardware: for training a TPU slice of 16 chips or more, or one device of 80 GB with --data.batch-rows 8, of which
-parameters, average and moments take 26 GB and gradients 7; for drawing one chip.
+Hardware: for training a TPU slice of 16 chips or more, or one device of 80 GB with --data.batch-rows 8, which
+takes 49 GB, and the encoders of pictures and captions 6; for drawing one chip.
 """
 
 from lumina_jax.config import (

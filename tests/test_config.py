@@ -1,5 +1,6 @@
 """Configurations survive JSON, refuse what cannot work with the field's name, and every experiment builds."""
 
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -289,3 +290,20 @@ def test_a_configuration_that_cannot_be_run_is_named_with_the_line(tmp_path, cod
     with pytest.raises(ValueError, match=reason) as error:
         load_config(tmp_path / "mine.py")
     assert "mine.py" in str(error.value)
+
+
+def fields_without_a_word(file):
+    """Fields of dataclasses after which no docstring stands, from which --help is made."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ClassDef):
+            for field, following in zip(node.body, [*node.body[1:], None]):
+                is_field = isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation)
+                is_explained = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                if is_field and not is_explained:
+                    yield f"{node.name}.{field.target.id}"
+
+
+def test_every_flag_is_explained():
+    files = sorted((Path(__file__).parents[1] / "lumina_jax" / "config").glob("*.py"))
+    missing = {name for file in files for name in fields_without_a_word(file)}
+    assert {name for name in missing if not name.startswith(("Config.", "Modality."))} == set()

@@ -41,7 +41,7 @@ class Arguments:
     search: bool = False
     """Try meshes, remat policies and micro-batches, and recommend one."""
     compiles: int = 4
-    """Of a search: at most so many quick compiles, of the best by estimate; the best that fits is compiled fully."""
+    """Of a search: the most quick compiles, of the best by estimate; the best that fits is compiled fully."""
     vae_factor: int = 8
     """Pixels along one side of a value of the latent, if vae.path names an autoencoder."""
     json: Path | None = None

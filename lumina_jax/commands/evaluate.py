@@ -45,7 +45,7 @@ class Arguments:
     batch: int = 32
     """Pictures drawn at once."""
     likelihood: int = 0
-    """Also walk so many pictures back to noise: their likelihood, and how well they are drawn again from there."""
+    """How many pictures are also walked back to noise: their likelihood, and how well they are drawn again."""
 
 
 def main(words: Sequence[str]) -> int:

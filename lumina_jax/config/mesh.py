@@ -19,8 +19,8 @@ class MeshConfig(Section):
     sequence: int = 1
     """Devices that share the tokens of a row, for long sequences; they keep shares of the parameters as well."""
     ring: int = 1
-    """So many of those pass keys and values round a ring; the others (sequence / ring) exchange heads for tokens, which
-    is faster but needs as many heads."""
+    """The number of those that pass keys and values round a ring; the others (sequence / ring) exchange heads for
+    tokens, which is faster but needs as many heads."""
     tensor: int = 1
     """Devices that divide attention heads and the width of the feed-forward."""
 
@@ -35,7 +35,7 @@ class MeshConfig(Section):
         )
 
     def over(self, devices: int) -> "MeshConfig":
-        """These sizes with fsdp as a number, for one slice of so many devices."""
+        """These sizes with fsdp as a number, for a slice with this number of devices."""
         if self.fsdp is not None:
             return self
         return dataclasses.replace(self, fsdp=max(1, devices // (self.sequence * self.tensor)))
