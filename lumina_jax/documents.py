@@ -10,6 +10,11 @@ import json
 from os import PathLike
 from typing import Any
 
+LFS_POINTER = b"version https://git-lfs"
+POINTS = (
+    "is a pointer of git-LFS, which stands for the real file; fetch that with `git lfs pull` in its folder, or with "
+    "`hf download`"
+)
 SHOWN_ERRORS, SHOWN_LETTERS = 3, 80
 
 
@@ -43,6 +48,8 @@ def parse_json(text: str | bytes, kind: Any, origin: str) -> Any:
 
     if isinstance(text, bytes):
         text = text.removeprefix(b"\xef\xbb\xbf")
+        if text.startswith(LFS_POINTER):
+            raise ValueError(f"{origin} {POINTS}")
     try:
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:

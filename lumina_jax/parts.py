@@ -92,10 +92,8 @@ def ready_folder(folder: Path) -> None:
     except OSError as error:
         raise UnwritableError(folder, error) from error
     for path in folder.glob(f"{PARTIAL}*"):
-        with contextlib.suppress(OSError), path.open("r+b") as file:  # an error: it is locked, gone, or not ours
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = path.name.startswith(_partial_name(""))
-            if is_ours or time.time() - path.stat().st_mtime > FOREIGN_SECONDS:
+        with contextlib.suppress(OSError), path.open("r+b") as file:  # an error: it is gone, or belongs to someone else
+            if _is_abandoned(path, file):
                 path.unlink()
 
 
@@ -124,6 +122,18 @@ def write(folder: Path, name: str, content: bytes | Iterable[bytes]) -> None:
                 os.replace(partial, folder / name)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path, file: Any) -> bool:
+    """Whether no process is writing a temporary file, as far as locks and, where they say nothing, its age tell."""
+    locks_tell = path.name.rpartition("-")[0] == _partial_name("").rpartition("-")[0]
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        locks_tell = False
+    return locks_tell or time.time() - path.stat().st_mtime > FOREIGN_SECONDS
 
 
 @contextlib.contextmanager

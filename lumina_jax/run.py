@@ -183,6 +183,8 @@ def read_model(folder: str | Path) -> ModelConfig:
     try:
         return read_json(file, _WithModel).model
     except ValueError as error:
+        if "model" not in read_json(file, dict[str, Any]):
+            raise ValueError(_without_model(Path(folder))) from error
         raise ValueError(f"{file} is no configuration of a model ({error}); convert the weights again") from error
 
 
@@ -202,7 +204,7 @@ def _without_model(folder: Path) -> str:
         if any(folder.glob(signs)):
             command = f"python -m lumina_jax convert {folder} NEW --from {layout} --to jax"
             return f"{folder} holds weights of the {layout} layout; convert them first: {command}"
-    return f"{folder} has no {CONFIG_FILE}; name {wanted} with --to jax"
+    return f"{folder} has no {CONFIG_FILE} of a model of ours; name {wanted} with --to jax"
 
 
 def write_config(config: Config) -> None:

@@ -14,7 +14,8 @@ from lumina_jax.config import Config, ModelConfig
 from lumina_jax.config.model import EXECUTION_FIELDS
 from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, read_model, read_run, run_folder
 
-FLAG = re.compile(r"--model\.(no-)?([\w-]+)")
+LEARNED_WITH = (("text", "encoder"), ("vae", "path"), ("flow", "path"), ("flow", "prediction"))
+FLAG = re.compile(r"--model\.(no[-_])?([\w-]+)")
 
 
 def with_started_model(config: Config, words: Sequence[str]) -> Config:
@@ -43,6 +44,9 @@ def with_started_model(config: Config, words: Sequence[str]) -> Config:
     if names := sorted(_differing(config.model, model)):
         said = ", ".join(f"model.{name}={getattr(model, name)!r}" for name in names)
         print(f"the model is the one in {folder}, not that of the configuration: {said}", flush=True)
+    if folder == Path(config.run.init_from):
+        for line in _trained_otherwise(folder, config):
+            print(line, flush=True)
     kept = {name: getattr(config.model, name) for name in EXECUTION_FIELDS}
     return dataclasses.replace(config, model=dataclasses.replace(model, **kept))
 
@@ -57,6 +61,19 @@ def model_folder(config: Config) -> Path | None:
         return own
     has_begun = bool(config.run.checkpoints) or (own / CHECKPOINTS).is_dir()
     return None if has_begun and not Path(start).exists() else Path(start)
+
+
+def _trained_otherwise(folder: Path, config: Config) -> list[str]:
+    """What the weights are used to, and this run does otherwise; a converted folder does not tell."""
+    try:
+        before = read_run(folder)
+    except ValueError:
+        return []
+    return [
+        f"{folder} was trained with {section}.{name}={old!r}; this run has {new!r}"
+        for section, name in LEARNED_WITH
+        if (old := getattr(getattr(before, section), name)) != (new := getattr(getattr(config, section), name))
+    ]
 
 
 def _differing(one: ModelConfig, other: ModelConfig) -> set[str]:

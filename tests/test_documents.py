@@ -50,3 +50,9 @@ def test_what_is_no_yaml_is_refused(tmp_path, text):
     file.write_text(text)
     with pytest.raises(ValueError, match="must be YAML"):
         read_yaml(file, dict[str, Any])
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is a pointer of git-LFS, which stands for the real file"):
+        read_json(tmp_path / "tokenizer.json", dict)

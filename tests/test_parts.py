@@ -101,7 +101,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not
 
 
 def test_temporary_files_of_another_machine_are_left_alone_for_a_day(tmp_path):
-    foreign = tmp_path / f"{parts.PARTIAL}elsewhere-1"
+    foreign = tmp_path / parts._partial_name("more-1")  # of a machine whose name begins like that of this one
     foreign.write_bytes(b"half")
     ready_folder(tmp_path)
     assert foreign.exists()
@@ -109,6 +109,22 @@ def test_temporary_files_of_another_machine_are_left_alone_for_a_day(tmp_path):
     os.utime(foreign, (long_ago, long_ago))
     ready_folder(tmp_path)
     assert not foreign.exists()
+
+
+def test_without_locks_temporary_files_are_left_alone_for_a_day(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(parts.fcntl, "flock", unsupported)
+    leftover = tmp_path / parts._partial_name("1")
+    leftover.touch()
+    ready_folder(tmp_path)
+    assert leftover.exists()
+    os.utime(leftover, (0, 0))
+    ready_folder(tmp_path)
+    assert not leftover.exists()
+    write(tmp_path, "a", b"one")
+    assert (tmp_path / "a").read_bytes() == b"one"
 
 
 def test_no_two_lists_of_parts_have_one_digest():

@@ -46,11 +46,22 @@ def test_a_start_with_the_model_of_the_configuration_needs_no_words(folder, caps
     assert capsys.readouterr().out == ""
 
 
+def test_what_the_weights_are_used_to_is_said_where_this_run_differs(folder, capsys):
+    before = configured(folder, init_from="").replace(text={"encoder": "google/gemma-2b"}, flow={"prediction": "noise"})
+    (folder / "start/config.json").write_text(before.to_json())
+    with_started_model(configured(folder), [])
+    said = capsys.readouterr().out
+    assert "start was trained with text.encoder='google/gemma-2b'; this run has 'minilm'" in said
+    assert "start was trained with flow.prediction='noise'; this run has 'velocity'" in said
+    assert "vae.path" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "model", "named"),
     [
         (["--model.layers", "8"], {}, "--model.layers 8 but the folder has 2"),
         (["--model.layers=8", "--model.kv_heads", "None"], {}, "--model.kv-heads None but the folder has 1"),
+        (["--model.no_pad_token"], {"pad_token": False}, "--model.pad-token False but the folder has True"),
         (["--model.no-pad-token"], {"pad_token": False}, "--model.pad-token False but the folder has True"),
     ],
 )
@@ -98,7 +109,10 @@ def test_checkpoints_tell_where_both_folders_are_gone(folder):
     ("make", "message"),
     [
         (shutil.rmtree, r"start does not exist; name the folder of a run of train\.py, such as runs/emoji, or one"),
-        (lambda start: (start / "config.json").unlink(), r"start has no config\.json; name the folder of a run"),
+        (
+            lambda start: (start / "config.json").unlink(),
+            r"start has no config\.json of a model of ours; name the folder of a run",
+        ),
         (
             lambda start: (start / "config.json").rename(start / "model_index.json"),
             r"start holds weights of the diffusers layout; convert them first: python -m lumina_jax convert \S+ NEW",
@@ -114,6 +128,15 @@ def test_a_folder_without_a_model_is_answered_with_what_it_must_be(folder, make,
     with pytest.raises(ValueError, match=message):
         with_started_model(configured(folder), [])
     with pytest.raises(ValueError, match=message):
+        read_model(folder / "start")
+
+
+def test_weights_of_another_layout_with_their_own_configuration_are_to_be_converted(folder):
+    (folder / "start/config.json").write_text('{"n_heads": 4}')
+    with pytest.raises(ValueError, match=r"start has no config\.json of a model of ours"):
+        read_model(folder / "start")
+    (folder / "start/consolidated.00-of-01.safetensors").write_text("")
+    with pytest.raises(ValueError, match="holds weights of the lumina layout; convert them first"):
         read_model(folder / "start")
 
 

@@ -20,7 +20,7 @@ class SourceConfig(Section):
     """emoji: nothing, or a folder that tools/build_emoji.py filled. folder: the folder, or its .jsonl file. lumina: the
     .yaml file. tfds: a builder, such as cifar10:3.*.*. prepared: the folder"""
     split: str = "train"
-    """emoji: train, held_out or all. tfds: any split expression."""
+    """emoji: train, held_out or all. tfds: any split expression. folder: which of its folders train, test, ..."""
     limit: int | None = None
     """How many samples of the source are used, the first ones; None: all."""
     modality: str | None = None

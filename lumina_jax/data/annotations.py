@@ -7,10 +7,12 @@ Lines that are overwritten in the file itself are lost: reading one raises a Cha
 
 import array
 import bisect
+import errno
 import hashlib
 import json
 import logging
 import os
+import resource
 import time
 import weakref
 import zlib
@@ -66,10 +68,10 @@ class JsonLines:
         self.path = path
         self._starts, self._checks, self._blanks = array.array("q"), array.array("I"), array.array("q")
         self._is_watched, self._next_look = content is None, 0.0
-        with path.open("rb") if content is None else content as file:
+        self._hold(_opened(path) if content is None else os.dup(content.fileno()))
+        with open(self._descriptor, "rb", closefd=False) as file:
             check_encoding(file.read(4), path)
             file.seek(0)
-            self._hold(os.dup(file.fileno()))
             self._read(file)
         self.contents = _contents(self._checks)
 
@@ -89,7 +91,7 @@ class JsonLines:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name != "_closing"}
-        return state | {"_descriptor": reduction.DupFd(self._descriptor), "_is_watched": False}
+        return state | {"_descriptor": reduction.DupFd(self._descriptor), "_next_look": 0.0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -127,7 +129,11 @@ class JsonLines:
         return text.strip()
 
     def _look(self) -> None:
-        """Say once when another file has taken the name."""
+        """Say when another file has taken the name: once, whichever process sees it first.
+
+        Lines are read without regard to the position of the descriptor, which all processes share: it is set back to 0
+        when this has been said.
+        """
         self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
         held = os.fstat(self._descriptor)
         try:
@@ -136,6 +142,9 @@ class JsonLines:
             named = None
         if named is None or (named.st_dev, named.st_ino) != (held.st_dev, held.st_ino):
             self._is_watched = False
+            if os.lseek(self._descriptor, 0, os.SEEK_CUR) == 0:
+                return
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
             logger.warning(
                 "%s was replaced or removed; what was started with it goes on with the lines that it had then, and "
                 "reads the new ones when it is started again",
@@ -199,7 +208,7 @@ def parsed(text: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("the line is nested too deeply to be read") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
-        raise ValueError(f"the line is not JSON ({error})") from error
+        raise ValueError(f"the line is not JSON ({error}); each line must be a whole object") from error
     return _checked(item)
 
 
@@ -211,6 +220,18 @@ def check_encoding(start: bytes, path: Path) -> None:
     """
     if start.startswith(MARKS) or b"\0" in start:
         raise ValueError(f"{path} must be text in UTF-8, but is in UTF-16 or not text at all; save it as UTF-8")
+
+
+def _opened(path: Path) -> int:
+    """A descriptor of a file, even if thousands are open already."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return os.open(path, os.O_RDONLY)
 
 
 def _contents(checks: Iterable[int]) -> Contents:

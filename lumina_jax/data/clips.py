@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from lumina_jax.data.example import Clip
+from lumina_jax.data.kinds import check_file, kind_of
 from lumina_jax.data.memory import DECODING
 from lumina_jax.data.pictures import DECODING_BYTES, Finish, as_decoded, check_pixels, opened, rgb_on_white
 from lumina_jax.data.videos import Moments, read_video
@@ -35,7 +36,7 @@ def read_frames(clip: Clip, moments: Moments, finish: Finish = as_decoded) -> li
       ImportError: PyAV is needed and not installed.
     """
     try:
-        animation = opened(clip.file)
+        animation = _opened(clip)
     except UnidentifiedImageError:
         return read_video(clip, moments, finish)
     with animation, DECODING.reserved(COMPOSING * animation.width * animation.height * DECODING_BYTES):
@@ -54,6 +55,16 @@ def all_frames(file: Path) -> tuple[list[Image.Image], list[float]]:
     except UnidentifiedImageError as error:
         raise ValueError(f"the clip cannot be read ({error})") from error
     return [picture for picture, _ in frames], [seconds for _, seconds in frames]
+
+
+def _opened(clip: Clip) -> Image.Image:
+    """An animation; UnidentifiedImageError for a video."""
+    if isinstance(clip.file, Path):
+        check_file(clip.file)
+    kind = kind_of(clip.file)
+    if kind is not None and kind.medium == "video":
+        raise UnidentifiedImageError(f"{kind.name} is no animation")
+    return opened(clip.file)
 
 
 def _read_animation(animation: Image.Image, clip: Clip, moments: Moments, finish: Finish) -> list[Image.Image]:
@@ -82,6 +93,8 @@ def _decoded(animation: Image.Image) -> Iterator[Image.Image]:
             frame.load()
             read += 1
             yield frame
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise all sorts on broken files
         raise ValueError(f"frame {read + 1} cannot be read ({error})") from error
 

@@ -27,14 +27,14 @@ class FolderSource:
     folder of the .jsonl.
 
     `path` is that file, or a folder: with one such file, with captions beside its pictures, or with a folder for each
-    class (`data.listings`).
+    class (`data.listings`); or one of such folders, of which `split` is taken.
 
     Raises:
       ValueError: nothing there, several .jsonl files, or no sample.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._annotations, self.classes = open_folder(Path(path))
+    def __init__(self, path: str | Path, split: str = "train") -> None:
+        self._annotations, self.classes = open_folder(Path(path), split)
         self.path = self._annotations.path
         self.contents = self._annotations.contents
         if not len(self._annotations):

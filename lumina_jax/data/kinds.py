@@ -28,6 +28,7 @@ _SOUND = "pip install 'lumina_jax[media]', or convert it: `ffmpeg -i IN OUT.flac
 _PAGE = Kind("a web page, as a failed download leaves it", None, "download it again")
 _ARCHIVE = Kind("an archive", None, "unpack it")
 _JXL = Kind("a JPEG XL picture", "image", _PICTURE)
+_MPEG = Kind("an MPEG video", "video")
 _MP3 = Kind("an MP3 sound", "audio")
 HEIC = Kind("a HEIC picture", "image", "pip install pillow-heif, or save it as JPEG")
 _AVIF = Kind("an AVIF picture", "image", "pip install 'pillow>=11.3', or save it as PNG")
@@ -38,6 +39,7 @@ STARTS: dict[bytes, Kind] = {
     b"<svg": Kind("an SVG drawing", "image", _PICTURE),
     b"<?xml": Kind("an XML document, perhaps an SVG drawing", None, _PICTURE),
     b"%PDF": Kind("a PDF document", None, _PICTURE),
+    b"%!PS": Kind("a PostScript drawing", "image", _PICTURE),
     b"PK\x03\x04": _ARCHIVE,
     b"\x1f\x8b": _ARCHIVE,
     b"7z\xbc\xaf\x27\x1c": _ARCHIVE,
@@ -49,6 +51,8 @@ STARTS: dict[bytes, Kind] = {
     b"GIF8": Kind("a GIF picture", "image"),
     b"\x1a\x45\xdf\xa3": Kind("a Matroska or WebM video", "video"),
     b"FLV": Kind("a Flash video", "video"),
+    b"\x00\x00\x01\xba": _MPEG,
+    b"\x00\x00\x01\xb3": _MPEG,
     b"fLaC": Kind("a FLAC sound", "audio"),
     b"ID3": _MP3,
     b"\xff\xfb": _MP3,

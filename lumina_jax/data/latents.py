@@ -130,7 +130,7 @@ def encode(
     keys = [NO_DIGEST] * len(source)
     offset = shard[0] * len(source) // shard[1]
     order = [*range(offset, len(source)), *range(offset)]
-    with counted("encoding", len(source), is_shown=is_first()) as show:
+    with counted("encoding samples", len(source), is_shown=is_first()) as show:
         for done, (index, key) in enumerate(work.keys(order), start=1):
             keys[index] = key
             is_due = len(work.missing) == encoding.part_samples or done == len(source)

@@ -7,7 +7,7 @@ it. Nothing that a line names is opened.
 import os
 import reprlib
 from collections.abc import Sequence
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from lumina_jax.data.example import BadSample, Clip, Media, Record, Sound, Views, is_unicode, record_of
@@ -85,8 +85,8 @@ def file_name(value: Any, key: str) -> str:
         raise ValueError(f"{key!r} holds a null character, which no file name can: {reprlib.repr(value)}")
     if "://" in value:
         raise ValueError(f"{key!r} must name a file, but is the address {reprlib.repr(value)}; download it first")
-    parts = PurePath(value).parts
-    if len(value.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
+    longest = max(len(part.encode()) for part in value.split("/"))
+    if longest > LONGEST_NAME or len(value.encode()) > LONGEST_PATH:
         raise ValueError(f"{key!r} is longer than the name of a file can be: {reprlib.repr(value)}")
     return value
 

@@ -35,13 +35,14 @@ INNER = ("/captions.jsonl", "/metadata.jsonl", f"/{TABLE}")
 """Captions that lie further in."""
 SIDECARS = (".txt", ".caption")
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+PREPARED = ".array_record"
 FOREIGN = {
     ".parquet": "a data set of Hugging Face in parquet files; write its pictures to files with a metadata.jsonl",
     ".arrow": "a data set of Hugging Face in arrow files; write its pictures to files with a metadata.jsonl",
     ".tar": "tar archives; unpack them",
     ".zip": "zip archives; unpack them",
     ".tfrecord": "tensorflow records; prepare them with tensorflow-datasets for --data.source tfds",
-    ".array_record": "a prepared data set; use --data.source prepared",
+    PREPARED: "a prepared data set; use --data.source prepared",
     ".csv": "a .csv without a column file_name; give it that and a column text",
     ".json": "a .json file; name it, if it is a list of samples",
 }
@@ -61,29 +62,32 @@ class Listing(JsonLines):
         return item
 
 
-def open_folder(path: Path) -> tuple[Annotations, tuple[str, ...]]:
+def open_folder(path: Path, split: str) -> tuple[Annotations, tuple[str, ...]]:
     """The lines of a captions file or of a folder, and the names of its classes, if it has a folder for each.
+
+    Args:
+      split: the part to take of a folder with train, test and the like.
 
     Raises:
       ValueError: there is none, or nothing says which it is.
     """
     if not path.is_dir():
         return _of_file(path), ()
-    if captions := _captions_file(path):
+    captions = _captions_file(path)
+    if captions is None:
+        path = _part(path, split)
+        captions = _captions_file(path)
+    if captions is not None:
         return _of_file(captions), ()
     files = list(_files(path))
+    if inner := next((file for file in files if file.endswith(INNER)), None):
+        raise ValueError(f"the folder {path} has captions further in; name the file: --data.path {path / inner}")
     media = [file for file in files if medium_of(file)]
-    _check_files(files, media, path)
     texts = {file for file in files if file.lower().endswith(SIDECARS)}
     sidecars = {file: text for file in media if (text := _sidecar(file, texts))} if texts else {}
     classes = sorted({top for file in media if (top := _top(file))})
     if not sidecars and not classes:
-        first, ending = os.path.splitext(media[0])
-        line = f'{{"{medium_of(media[0])}": "{first}{ending}", "caption": "..."}}'
-        raise ValueError(
-            f"the folder {path} holds {len(media)} files but no captions; write a captions.jsonl of lines like {line}, "
-            f"put a text such as {first}.txt beside each, or sort them into folders named by their class"
-        )
+        raise ValueError(_missing(path, files, media))
     return _listed(path, _items(path, media, sidecars, classes)), tuple(classes)
 
 
@@ -94,6 +98,21 @@ def _of_file(path: Path) -> Annotations:
         found = "" if path.exists() else ", and there is nothing of that name"
         raise ValueError(f"data.path={str(path)!r} must be a folder, or a .jsonl file of captions{found}")
     return open_annotations(path)
+
+
+def _part(folder: Path, split: str) -> Path:
+    """The folder of a split, of a folder that holds those and nothing else; or else the folder itself."""
+    entries = _entries(folder)
+    parts = [entry.name for entry in entries if _is_folder(entry)]
+    is_split = {part.lower() for part in parts} <= SPLITS and not any(medium_of(entry.name) for entry in entries)
+    if not parts or not is_split:
+        return folder
+    if split not in parts:
+        raise ValueError(
+            f"the folder {folder} holds the parts of a data set ({', '.join(parts)}), but data.split={split!r}; set "
+            f"it, or name one: --data.path {folder / parts[0]}"
+        )
+    return folder / split
 
 
 def _captions_file(folder: Path) -> Path | None:
@@ -154,28 +173,22 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _check_files(files: list[str], media: list[str], folder: Path) -> None:
-    """Refuse folders of nothing that can be read, and those of whole data sets.
-
-    Raises:
-      ValueError: it is one.
-    """
-    if inner := next((file for file in files if file.endswith(INNER)), None):
-        raise ValueError(f"the folder {folder} has captions further in; name the file: --data.path {folder / inner}")
-    tops = sorted({_top(file) or "" for file in media})
-    if media and {top.lower() for top in tops} <= SPLITS:
-        raise ValueError(
-            f"the folder {folder} holds the parts of a data set ({', '.join(tops)}); name one: "
-            f"--data.path {folder / tops[0]}"
-        )
-    if media:
-        return
+def _missing(folder: Path, files: list[str], media: list[str]) -> str:
+    """What a folder without captions and classes lacks."""
     for file in files:
-        if what := FOREIGN.get(os.path.splitext(file)[1].lower()):
-            raise ValueError(f"the folder {folder} holds {what} ({file})")
-    raise ValueError(
-        f"the folder {folder} must hold one .jsonl of captions, or pictures, clips or sounds with a .txt beside each "
-        f"or in folders named by their class; found none among {len(files)} files"
+        ending = os.path.splitext(file)[1].lower()
+        if ending in FOREIGN and (not media or ending == PREPARED):
+            return f"the folder {folder} holds {FOREIGN[ending]} ({file})"
+    if not media:
+        return (
+            f"the folder {folder} must hold one .jsonl of captions, or pictures, clips or sounds with a .txt beside "
+            f"each or in folders named by their class; found none among {len(files)} files"
+        )
+    first, ending = os.path.splitext(media[0])
+    line = f'{{"{medium_of(media[0])}": "{first}{ending}", "caption": "..."}}'
+    return (
+        f"the folder {folder} holds {len(media)} files but no captions; write a captions.jsonl of lines like {line}, "
+        f"put a text such as {first}.txt beside each, or sort them into folders named by their class"
     )
 
 

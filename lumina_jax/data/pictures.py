@@ -17,6 +17,8 @@ from lumina_jax.data.memory import DECODING
 SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 DECODING_BYTES = 8
 """Memory that a pixel takes while it is decoded, made RGB and resized."""
+NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that PIL tells by their headers and cannot decode, or only by running another program."""
 BAND_PIXELS = 2**20
 """Pixels that are made RGB at once."""
 Finish = Callable[[Image.Image], Image.Image]
@@ -60,15 +62,21 @@ def opened(file: Path | bytes) -> Image.Image:
     if isinstance(file, Path):
         check_file(file)
     try:
-        return Image.open(file if isinstance(file, Path) else io.BytesIO(file))
-    except UnidentifiedImageError:
-        if kind_of(file) is not HEIC or not _reads_heic():
-            raise
-        return Image.open(file if isinstance(file, Path) else io.BytesIO(file))
+        try:
+            picture = _header(file)
+        except UnidentifiedImageError:
+            if kind_of(file) is not HEIC or not _reads_heic():
+                raise
+            picture = _header(file)
+    except (UnidentifiedImageError, MemoryError):
+        raise
     except Image.DecompressionBombError:
         raise ValueError(f"the picture would take more than twice {_limit()}") from None
     except Exception as error:  # the decoders of forty formats raise all sorts on broken files
         raise ValueError(f"the picture cannot be read ({type(error).__name__}: {error})") from error
+    if picture.format in NO_PICTURES:
+        raise UnidentifiedImageError(f"{picture.format} is no format of pictures")
+    return picture
 
 
 def check_resizable(picture: Image.Image, *, least: int, side: int) -> None:
@@ -100,6 +108,10 @@ def rgb_on_white(picture: Image.Image) -> Image.Image:
     return whole
 
 
+def _header(file: Path | bytes) -> Image.Image:
+    return Image.open(file if isinstance(file, Path) else io.BytesIO(file))
+
+
 def _decoded(picture: Image.Image) -> Image.Image:
     """RGB on white, upright."""
     try:
@@ -107,7 +119,7 @@ def _decoded(picture: Image.Image) -> Image.Image:
             check_pixels(*picture.size)
             ImageOps.exif_transpose(picture, in_place=True)
             return rgb_on_white(picture)
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
     except Exception as error:  # see `opened`
         raise ValueError(f"the picture cannot be read ({type(error).__name__}: {error})") from error

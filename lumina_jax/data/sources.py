@@ -89,7 +89,7 @@ def _emoji(data: DataConfig, model: ModelConfig) -> Source:
 
 
 def _folder(data: DataConfig, model: ModelConfig) -> Source:
-    source, classes = FolderSource(data.path), model.classes
+    source, classes = FolderSource(data.path, data.split), model.classes
     if model.conditioning == "label" and len(source.classes) > classes:
         raise ValueError(
             f"the folder {source.path} has {len(source.classes)} classes, but model.classes={classes}; set it to "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from lumina_jax.data.example import Clip
@@ -34,6 +35,16 @@ USUAL_RATE = 25.0
 """Frames a second where a file says nothing about time."""
 STRETCHED = (0.1, 10.0)
 """Between these a pixel's width may be that many times its height."""
+TURNS = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+"""By the matrix of a file: x of the picture shown is a x + c y, and y is b x + d y, of (a, b, c, d)."""
 
 
 class Timeline(NamedTuple):
@@ -81,7 +92,8 @@ class Video:
     """The moving pictures of an open file.
 
     Attributes:
-      is_timed: whether its frames bear times; those of an AVI file with reordered frames do not, only guesses.
+      is_timed: whether its frames bear times, and not only guesses, as those of a bare stream and of an AVI file with
+        reordered frames do.
       reach: seconds on the file's clock up to which anything, frames or sound, was found.
       is_spent: whether it was read to its end.
     """
@@ -95,7 +107,8 @@ class Video:
         self._container, self.stream, self.reach, self.is_spent = container, streams[0], 0.0, False
         if self.stream.codec_context is None:
             raise ValueError("the codec of the video is unknown to PyAV; convert it: `ffmpeg -i IN OUT.mp4`")
-        self.is_timed = not (container.format.name == "avi" and self.stream.codec_context.has_b_frames)
+        is_guessed = container.format.name == "avi" and self.stream.codec_context.has_b_frames
+        self.is_timed = self.stream.start_time is not None and not is_guessed
         check_pixels(self.stream.width, self.stream.height)
 
     def rate(self) -> float:
@@ -239,7 +252,19 @@ def _upright(frame: Any, stream: Any) -> Image.Image:
         width = max(1, round(frame.width * aspect))
         check_pixels(width, frame.height)
         picture = picture.resize((width, frame.height), Image.Resampling.BICUBIC)
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+    turn = _turn(frame)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _turn(frame: Any) -> Image.Transpose | None:
+    """What makes a frame upright that was filmed with the camera turned, or in a mirror."""
+    from av.sidedata.sidedata import Type
+
+    found = frame.side_data.get(Type.DISPLAYMATRIX)
+    if found is None:
+        return None
+    matrix = np.sign(np.round(np.frombuffer(found, np.int32)[[0, 1, 3, 4]] / 2**16)).astype(int)
+    return TURNS.get(tuple(matrix.tolist()))
 
 
 def load_av() -> Any:

@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lumina_jax.encoders.text import BATCH, TextEncoder
+from lumina_jax.encoders.tokenizer import CaptionError
 from lumina_jax.parallel.multihost import barrier, is_first, is_shared
 from lumina_jax.parts import DIGEST, LAYOUT, Digests, Table, UnwritableError, as_array, digest, ready_folder, write
 from lumina_jax.progress import counted
@@ -34,8 +35,10 @@ PART_CAPTIONS, PART_BYTES, PART_SECONDS = 1024, 2**27, 60.0
 """A part is complete with this many captions, or bytes of features, or after this time."""
 OPEN_PARTS = 256
 """Parts mapped into memory at once: each takes a file descriptor."""
-SHOWN = 3
-"""Captions named in a warning."""
+NOT_FINITE = (
+    "the text encoder makes values of it that are not finite; set text.dtype=float32, copy the weights again, or "
+    "change the caption"
+)
 _ENDING = ".safetensors"
 logger = logging.getLogger(__name__)
 
@@ -49,8 +52,8 @@ def encode_captions(
     """The features of every caption of a set, read from the cache or, the first time, encoded into it.
 
     A damaged part is encoded anew. Memory stays bounded by the features of one part. The processes of a job, which all
-    call this, share the work if they share the folder, and each does all of it if they don't. Captions whose features
-    are not finite are named in a warning and left out.
+    call this, share the work if they share the folder, and each does all of it if they don't. Captions that the
+    tokenizer cannot cut, or whose features are not finite, are left out, with a warning.
 
     Args:
       captions: any order; repeated ones count once. Include "" for the unconditional half of guidance.
@@ -74,9 +77,9 @@ def encode_captions(
     refused = _encode(own, encoder, folder, progress)
     barrier(f"captions {digest(*wanted).hex()} are encoded")
     if refused and ("" in refused or len(refused) == len(wanted)):
-        raise ValueError(_not_finite(refused))
+        raise ValueError(_without_features(refused))
     if refused:
-        logger.warning(_not_finite(refused))
+        logger.warning(_without_features(refused))
     return CaptionFeatures(folder)
 
 
@@ -102,18 +105,23 @@ class CaptionFeatures:
         """Features of the caption's own tokens, at most `max_tokens` of them and without padding; read-only.
 
         Raises:
-          KeyError: the caption is not in the cache, or its features are not finite.
+          KeyError: the caption is not in the cache, has no features, or they can no longer be read.
         """
         position = self._table.position(caption_digest(caption))
         if position < 0:
             raise KeyError(
                 f"caption {caption!r} was not encoded: it was not among those given to encode_captions, or the text "
-                "encoder makes values of it that are not finite"
+                "encoder cannot encode it, of which a warning at the start of the run says more"
             )
         which = int(np.searchsorted(self._first, position, side="right")) - 1
         ends, place = self._parts[which].ends, position - int(self._first[which])
         start = int(ends[place - 1]) if place else 0
-        return np.asarray(self._features(which)[start : int(ends[place])])
+        try:
+            return np.asarray(self._features(which)[start : int(ends[place])])
+        except (OSError, ValueError) as error:
+            raise KeyError(
+                f"the features of {caption!r} can no longer be read ({error}); start the run again"
+            ) from error
 
     def __contains__(self, caption: str) -> bool:
         return self._table.position(caption_digest(caption)) >= 0
@@ -197,18 +205,21 @@ def _intact(folder: Path, wanted: Iterable[bytes]) -> list[_Part]:
 
 def _encode(
     captions: list[str], encoder: TextEncoder, folder: Path, progress: Callable[[int, int], None] | None
-) -> list[str]:
-    """Encode captions into parts; returns those whose features are not finite."""
-    refused: list[str] = []
+) -> dict[str, str]:
+    """Encode captions into parts; returns those that have no features, with the reason."""
+    refused: dict[str, str] = {}
     waiting: list[tuple[bytes, np.ndarray]] = []
     begun = time.monotonic()
     with counted("encoding captions", len(captions), is_shown=is_first()) as show:
-        for done, encoded in _encoded(captions, encoder):
-            finite = [(caption, features) for caption, features in encoded if np.isfinite(features).all()]
-            refused += [caption for caption, features in encoded if not np.isfinite(features).all()]
+        for start in range(0, len(captions), CHUNK):
+            done = min(start + CHUNK, len(captions))
+            for caption, features in _encoded(captions[start:done], encoder):
+                if isinstance(features, str):
+                    refused[caption] = features
+                else:
+                    waiting.append((caption_digest(caption), features))
             if len(refused) == done >= CHUNK:
-                raise ValueError(_not_finite(refused))
-            waiting += [(caption_digest(caption), features) for caption, features in finite]
+                raise ValueError(_without_features(refused))
             size = sum(features.nbytes for _, features in waiting)
             is_full = len(waiting) >= PART_CAPTIONS or size >= PART_BYTES or time.monotonic() - begun > PART_SECONDS
             if is_full or done == len(captions):
@@ -220,13 +231,20 @@ def _encode(
     return refused
 
 
-def _encoded(captions: list[str], encoder: TextEncoder) -> Iterator[tuple[int, list[tuple[str, np.ndarray]]]]:
-    """How many are encoded, and the last of them with the features of their own tokens."""
-    for start in range(0, len(captions), CHUNK):
-        chunk = captions[start : start + CHUNK]
-        features, segment_ids = (np.asarray(part) for part in encoder.encode(chunk))
-        own = [row[is_token].astype(np.float32) for row, is_token in zip(features, segment_ids > 0)]
-        yield start + len(chunk), list(zip(chunk, own))
+def _encoded(captions: list[str], encoder: TextEncoder) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Each caption with the features of its own tokens, or why it has none."""
+    try:
+        features, segment_ids = (np.asarray(part) for part in encoder.encode(captions))
+    except CaptionError as error:
+        if len(captions) == 1:
+            yield captions[0], str(error)
+        else:  # the others can be encoded
+            for caption in captions:
+                yield from _encoded([caption], encoder)
+        return
+    for caption, row, is_token in zip(captions, features, segment_ids > 0):
+        own = row[is_token].astype(np.float32)
+        yield caption, own if np.isfinite(own).all() else NOT_FINITE
 
 
 def _write(folder: Path, encoder: TextEncoder, encoded: list[tuple[bytes, np.ndarray]]) -> None:
@@ -253,9 +271,6 @@ def _digests_of(parts: list[_Part]) -> Digests:
     return np.concatenate([np.zeros(0, f"S{DIGEST}"), *(part.digests for part in parts)])
 
 
-def _not_finite(captions: list[str]) -> str:
-    shown = ", ".join(map(repr, captions[:SHOWN])) + (" and others" if len(captions) > SHOWN else "")
-    return (
-        f"the text encoder makes features that are not finite of {len(captions)} captions, such as {shown}; set "
-        "text.dtype=float32, copy its weights again, or change the captions"
-    )
+def _without_features(refused: Mapping[str, str]) -> str:
+    caption, reason = next(iter(refused.items()))
+    return f"{len(refused)} captions have no features, and their samples are skipped; such as {caption!r}: {reason}"

@@ -24,6 +24,11 @@ _FAMILY = ("tokenizer", "spiece.", "vocab.", "merges.", "special_tokens_map", "a
 """Beginnings of the names of all that a tokenizer may consist of."""
 PAD = 0
 """The id at padding: any, as it is masked."""
+PROBE = "A red heart."
+
+
+class CaptionError(ValueError):
+    """A caption that a tokenizer cannot cut."""
 
 
 class CaptionTokenizer:
@@ -42,10 +47,12 @@ class CaptionTokenizer:
         self.max_tokens, self._marks = max_tokens, marks
         if (folder / TOKENIZER_FILE).is_file():
             self.files = [folder / TOKENIZER_FILE]
-            self._own = _with_tokenizers(self.files[0], max_tokens, is_marked=marks is not None)
+            own = _with_tokenizers(self.files[0], max_tokens, is_marked=marks is not None)
         else:
             self.files = sorted(path for path in folder.iterdir() if path.name.startswith(_FAMILY) and path.is_file())
-            self._own = _with_transformers(folder, max_tokens, is_marked=marks is not None)
+            own = _with_transformers(folder, max_tokens, is_marked=marks is not None)
+        self._own = _checked(own, folder)
+        self._own(PROBE)  # some damage shows only when it is used
 
     def __call__(self, captions: Sequence[str]) -> tuple[Int[np.ndarray, "b t"], Bool[np.ndarray, "b t"]]:
         """Ids int32 [b, max_tokens], and True at the caption's own."""
@@ -103,12 +110,27 @@ def _with_tokenizers(file: Path, max_tokens: int, *, is_marked: bool) -> Ids:
     return ids
 
 
+def _checked(own: Ids, folder: Path) -> Ids:
+    """The same, but whatever the libraries raise is a CaptionError."""
+
+    def ids(caption: str) -> tuple[list[int], bool]:
+        try:
+            return own(caption)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            reason = f"{type(error).__name__}: {error}"
+            raise CaptionError(f"the tokenizer in {folder} fails on {caption!r} ({reason}); copy it again") from error
+
+    return ids
+
+
 def _with_transformers(folder: Path, max_tokens: int, *, is_marked: bool) -> Ids:
     from transformers import AutoTokenizer  # slow to import, and tokenizer.json never needs it
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # damaged files make it raise all sorts of things
         raise ValueError(
             f"transformers can't read the tokenizer in {folder} ({error}); copy {TOKENIZER_FILE} there, or, for a "
             ".model file, pip install sentencepiece protobuf"

@@ -5,10 +5,11 @@ In: a file that could not be read as expected. Out: what it is and what helps, f
 
 from pathlib import Path
 
+from lumina_jax.documents import LFS_POINTER, POINTS
+
 SAFETENSORS_HEADER = 8
 KINDS = (
-    (b"version https://git-lfs", "is a pointer of git-LFS, which stands for the real file; fetch that with `git lfs "
-     "pull` in its folder, or with `hf download`"),
+    (LFS_POINTER, POINTS),
     (b"GGUF", "is a GGUF file of llama.cpp and ComfyUI, whose weights are mostly quantised; take the same model as "
      ".safetensors"),
     (b"PK\x03\x04", "is a zip, as torch.save writes; if it is a checkpoint of PyTorch, name it .pth"),

@@ -150,6 +150,17 @@ def test_empty_files_and_files_of_nothing_are_refused_under_every_name(tmp_path,
 # what a file really is
 
 
+def test_memory_that_does_not_suffice_is_said_as_such(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    content = encoded(Image.new("RGBA", (20, 20)))
+    monkeypatch.setattr("lumina_jax.data.pictures.rgb_on_white", full)
+    assert "memory does not suffice to read it" in reason(content)
+    monkeypatch.setattr("lumina_jax.data.clips.rgb_on_white", full)
+    assert "memory does not suffice to read it" in reason(Clip(content))
+
+
 def test_a_picture_is_read_whatever_its_name_says(tmp_path):
     (tmp_path / "it.mp4").write_bytes(encoded(Image.new("RGB", (20, 20), "red"), "JPEG"))
     assert isinstance(prepared(tmp_path / "it.mp4"), Example)
@@ -183,6 +194,10 @@ def test_samples_without_a_header_are_told_to_get_one(tmp_path):
         (b'\xef\xbb\xbf <svg xmlns="x"/>', "an SVG drawing; save it as PNG or JPEG"),
         (b"\n<!DOCTYPE HTML><html>", "a web page, as a failed download leaves it; download it again"),
         (b"%PDF-1.7 ", "a PDF document; save it as PNG or JPEG"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n",
+            "a PostScript drawing; save it as",
+        ),
         (b"PK\x03\x04" + bytes(90), "an archive; unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS; fetch the file itself"),
     ],

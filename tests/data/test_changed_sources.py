@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 
 import pytest
 from numbered import LABEL, Numbered, labels_of, small, take
@@ -92,8 +93,8 @@ def test_captions_that_are_touched_or_appended_to_stay_readable(folder):
     assert len(FolderSource(folder)) == 11
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_stream_reads_what_was_opened_and_stops_when_that_is_lost(folder, workers):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_reads_what_was_opened_and_stops_when_that_is_lost(folder, workers, caplog, capfd):
     """Worker processes begin to read when the first batch is made."""
     source = FolderSource(folder)
     replace(folder / "captions.jsonl", lines_of(10)[::-1])
@@ -104,6 +105,8 @@ def test_a_stream_reads_what_was_opened_and_stops_when_that_is_lost(folder, work
         for batch in batches:
             grays = (batch.tokens.patches[:, 0, 0] + 1) * 127.5
             assert grays.round().tolist() == batch.labels[:, 0].tolist()
+        assert source[0].name == "00.png"
+    assert (caplog.text + capfd.readouterr().err).count("captions.jsonl was replaced") == 1
     with Stream(FolderSource(folder), data, LABEL, seed=0) as stream:
         next(stream)
         write(folder / "captions.jsonl", lines_of(10))
@@ -119,6 +122,17 @@ def test_blank_lines_count_in_the_numbers_of_lines_alone(tmp_path):
         "a.png",
         "captions.jsonl, line 8",
     ]
+
+
+def test_a_list_may_name_more_files_than_a_process_may_usually_open(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    write(tmp_path / "items.jsonl", ['{"path": "a.png", "prompt": "x"}'])
+    (tmp_path / "data.yaml").write_text("META:\n" + "  - {path: items.jsonl}\n" * 200)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, limits[1]))
+        assert len(LuminaSource(tmp_path / "data.yaml")) == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # between starts, and from host to host

@@ -207,6 +207,25 @@ def test_numbers_of_a_csv_are_numbers_or_bad_samples(tmp_path):
 # which file, and what is refused
 
 
+def of_one_split(folder, split):
+    source = open_source(DataConfig(source="folder", path=str(folder), split=split), TEXT)
+    return [(record.name, record.caption) for record in map(source.__getitem__, range(len(source)))]
+
+
+def test_the_parts_of_a_data_set_are_chosen_by_split(tmp_path):
+    put(tmp_path, "README.md", "classes/train/dog/1.png", "classes/test/cat/2.png")
+    put(tmp_path / "lines", "train/metadata.jsonl", content=b'{"file_name": "a.png", "text": "x"}')
+    put(tmp_path / "lines", "validation/metadata.jsonl", content=b'{"file_name": "b.png", "text": "y"}')
+    assert of_one_split(tmp_path / "classes", "train") == [("dog/1.png", "dog")]
+    assert of_one_split(tmp_path / "lines", "validation") == [("b.png", "y")]
+    assert told(tmp_path / "lines") == [("a.png", "x", None)]
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "train").symlink_to(tmp_path / "loop")
+    with pytest.raises(ValueError, match="found none"):
+        FolderSource(tmp_path / "loop")
+    assert repr(FolderSource(tmp_path / "lines")) == f"FolderSource('{tmp_path}/lines/train/metadata.jsonl')"
+
+
 @pytest.mark.parametrize("scenes", ["scenes.jsonl", "captions.scenes.jsonl"])
 def test_scenes_are_taken_where_they_lie_beside_the_captions_they_come_from(tmp_path, scenes):
     put(tmp_path, "captions.jsonl", content=b'{"video": "a.mp4", "caption": "x"}')
@@ -221,14 +240,14 @@ def test_scenes_are_taken_where_they_lie_beside_the_captions_they_come_from(tmp_
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["1.png", "2.png"], ["2 files but no captions", "captions.jsonl", "1.txt"]),
-        (["train/cat/1.png", "test/cat/2.png"], ["parts of a data set (test, train)", "--data.path"]),
-        (["train/1.png"], ["parts of a data set"]),
-        (["train/metadata.jsonl", "train/1.png"], ["name the file", "train/metadata.jsonl"]),
+        (["1.png", "2.png", "settings.json"], ["2 files but no captions", "captions.jsonl", "1.txt"]),
+        (["Val/cat/1.png", "test/cat/2.png"], ["parts of a data set (Val, test)", "data.split='train'", "--data.path"]),
+        (["train/1.png"], ["1 files but no captions"]),
+        (["inner/metadata.jsonl", "1.png"], ["name the file", "inner/metadata.jsonl"]),
         (["data/train-00000.parquet"], ["parquet"]),
         (["a/data-00000.arrow"], ["arrow"]),
         (["00000.tar"], ["unpack"]),
-        (["samples.array_record"], ["--data.source prepared"]),
+        (["samples.array_record", "sheet.png"], ["--data.source prepared"]),
         (["captions.json"], ["name it"]),
         (["notes.md"], ["found none among 1 files"]),
         ([], ["found none among 0 files"]),

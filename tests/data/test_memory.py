@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.data import clips, pictures
+from lumina_jax.data import clips, memory, pictures
 from lumina_jax.data.clips import read_frames
 from lumina_jax.data.example import Clip
 from lumina_jax.data.memory import Budget
@@ -125,6 +126,51 @@ def test_a_budget_lets_threads_in_while_there_is_room_and_in_their_order():
     for thread in threads:
         thread.join(10)
     assert order == ["six", "enormous", "one"]
+
+
+HOLDING = """
+import sys, time
+from lumina_jax.data.memory import DECODING
+with DECODING.reserved(2**28):
+    print("in", flush=True)
+    sys.stdin.readline()
+print("out", flush=True)
+time.sleep(60)
+"""
+
+
+def test_processes_take_turns_at_enormous_pictures_and_a_killed_one_frees_its(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    other = subprocess.Popen([sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    entered = threading.Event()
+
+    def enter():
+        with Budget(2**30).reserved(2**28):
+            entered.set()
+
+    try:
+        assert other.stdout.readline() == "in\n"
+        thread = threading.Thread(target=enter)
+        thread.start()
+        with Budget(2**30).reserved(2**27):  # ordinary ones never wait
+            assert not entered.wait(0.3)
+        other.kill()
+        assert entered.wait(10)
+        thread.join(10)
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_a_process_does_not_wait_for_ever_for_one_that_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(memory, "PATIENCE", 0.1)
+    with Budget(2**30).reserved(2**28), Budget(2**30).reserved(2**28):
+        pass
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with Budget(2**30).reserved(2**28):
+        pass
 
 
 def test_a_budget_is_given_back_when_decoding_fails():

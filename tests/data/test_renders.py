@@ -1,8 +1,10 @@
 """The user's own 3-D files: rendered into a folder that trains, as frames or as a grid, and drawn as views again."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,12 +70,34 @@ def test_a_model_that_shows_nothing_is_named_and_the_rest_goes_on_where_it_stopp
     output = capsys.readouterr().out
     assert "empty.stl: there is almost nothing to see" in output
     assert "2 objects are drawn" in output
-    with pytest.raises(SystemExit, match="renders of another look"):
+    with pytest.raises(SystemExit, match="1"):
         main(["render", str(models), str(rendered), "--size", "64"])
+    assert "renders of another look" in capsys.readouterr().err
 
 
 def _nothing():
     return np.full((12, 32, 32, 3), 255, np.uint8)
+
+
+def test_a_model_whose_reading_fails_in_any_way_is_named_and_the_rest_is_drawn(tmp_path, monkeypatch):
+    def drawn(file, **_):
+        if file.name == "bad.obj":
+            raise KeyError("material")
+        return np.zeros((2, 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(renders, "render_views", drawn)
+    os.mkfifo(tmp_path / "pipe.stl")
+    names = ["bad.obj", "good.obj", f"{'long' * 100}.obj"]
+    for name in names[:2]:
+        (tmp_path / name).write_text(CUBE)
+    models = [renders.Model(tmp_path / name, "a cube") for name in names]
+    report = renders.render_models(models, tmp_path / "out", renders.Look(2, 8, 30.0))
+    assert [model.file.name for model in report.rendered.values()] == ["good.obj"]
+    assert sorted(Path(file).name[:4] for file in report.bad) == ["bad.", "long"]
+    assert report.bad[str(tmp_path / "bad.obj")] == "it cannot be read (KeyError: 'material')"
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is a pipe, a socket or a device"):
+        renders.render_views(tmp_path / "pipe.stl", views=1, size=8)
 
 
 def test_a_list_of_models_gives_their_captions(tmp_path):
@@ -173,13 +197,14 @@ def test_a_drawn_grid_is_saved_as_a_turntable(tmp_path, monkeypatch):
     write_config(config)
     views = np.arange(0, 240, 20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
 
-    def pipeline(prompts, *_, shape, **__):
+    def drawn(prompts, *_, shape, **__):
         assert shape[0] == (48, 64, 1)
-        return [tile_views(views, 4) for _ in prompts]
+        return ((index, tile_views(views, 4)) for index in range(len(prompts)))
 
+    pipeline = SimpleNamespace(encoder=None, drawn=drawn)
     monkeypatch.setattr("lumina_jax.trained.open_run", lambda *_: (pipeline, 7))
     sample.draw(sample.Arguments(run=tmp_path / "grid", prompts=("a chair",), views=12, sample=config.sample))
-    folder = tmp_path / "grid" / "samples" / "7"
+    [folder] = (tmp_path / "grid" / "samples" / "7").iterdir()
     with Image.open(folder / "000-a-chair.gif") as gif:
         assert (gif.n_frames, gif.size) == (12, (16, 16))
         gif.seek(5)

@@ -28,6 +28,7 @@ FILMS = {
     "a.ts": {"codec": "libx264", "options": FAST, "group": 12},
     "mpeg2.ts": {"codec": "mpeg2video", "options": {"b": "4M"}, "group": 12, "between": 2},
     "program.mpg": {"codec": "mpeg2video", "options": {"b": "4M"}, "group": 12, "between": 2},
+    "stream.m2v": {"codec": "mpeg2video", "options": {"b": "4M"}, "group": 12, "format": "mpeg2video"},
     "reordered.avi": {"codec": "libx264", "options": FAST, "group": 12},
     "plain.avi": {"codec": "mpeg4", "options": {"b": "4M"}, "group": 12},
     "a.flv": {"codec": "libx264", "options": FAST, "group": 12},
@@ -133,6 +134,25 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path):
     [frame] = read_frames(Clip(file), lambda _: [0.0])
     assert frame.size == (round(WIDTH * 4 / 3), 64)
     assert number_of(frame) == 5
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_a_film_is_turned_and_mirrored_as_its_matrix_says(tmp_path, quarters, is_mirrored):
+    """Pixel (x, y) of a frame is shown at (a x + c y, b x + d y); the matrix is written as (a, b, _, c, d, _, ...)."""
+    content = bytearray(write_film(tmp_path / "plain.mp4", "libx264", options=FAST, frames=2).read_bytes())
+    across, down = np.array([-1 if is_mirrored else 1, 0]), np.array([0, 1])
+    for _ in range(quarters):  # a quarter clockwise takes right to down, and down to left
+        across, down = ((np.array([-y, x])) for x, y in (across, down))
+    matrix = np.zeros((3, 3), int)
+    matrix[0, :2], matrix[1, :2], matrix[2, 2] = across, down, 2**14
+    start = content.index(b"tkhd") + 44
+    content[start : start + 36] = (matrix * 2**16).astype(">i4").tobytes()
+    (tmp_path / "turned.mp4").write_bytes(content)
+    [plain] = read_frames(Clip(tmp_path / "plain.mp4"), lambda _: [0.0])
+    [turned] = read_frames(Clip(tmp_path / "turned.mp4"), lambda _: [0.0])
+    pixels = np.asarray(plain)[:, ::-1] if is_mirrored else np.asarray(plain)
+    np.testing.assert_array_equal(np.asarray(turned), np.rot90(pixels, -quarters))
 
 
 def test_a_transparent_video_lies_on_white(tmp_path):

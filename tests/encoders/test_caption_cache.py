@@ -130,7 +130,7 @@ def test_a_killed_process_loses_at_most_a_part_and_leaves_nothing_that_stays(tmp
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    leftover = files(tmp_path)[0].parent / f"{parts._partial_name('')}of-it"
+    leftover = files(tmp_path)[0].parent / f"{parts._partial_name('leftover')}"
     leftover.write_bytes(b"cut off")
     encoder = Letters()
     encode_captions(numbered(1000), encoder, tmp_path)
@@ -201,9 +201,10 @@ def test_two_runs_may_encode_one_set_into_one_folder_at_once(tmp_path, small_par
 
 def test_captions_whose_features_are_not_finite_are_named_and_never_kept(tmp_path, caplog, small_parts):
     cached = encode_captions(["good", "", "evil", "fine"], Letters(bad=["evil"]), tmp_path)
-    assert "features that are not finite of 1 captions, such as 'evil'; set text.dtype=float32" in caplog.text
+    assert "1 captions have no features, and their samples are skipped; such as 'evil': the text enc" in caplog.text
+    assert "values of it that are not finite; set text.dtype=float32" in caplog.text
     assert "evil" not in cached
-    with pytest.raises(KeyError, match=r"'evil' was not encoded.*values of it that are not finite"):
+    with pytest.raises(KeyError, match=r"'evil' was not encoded.*the text encoder cannot encode it"):
         cached["evil"]
     assert cached["fine"].shape == (5, 3)
     again = Letters()
@@ -213,13 +214,21 @@ def test_captions_whose_features_are_not_finite_are_named_and_never_kept(tmp_pat
 
 def test_an_encoder_whose_features_are_never_finite_is_refused_after_the_first_chunk(tmp_path, small_parts):
     encoder = Letters(bad=numbered(9))
-    with pytest.raises(ValueError, match="features that are not finite of 2 captions"):
+    with pytest.raises(ValueError, match=r"2 captions have no features, .* not finite"):
         encode_captions(numbered(9), encoder, tmp_path)
     assert len(encoder.encoded) == 2
 
 
+def test_a_caption_that_the_tokenizer_cannot_cut_is_left_out_alone(tmp_path, encoder, caplog):
+    captions = [*CAPTIONS, "half an emoji \ud83d"]
+    cached = encode_captions(captions, encoder, tmp_path)
+    assert len(cached) == len(CAPTIONS)
+    np.testing.assert_allclose(cached["blue circle"], encoder.encode(["blue circle"]).features[0, :4], atol=1e-6)
+    assert r"such as 'half an emoji \ud83d': the tokenizer in" in caplog.text
+
+
 def test_the_empty_caption_must_have_finite_features(tmp_path):
-    with pytest.raises(ValueError, match="not finite of 1 captions, such as ''"):
+    with pytest.raises(ValueError, match=r"1 captions have no features, .* such as ''"):
         encode_captions(["", "red", "blue"], Letters(bad=[""]), tmp_path)
 
 
@@ -277,3 +286,37 @@ def test_progress_is_shown_while_captions_are_encoded(tmp_path, small_parts, mon
     monkeypatch.setattr("lumina_jax.progress.SECONDS_BETWEEN_LINES", 0.0)
     encode_captions(numbered(6), Letters(), tmp_path)
     assert "encoding captions: 4 of 6" in capsys.readouterr().err
+
+
+def test_features_that_were_deleted_during_a_run_are_missing_by_name(tmp_path, small_parts):
+    cached = encode_captions(numbered(9), Letters(), tmp_path)
+    for file in files(tmp_path):
+        file.unlink()
+    with pytest.raises(KeyError, match="the features of 'number 3' can no longer be read"):
+        cached["number 3"]
+
+
+@pytest.mark.slow
+def test_processes_that_encode_at_once_and_are_killed_leave_features_that_are_right(tmp_path, small_parts):
+    path = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", SLOW_ENCODING, str(tmp_path)], env=os.environ | {"PYTHONPATH": path},
+                stdout=subprocess.PIPE, text=True,
+            )
+            for _ in range(3)
+        ]  # fmt: skip
+        for process in processes:
+            for _ in range(int(random.integers(1, 30))):
+                process.stdout.readline()
+            process.kill()
+            process.wait()
+    encoder = Letters()
+    cached = encode_captions(numbered(1000), encoder, tmp_path)
+    assert len(encoder.encoded) < 1000
+    for caption in numbered(1000):
+        expected = min(1 + len(caption), encoder.max_tokens)
+        np.testing.assert_array_equal(cached[caption], np.full((expected, 3), 1 + len(caption), np.float32))
+    assert {file.suffix for file in files(tmp_path)} == {".safetensors"}

@@ -15,10 +15,12 @@ from safetensors.numpy import load_file, save_file
 from lumina_jax.config import Config, ModelConfig, TextConfig
 from lumina_jax.encoders import text
 from lumina_jax.encoders.published import Marks, weights
+from lumina_jax.encoders.stored import stored_weights
 from lumina_jax.encoders.text import JointTextEncoder, digest_of_files, text_encoder
 from lumina_jax.encoders.tokenizer import CaptionTokenizer
 from lumina_jax.generation.sheets import encoder_of
 from lumina_jax.weights import hub
+from lumina_jax.weights.pickles import PickledTensors
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CLIP, T5, LLAMA = GOLDEN / "clip_tiny", GOLDEN / "t5_tiny", GOLDEN / "llama_tiny"
@@ -174,6 +176,25 @@ def test_a_folder_without_a_tokenizer_is_told_which_files_would_do(tmp_path):
         text_encoder(folder, 10)
 
 
+def test_a_tokenizer_whose_damage_shows_only_when_it_is_used_is_refused_when_it_is_read(tmp_path):
+    folder = copied(T5, tmp_path / "model")
+    words = json.loads((folder / "tokenizer.json").read_text())
+    words["post_processor"]["special_tokens"] = {}
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ValueError, match=rf"the tokenizer in {folder} fails on 'A red heart.' \(PanicException"):
+        text_encoder(folder, 10)
+
+
+@pytest.mark.parametrize("config", [5, [], {"tokenizer_class": 5}, {"auto_map": {"AutoTokenizer": ["a.B", None]}}])
+def test_files_that_transformers_cannot_read_are_an_error_that_names_the_folder(tmp_path, config):
+    folder = copied(CLIP, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("[]")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"transformers can't read the tokenizer in {folder}"):
+        text_encoder(folder, 10)
+
+
 def test_a_tokenizer_of_another_model_is_noticed(tmp_path):
     folder = copied(CLIP, tmp_path / "model")
     words = (folder / "tokenizer.json").read_text()
@@ -246,3 +267,20 @@ def test_an_encoder_over_eight_devices_equals_one_on_a_single_device():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_files_of_pytorch_are_read_alone_by_their_index_and_after_safetensors(tmp_path):
+    state = GOLDEN / "pickled" / "state.pth"
+    expected = PickledTensors(state)
+    shutil.copy(state, tmp_path / "pytorch_model.fp16.bin")
+    assert stored_weights(tmp_path, ("model", "pytorch_model")).files == [tmp_path / "pytorch_model.fp16.bin"]
+    shutil.copy(state, tmp_path / "part-1.bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(expected, "part-1.bin")}))
+    stored = stored_weights(tmp_path, ("model", "pytorch_model"))
+    assert (stored.path, stored.files) == (index, [tmp_path / "part-1.bin"])
+    assert stored.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(stored[name], expected[name])
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    assert list(stored_weights(tmp_path, ("model", "pytorch_model"))) == ["a"]

@@ -4,6 +4,7 @@ import io
 import json
 import wave
 
+import av
 import numpy as np
 import pytest
 import yaml
@@ -47,12 +48,32 @@ def sound():
     return buffer.getvalue()
 
 
+def film(kind, codec="libx264"):
+    """Moving pictures and a sound."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as container:
+        pictures, track = container.add_stream(codec, rate=10), container.add_stream("aac", rate=16_000, layout="mono")
+        pictures.width, pictures.height, pictures.pix_fmt = 32, 24, "yuv420p"
+        for index in range(8):
+            shown = np.full((24, 32, 3), 30 * index, np.uint8)
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        heard = av.AudioFrame.from_ndarray(np.ones((1, 8000), np.float32) / 2, format="fltp", layout="mono")
+        heard.sample_rate = 16_000
+        for stream, last in ((track, heard), (track, None), (pictures, None)):
+            container.mux(stream.encode(last))
+    return buffer.getvalue()
+
+
 FILES = {
     "picture.png": picture("PNG"),
     "picture.jpg": picture("JPEG"),
     "picture.webp": picture("WEBP"),
     "clip.gif": picture("GIF"),
     "sound.wav": sound(),
+    "film.mp4": film("mp4"),
+    "film.mkv": film("matroska"),
+    "film.ts": film("mpegts", "mpeg2video"),
+    "film.avi": film("avi", "mpeg4"),
 }
 
 

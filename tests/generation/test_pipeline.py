@@ -1,5 +1,6 @@
 """Drawing pictures: what a picture depends on, and that one program serves all prompts."""
 
+import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.generation.pipeline import Pipeline, Shape
+from lumina_jax.generation.pipeline import NotDrawn, Pipeline, Shape, _lost_on_the_way
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.tokens import TextFeatures
 
@@ -183,3 +184,59 @@ def test_labels_are_prompts_of_a_label_model():
 def test_a_size_that_patches_do_not_divide_is_refused(pipeline):
     with pytest.raises(ValueError, match="width must be a positive multiple of the 8 pixels of a patch"):
         draw(pipeline, ["cat"], shape=Shape(16, 20))
+
+
+def test_samples_that_are_not_finite_are_named_and_leave_the_others_alone(pipeline):
+    """A caption whose features are infinite, in the middle of a batch."""
+
+    class Infinite(Words):
+        def encode(self, captions):
+            features, segment_ids = super().encode(captions)
+            features[[caption == "bad" for caption in captions]] = np.inf
+            return TextFeatures(features, segment_ids)
+
+    spoiled = copy.copy(pipeline)
+    spoiled.encoder = Infinite()
+    asked = {"settings": SETTINGS, "seed": 0, "shape": SHAPE, "batch": 2}
+    found = dict(spoiled.drawn(["cat", "bad", "sea"], **asked))
+    assert isinstance(found[1], NotDrawn)
+    assert "not finite; use less guidance" in found[1].reason
+    good = pipeline(["cat", "x", "sea"], **asked)
+    for index in (0, 2):
+        np.testing.assert_array_equal(found[index], good[index])
+    with pytest.raises(ValueError, match="1 of 3 samples could not be drawn; that of 'bad': its values"):
+        spoiled(["cat", "bad", "sea"], **asked)
+
+
+def test_an_adaptive_solver_that_gives_up_says_what_helps(pipeline):
+    settings = dataclasses.replace(SETTINGS, solver="dopri5", rtol=1e-7, atol=1e-12)
+    reason = _lost_on_the_way(settings)
+    assert "dopri5 found no steps that keep its errors below rtol=1e-07 and atol=1e-12" in reason
+    assert "--solver midpoint" in reason
+
+
+def test_seeds_of_more_than_32_bits_draw_other_pictures_and_impossible_ones_are_refused(pipeline):
+    first, *others = (draw(pipeline, ["cat"], seed=seed)[0] for seed in (0, 2**32, 2**40, 2**64 - 1))
+    assert all(np.any(first != other) for other in others)
+    for seed in (-1, 2**64, 10**20):
+        with pytest.raises(ValueError, match="must lie between 0 and"):
+            draw(pipeline, ["cat"], seed=seed)
+
+
+class Decoder:
+    """An autoencoder of factor 1 that fails on the second sample."""
+
+    factor = 1
+
+    def decode(self, values):
+        decoded = np.array(values)
+        decoded[1] = np.nan
+        return decoded
+
+
+def test_what_an_autoencoder_makes_that_is_not_finite_is_no_black_picture(pipeline):
+    decoding = copy.copy(pipeline)
+    decoding._vae = Decoder()
+    found = dict(decoding.drawn(["cat", "dog"], SETTINGS, seed=0, shape=SHAPE, batch=2))
+    assert found[0].shape == (1, 16, 24, 3)
+    assert "the autoencoder makes values of it that are not finite" in found[1].reason

@@ -165,9 +165,12 @@ def expect_error(words, message):
             ["source", "full", "--from", "lumina", "--to", "jax", "--overwrite"],
             "is an export of ours, but it has no .lumina_jax.json",
         ),
-        (["source", "out", "--from", "jax", "--to", "lumina"], r"config\.json is no configuration of a model"),
+        (
+            ["source", "out", "--from", "jax", "--to", "lumina"],
+            "source holds weights of the lumina layout; convert them first",
+        ),
         (["source", "out", "--from", "diffusers", "--to", "lumina"], "does not have the tensors|do not match"),
-        (["full", "out", "--from", "jax", "--to", "lumina"], "full has no config.json; name the folder of a run"),
+        (["full", "out", "--from", "jax", "--to", "lumina"], "full has no config.json of a model of ours; name"),
         (["full", "out", "--from", "diffusers", "--to", "lumina"], r"config\.json is missing"),
         (["source", "out", "--from", "lumina", "--to", "jax", "--step", "3"], "--step 3 needs the folder of a run"),
         (

@@ -1,0 +1,176 @@
+"""sample.py as a user calls it: what it refuses and when, what it leaves on disk, and its exit status."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lumina_jax.trained
+import sample
+from lumina_jax.generation import pipeline as pipeline_module
+from lumina_jax.generation.media import read_png_metadata
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from processes import training
+from tiny import label_config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    settings = label_config(tmp_path_factory.mktemp("runs"), run={"steps": 1, "checkpoint_every": 1})
+    done = training(settings)
+    assert done.returncode == 0, done.stderr
+    return Path(settings.run.root) / "tiny"
+
+
+@pytest.fixture
+def draw(trained, monkeypatch, capsys):
+    """Calls sample.py; gives its status and what it printed."""
+    monkeypatch.setenv("LUMINA_ALLOCATOR", "system")
+
+    def call(*words, run=trained):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, [run, *words])])
+        with pytest.raises(SystemExit) as end:
+            sample.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out + said.err
+
+    return call
+
+
+def pixels(file):
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+def test_seeds_of_64_bits_draw_different_pictures_side_by_side(draw, trained):
+    seeds = [0, 2**40]
+    for seed in seeds:
+        assert draw("3", "--seed", seed)[0] == 0
+    files = [trained / "samples" / "1" / f"seed-{seed}" / "000-3.png" for seed in seeds]
+    assert len({pixels(file).tobytes() for file in files}) == len(seeds)
+    assert [read_png_metadata(file)["seed"] for file in files] == seeds
+
+
+def test_other_settings_of_one_seed_leave_what_is_there(draw, tmp_path):
+    for flags in (["--guidance", 2, "--steps", 1], ["--size", 16], ["--guidance", 2, "--steps", 1]):
+        assert draw("3", "--out", tmp_path, *flags)[0] == 0
+    drawn = sorted(tmp_path.glob("000-3*.png"))
+    made = [read_png_metadata(file) for file in drawn]
+    assert sorted((about["guidance"], about["steps"], about["height"]) for about in made) == [
+        (2.0, 1, 32),
+        (4.0, 2, 16),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--seed", -1], "seed=-1 must lie between 0 and 2**64 - 1"),
+        (["--seed", 10**20], "must lie between 0 and 2**64 - 1"),
+        (["--size", 0], "--size 0 must be at least 1"),
+        (["--height", 0], "--height 0 must be at least 1"),
+        (["--size", 12], "must be a positive multiple of the 8 pixels"),
+        (["--size", 10**9], "patches, but may have"),
+        (["--frame-rate", "1e-9"], "frame_rate=1e-09 must be between"),
+        (["--frame-rate", "nan"], "frame_rate=nan must be between"),
+        (["--frame-rate", "inf"], "frame_rate=inf must be between"),
+        (["--seconds", "inf"], "seconds=inf must be positive"),
+        (["--guidance", "nan"], "sample.guidance=nan must be a finite number"),
+        (["--guidance", "-inf"], "sample.guidance=-inf must be a finite number"),
+        (["--time-shift", "inf"], "sample.time_shift=inf must be a finite number"),
+        (["--guided-channels", 4], "guided_channels=4 must be between 1 and the 3 channels"),
+        (["--steps", 10**9], "sample.steps=1000000000 must be between 1 and 10000"),
+        (["99"], "label from 0 to 47, but got prompt='99'"),
+        (["--step", 7], "no checkpoint of step=7"),
+        (["--modality", "sound"], "must be one of those of the model"),
+        (["--out", "gs://bucket/x"], "is a URL"),
+        (["--batch", 0], "--batch 0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(draw, flags, reason, monkeypatch):
+    monkeypatch.setattr(lumina_jax.trained, "new_pipeline", lambda *_: pytest.fail("weights were read first"))
+    status, said = draw("3", *flags)
+    assert status == 1
+    assert reason in said
+    assert "Traceback" not in said
+    assert "fault of lumina_jax" not in said
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_read(draw, tmp_path, monkeypatch):
+    monkeypatch.setattr(lumina_jax.trained, "open_run", lambda *_: pytest.fail("weights were read first"))
+    (tmp_path / "file").write_text("")
+    status, said = draw("3", "--out", tmp_path / "file" / "x")
+    assert status == 1
+    assert "cannot be written to" in said
+
+
+def test_a_sample_that_is_not_finite_is_named_the_others_are_saved_and_the_status_is_1(draw, tmp_path, monkeypatch):
+    rows = pipeline_module._finite_rows
+    monkeypatch.setattr(pipeline_module, "_finite_rows", lambda values: rows(values) & (np.arange(len(values)) != 1))
+    status, said = draw("3", "4", "5", "--out", tmp_path)
+    assert status == 1
+    assert "no sample of '4': its values are not finite" in said
+    assert "2 pictures and" in said
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["000-3.png", "002-5.png", "sheet.png"]
+
+
+def test_ctrl_c_leaves_what_was_drawn_and_its_sheet(draw, tmp_path, monkeypatch):
+    decoded = pipeline_module.Pipeline._decoded
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decoded(*arguments)
+
+    monkeypatch.setattr(pipeline_module.Pipeline, "_decoded", interrupted)
+    status, said = draw("3", "4", "--batch", 1, "--out", tmp_path)
+    assert status == 130
+    assert "1 of 2 are drawn" in said
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["000-3.png", "sheet.png"]
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("model", "norm_eps", 1e-2), ("model", "rope_theta", 100.0), ("model", "time_scale", 2.0),
+        ("flow", "prediction", "noise"), ("flow", "path", "gvp"), ("data", "image_size", 64), ("text", "max_tokens", 8),
+    ],
+)  # fmt: skip
+def test_an_edited_configuration_is_refused_by_the_name_of_what_changed(draw, trained, tmp_path, section, name, value):
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    settings = json.loads(file.read_text())
+    before, settings[section][name] = settings[section][name], value
+    file.write_text(json.dumps(settings))
+    status, said = draw("3", run=tmp_path / "run")
+    assert status == 1
+    assert f"since step 1 {section}.{name} was {before!r} and is {value!r}; restore these settings in {file}" in said
+
+
+def test_how_a_model_is_computed_and_where_files_lie_may_be_edited(draw, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    settings = json.loads(file.read_text())
+    settings["model"]["attention"], settings["data"]["path"], settings["sample"]["steps"] = "reference", "/moved", 1
+    file.write_text(json.dumps(settings))
+    assert draw("3", run=tmp_path / "run")[0] == 0
+
+
+def test_a_damaged_configuration_is_named_with_its_key(draw, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    for change, reason in (({"model": {"layers": "two"}}, "model.layers"), ({"run": 3}, "run"), ([], "config.json")):
+        settings = json.loads((trained / "config.json").read_text())
+        file.write_text(json.dumps({**settings, **change} if change else change))
+        status, said = draw("3", run=tmp_path / "run")
+        assert status == 1
+        assert str(file) in said
+        assert reason in said
+        assert "fault of lumina_jax" not in said
