@@ -1,59 +1,49 @@
 """Train a Lumina model: python train.py configs/emoji.py [--section.field value ...]
 
-The same command continues a run that was stopped, killed or preempted, from its last checkpoint and bit for bit. On
-several hosts it is started on each of them: docs/tpu-vm.md.
+The same command continues a run that was stopped (Ctrl-C saves first), killed or preempted, from its last checkpoint
+and bit for bit. On several hosts it is started on each of them: docs/tpu-vm.md.
 """
 
 import dataclasses
 import functools
-import os
 import sys
-import traceback
 from typing import Any
 
 from lumina_jax.config import Config, DataConfig, HostsConfig
-from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.failures import report, reported, written_to
+from lumina_jax.launch import keep_memory_on_cpu, outlive_output
 from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder, write_config
 from lumina_jax.start import with_started_model
 
 
 def main() -> None:
-    try:
+    with reported():
         keep_memory_on_cpu()  # first: it starts this program again
         config = with_started_model(parse_config(sys.argv[1:], __doc__ or ""), sys.argv[1:])
+        outlive_output()
         status = run_in_job(config)
-    except (ValueError, OSError, RuntimeError) as error:
-        report(error)
-        raise SystemExit(1) from None
     raise SystemExit(status)
-
-
-def report(error: BaseException) -> None:
-    """What went wrong, in a line."""
-    if os.environ.get("LUMINA_TRACEBACK"):
-        traceback.print_exception(error)
-    else:
-        print(f"error: {error}\n(LUMINA_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
 
 
 def run_in_job(config: Config) -> int:
     """The run, by this process alone or with the others of its job; returns the exit status."""
     from lumina_jax.parallel.multihost import check_agreement, joined
+    from lumina_jax.training.lock import locked
 
     with joined(config.hosts, report):
         alike = dataclasses.replace(config, hosts=HostsConfig())  # the place of a process in the job is not the run's
         check_agreement(flat_settings(alike), "start the same command on every host, but for hosts.index")
-        is_finished = run(alike)
+        with locked([run_folder(alike), *filter(None, [alike.run.checkpoints])]):
+            is_finished = run(alike)
     return 0 if is_finished else config.hosts.stopped_status
 
 
 def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
     from lumina_jax.data.batches import Stream
-    from lumina_jax.data.sources import open_source
-    from lumina_jax.generation.sheets import encoder_of, sheet_writer, vae_of
+    from lumina_jax.generation.sheets import check_previews, encoder_of, sheet_writer, vae_of
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
-    from lumina_jax.parallel.multihost import barrier, is_first, say
+    from lumina_jax.parallel.multihost import is_first, say
     from lumina_jax.trained import check_trained
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed, own_rows
@@ -65,6 +55,7 @@ def run(config: Config) -> bool:
     folder = run_folder(config)
     mesh = configured_mesh(config.mesh)
     check_mesh(config, mesh)
+    check_previews(config)
 
     # Its checkpoints, and whether they or its start are of this model: before any long work
     place = config.run.checkpoints or folder / CHECKPOINTS
@@ -74,14 +65,13 @@ def run(config: Config) -> bool:
     if is_complete(config, checkpoints):
         return True
 
-    # Data: captions and pictures are encoded once, and read from files from then on
-    source, encoder, vae = open_source(config.data, config.model), encoder_of(config), vae_of(config)
+    # Data
+    source = opened_source(config)
     config = with_prompts(config, source)
+    encoder, vae = encoder_of(config), vae_of(config)
     data = counted_in_latents(config, vae, mesh)
     say_header(config, mesh, source, data)
-    features = None if encoder is None else caption_features(config, source, encoder)
-    source = source if vae is None else latents(config, source, vae)
-    barrier("captions and pictures are encoded")
+    source, features = encoded_source(config, source, encoder, vae)
     stream = Stream(
         source, data, config.model, seed=config.run.seed, features=features, rows=own_rows(mesh, data.batch_rows)
     )
@@ -92,7 +82,8 @@ def run(config: Config) -> bool:
         state = restored_or_new(config, mesh, checkpoints, stream, initial)
         writer = MetricWriter(folder, resumed_step=int(state.step)) if is_first() else None
         if is_first():
-            write_config(config)
+            with written_to(folder, "the configuration", "run.root"):
+                write_config(config)
         show = sheet_writer(config, encoder, writer, vae, mesh) if config.run.sample_prompts else None
 
         # Steps
@@ -148,8 +139,13 @@ def say_header(config: Config, mesh: Any, source: Any, data: DataConfig) -> None
 
 
 def with_prompts(config: Config, source: Any) -> Config:
-    """The configuration with prompts for its sheets: those that it names, or else some of the data."""
+    """The configuration with prompts for its sheets: those that it names, or else some of the data.
+
+    Raises:
+      ValueError: none of the data can be drawn with the settings of sampling.
+    """
     from lumina_jax.data.example import some_prompts
+    from lumina_jax.generation.sheets import check_previews
 
     if config.run.sample_every is None or config.run.sample_prompts:
         return config
@@ -157,8 +153,51 @@ def with_prompts(config: Config, source: Any) -> Config:
     parts = getattr(source, "parts", (source,))
     found = [part for part, data in zip(parts, config.data.parts) if config.model.place(data.modality) == own]
     classes = config.model.classes if config.model.conditioning == "label" else None
-    prompts = some_prompts(found[0], classes=classes) if found else ()
-    return config.replace(run={"sample_prompts": prompts})
+    chosen = [
+        config.replace(run={"sample_prompts": (prompt,)})
+        for prompt in (some_prompts(found[0], classes=classes) if found else ())
+    ]
+    good = [one.run.sample_prompts[0] for one in chosen if can_be_drawn(one)]
+    if chosen and not good:
+        check_previews(chosen[0])
+    return config.replace(run={"sample_prompts": tuple(good)})
+
+
+def can_be_drawn(config: Config) -> bool:
+    """Whether the prompts of the sheets suit the model and the settings of sampling."""
+    from lumina_jax.generation.sheets import check_previews
+
+    try:
+        check_previews(config)
+    except ValueError:
+        return False
+    return True
+
+
+def opened_source(config: Config) -> Any:
+    """The source, which must be the same in all processes."""
+    from lumina_jax.data.example import contents
+    from lumina_jax.data.sources import open_source
+    from lumina_jax.parallel.multihost import check_agreement
+
+    source = open_source(config.data, config.model)
+    held = contents(source)
+    check_agreement(
+        {"the number of samples": held.samples, "the digest of names, captions and labels": held.ordered},
+        f"copy the same data to every host ({source!r}), and start all of them again",
+    )
+    return source
+
+
+def encoded_source(config: Config, source: Any, encoder: Any, vae: Any) -> tuple[Any, Any]:
+    """The source and the features of its captions. They and pictures are encoded once, and read from files from then
+    on."""
+    from lumina_jax.parallel.multihost import barrier
+
+    features = None if encoder is None else caption_features(config, source, encoder)
+    source = source if vae is None else latents(config, source, vae)
+    barrier("captions and pictures are encoded")
+    return source, features
 
 
 def caption_features(config: Config, source: Any, encoder: Any) -> Any:
@@ -170,7 +209,8 @@ def caption_features(config: Config, source: Any, encoder: Any) -> Any:
 
     say("encoding captions")
     all_captions = captions(source)
-    features = encode_captions(all_captions, encoder, config.text.cache)
+    with written_to(config.text.cache, "features of captions", "text.cache"):
+        features = encode_captions(all_captions, encoder, config.text.cache)
     for notice in notices(encoder, all_captions, config.text.max_tokens) if is_first() else ():
         say(notice)
     return features
@@ -200,9 +240,10 @@ def latents(config: Config, source: Any, vae: Any) -> Any:
 
     say("encoding sounds" if config.data.seconds is not None else "encoding pictures")
     cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
-    if config.data.seconds is not None:
-        return encode_sounds(source, vae, config.data, cache, shard=shard)
-    return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)
+    with written_to(cache, "latents", "vae.cache"):
+        if config.data.seconds is not None:
+            return encode_sounds(source, vae, config.data, cache, shard=shard)
+        return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)
 
 
 if __name__ == "__main__":

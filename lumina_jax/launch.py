@@ -1,14 +1,17 @@
-"""What must be settled before jax is imported: the memory allocator of a run on CPU.
+"""What must be settled before jax is imported: the memory allocator of a run on CPU, and where its output goes.
 
 glibc gives the temporaries of each step back to the kernel and faults them in again at the next one, which costs a
 training step on CPU a sixth to a third of its time. Environment variables that keep them are read when a process
 starts, so the entry scripts start themselves again once.
 """
 
+import contextlib
 import glob
+import io
 import os
 import platform
 import sys
+from typing import Any
 
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -28,6 +31,29 @@ def keep_memory_on_cpu() -> None:
     if any(name in os.environ for name in KEEP_MEMORY) or not runs_on_cpu():
         return
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP_MEMORY)
+
+
+def outlive_output() -> None:
+    """From now on nothing that happens to standard output and error is an error: a pipe that is closed, a terminal that
+    is gone and a disk that is full swallow what is printed, and letters they don't know are escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            continue
+        with contextlib.suppress(OSError):
+            stream.flush()
+        raw = _Unfailing(stream.fileno(), "wb", closefd=False)
+        whole_lines = stream.line_buffering or name == "stderr"
+        text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=whole_lines)
+        setattr(sys, name, text)
+
+
+class _Unfailing(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
 
 
 def runs_on_cpu() -> bool:

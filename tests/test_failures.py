@@ -37,6 +37,10 @@ def test_ctrl_c_ends_with_the_usual_status():
     assert end.value.code == 130
 
 
+def test_ctrl_c_is_no_fault_of_the_program():
+    assert message(KeyboardInterrupt()) == "stopped by Ctrl-C"
+
+
 def test_a_traceback_is_shown_when_it_is_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("LUMINA_TRACEBACK", "1")
     with pytest.raises(SystemExit), reported():

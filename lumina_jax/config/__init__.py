@@ -227,7 +227,7 @@ class RunConfig(Section):
     steps: int = 1000
     """Optimiser steps of the whole run; a run that is complete goes on with a larger number."""
     seed: int = 0
-    """Of the first parameters, the noise and the order of the data."""
+    """Of the first parameters, the noise and the order of the data; up to 2**64 - 1."""
     log_every: int = 20
     """Steps between reports."""
     checkpoint_every: int = 500

@@ -89,8 +89,8 @@ class Stream:
       features: encoded captions, for text-conditional models; None: batches carry no text.
       rows: the rows of the batch that this process makes, in the order in which they come; None: all.
 
-    Unusable samples are logged once by name, collected in `bad` (name to reason), and skipped. Use it as a context
-    manager or call `close`: worker processes end then.
+    Unusable samples are logged once by name, collected in `bad` (name to reason), and skipped. After an error `state`
+    is that of the last batch handed out. Use it as a context manager or call `close`: worker processes end then.
 
     Raises:
       ValueError: the settings do not fit together; while iterating: more than data.bad_samples different samples are
@@ -132,7 +132,13 @@ class Stream:
     def __next__(self) -> Batch:
         self._read_ahead()
         self._fill()
-        batch = self._batch([self._packed(row) for row in self._rows])
+        waiting = [row.waiting for row in self._rows]
+        try:
+            batch = self._batch([self._packed(row) for row in self._rows])
+        except BaseException:
+            for row, before in zip(self._rows, waiting):
+                row.waiting = before
+            raise
         self._read_ahead()
         return batch
 
@@ -182,8 +188,12 @@ class Stream:
         """Reads, for one row after another, until each has its window of samples to choose from."""
         while lacking := [row for row in self._rows if len(row.waiting) < self._window]:
             for row in lacking:
-                index, sample = self._reader.read(row.take())
-                sample = self._with_text(sample)
+                index = row.take()
+                try:
+                    sample = self._with_text(self._reader.read(index)[1])
+                except BaseException:
+                    row.put_back(index)
+                    raise
                 if isinstance(sample, Example):
                     row.waiting.append((index, sample))
                     self._bad_in_a_row = 0

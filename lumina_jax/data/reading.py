@@ -2,18 +2,33 @@
 
 In: a `grain.MapDataset` and the indices that will be wanted. Out: the samples, each when it is asked for. Rows of a
 batch take their samples each at its own pace, so the order is known one sample at a time and not as one list.
+
+Each worker process has a thread here that asks it for one sample after another over a pipe that only they share. So the
+end of a process, at whatever moment, ends the pipe and is noticed; a queue shared by all would wait for ever.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any
 
 import grain
+
+from lumina_jax.failures import message
+
+FOR_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Requests to stop, which the parent answers: it still needs its workers to save."""
+
+
+class WorkerLostError(RuntimeError):
+    """A worker process ended before it was told to."""
 
 
 class ReadAhead:
@@ -26,19 +41,23 @@ class ReadAhead:
 
     def __init__(self, samples: grain.MapDataset, *, workers: int, threads: int) -> None:
         self._samples, self._workers, self._threads = samples, workers, threads
-        self._pool: Executor | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._of_thread = threading.local()
+        self._started: list[_Worker] = []
         self._reading: dict[int, Future] = {}
 
     def want(self, indices: Iterable[int]) -> None:
         """Begin to read these, if that has not begun."""
         for index in indices:
             if index not in self._reading:
-                pool = self._opened()
-                read = self._samples.__getitem__ if isinstance(pool, ThreadPoolExecutor) else _read
-                self._reading[index] = pool.submit(read, index)
+                self._reading[index] = self._opened().submit(self._read, index)
 
     def read(self, index: int) -> Any:
-        """The sample, and forget it; an error of reading it is raised here."""
+        """The sample, and forget it; an error of reading it is raised here.
+
+        Raises:
+          WorkerLostError: the process that read it has ended.
+        """
         self.want([index])
         return self._reading.pop(index).result()
 
@@ -47,31 +66,94 @@ class ReadAhead:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+        for worker in self._started:
+            worker.close()
+        self._started.clear()
         self._reading.clear()
 
-    def _opened(self) -> Executor:
+    def _opened(self) -> ThreadPoolExecutor:
         if self._pool is None and self._workers:
-            self._pool = ProcessPoolExecutor(
-                self._workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_open_in_worker,
-                initargs=(self._samples,),
-            )
+            self._pool = ThreadPoolExecutor(self._workers)
         elif self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads)
         return self._pool
 
+    def _read(self, index: int) -> Any:
+        """Read in this thread, or in its process."""
+        if not self._workers:
+            return self._samples[index]
+        if not hasattr(self._of_thread, "worker"):
+            self._of_thread.worker = _Worker(self._samples)
+            self._started.append(self._of_thread.worker)
+        return self._of_thread.worker.read(index)
 
-_samples_of_worker: list[grain.MapDataset] = []
-"""In a worker process, the one data set that it reads."""
+
+class _Worker:
+    """A process that reads samples, and from its first moment ignores requests to stop.
+
+    Raises:
+      WorkerLostError: it cannot be started.
+    """
+
+    def __init__(self, samples: grain.MapDataset) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)  # a new process inherits what its thread blocks
+        spawned = multiprocessing.get_context("spawn")
+        try:
+            self._line, line_of_worker = spawned.Pipe()
+            self._process = spawned.Process(target=_work, args=(line_of_worker, samples), daemon=True)
+            self._process.start()
+        except OSError as error:
+            raise WorkerLostError(f"a data worker cannot be started ({error}); lower data.workers") from None
+        line_of_worker.close()  # now only the worker holds it, and its end is the end of the pipe
+        atexit.register(self._line.close)  # before multiprocessing waits for its processes
+
+    def read(self, index: int) -> Any:
+        try:
+            self._line.send(index)
+            is_read, value = self._line.recv()
+        except (EOFError, OSError):
+            raise WorkerLostError(self._loss()) from None
+        if not is_read:
+            raise value
+        return value
+
+    def close(self) -> None:
+        atexit.unregister(self._line.close)
+        self._line.close()
+        self._process.join()
+
+    def _loss(self) -> str:
+        self._process.join()
+        status = self._process.exitcode or 0
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        why = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
+        return (
+            f"the data worker of process id {self._process.pid} {how}{why}; lower data.workers or data.prefetch, or "
+            "free memory, and start the same command again"
+        )
 
 
-def _open_in_worker(samples: grain.MapDataset) -> None:
-    """Requests to stop are for the parent, which still needs its workers to save; but no worker outlives it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+def _work(line: Connection, samples: grain.MapDataset) -> None:
+    """What a worker process does, until its line ends; it does not outlive its parent."""
+    for number in FOR_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _samples_of_worker.append(samples)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            index = line.recv()
+            try:
+                answer: tuple[bool, Any] = True, samples[index]
+            except Exception as error:
+                answer = False, _portable(error)
+            line.send(answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that another process can read, which not every one is."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(message(error))
 
 
 def _end_with_parent() -> None:
@@ -80,7 +162,3 @@ def _end_with_parent() -> None:
         with contextlib.suppress(OSError):
             parent.join()
         os._exit(1)
-
-
-def _read(index: int) -> Any:
-    return _samples_of_worker[0][index]

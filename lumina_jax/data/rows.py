@@ -49,6 +49,10 @@ class Row(Generic[Sample]):
         self.turn += 1
         return dealt(self.number, self.turn - 1, self._rows, self._seed)
 
+    def put_back(self, index: int) -> None:
+        """The index just taken is the next again."""
+        self._backlog.appendleft(index)
+
     def missing(self, turn: int) -> list[int]:
         """The indices of its turns before `turn` that it has not handed out."""
         own = [index for index, _ in self.waiting] + list(self._backlog)

@@ -15,6 +15,7 @@ from lumina_jax.encoders.phonemes import spoken_seconds
 from lumina_jax.encoders.sound_vae import SoundVae, read_sound_vae_config, sound_vae
 from lumina_jax.encoders.text import TextEncoder, text_encoder
 from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
+from lumina_jax.failures import written_to
 from lumina_jax.generation.media import contact_sheet, save_png
 from lumina_jax.generation.movies import frame_sheet
 from lumina_jax.generation.pipeline import Pipeline, Sample, Shape
@@ -163,7 +164,8 @@ def sheet_writer(
         samples = pipeline(prompts, config.sample, seed=config.run.seed, shape=shape, batch=batch)
         if writer is not None:
             sheet = contact_sheet([picture_of(sample) for sample in samples], prompts)
-            save_png(Path(folder) / f"step_{step:07}.png", sheet, {"step": step, "prompts": list(prompts)})
+            with written_to(folder, "a sheet", "run.root"):
+                save_png(Path(folder) / f"step_{step:07}.png", sheet, {"step": step, "prompts": list(prompts)})
             writer.image(step, "samples", sheet)
 
     return show

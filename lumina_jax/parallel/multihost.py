@@ -184,24 +184,30 @@ def check_agreement(values: Mapping[str, Any], remedy: str) -> None:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Within the block SIGTERM only asks to stop; the value tells, after a step, whether to stop there.
+    """Within the block SIGTERM, SIGHUP and Ctrl-C only ask to stop; the value tells, after a step, whether to do so.
 
-    One process that is asked stops all after the same step, if each calls the value after every step.
+    A second Ctrl-C ends the process at once. SIGHUP and Ctrl-C stay ignored where they were, as after nohup. One
+    process that is asked stops all after the same step, if each calls the value after every step.
     """
-    if jax.process_count() > 1:  # jax.distributed has its own handler, and agrees on the step
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    asked = False
+    asked, is_alone = False, jax.process_count() == 1
 
-    def ask(*_: Any) -> None:
+    def ask(number: int, _: Any) -> None:
         nonlocal asked
         asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nsaving after this step; press Ctrl-C again to stop at once\n")
+        if not is_alone:  # jax.distributed has its own handler of this signal, and agrees on the step
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, ask)
+    numbers = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in [*numbers, *[signal.SIGTERM] * is_alone]}
     try:
-        yield lambda step: asked
+        yield (lambda step: asked) if is_alone else multihost_utils.reached_preemption_sync_point
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _number(flag: int | None, environment: Mapping[str, str], name: str) -> int | None:

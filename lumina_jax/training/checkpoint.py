@@ -30,10 +30,14 @@ from lumina_jax.parallel.multihost import is_shared
 
 Tree = TypeVar("Tree")
 
+LOCK_FILE = "lock.json"
+"""Says who trains in a folder (`lock.py`)."""
+
 
 def is_begun(folder: str | Path) -> bool:
     """Whether a run has opened this folder of checkpoints before; nothing is created."""
-    return _place(folder).is_dir()
+    path = located(folder)
+    return path.is_dir() and any(inside.name != LOCK_FILE for inside in path.iterdir())
 
 
 class Checkpoints:
@@ -53,7 +57,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, *, keep: int = 1, keep_every: int | None = None, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax reports there, it also raises
-        self._folder = _place(folder)
+        self._folder = located(folder)
         if read_only and not self._folder.is_dir():
             raise ValueError(f"there are no checkpoints in {self._folder}; name the folder of a run that has saved one")
         if not read_only:
@@ -204,6 +208,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax raises nothing narrower for a file that is damaged
+            if not (self._folder / str(step)).is_dir():
+                raise ValueError(
+                    f"the checkpoint {self._folder / str(step)} was removed while it was read, as its run does with "
+                    "all but the newest; start the same command again"
+                ) from None
             older = [other for other in self.steps() if other < step]
             remedy = f"resume from step {older[-1]}" if older else "start again"
             raise ValueError(
@@ -223,7 +232,7 @@ class Checkpoints:
             ) from error
 
 
-def _place(folder: str | Path) -> epath.Path:
+def located(folder: str | Path) -> epath.Path:
     """An absolute path, or a URL as it is.
 
     Raises:

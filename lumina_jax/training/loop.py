@@ -2,9 +2,10 @@
 
 In: a state, a compiled step and a stream of batches. Out: the state at the last step, checkpoints, metrics, sheets.
 
-Three promises. A loss or gradient that is not finite stops the run with its step, before anything is saved. SIGTERM
-saves after the running step and ends the run as finished; to one of several processes, it does so in all of them after
-the same step. What a checkpoint holds, state and place in the data, continues bit for bit, in any number of processes.
+Three promises. A loss or gradient that is not finite stops the run with its step, before anything is saved. SIGTERM,
+SIGHUP or Ctrl-C saves after the running step and ends the run as finished; to one of several processes, it does so in
+all of them after the same step. What a checkpoint holds, state and place in the data, continues bit for bit, in any
+number of processes.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lumina_jax.config import Config, DataConfig
+from lumina_jax.failures import message
 from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
 from lumina_jax.training.feed import Feed
@@ -51,17 +53,15 @@ def train(
     writer: MetricWriter | None,
     show: Show | None = None,
 ) -> TrainState:
-    """Train to `run.steps`, or to a SIGTERM.
+    """Train to `run.steps`, or to a request to stop. If data end with an error, the last step is saved before.
 
-    Args:
-      writer: of the metrics, in the process that writes them; None in the others.
+    Only one process has a `writer` of the metrics.
 
     Raises:
       NotFiniteError: the loss or the gradient of a step is not finite.
     """
     run, rate = config.run, learning_rate(config.optimizer, config.run.steps)
-    start = int(state.step)
-    pending: tuple[int, StepMetrics] | None = None
+    start, pending = int(state.step), None
     speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
     with (
         stop_requests() as stop_requested,
@@ -69,7 +69,12 @@ def train(
         watched(compiled_together(step), config, start, progress.note) as step,
     ):
         for number in range(start + 1, run.steps + 1):
-            state, metrics = step(state, next(batches))
+            try:
+                batch = next(batches)
+            except Exception:
+                _rescue(config, state, batches, checkpoints, pending)
+                raise
+            state, metrics = step(state, batch)
             if pending is not None:  # of the step before, so that the device never waits for the host
                 speed.count(curves.add(_check(*pending)))
             pending = (number, metrics)
@@ -94,12 +99,11 @@ def train(
             if saving:
                 checkpoints.save(number, state, batches.state(), config.to_json())
             if showing and show is not None:
-                progress.note(f"drawing a sheet of samples at step {number}")
-                show(number, state.ema)
+                _show(show, number, state, progress)
                 speed.restart()
             if stopping:
                 break
-    checkpoints.wait()
+        checkpoints.wait()
     return state
 
 
@@ -125,17 +129,33 @@ def restored_or_new(
     state = checkpoints.restore(newest, abstract_state(config, mesh))
     stream.restore(checkpoints.restore_data(newest))
     say(f"continuing from step {newest} of {config.run.steps}")
-    for section in ("data", "text", "vae", "flow", "optimizer"):
-        for change in changed_fields(section, getattr(saved, section), getattr(config, section), but=PLACES):
-            say(f"  {change}")
+    for change in changes(saved, config, newest):
+        say(f"  {change}")
     return state
+
+
+def changes(saved: Config, config: Config, step: int) -> list[str]:
+    """What a run that continues after `step` steps does otherwise than before."""
+    found = [
+        change
+        for section in ("data", "text", "vae", "flow", "optimizer")
+        for change in changed_fields(section, getattr(saved, section), getattr(config, section), but=PLACES)
+    ]
+    before, now = (float(learning_rate(one.optimizer, one.run.steps)(step)) for one in (saved, config))
+    if before != now:
+        if saved.run.steps != config.run.steps:
+            found.append(f"run.steps was {saved.run.steps} and is {config.run.steps}")
+        found.append(f"the learning rate of step {step + 1} was {before:.3g} and is {now:.3g}")
+    if saved.data.mixture != config.data.mixture:
+        found.append("samples of the mixture come in another order: some may come twice in this epoch, and others not")
+    return found
 
 
 def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
     """The newest checkpoint, None if there is none, after a look at whose it is: what can be known before long work.
 
     Raises:
-      ValueError: it is of another model, or not all processes find it.
+      ValueError: it is of another model or seed, or not all processes find it.
     """
     if jax.process_count() > 1 and not checkpoints.is_shared():
         raise ValueError(
@@ -147,6 +167,11 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
     if newest is not None:
         saved = checkpoints.restore_config(newest)
         check_same_model(saved.model, config.model, "a run must resume with its own model")
+        if saved.run.seed != config.run.seed:
+            raise ValueError(
+                f"a run must resume with its own seed, which orders its data, but run.seed was {saved.run.seed} and is "
+                f"{config.run.seed}; set it to {saved.run.seed}, or choose another run.name for a new run"
+            )
     return newest
 
 
@@ -182,6 +207,33 @@ class Curves:
                     numbers[f"loss/{name}"] = losses / samples
         self._losses[:], self._samples[:] = 0, 0
         return numbers
+
+
+def _rescue(
+    config: Config,
+    state: TrainState,
+    batches: Feed,
+    checkpoints: Checkpoints,
+    pending: tuple[int, StepMetrics] | None,
+) -> None:
+    """Save the last step, which has no successor; of several processes the others would have to save, too."""
+    if jax.process_count() > 1 or int(state.step) == 0:
+        return
+    if pending is not None:
+        _check(*pending)
+    checkpoints.save(int(state.step), state, batches.state(), config.to_json())
+
+
+def _show(show: Show, number: int, state: TrainState, progress: Progress) -> None:
+    """Draw a sheet; if that fails, say so and go on. Of several processes some may have drawn their part and wait for
+    the others, so that only errors of writing are passed over."""
+    progress.note(f"drawing a sheet of samples at step {number}")
+    try:
+        show(number, state.ema)
+    except Exception as error:
+        if jax.process_count() > 1 and not isinstance(error, OSError):
+            raise
+        progress.note(f"warning: there is no sheet of step {number}: {message(error)}")
 
 
 def _check(number: int, metrics: StepMetrics) -> StepMetrics:

@@ -8,6 +8,7 @@ was written after the step it resumes from is dropped first, so no step appears 
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 from jaxtyping import UInt8
+
+from lumina_jax.failures import written_to
+from lumina_jax.training.logs import GrowingFile, record
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -33,7 +37,7 @@ ESTIMATE_AFTER, LONG = 5.0, 60.0
 
 
 class MetricWriter:
-    """Appends the metrics of a run to `folder`.
+    """Appends the metrics of a run to `folder`. Once it is opened, nothing that a disk does stops it (`logs.py`).
 
     Args:
       folder: of the run; created if missing.
@@ -41,38 +45,49 @@ class MetricWriter:
 
     Raises:
       ValueError: a line of metrics.jsonl before the last is not JSON.
+      OSError: the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path, *, resumed_step: int = 0):
-        from tensorboardX import SummaryWriter  # slow to import, and only training needs it
+        from tensorboardX.proto.event_pb2 import SessionLog  # slow to import, and only training needs it
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
-        if path.exists():
-            _drop_after(path, resumed_step)
-        self._file = path.open("a")
-        attempt = f".{os.getpid()}.{resumed_step}"  # else a restart within the second would overwrite the file
-        self._tensorboard = SummaryWriter(
-            str(folder / TENSORBOARD_FOLDER), purge_step=resumed_step + 1, filename_suffix=attempt
-        )
+        with written_to(folder, "metrics", "run.root"):
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _drop_after(path, resumed_step)
+        self._lines = GrowingFile(path, "metrics")
+        attempt = f"{os.getpid()}.{resumed_step}"  # else a restart within the second would go on in the same file
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{attempt}"
+        self._events = GrowingFile(folder / TENSORBOARD_FOLDER / name, "curves for TensorBoard")
+        self._event(file_version="brain.Event:2")
+        self._event(resumed_step + 1, session_log=SessionLog(status=SessionLog.START))  # hides what came after
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """One line, and one TensorBoard scalar for each metric; a number that is not finite becomes null."""
+        from tensorboardX import summary
+
         numbers = {name: float(value) for name, value in metrics.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": step, **line}) + "\n")
-        self._file.flush()
+        self._lines.write((json.dumps({"step": step, **line}) + "\n").encode())
         for name, value in numbers.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._event(step, summary=summary.scalar(name, value))
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
         """A picture for TensorBoard."""
-        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        from tensorboardX import summary
+
+        self._event(step, summary=summary.image(name, pixels, dataformats="HWC"))
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        self._lines.close()
+        self._events.close()
+
+    def _event(self, step: int = 0, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write(record(Event(wall_time=time.time(), step=step, **content).SerializeToString()))
 
 
 class Speed:
@@ -215,8 +230,10 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Rewrite the file, at once or not at all, without lines of later steps and without a torn last line."""
-    lines = path.read_text().splitlines()
+    """Take lines of later steps and a torn last line from the file, at once or not at all; where they are its end, as
+    usual, no space on the disk is needed."""
+    text = path.read_text()
+    lines = text.splitlines()
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -230,6 +247,9 @@ def _drop_after(path: Path, step: int) -> None:
             ) from error
         if line_step <= step:
             kept.append(line + "\n")
+    if text.startswith("".join(kept)):
+        os.truncate(path, len("".join(kept).encode()))
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     os.replace(temporary, path)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Key
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
+from lumina_jax.seeds import key_of_seed
 from lumina_jax.training.optimizer import optimizer
 
 Parameters = dict[str, Any]
@@ -76,12 +77,12 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 
 def _initial_state(config: Config) -> TrainState:
-    key_model, _ = jax.random.split(jax.random.key(config.run.seed))
+    key_model, _ = jax.random.split(key_of_seed(config.run.seed))
     return _state(config, split_model(FlagDiT(config.model, rngs=nnx.Rngs(key_model)))[1])
 
 
 def _state(config: Config, parameters: Parameters) -> TrainState:
-    _, key_run = jax.random.split(jax.random.key(config.run.seed))
+    _, key_run = jax.random.split(key_of_seed(config.run.seed))
     transform = optimizer(config.optimizer, config.run.steps)
     ema = jax.tree.map(jnp.copy, parameters)
     return TrainState(jnp.zeros((), jnp.int32), parameters, ema, transform.init(parameters), key_run)

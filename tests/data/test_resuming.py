@@ -174,3 +174,13 @@ if __name__ == "__main__":
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**63])
+def test_the_order_depends_on_all_bits_of_the_seed(seed):
+    orders = []
+    for value in (0, seed):
+        with Stream(Numbered(37), small(), LABEL, seed=value) as stream:
+            orders.append(labels_of(take(stream, 9)))
+            assert json.loads(json.dumps(stream.state()))["seed"] == value
+    assert orders[0] != orders[1]

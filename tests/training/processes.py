@@ -34,3 +34,10 @@ def sampling(*words):
 def module(*words):
     """python -m lumina_jax."""
     return finished([sys.executable, "-m", "lumina_jax", *map(str, words)])
+
+
+def workers_of(process):
+    """Process ids of the data workers of a run."""
+    children = [file.read_text() for file in Path(f"/proc/{process.pid}/task").glob("*/children")]
+    pids = map(int, " ".join(children).split())
+    return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,13 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_folder_and_the_remedy(t
     message = f"{re.escape(str(folder))} cannot be read .*; delete that folder to resume from step 1"
     with pytest.raises(ValueError, match=message):
         checkpoints.restore(2, abstract(make_state()))
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile_is_not_called_damaged(tmp_path):
+    reader = Checkpoints(saved(tmp_path, [1, 2], keep=3), read_only=True)
+    shutil.rmtree(tmp_path / "1")
+    with pytest.raises(ValueError, match=r"1 was removed while it was read, .*; start the same command again"):
+        reader.restore(1, abstract(make_state()))
 
 
 def test_a_checkpoint_of_other_arrays_is_refused_with_their_names(tmp_path):

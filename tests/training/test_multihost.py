@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from processes import ENVIRONMENT, ROOT, training_command
+from PIL import Image
+from processes import ENVIRONMENT, ROOT, training_command, workers_of
 from tiny import label_config
 
 from lumina_jax.data.batches import Stream
@@ -55,7 +56,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 class Job:
     """The processes of one attempt at a run, each with its own devices and a file for what it says."""
 
-    def __init__(self, settings, count, devices, *flags, cache=None):
+    def __init__(self, settings, count, devices, *flags, cache=None, folders=None):
         folder = Path(settings.run.root) / f"attempt-{time.monotonic_ns()}"
         folder.mkdir(parents=True)
         port, words = free_port(), training_command(settings, *flags)
@@ -84,7 +85,7 @@ class Job:
                 self.processes.append(
                     subprocess.Popen(
                         [words[0], "-c", NOTING, *words[1:]],
-                        cwd=ROOT,
+                        cwd=ROOT if folders is None else folders[index],
                         env=environment,
                         stdout=says,
                         stderr=subprocess.STDOUT,
@@ -302,3 +303,44 @@ def test_a_job_killed_in_every_way_ends_as_the_undisturbed_one(tmp_path):
     assert place == their_place
     assert reports(broken, "step") == list(range(1, 61))
     np.testing.assert_allclose(reports(broken, "loss"), reports(whole, "loss"), atol=1e-6)
+
+
+def captions_config(root):
+    """Numbered pictures of the folder where each process is started, with labels."""
+    return label_config(root, data={"source": "folder", "path": "pictures", "workers": 1, "image_size": 16})
+
+
+def pictures(folder, labels):
+    (folder / "pictures").mkdir(parents=True)
+    lines = []
+    for index, label in enumerate(labels):
+        Image.new("RGB", (16, 16), (index, 0, 0)).save(folder / "pictures" / f"{index}.png")
+        lines.append(json.dumps({"image": f"{index}.png", "label": label}) + "\n")
+    (folder / "pictures" / "captions.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.slow
+def test_hosts_of_other_labels_are_refused_a_lost_worker_ends_all_and_ctrl_c_saves_in_all(tmp_path):
+    hosts = [pictures(tmp_path / f"host{index}", range(10)) for index in range(2)]
+    other = pictures(tmp_path / "other", [0, 1, 2, 3, 4, 5, 6, 7, 9, 8])
+    run = {"steps": 10**6, "log_every": 1, "checkpoint_every": 10**6}
+    settings = captions_config(tmp_path).replace(run=run)
+    cache = tmp_path / "cache"
+    with Job(settings, 2, 1, cache=cache, folders=[hosts[0], other]) as job:
+        statuses = job.statuses()
+        assert all("the digest of names, captions and labels is" in job.said(index) for index in range(2)), job.said(0)
+        assert 1 in statuses
+        assert set(statuses) <= {1, ENDED_BY_OTHERS}
+    with Job(settings, 2, 1, cache=cache, folders=hosts) as job:
+        job.wait_for(lambda: job.steps() >= 2)
+        (worker,) = workers_of(job.processes[1])
+        os.kill(worker, signal.SIGKILL)
+        assert job.statuses(60) == [ENDED_BY_OTHERS, 1], job.said(0) + job.said(1)
+        assert "was ended by signal 9" in job.said(1)
+        assert "process 1 of 2" in job.said(0)
+    with Job(settings, 2, 1, cache=cache, folders=hosts) as job:
+        job.wait_for(lambda: job.steps() >= 2)
+        job.processes[1].send_signal(signal.SIGINT)
+        assert job.statuses(60) == [0, 0], job.said(0) + job.said(1)
+    assert state_at(settings)[0] > 0

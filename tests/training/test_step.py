@@ -88,3 +88,18 @@ def test_the_average_follows_the_parameters():
     for a, b in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, atol=1e-7)
     assert not all(jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state.ema)))
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**40, 2**63, 2**64 - 1])
+def test_seeds_that_differ_above_32_bits_give_other_parameters_and_noise(seed):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    small, large = (create_state(config(run={"seed": value}), mesh) for value in (seed % 2**32, seed))
+    assert not np.array_equal(jax.random.key_data(small.key), jax.random.key_data(large.key))
+    kernels = [state.parameters["blocks"]["mlp"]["up"]["kernel"] for state in (small, large)]
+    assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**20])
+def test_a_seed_of_more_than_64_bits_is_refused(seed):
+    with pytest.raises(ValueError, match=r"run.seed=.* between 0 and"):
+        config(run={"seed": seed})
