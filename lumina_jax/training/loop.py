@@ -15,15 +15,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, DataConfig
 from lumina_jax.failures import message
 from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
 from lumina_jax.training.feed import Feed
-from lumina_jax.training.metrics import MetricWriter, Progress, Speed
+from lumina_jax.training.metrics import SAMPLES_PER_SECOND, MetricWriter, Progress, Speed
 from lumina_jax.training.optimizer import learning_rate
 from lumina_jax.training.state import Parameters, TrainState, abstract_state, create_state
 from lumina_jax.training.step import Step, StepMetrics
+from lumina_jax.training.watched import watched
 
 PLACES = frozenset({"cache", "workers", "prefetch"})
 """Fields that change nothing of what is trained."""
@@ -62,9 +63,11 @@ def train(
     run, rate = config.run, learning_rate(config.optimizer, config.run.steps)
     start, pending = int(state.step), None
     speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
-    step = compiled_together(step)
-    shown = Progress(run.steps, start, run.name, is_shown=is_first())
-    with stop_requests() as stop_requested, shown as progress:
+    with (
+        stop_requests() as stop_requested,
+        Progress(run.steps, start, run.name, samples=samples_word(config.data), is_shown=is_first()) as progress,
+        watched(compiled_together(step), config, start, progress.note) as step,
+    ):
         for number in range(start + 1, run.steps + 1):
             try:
                 batch = next(batches)
@@ -87,7 +90,7 @@ def train(
             if logging:
                 values = curves.values(checked) | {
                     "learning_rate": float(rate(number - 1)),
-                    "images_per_second": speed.measure() or 0.0,
+                    SAMPLES_PER_SECOND: speed.measure() or 0.0,
                     "bad_samples": batches.bad_samples(),
                 }
                 if writer is not None:
@@ -172,6 +175,14 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
     return newest
 
 
+def samples_word(data: DataConfig) -> str:
+    """What the samples of a run are called."""
+    if data.seconds is not None and not data.mixture:
+        return "sounds"
+    is_picture = not data.mixture and (data.frames == 1 or data.grid_columns is not None)
+    return "images" if is_picture else "samples"
+
+
 class Curves:
     """What is logged of the losses: that of the last step, and where the model has several modalities the mean loss of
     each over the steps since the last report, as `loss/NAME`."""
@@ -216,6 +227,7 @@ def _rescue(
 def _show(show: Show, number: int, state: TrainState, progress: Progress) -> None:
     """Draw a sheet; if that fails, say so and go on. Of several processes some may have drawn their part and wait for
     the others, so that only errors of writing are passed over."""
+    progress.note(f"drawing a sheet of samples at step {number}")
     try:
         show(number, state.ema)
     except Exception as error:
