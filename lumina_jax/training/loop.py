@@ -23,7 +23,7 @@ from lumina_jax.training.feed import Feed
 from lumina_jax.training.metrics import SAMPLES_PER_SECOND, MetricWriter, Progress, Speed
 from lumina_jax.training.optimizer import learning_rate
 from lumina_jax.training.state import Parameters, TrainState, abstract_state, create_state
-from lumina_jax.training.step import Step, StepMetrics
+from lumina_jax.training.step import Step, StepMetrics, TrainBatch
 from lumina_jax.training.watched import watched
 
 PLACES = frozenset({"cache", "workers", "prefetch"})
@@ -69,12 +69,7 @@ def train(
         watched(compiled_together(step), config, start, progress.note) as step,
     ):
         for number in range(start + 1, run.steps + 1):
-            try:
-                batch = next(batches)
-            except Exception:
-                _rescue(config, state, batches, checkpoints, pending)
-                raise
-            state, metrics = step(state, batch)
+            state, metrics = step(state, _next_batch(config, state, batches, checkpoints, pending))
             if pending is not None:  # of the step before, so that the device never waits for the host
                 speed.count(curves.add(_check(*pending)))
             pending = (number, metrics)
@@ -209,19 +204,23 @@ class Curves:
         return numbers
 
 
-def _rescue(
+def _next_batch(
     config: Config,
     state: TrainState,
     batches: Feed,
     checkpoints: Checkpoints,
     pending: tuple[int, StepMetrics] | None,
-) -> None:
-    """Save the last step, which has no successor; of several processes the others would have to save, too."""
-    if jax.process_count() > 1 or int(state.step) == 0:
-        return
-    if pending is not None:
-        _check(*pending)
-    checkpoints.save(int(state.step), state, batches.state(), config.to_json())
+) -> TrainBatch:
+    """The next batch. If reading it fails, the last step is saved first; of several processes the others would have to
+    save, too, and don't."""
+    try:
+        return next(batches)
+    except Exception:
+        if jax.process_count() == 1 and int(state.step) > 0:
+            if pending is not None:
+                _check(*pending)
+            checkpoints.save(int(state.step), state, batches.state(), config.to_json())
+        raise
 
 
 def _show(show: Show, number: int, state: TrainState, progress: Progress) -> None:
