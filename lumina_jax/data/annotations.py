@@ -1,8 +1,9 @@
 """Items of .json and .jsonl files, by index, as they were when the file was opened.
 
 A .jsonl file stays on disk: opening it notes where its lines start and a checksum of each, and an item is parsed when
-it is asked for. The opened file is held, by worker processes too, so that replacing it, as editors do, changes nothing.
-Lines that are overwritten in the file itself are lost: reading one raises a ChangedSourceError.
+it is asked for. A small file is copied to a temporary one without a name, and of a large one the opened file is held,
+by worker processes too. So neither edits of a small file nor replacing a large one change what is read. Lines that are
+overwritten in a large file itself are lost: reading one raises a ChangedSourceError.
 """
 
 import array
@@ -13,20 +14,24 @@ import json
 import logging
 import os
 import resource
+import shutil
+import tempfile
 import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterable
 from multiprocessing import reduction
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 from lumina_jax.data.example import ChangedSourceError, Contents, printable
 
 logger = logging.getLogger(__name__)
 
+COPIED_BYTES = 2**28
+"""The largest file that is copied, of some million lines."""
 SECONDS_BETWEEN_LOOKS = 10.0
-"""How often a look is taken whether a file was replaced."""
+"""How often a look is taken whether a file has changed."""
 MARKS = (b"\xff\xfe", b"\xfe\xff")
 """How files in UTF-16 and UTF-32 begin."""
 
@@ -68,7 +73,8 @@ class JsonLines:
         self.path = path
         self._starts, self._checks, self._blanks = array.array("q"), array.array("I"), array.array("q")
         self._is_watched, self._next_look = content is None, 0.0
-        self._hold(_opened(path) if content is None else os.dup(content.fileno()))
+        self._state = _state(path)
+        self._hold(_held(path) if content is None else os.dup(content.fileno()))
         with open(self._descriptor, "rb", closefd=False) as file:
             check_encoding(file.read(4), path)
             file.seek(0)
@@ -129,27 +135,36 @@ class JsonLines:
         return text.strip()
 
     def _look(self) -> None:
-        """Say when another file has taken the name: once, whichever process sees it first.
+        """Say when the file has changed: once, whichever process sees it first.
 
         Lines are read without regard to the position of the descriptor, which all processes share: it is set back to 0
         when this has been said.
         """
         self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-        held = os.fstat(self._descriptor)
+        before, self._state = self._state, _state(self.path)
+        if self._state == before or self._is_touched(before, self._state):
+            return
+        self._is_watched = False
+        if os.lseek(self._descriptor, 0, os.SEEK_CUR) == 0:
+            return
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        logger.warning(
+            "%s was changed or removed; what was started with it goes on with the lines that it had then, and reads "
+            "the new ones when it is started again",
+            self.path,
+        )
+
+    def _is_touched(self, before: "_State | None", now: "_State | None") -> bool:
+        """Whether only the time of the file has changed; of a large one, whose lines are checked when they are read."""
+        if before is None or now is None:
+            return False
+        if now.size > COPIED_BYTES:
+            return now._replace(changed=before.changed) == before
         try:
-            named = self.path.stat()
+            with self.path.open("rb") as file:
+                return _contents(zlib.crc32(text) for line in file if (text := line.strip())) == self.contents
         except OSError:
-            named = None
-        if named is None or (named.st_dev, named.st_ino) != (held.st_dev, held.st_ino):
-            self._is_watched = False
-            if os.lseek(self._descriptor, 0, os.SEEK_CUR) == 0:
-                return
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-            logger.warning(
-                "%s was replaced or removed; what was started with it goes on with the lines that it had then, and "
-                "reads the new ones when it is started again",
-                self.path,
-            )
+            return False
 
     def _changed(self, what: str) -> str:
         return (
@@ -220,6 +235,42 @@ def check_encoding(start: bytes, path: Path) -> None:
     """
     if start.startswith(MARKS) or b"\0" in start:
         raise ValueError(f"{path} must be text in UTF-8, but is in UTF-16 or not text at all; save it as UTF-8")
+
+
+class _State(NamedTuple):
+    """By which a file that changes is recognised."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+    """Nanoseconds."""
+
+
+def _state(path: Path) -> _State | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _State(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _held(path: Path) -> int:
+    """A descriptor of what a file holds now: of a copy of a small one, of itself if it is large or there is no room."""
+    descriptor = _opened(path)
+    if os.fstat(descriptor).st_size > COPIED_BYTES:
+        return descriptor
+    try:
+        with open(descriptor, "rb", closefd=False) as file, tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            held = os.dup(copy.fileno())
+    except OSError:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
+    os.close(descriptor)
+    os.lseek(held, 0, os.SEEK_SET)
+    return held
 
 
 def _opened(path: Path) -> int:

@@ -1,5 +1,6 @@
 """Sources that change: while they are read, between two starts, and from host to host."""
 
+import errno
 import json
 import logging
 import os
@@ -54,22 +55,39 @@ def folder(tmp_path):
 # while they are read
 
 
-def test_captions_that_an_editor_replaces_stay_as_they_were_opened(folder, caplog, monkeypatch):
+@pytest.fixture
+def large(monkeypatch):
+    """Every file counts as a large one, which is not copied."""
+    monkeypatch.setattr(annotations, "COPIED_BYTES", 0)
+
+
+def test_captions_that_are_edited_stay_as_they_were_opened(folder, caplog, monkeypatch):
+    monkeypatch.setattr(annotations, "SECONDS_BETWEEN_LOOKS", 0.0)
+    for change in (replace, write):
+        write(folder / "captions.jsonl", lines_of(10))
+        source = FolderSource(folder)
+        expected = pairs(source)
+        caplog.clear()
+        change(folder / "captions.jsonl", lines_of(10)[::-1])
+        assert pairs(source) == expected
+        assert caplog.text.count("captions.jsonl was changed") == 1
+        assert pairs(FolderSource(folder)) == expected[::-1]
+        (folder / "captions.jsonl").unlink()
+        assert pairs(source) == expected
+
+
+def test_a_large_file_that_is_replaced_is_read_as_it_was_opened(folder, caplog, monkeypatch, large):
     monkeypatch.setattr(annotations, "SECONDS_BETWEEN_LOOKS", 0.0)
     source = FolderSource(folder)
     expected = pairs(source)
     replace(folder / "captions.jsonl", lines_of(10)[::-1])
-    with caplog.at_level(logging.WARNING):
-        assert pairs(source) == expected
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "captions.jsonl was replaced" in caplog.text
-    assert pairs(FolderSource(folder)) == expected[::-1]
-    (folder / "captions.jsonl").unlink()
     assert pairs(source) == expected
+    assert caplog.text.count("captions.jsonl was changed") == 1
+    assert pairs(FolderSource(folder)) == expected[::-1]
 
 
 @pytest.mark.parametrize("lines", [lines_of(10)[::-1], lines_of(10, "drawing"), lines_of(3), []])
-def test_captions_that_are_overwritten_are_never_given_to_other_pictures(folder, lines):
+def test_a_large_file_that_is_overwritten_never_gives_a_caption_to_another_picture(folder, lines, large):
     source = FolderSource(folder)
     expected = pairs(source)
     write(folder / "captions.jsonl", lines)
@@ -83,33 +101,51 @@ def test_captions_that_are_overwritten_are_never_given_to_other_pictures(folder,
         pairs(source)
 
 
-def test_captions_that_are_touched_or_appended_to_stay_readable(folder):
+@pytest.mark.parametrize("copied", [0, 10**9])
+def test_captions_that_are_touched_are_the_same(folder, caplog, monkeypatch, copied):
+    monkeypatch.setattr(annotations, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(annotations, "COPIED_BYTES", copied)
     source = FolderSource(folder)
     expected = pairs(source)
     os.utime(folder / "captions.jsonl", (0, 0))
+    assert pairs(source) == expected
+    assert caplog.text == ""
     with open(folder / "captions.jsonl", "a") as file:
         file.write(lines_of(11)[10])
     assert pairs(source) == expected
+    assert caplog.text.count("captions.jsonl was changed") == 1
     assert len(FolderSource(folder)) == 11
 
 
+def test_captions_are_read_where_there_is_no_room_for_a_copy(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(annotations.shutil, "copyfileobj", full)
+    assert pairs(FolderSource(folder)) == [(f"{index:02}.png", f"picture {index:02}") for index in range(10)]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_reads_what_was_opened_and_stops_when_that_is_lost(folder, workers, caplog, capfd):
+def test_a_stream_reads_what_was_opened(folder, workers, caplog, capfd):
     """Worker processes begin to read when the first batch is made."""
     source = FolderSource(folder)
-    replace(folder / "captions.jsonl", lines_of(10)[::-1])
-    data = small(workers=workers, prefetch=1, batch_rows=5)
-    with Stream(source, data, LABEL, seed=0) as stream:
+    write(folder / "captions.jsonl", lines_of(10)[::-1])
+    with Stream(source, small(workers=workers, batch_rows=5), LABEL, seed=0) as stream:
         batches = take(stream, 2)
         assert sorted(labels_of(batches)) == list(range(10))
         for batch in batches:
             grays = (batch.tokens.patches[:, 0, 0] + 1) * 127.5
             assert grays.round().tolist() == batch.labels[:, 0].tolist()
         assert source[0].name == "00.png"
-    assert (caplog.text + capfd.readouterr().err).count("captions.jsonl was replaced") == 1
+    assert (caplog.text + capfd.readouterr().err).count("captions.jsonl was changed") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_stops_when_what_was_opened_is_lost(folder, workers, large):
+    data = small(workers=workers, prefetch=1, batch_rows=5)
     with Stream(FolderSource(folder), data, LABEL, seed=0) as stream:
         next(stream)
-        write(folder / "captions.jsonl", lines_of(10))
+        write(folder / "captions.jsonl", lines_of(10)[::-1])
         with pytest.raises(ValueError, match="was overwritten"):
             take(stream, 4)
 
