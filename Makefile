@@ -23,7 +23,7 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make bench   time a training step"
 	@echo "make setup   install into $(VENV); the others do it when needed"
-	@echo "make aot-setup  install the TPU compiler into $(VENV)/aot, for python -m lumina_jax aot and bench"
+	@echo "make aot-setup   install the TPU compiler, for python -m lumina_jax aot and bench kernels"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
 setup: $(VENV)/.installed
