@@ -14,7 +14,7 @@ install = if [ -t 1 ]; then \
 	    { printf "\r\033[K  %.70s", $$0; fflush() } END { printf "\r\033[K" }'; \
 	else $(PIP) --quiet $(1); fi
 
-.PHONY: help setup demo test aot lint bench clean
+.PHONY: help setup aot-setup demo test aot lint bench clean
 
 help:
 	@echo "make demo    train on captioned emoji and draw a sheet of samples (15 minutes on 2 cores)"
@@ -23,9 +23,12 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make bench   time a training step"
 	@echo "make setup   install into $(VENV); the others do it when needed"
+	@echo "make aot-setup   install the TPU compiler, for python -m lumina_jax aot and bench kernels"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
 setup: $(VENV)/.installed
+
+aot-setup: $(VENV)/.installed-aot
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py configs/emoji.py
@@ -34,7 +37,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-aot: $(VENV)/.installed-aot
+aot: $(VENV)/.installed-dev $(VENV)/.installed-aot
 	PYTHONPATH=$(abspath $(VENV))/aot $(BIN)/python -m pytest -m aot -n 0 tests/scaling
 
 lint: $(VENV)/.installed-dev
@@ -74,7 +77,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 LIBTPU = $$($(BIN)/python -c "import importlib.metadata as m; \
 	  print(next(line.split(';')[0] for line in m.requires('jax') if line.startswith('libtpu')))")
 
-$(VENV)/.installed-aot: $(VENV)/.installed-dev
+$(VENV)/.installed-aot: $(VENV)/.installed
 	@echo "Installing the TPU compiler (190 MB) ..."
 	@$(call install,--no-deps --upgrade --target $(VENV)/aot "$(LIBTPU)")
 	@touch $@

@@ -5,6 +5,7 @@ and bit for bit. On several hosts it is started on each of them: docs/tpu-vm.md.
 """
 
 import dataclasses
+import functools
 import sys
 from typing import Any
 
@@ -17,10 +18,10 @@ from lumina_jax.start import with_started_model
 
 def main() -> None:
     with reported():
-        config = parse_config(sys.argv[1:], __doc__ or "")
-        keep_memory_on_cpu()
+        keep_memory_on_cpu()  # first: it starts this program again
+        config = with_started_model(parse_config(sys.argv[1:], __doc__ or ""), sys.argv[1:])
         outlive_output()
-        status = run_in_job(with_started_model(config, sys.argv[1:]))
+        status = run_in_job(config)
     raise SystemExit(status)
 
 
@@ -41,13 +42,12 @@ def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
     from lumina_jax.data.batches import Stream
     from lumina_jax.generation.sheets import check_previews, encoder_of, sheet_writer, vae_of
-    from lumina_jax.models.division import parameter_shardings
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import is_first, say
-    from lumina_jax.trained import check_trained, trained_parameters
+    from lumina_jax.trained import check_trained
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed, own_rows
-    from lumina_jax.training.loop import check_newest, restored_or_new, train
+    from lumina_jax.training.loop import restored_or_new, train
     from lumina_jax.training.metrics import MetricWriter
     from lumina_jax.training.step import train_step
 
@@ -62,23 +62,24 @@ def run(config: Config) -> bool:
     if config.run.init_from and not is_begun(place):  # a run that resumes needs its start no more
         check_trained(config.run.init_from, config)
     checkpoints = Checkpoints(place, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
-    check_newest(config, checkpoints)
-
-    def initial() -> dict[str, Any]:
-        say(f"starting from the parameters in {config.run.init_from}")
-        return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
+    if is_complete(config, checkpoints):
+        return True
 
     # Data
+    source = opened_source(config)
+    config = with_prompts(config, source)
     encoder, vae = encoder_of(config), vae_of(config)
     data = counted_in_latents(config, vae, mesh)
-    source, features = encoded_source(config, encoder, vae)
+    say_header(config, mesh, source, data)
+    source, features = encoded_source(config, source, encoder, vae)
     stream = Stream(
         source, data, config.model, seed=config.run.seed, features=features, rows=own_rows(mesh, data.batch_rows)
     )
 
     # State: the newest checkpoint of this run, or a new one from the seed
     with checkpoints, stream:
-        state = restored_or_new(config, mesh, checkpoints, stream, initial if config.run.init_from else None)
+        initial = functools.partial(first_parameters, config, mesh) if config.run.init_from else None
+        state = restored_or_new(config, mesh, checkpoints, stream, initial)
         writer = MetricWriter(folder, resumed_step=int(state.step)) if is_first() else None
         if is_first():
             with written_to(folder, "the configuration", "run.root"):
@@ -98,12 +99,86 @@ def run(config: Config) -> bool:
     return int(state.step) >= config.run.steps
 
 
-def encoded_source(config: Config, encoder: Any, vae: Any) -> tuple[Any, Any]:
-    """The source and the features of its captions. They and pictures are encoded once, and read from files from then
-    on."""
+def is_complete(config: Config, checkpoints: Any) -> bool:
+    """Whether the newest checkpoint is of the last step, or of a later one; if so, it is said.
+
+    Raises:
+      ValueError: it is of another model, or not all processes find it.
+    """
+    from lumina_jax.parallel.multihost import say
+    from lumina_jax.training.loop import check_newest
+
+    newest, steps = check_newest(config, checkpoints), config.run.steps
+    if newest is None or newest < steps:
+        return False
+    say(
+        f"{run_folder(config)} is complete: its newest checkpoint is of step {newest}, and run.steps is {steps}. To "
+        f"train further give a larger --run.steps; for a new run another --run.name"
+    )
+    checkpoints.close()
+    return True
+
+
+def first_parameters(config: Config, mesh: Any) -> dict[str, Any]:
+    """Those in the folder `run.init_from`."""
+    from lumina_jax.models.division import parameter_shardings
+    from lumina_jax.parallel.multihost import say
+    from lumina_jax.trained import trained_parameters
+
+    say(f"starting from the parameters in {config.run.init_from}")
+    return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
+
+
+def say_header(config: Config, mesh: Any, source: Any, data: DataConfig) -> None:
+    """The run, the model, the devices, the data and a batch, in a line each."""
+    from lumina_jax.data.batches import row_tokens
+    from lumina_jax.parallel.multihost import say
+    from lumina_jax.training.header import header_lines
+
+    say("\n".join(header_lines(config, mesh, source=source, row_tokens=row_tokens(data, config.model))))
+
+
+def with_prompts(config: Config, source: Any) -> Config:
+    """The configuration with prompts for its sheets: those that it names, or else some of the data.
+
+    Raises:
+      ValueError: none of the data can be drawn with the settings of sampling.
+    """
+    from lumina_jax.data.example import some_prompts
+    from lumina_jax.generation.sheets import check_previews
+
+    if config.run.sample_every is None or config.run.sample_prompts:
+        return config
+    own = config.model.place(None)
+    parts = getattr(source, "parts", (source,))
+    found = [part for part, data in zip(parts, config.data.parts) if config.model.place(data.modality) == own]
+    classes = config.model.classes if config.model.conditioning == "label" else None
+    chosen = [
+        config.replace(run={"sample_prompts": (prompt,)})
+        for prompt in (some_prompts(found[0], classes=classes) if found else ())
+    ]
+    good = [one.run.sample_prompts[0] for one in chosen if can_be_drawn(one)]
+    if chosen and not good:
+        check_previews(chosen[0])
+    return config.replace(run={"sample_prompts": tuple(good)})
+
+
+def can_be_drawn(config: Config) -> bool:
+    """Whether the prompts of the sheets suit the model and the settings of sampling."""
+    from lumina_jax.generation.sheets import check_previews
+
+    try:
+        check_previews(config)
+    except ValueError:
+        return False
+    return True
+
+
+def opened_source(config: Config) -> Any:
+    """The source, which must be the same in all processes."""
     from lumina_jax.data.example import contents
     from lumina_jax.data.sources import open_source
-    from lumina_jax.parallel.multihost import barrier, check_agreement
+    from lumina_jax.parallel.multihost import check_agreement
 
     source = open_source(config.data, config.model)
     held = contents(source)
@@ -111,6 +186,14 @@ def encoded_source(config: Config, encoder: Any, vae: Any) -> tuple[Any, Any]:
         {"the number of samples": held.samples, "the digest of names, captions and labels": held.ordered},
         f"copy the same data to every host ({source!r}), and start all of them again",
     )
+    return source
+
+
+def encoded_source(config: Config, source: Any, encoder: Any, vae: Any) -> tuple[Any, Any]:
+    """The source and the features of its captions. They and pictures are encoded once, and read from files from then
+    on."""
+    from lumina_jax.parallel.multihost import barrier
+
     features = None if encoder is None else caption_features(config, source, encoder)
     source = source if vae is None else latents(config, source, vae)
     barrier("captions and pictures are encoded")
@@ -124,7 +207,7 @@ def caption_features(config: Config, source: Any, encoder: Any) -> Any:
     from lumina_jax.encoders.cuts import notices
     from lumina_jax.parallel.multihost import is_first, say
 
-    say(f"{len(source)} samples of {source!r}; encoding their captions")
+    say("encoding captions")
     all_captions = captions(source)
     with written_to(config.text.cache, "features of captions", "text.cache"):
         features = encode_captions(all_captions, encoder, config.text.cache)
@@ -155,7 +238,7 @@ def latents(config: Config, source: Any, vae: Any) -> Any:
     from lumina_jax.data.sound_latents import encode_sounds
     from lumina_jax.parallel.multihost import say
 
-    say(f"{len(source)} samples of {source!r}; encoding what they show or sound like")
+    say("encoding sounds" if config.data.seconds is not None else "encoding pictures")
     cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
     with written_to(cache, "latents", "vae.cache"):
         if config.data.seconds is not None:

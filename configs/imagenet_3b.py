@@ -17,5 +17,5 @@ from lumina_jax.run import load_config
 
 def get_config() -> Config:
     return load_config(Path(__file__).with_name("imagenet_600m.py")).replace(
-        model=SIZES["3B"], mesh={"fsdp": 64}, run={"name": "imagenet_3b"}
+        model=SIZES["3B"], run={"name": "imagenet_3b"}
     )

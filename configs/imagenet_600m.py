@@ -37,7 +37,7 @@ def get_config() -> Config:
             prefetch=64,
         ),
         optimizer=OptimizerConfig(learning_rate=5e-4),
-        mesh=MeshConfig(fsdp=16),
+        mesh=MeshConfig(fsdp=None),
         sample=SampleConfig(solver="dopri5", guidance=1.5),
         run=RunConfig(name="imagenet_600m", steps=1_000_000, log_every=100, checkpoint_every=10_000),
     )

@@ -39,7 +39,7 @@ def get_config() -> Config:
             bad_samples=100_000,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4),
-        mesh=MeshConfig(fsdp=64),
+        mesh=MeshConfig(fsdp=None),
         sample=SampleConfig(solver="midpoint", steps=30, guidance=4.0, time_shift=4.0),
         run=RunConfig(name="t2i_5b_256", steps=3_000_000, log_every=100, checkpoint_every=20_000),
     )

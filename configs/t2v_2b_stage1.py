@@ -50,7 +50,7 @@ def get_config() -> Config:
             bad_samples=100_000,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4),
-        mesh=MeshConfig(fsdp=64),
+        mesh=MeshConfig(fsdp=None),
         sample=SampleConfig(solver="midpoint", steps=30, guidance=4.0, time_shift=4.0),
         run=RunConfig(name="t2v_2b_stage1", steps=200_000, log_every=100, checkpoint_every=5_000),
     )

@@ -22,6 +22,6 @@ def get_config() -> Config:
     return load_config(Path(__file__).with_name("t2v_2b_stage2.py")).replace(
         model=SIZES["7B"] | {"remat": "attention"},
         data={"batch_rows": 16, "samples_per_row": 1},
-        mesh={"fsdp": 16, "sequence": 4},
+        mesh={"sequence": 4},
         run={"name": "t2v_7b_128k", "init_from": "", "steps": 40_000},
     )

@@ -16,6 +16,8 @@ POINTS = (
     "`hf download`"
 )
 SHOWN_ERRORS, SHOWN_LETTERS = 3, 80
+MOST_VALUES = 10**6
+"""Of a YAML file, whose aliases count as often as they are used."""
 
 
 def read_json(file: PathLike[str] | str, kind: Any) -> Any:
@@ -29,6 +31,7 @@ def read_yaml(file: PathLike[str] | str, kind: Any) -> Any:
 
     try:
         content = yaml.safe_load(_read(file).decode("utf-8-sig"))
+        _check_size(content)
         text = json.dumps(content, default=str)
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file} must be YAML, but cannot be read as such ({_short(error)})") from None
@@ -54,6 +57,20 @@ def parse_json(text: str | bytes, kind: Any, origin: str) -> Any:
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(f"{origin} {_reasons(error)}") from None
+
+
+def _check_size(content: Any) -> None:
+    """Refuse what a few lines of aliases expand to without end."""
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        inner = (
+            [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        )
+        count += len(inner)
+        if count > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+        waiting.extend(inner)
 
 
 @functools.lru_cache(maxsize=64)

@@ -28,7 +28,7 @@ def keep_memory_on_cpu() -> None:
     """
     if os.environ.get("LUMINA_ALLOCATOR") == "system" or platform.libc_ver()[0] != "glibc":
         return
-    if any(name in os.environ for name in KEEP_MEMORY) or not _runs_on_cpu():
+    if any(name in os.environ for name in KEEP_MEMORY) or not runs_on_cpu():
         return
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP_MEMORY)
 
@@ -56,7 +56,8 @@ class _Unfailing(io.FileIO):
             return memoryview(data).nbytes
 
 
-def _runs_on_cpu() -> bool:
+def runs_on_cpu() -> bool:
+    """Whether jax will compute on the CPU, as far as its environment and the devices of this machine tell."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"

@@ -6,18 +6,20 @@ config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
 
 import codecs
 import importlib.util
+import inspect
 import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.documents import read_json
+from lumina_jax.launch import runs_on_cpu
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -46,23 +48,75 @@ class _WithRun:
     run: _Place = _Place()
 
 
-def parse_config(arguments: Sequence[str], description: str) -> Config:
-    """The configuration file named first, with the flags that follow it on top; --help and bad flags exit."""
+def parse_config(arguments: Sequence[str], description: str, *, on_cpu: bool | None = None) -> Config:
+    """The configuration file named first, with the flags that follow it on top; --help and bad flags exit.
+
+    A warmup that a short run has no room for is shortened, unless a flag asks for it. A file with settings for either
+    device gives those of this one, or those with which the run in the folder was begun.
+
+    Args:
+      on_cpu: as for `load_config`; not None: whatever run there is.
+
+    Raises:
+      ValueError: there is no such file, or the settings cannot work together.
+    """
+    words = list(arguments)
+    if not words or words[0].startswith("-"):
+        if "-h" not in words and "--help" not in words:
+            names = "configs/folder.py for pictures of your own, configs/emoji.py for the demo"
+            print(f"{description}\nName a configuration file first: {names}", file=sys.stderr)
+            raise SystemExit(2)
+        return _with_flags(Config(model=ModelConfig(layers=4, heads=8, width=768)), words, description)
+    file, *words = words
+    config = _with_flags(load_config(file, on_cpu), words, description)
+    if on_cpu is None and has_sizes(file):
+        here, why = runs_on_cpu(), ""
+        if _is_begun_otherwise(config, other := _with_flags(load_config(file, not here), words, description)):
+            config, here, why = other, not here, f", with which {run_folder(config)} was begun"
+        print(f"{file}: the settings for {'CPUs' if here else 'GPUs and TPUs'}{why}", flush=True)
+    return _with_fitting_warmup(config, words)
+
+
+def _with_flags(default: Config, words: Sequence[str], description: str) -> Config:
     import tyro
 
-    words = list(arguments)
-    if words and not words[0].startswith("-"):
-        default = load_config(words.pop(0))
-    elif "-h" in words or "--help" in words:
-        default = Config(model=ModelConfig(layers=4, heads=8, width=768))
-    else:
-        print(f"{description}\nName a configuration file first, such as configs/emoji.py", file=sys.stderr)
-        raise SystemExit(2)
-    return tyro.cli(Config, default=default, args=words, description=description, prog="train.py CONFIG")
+    return tyro.cli(Config, default=default, args=list(words), description=description, prog="train.py CONFIG")
 
 
-def load_config(path: str | Path) -> Config:
+def _is_begun_otherwise(config: Config, other: Config) -> bool:
+    """Whether the run of `config` was begun with the model of `other`."""
+    file = run_folder(config) / CONFIG_FILE
+    if config.model == other.model or not file.is_file():
+        return False
+    try:
+        return read_model(file.parent) == other.model
+    except ValueError:  # a damaged file tells nothing; it will be written anew
+        return False
+
+
+def _with_fitting_warmup(config: Config, words: Sequence[str]) -> Config:
+    """The configuration with a warmup that leaves steps for a schedule that decays: a tenth of a run that is too short.
+
+    Raises:
+      ValueError: a flag asks for a warmup that does not.
+    """
+    warmup, steps = config.optimizer.warmup_steps, config.run.steps
+    if config.optimizer.schedule == "constant" or warmup < steps:
+        return config
+    if any(re.match(r"--optimizer\.warmup[-_]steps(=|$)", word) for word in words):
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup} must be less than run.steps={steps} when the schedule is "
+            f"{config.optimizer.schedule!r}; shorten the warmup or lengthen the run"
+        )
+    print(f"optimizer.warmup_steps is {steps // 10} instead of {warmup}, because run.steps is {steps}", flush=True)
+    return config.replace(optimizer={"warmup_steps": steps // 10})
+
+
+def load_config(path: str | Path, on_cpu: bool | None = None) -> Config:
     """The result of `get_config()` in a Python file, or a saved config.json.
+
+    Args:
+      on_cpu: what a `get_config(on_cpu)`, which has settings for either device, is told; None: as on this machine.
 
     Raises:
       ValueError: the file is missing, cannot be run, or defines no `get_config` that returns a Config.
@@ -79,7 +133,7 @@ def load_config(path: str | Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config() if hasattr(module, "get_config") else None
+        config = _called(getattr(module, "get_config", None), runs_on_cpu() if on_cpu is None else on_cpu)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # whatever code of the user raises
@@ -89,6 +143,18 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise ValueError(f"{path} must define get_config() -> Config")
     return config
+
+
+def has_sizes(path: str | Path) -> bool:
+    """Whether a configuration file has other settings for CPUs than for GPUs and TPUs."""
+    return Path(path).suffix == ".py" and load_config(path, on_cpu=True) != load_config(path, on_cpu=False)
+
+
+def _called(get_config: Callable[..., Any] | None, on_cpu: bool) -> Any:
+    """What `get_config()` or `get_config(on_cpu)` returns."""
+    if get_config is None:
+        return None
+    return get_config(on_cpu) if "on_cpu" in inspect.signature(get_config).parameters else get_config()
 
 
 def read_run(folder: str | Path) -> Config:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 from flax import nnx
 
 from lumina_jax.config import Config
@@ -18,7 +17,7 @@ from lumina_jax.generation.sheets import encoder_of, new_pipeline, vae_of
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.run import CONFIG_FILE, checkpoints_of, read_run
-from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model
+from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
 
 DRAWING = {"flow": frozenset({"path", "prediction"}), "text": frozenset({"max_tokens", "see_padding"})}
 SIZES = {"data": frozenset({"image_size", "frames", "grid_columns", "seconds", "sample_rate", "modality"})}
@@ -50,7 +49,7 @@ def check_as_trained(folder: str | Path, config: Config, step: int | None, secti
     Args:
       sections: the fields of each section that count.
     """
-    if not epath.Path(checkpoints_of(folder)).is_dir():
+    if not located(checkpoints_of(folder)).is_dir():
         return
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.latest() if step is None else step
@@ -85,7 +84,7 @@ def trained_parameters(
       ValueError: there are none, they cannot be read, or they are of another model than the configuration's.
     """
     check_trained(folder, config)
-    if not epath.Path(checkpoints_of(folder)).is_dir():
+    if not located(checkpoints_of(folder)).is_dir():
         if step is not None:
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
         return load_parameters(folder, config.model, shardings), 0

@@ -1,9 +1,12 @@
 """Configurations survive JSON, refuse what cannot work with the field's name, and every experiment builds."""
 
+import ast
 import dataclasses
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -24,9 +27,11 @@ from lumina_jax.config import (
     TextConfig,
     VaeConfig,
 )
+from lumina_jax.parallel.mesh import check_mesh, configured_mesh
 from lumina_jax.run import load_config
-from lumina_jax.scaling.aot import Plan, parameter_count, plan_mesh
+from lumina_jax.scaling.aot import Plan, plan_mesh
 from lumina_jax.scaling.chips import parse_topology
+from lumina_jax.training.state import parameter_count
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 MODEL = {"layers": 2, "heads": 4, "width": 48}
@@ -147,8 +152,9 @@ def test_every_experiment_builds_its_configuration(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.__doc__, "the docstring is the lab note"
-    config = module.get_config()
-    assert Config.from_json(config.to_json()) == config
+    for on_cpu in (True, False):
+        config = load_config(path, on_cpu)
+        assert Config.from_json(config.to_json()) == config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +168,22 @@ class Chip:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_experiment_divides_its_batch_and_its_heads_over_its_mesh(path):
     plan = Plan(config=load_config(path), topology=parse_topology("v5e:4x4"))
-    mesh = plan.config.mesh
+    mesh = plan.mesh
     plan_mesh(plan, [Chip(number) for number in range(mesh.fsdp * mesh.sequence * mesh.tensor)])
     assert plan.load.tokens >= 16
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_experiment_starts_on_one_device_or_names_the_flags_with_which_it_does(path):
+    config = load_config(path)
+    wanted = config.mesh
+    if path.stem == "t2v_7b_128k":  # whose rows need the memory of several
+        with pytest.raises(ValueError, match=r"add --mesh.sequence 1,"):
+            configured_mesh(wanted, [Chip(0)])
+        wanted = dataclasses.replace(wanted, sequence=1)
+    mesh = configured_mesh(wanted, [Chip(0)])
+    check_mesh(config, mesh)
+    assert mesh.size == 1
 
 
 @pytest.mark.parametrize(
@@ -273,3 +292,39 @@ def test_a_configuration_that_cannot_be_run_is_named_with_the_line(tmp_path, cod
     with pytest.raises(ValueError, match=reason) as error:
         load_config(tmp_path / "mine.py")
     assert "mine.py" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("RunConfig(steps=10.5)", r"run\.steps=10\.5 must be of the type int, but is float"),
+        ("RunConfig(steps='10')", r"run\.steps='10' must be of the type int, but is str"),
+        ("SampleConfig(guidance='4')", r"sample\.guidance='4' must be of the type float, but is str"),
+        ("OptimizerConfig(clip_norm=[1])", r"optimizer\.clip_norm=\[1\] must be of the type float or None"),
+        ("RunConfig(name=None)", r"run\.name=None must be of the type str, but is NoneType"),
+        ("RunConfig(root=3)", r"run\.root=3 must be of the type str"),
+    ],
+)
+def test_a_value_of_another_type_in_a_file_of_code_is_refused(tmp_path, code, reason):
+    """In a process without the type checks of these tests."""
+    (tmp_path / "mine.py").write_text(f"from lumina_jax.config import *\ndef get_config():\n    return {code}\n")
+    script = f"from lumina_jax.run import load_config; load_config({str(tmp_path / 'mine.py')!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=CONFIGS[0].parents[1])
+    assert re.search(reason, done.stderr.splitlines()[-1])
+
+
+def fields_without_a_word(file):
+    """Fields of dataclasses after which no docstring stands, from which --help is made."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ClassDef):
+            for field, following in zip(node.body, [*node.body[1:], None]):
+                is_field = isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation)
+                is_explained = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                if is_field and not is_explained:
+                    yield f"{node.name}.{field.target.id}"
+
+
+def test_every_flag_is_explained():
+    files = sorted((Path(__file__).parents[1] / "lumina_jax" / "config").glob("*.py"))
+    missing = {name for file in files for name in fields_without_a_word(file)}
+    assert {name for name in missing if not name.startswith(("Config.", "Modality."))} == set()

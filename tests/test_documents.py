@@ -1,11 +1,17 @@
 """Documents of JSON and YAML are read as typed values, or refused by file and key."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from lumina_jax.documents import parse_json, read_json, read_yaml
+
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijkl")
+)
+"""Some lines that stand for billions of values."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ def test_a_wrong_document_is_refused_by_origin_and_key(text, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
-@pytest.mark.parametrize("text", ["a: [", "a: &x [*x]", "\x00", "[" * 5000, "? [1]\n: 2"])
+@pytest.mark.parametrize("text", ["a: [", "a: &x [*x]", "\x00", "[" * 5000, "? [1]\n: 2", BOMB])
 def test_what_is_no_yaml_is_refused(tmp_path, text):
     file = tmp_path / "list.yaml"
     file.write_text(text)

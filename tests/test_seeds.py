@@ -1,6 +1,7 @@
 """Each seed of 64 bits has a key of its own."""
 
 import jax
+import numpy as np
 import pytest
 
 from lumina_jax.seeds import LARGEST_SEED, key_of_seed
@@ -20,3 +21,8 @@ def test_no_two_seeds_share_a_key():
 def test_other_seeds_are_refused(seed):
     with pytest.raises(ValueError, match="between 0 and"):
         key_of_seed(seed)
+
+
+def test_integers_of_numpy_are_seeds_like_those_of_python():
+    for seed in (np.uint64(2**40), np.int64(7), np.uint32(7)):
+        assert (jax.random.key_data(key_of_seed(seed)) == jax.random.key_data(key_of_seed(int(seed)))).all()

@@ -1,6 +1,6 @@
 """Record what libtpu schedules for a kernel that can be counted by hand: the golden data of the schedule reader.
 
-    pip install -e '.[aot]'
+    make aot-setup
     python tools/make_schedule_golden.py tests/golden/schedule
 
 Writes the three dumps that the reader takes. The kernel's counts follow from its source: a grid of 2 x 3 steps, in each

@@ -2,7 +2,7 @@
 
 Prints what of a device's memory goes where, which collectives a step runs, and how long a step takes at least; fails
 if it does not fit, and says what would help. Any setting of the configuration is a flag, as for train.py:
---model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, but libtpu: pip install 'lumina_jax[aot]'
+--model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, but libtpu: make aot-setup
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from lumina_jax.config import Config
 from lumina_jax.failures import reported
 from lumina_jax.run import parse_config
 from lumina_jax.scaling.chips import parse_topology
+from lumina_jax.scaling.libtpu import add_libtpu
 
 if TYPE_CHECKING:
     from lumina_jax.scaling.aot import Plan, Report
@@ -40,7 +41,7 @@ class Arguments:
     search: bool = False
     """Try meshes, remat policies and micro-batches, and recommend one."""
     compiles: int = 4
-    """Of a search: at most so many quick compiles, of the best by estimate; the best that fits is compiled fully."""
+    """Of a search: the most quick compiles, of the best by estimate; the best that fits is compiled fully."""
     vae_factor: int = 8
     """Pixels along one side of a value of the latent, if vae.path names an autoencoder."""
     json: Path | None = None
@@ -53,8 +54,11 @@ def main(words: Sequence[str]) -> int:
         return_unknown_args=True,
     )  # fmt: skip
     with reported():
-        config = parse_config([*words[:1], *rest], __doc__ or "")
+        config = parse_config([*words[:1], *rest], __doc__ or "", on_cpu=False)
         os.environ.update(parse_topology(arguments.topology).environment)
+        for name in ("vae_factor", "compiles"):
+            if getattr(arguments, name) < 1:
+                raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
         status = run(arguments, config)
     return status
 
@@ -65,6 +69,7 @@ def run(arguments: Arguments, config: Config) -> int:
         raise ValueError(
             "jax was imported before the environment of libtpu was set; run this command in its own process"
         )
+    add_libtpu()
     from lumina_jax.scaling.aot import DoesNotFitError, Plan, compile_plan
     from lumina_jax.scaling.report import as_json, failure_lines, report_lines
 

@@ -59,14 +59,14 @@ def main(words: Sequence[str]) -> int:
 
 def kernels(arguments: Kernels) -> None:
     from lumina_jax.scaling.cases import chosen
-    from lumina_jax.scaling.compiler import require_libtpu
     from lumina_jax.scaling.cores import core_of
+    from lumina_jax.scaling.libtpu import add_libtpu
 
     for topology in arguments.topology:
         core_of(topology)
     problems = problems_of(arguments)
     contestants = chosen(arguments.contestants)
-    require_libtpu()
+    add_libtpu()
     measured = [
         measurement
         for topology in arguments.topology

@@ -74,6 +74,7 @@ def convert(arguments: Arguments) -> None:
     """
     from lumina_jax.interop.export import mapping_table, plan_export, write_export
     from lumina_jax.interop.sources import found
+    from lumina_jax.weights.folders import unfinished
     from lumina_jax.weights.writer import total_bytes
 
     if not 0 < arguments.shard_gb < math.inf:
@@ -93,6 +94,8 @@ def convert(arguments: Arguments) -> None:
     print(f"{count:,} parameters in {len(export.plan)} tensors, {total / 1e9:.3f} GB")
     if arguments.dry_run:
         return
+    for path in unfinished(arguments.destination):
+        print(f"{path} was left by a conversion that was killed; remove it, unless that one still runs")
     with progress_bar(total) as progress:
         write_export(
             export,

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lumina_jax.data.example import Media, Source
 
 MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture", "flite-speech": "flite_speech"}
+LARGEST_SIZE = 16_384
+"""Pixels of a side, and views or frames of a sample."""
 SIZE, SHEET_SAMPLES, SHEET_FRAMES, SHEET_SECONDS = 64, 24, 6, 60.0
 
 
@@ -101,6 +103,12 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
+def check_range(name: str, value: float | int, least: float | int, most: float | int) -> None:
+    """Refuse a number that is too small, too large, or none."""
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} must be between {least} and {most}")
+
+
 def prepare(arguments: Prepare) -> None:
     from lumina_jax.data.prepared import README, SHEET, PreparedSource, write_prepared
 
@@ -122,8 +130,8 @@ def _settings(arguments: Prepare, frames: int | None) -> tuple[int, ...]:
             raise ValueError(f"{arguments.name} has no pictures; leave --size and --frames out")
         return ()
     settings = tuple(default if value is None else value for value, default in zip(asked, (SIZE, frames)))
-    if min(settings) < 1:
-        raise ValueError(f"size and frames must be at least 1, but are {settings}")
+    for name, value in zip(("size", "frames"), settings):
+        check_range(name, value, 1, LARGEST_SIZE)
     return settings
 
 
@@ -135,6 +143,8 @@ def render(arguments: Render) -> None:
     def say(done: int, total: int) -> None:
         print(f"\r{done} of {total}", end="\n" if done == total else "", flush=True)
 
+    check_range("views", arguments.views, 1, LARGEST_SIZE)
+    check_range("size", arguments.size, 1, LARGEST_SIZE)
     look = Look(arguments.views, arguments.size, arguments.elevation)
     report = render_models(find_models(arguments.models), arguments.out, look, say)
     for name, reason in report.bad.items():
@@ -146,6 +156,7 @@ def render(arguments: Render) -> None:
 def cut(arguments: Scenes) -> None:
     from lumina_jax.data.scenes import write_scenes
 
+    check_range("least", arguments.least, 0, 86_400)
     report = write_scenes(arguments.captions, arguments.out, least=arguments.least)
     for name, reason in report.bad.items():
         print(f"skipped {name}: {reason}")
@@ -160,6 +171,7 @@ def count(arguments: Packing) -> None:
     from lumina_jax.data.sources import open_source
     from lumina_jax.run import load_config
 
+    check_range("samples", arguments.samples, 1, 10**9)
     config = load_config(arguments.config)
     if config.vae.path:
         raise ValueError("this counts the batches of a model of pixels, but vae.path names an autoencoder")

@@ -20,6 +20,7 @@ import tyro
 from lumina_jax.config import Config
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.progress import counted
 from lumina_jax.run import read_run
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Arguments:
     batch: int = 32
     """Pictures drawn at once."""
     likelihood: int = 0
-    """Also walk so many pictures back to noise: their likelihood, and how well they are drawn again from there."""
+    """How many pictures are also walked back to noise: their likelihood, and how well they are drawn again."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -81,7 +82,8 @@ def evaluate(arguments: Arguments) -> int:
     compare(np.stack([*drawn.values()]), true[[*drawn]], is_held_out[[*drawn]])
     print(f"contact sheet: {gallery.sheet()}")
     if arguments.likelihood:
-        likelihood(pipeline, config, true[: arguments.likelihood], prompts[: arguments.likelihood], arguments.seed)
+        chosen = slice(arguments.likelihood)
+        likelihood(pipeline, config, true[chosen], prompts[chosen], arguments.seed, arguments.batch)
     return 0 if len(drawn) == len(prompts) else 1
 
 
@@ -194,8 +196,10 @@ def compare_frames(drawn: np.ndarray, true: np.ndarray) -> None:
     )
 
 
-def likelihood(pipeline: "Pipeline", config: Config, pictures: np.ndarray, prompts: list[str], seed: int) -> None:
-    """Bits for each value of pictures uint8 [n f h w 3], and the error after a walk to noise and back.
+def likelihood(
+    pipeline: "Pipeline", config: Config, pictures: np.ndarray, prompts: list[str], seed: int, batch: int
+) -> None:
+    """Bits for each value of pictures uint8 [n f h w 3], and the error after a walk to noise and back; `batch` at once.
 
     Values of a byte are spread evenly over their interval, so that a density in nats becomes a bound on their bits.
     """
@@ -206,12 +210,19 @@ def likelihood(pipeline: "Pipeline", config: Config, pictures: np.ndarray, promp
     settings = dataclasses.replace(config.sample, solver=solver, guidance=1.0)
     spread = np.random.default_rng(seed).uniform(-0.5, 0.5, pictures.shape)
     values = pixels_to_unit(pictures + spread)
-    log_density = np.asarray(pipeline.log_density(values, prompts, settings, seed=seed))
+    log_density, error = np.empty(len(values)), np.empty(len(values))
+    with counted("walking pictures to noise and back", len(values)) as show:
+        for start in range(0, len(values), batch):
+            done = min(start + batch, len(values))
+            part = np.minimum(np.arange(start, start + min(batch, len(values))), len(values) - 1)  # of equal lengths
+            own, words = values[part], [prompts[index] for index in part]
+            log_density[part] = pipeline.log_density(own, words, settings, seed=seed)
+            again = np.asarray(pipeline.latents(pipeline.invert(own, words, settings), words, settings))
+            error[part] = np.abs(again - own).mean(axis=tuple(range(1, own.ndim))) * 127.5
+            show(done)
     bits = np.log2(127.5) - log_density / (np.log(2) * values[0].size)
-    again = np.asarray(pipeline.latents(pipeline.invert(values, prompts, settings), prompts, settings))
-    error = np.abs(again - values).mean() * 127.5
     print(f"{len(pictures)} pictures have {bits.mean():.3f} bits a value, from {bits.min():.3f} to {bits.max():.3f}")
-    print(f"walked to noise and back, their values differ by {error:.2f} of 255 on average")
+    print(f"walked to noise and back, their values differ by {error.mean():.2f} of 255 on average")
 
 
 def true_samples(config: Config, limit: int, modality: str | None = None) -> tuple[list[str], np.ndarray, np.ndarray]:

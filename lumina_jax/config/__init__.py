@@ -8,6 +8,7 @@ Nothing here imports jax, so `--help` is instant. Derived quantities are propert
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from lumina_jax.config.data import DataConfig as DataConfig
 from lumina_jax.config.data import Part as Part
 from lumina_jax.config.data import SourceConfig as SourceConfig
 from lumina_jax.config.hosts import HostsConfig as HostsConfig
+from lumina_jax.config.mesh import MeshConfig as MeshConfig
 from lumina_jax.config.model import Modality as Modality
 from lumina_jax.config.model import ModelConfig as ModelConfig
 from lumina_jax.config.section import Section, require, require_between
@@ -33,8 +35,11 @@ class FlowConfig(Section):
     called: ClassVar[str] = "flow."
 
     path: PathName = "linear"
+    """How data and noise are mixed: along a line, with constant variance (gvp), or as diffusion does it (vp)."""
     prediction: PredictionName = "velocity"
+    """What the network predicts."""
     loss_weight: Literal["none", "velocity", "likelihood"] = "none"
+    """Weight of the times in the loss of score and noise."""
     times: Literal["uniform", "lognorm"] = "lognorm"
     """Distribution of the training times; lognorm is the sigmoid of a standard normal."""
     time_shift: float = 1.0
@@ -88,8 +93,9 @@ class VaeConfig(Section):
     """A folder, or downloaded repository, with a BigVGAN that makes sounds of spectrograms when sampling, such as the
     folder bigvnat of the released audio models. Nothing: Griffin and Lim's iteration makes them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the autoencoder\'s parameters and activations."""
     tile: int | None = 1024
-    """Pictures larger than so many pixels a side are encoded and decoded in overlapping tiles; None: never."""
+    """Pixels of a side above which pictures are encoded and decoded in overlapping tiles; None: never."""
     cache: str = ".cache/latents"
     """Folder in which the latents of the pictures are kept."""
 
@@ -105,13 +111,19 @@ class OptimizerConfig(Section):
     called: ClassVar[str] = "optimizer."
 
     learning_rate: float = 1e-4
+    """The greatest learning rate, after the warmup."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """What follows the warmup: constant, or decay to zero at the last step."""
     warmup_steps: int = 0
+    """Steps over which the learning rate grows to its full value."""
     beta1: float = 0.9
+    """Decay of the mean of gradients."""
     beta2: float = 0.999
+    """Decay of the mean of squared gradients."""
     eps: float = 1e-8
+    """Added to the root of that mean."""
     weight_decay: float = 0.0
+    """Share of each parameter, times the learning rate, that a step takes away."""
     clip_norm: float | None = 2.0
     """Gradients of a larger global norm are scaled down to it; None: never."""
     accumulate: int = 1
@@ -120,6 +132,7 @@ class OptimizerConfig(Section):
     """In which type gradients of the layers' weights are added up over devices: model.compute_dtype, in which they are
     made, or float32, which doubles that traffic."""
     ema_decay: float = 0.9999
+    """Decay of the average of the parameters, from which samples are drawn."""
     ema_warmup: bool = False
     """Start the average quickly: decay = min(ema_decay, (1 + step) / (10 + step))."""
 
@@ -140,32 +153,6 @@ class OptimizerConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig(Section):
-    """Devices along each mesh axis; `data` takes what the others leave."""
-
-    called: ClassVar[str] = "mesh."
-
-    fsdp: int = 1
-    """Devices that each keep a share of every parameter and moment, and gather the weights of a layer to use it."""
-    sequence: int = 1
-    """Devices that share the tokens of a row, for long sequences; they keep shares of the parameters as well."""
-    ring: int = 1
-    """So many of those pass keys and values round a ring; the others (sequence / ring) exchange heads for tokens, which
-    is faster but needs as many heads."""
-    tensor: int = 1
-    """Devices that divide attention heads and the width of the feed-forward."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("fsdp", "sequence", "ring", "tensor"):
-            require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
-        require(
-            self.sequence % self.ring == 0,
-            f"mesh.ring={self.ring} must divide mesh.sequence={self.sequence}: it is part of it",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class SampleConfig(Section):
     """How pictures are drawn from a trained model (`sample.py`, and the sheets of a training run)."""
 
@@ -174,12 +161,13 @@ class SampleConfig(Section):
     solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "dopri8", "tsit5", "euler_maruyama", "sde_heun"] = (
         "midpoint"
     )
+    """dopri5, dopri8 and tsit5 choose their steps themselves; the last two are stochastic."""
     steps: int = 30
     """Intervals of the time grid; the adaptive solvers choose their own steps and ignore it."""
     guidance: float = 4.0
     """Scale s of v_null + s (v_text - v_null); 1: no guidance."""
     guided_channels: int | None = None
-    """Guide only so many leading channels (the released code: 3); None: all."""
+    """The number of leading channels that are guided (the released code: 3); None: all."""
     time_shift: float = 1.0
     """The time grid t becomes t / (t + m - m t)."""
     rope_factor: float | None = None
@@ -191,14 +179,17 @@ class SampleConfig(Section):
     """Scale the logits of pictures of other sizes than those of training by sqrt(log length / log trained length):
     more tokens, a sharper softmax."""
     rtol: float = 1e-3
+    """Relative tolerance of the adaptive solvers."""
     atol: float = 1e-6
-    """Tolerances of the adaptive solvers."""
+    """Absolute tolerance of the adaptive solvers."""
     diffusion: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
+    """Form of the noise that the stochastic solvers add over time."""
     diffusion_norm: float = 1.0
     """Diffusion coefficient of the stochastic solvers."""
     last_step: Literal["none", "mean", "tweedie", "euler"] = "mean"
-    last_step_size: float = 0.04
     """How the stochastic solvers end."""
+    last_step_size: float = 0.04
+    """Length of that last step in time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -225,6 +216,7 @@ class RunConfig(Section):
     called: ClassVar[str] = "run."
 
     name: str = "run"
+    """Folder of the run in run.root."""
     root: str = "runs"
     """The run lives in root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files, samples/."""
     checkpoints: str = ""
@@ -233,16 +225,24 @@ class RunConfig(Section):
     """A run, or a folder made by `convert --to jax`: a new run starts from its (averaged) parameters, at step 0, and
     has its model, whatever the configuration file describes."""
     steps: int = 1000
+    """Optimiser steps of the whole run; a run that is complete goes on with a larger number."""
     seed: int = 0
     """Of the first parameters, the noise and the order of the data; up to 2**64 - 1."""
     log_every: int = 20
+    """Steps between reports."""
     checkpoint_every: int = 500
+    """Steps between checkpoints."""
     keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
     """Besides the newest, keep every checkpoint whose step is a multiple of this."""
     sample_every: int | None = None
-    """Draw a sheet of sample_prompts so often; None: never."""
+    """Steps between sheets of sample_prompts; None: no sheets."""
     sample_prompts: tuple[str, ...] = ()
+    """What the sheets show; nothing: captions, or labels, from all over the data."""
+    profile: str = ""
+    """Steps to record a trace of, first and last, such as 10:15; it is written into profile/ of the run's folder
+    (docs/checkpoints.md says how to look at it). Nothing: none."""
 
     wide: ClassVar[frozenset[str]] = frozenset({"seed"})
 
@@ -269,6 +269,19 @@ class RunConfig(Section):
             "://" not in self.root and "\0" not in self.root,
             f"run.root={self.root!r} must be a local folder; of a run, only run.checkpoints may be a URL",
         )
+        if self.profile:
+            first, last = self.profiled
+            require(
+                1 <= first < last <= self.steps,
+                f"run.profile={self.profile!r} must be two steps FIRST:LAST with 1 <= FIRST < LAST <= "
+                f"run.steps={self.steps}, such as 10:15",
+            )
+
+    @property
+    def profiled(self) -> tuple[int, int]:
+        """The first and the last step of the trace; (0, 0): no trace, or text that is not two numbers."""
+        found = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", self.profile)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,11 +319,6 @@ class Config(Section):
             self.data.batch_rows % self.optimizer.accumulate == 0,
             f"data.batch_rows={self.data.batch_rows} must be a multiple of "
             f"optimizer.accumulate={self.optimizer.accumulate}",
-        )
-        require(
-            self.optimizer.schedule == "constant" or self.optimizer.warmup_steps < self.run.steps,
-            f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be less than run.steps={self.run.steps} when "
-            f"the schedule is {self.optimizer.schedule!r}; shorten the warmup or lengthen the run",
         )
 
     def to_json(self) -> str:

@@ -22,7 +22,7 @@ class SourceConfig(Section):
     split: str = "train"
     """emoji: train, held_out or all. tfds: any split expression. folder: which of its folders train, test, ..."""
     limit: int | None = None
-    """Only the first so many samples of the source; None: all."""
+    """How many samples of the source are used, the first ones; None: all."""
     modality: str | None = None
     """Which of the model's modalities the samples are of; None: its own, model.modality."""
     image_size: int = 32
@@ -30,13 +30,13 @@ class SourceConfig(Section):
     frames: int = 1
     """Frames of a clip, or views of an object, at most."""
     grid_columns: int | None = None
-    """Lay the data.frames views of an object out as one picture of so many columns, each image_size pixels wide
+    """Lay the data.frames views of an object out as one picture with this number of columns of image_size pixels
     (Lumina-T2MV: 12 views, 4 columns); None: each view is a frame."""
     frame_rate: float | None = None
     """Frames taken of each second of a clip, from a random moment on; None: evenly over all of it."""
     seconds: float | None = None
-    """The source is of sounds, of so many seconds at most; None: of pictures. A sound's channels are 80 mel bins, or
-    those of an autoencoder of sounds, and its patch_size is 1."""
+    """Greatest length of a sound, which makes the source one of sounds; None: one of pictures. A sound's channels are
+    80 mel bins, or those of an autoencoder of sounds, and its patch_size is 1."""
     sample_rate: int = 22_050
     """Samples of a sound a second (the released audio models: 16000)."""
     pitch: bool = False
@@ -51,9 +51,11 @@ class SourceConfig(Section):
     emoji_names: int = 48
     """Number of emoji names in the embedded set; each name is drawn in two styles."""
     image_key: str = "image"
+    """Feature of a tfds builder that holds the picture."""
     caption_key: str = "caption"
+    """Feature that holds the caption, or a class label whose name is the caption."""
     label_key: str = "label"
-    """Feature names of a tfds builder; a caption may also be the name of the label."""
+    """Feature that holds the label of a label-conditional model."""
     data_dir: str | None = None
     """Folder of prepared tfds data; None: the default of tensorflow-datasets."""
 
@@ -130,7 +132,7 @@ class DataConfig(SourceConfig):
     row_tokens: int | None = None
     """Tokens in a row; None: as many as one sample of image_size needs. More packs several samples into a row."""
     samples_per_row: int = 1
-    """At most so many samples share a row."""
+    """The most samples that share a row."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     workers: int = 0

@@ -25,7 +25,7 @@ class HostsConfig(Section):
     start_timeout: int = 300
     """Seconds within which all processes must have started."""
     silence: int = 60
-    """A host from which nothing came for so many seconds is taken for lost, which ends the job. That a process was
+    """Seconds without a message after which a host counts as lost, which ends the job. That a process was
     killed is known at once."""
     stopped_status: int = 0
     """Exit status of a run that was asked to stop (SIGTERM) before its last step. Launchers that start a failed job

@@ -41,8 +41,11 @@ class ModelConfig(Section):
     called: ClassVar[str] = "model."
 
     layers: int
+    """Transformer blocks."""
     heads: int
+    """Query heads of attention."""
     width: int
+    """Width of the residual stream."""
     kv_heads: int | None = None
     """Key/value heads shared by groups of query heads; None: one for each query head."""
     attention_width: int | None = None
@@ -60,6 +63,7 @@ class ModelConfig(Section):
     condition_limit: int | None = 1024
     """Greatest width of the embedding that feeds adaLN; None: the width of the model (the audio models)."""
     patch_size: int = 2
+    """Values of the latent along each side of a patch, which is one token."""
     channels: int = 4
     """Channels of the latent (3 when training on pixels)."""
     modality: str = "image"
@@ -67,6 +71,7 @@ class ModelConfig(Section):
     others: tuple[Modality, ...] = ()
     """Further modalities that the same network learns, each with projections of its own."""
     conditioning: Literal["text", "label"] = "text"
+    """What a sample is described by: a caption, or the number of a label."""
     text_width: int = 4096
     """Width of the caption features (text-conditional models only)."""
     text_layers: int = 0
@@ -75,9 +80,13 @@ class ModelConfig(Section):
     classes: int = 1000
     """Number of labels (label-conditional models only); one extra row means 'no label'."""
     qk_norm: bool = True
+    """Normalise queries and keys."""
     mlp_multiple_of: int = 256
+    """The width of the feed-forward is rounded up to a multiple of this."""
     mlp_multiplier: float | None = None
+    """Factor on the width of the feed-forward, which is 8/3 of the width of the model; None: 1."""
     norm_eps: float = 1e-5
+    """Added to the mean square in a norm."""
     nextline: bool = True
     """A learned [nextline] token after every row of patches; the label-conditional models have none."""
     nextframe: bool = True
@@ -89,7 +98,9 @@ class ModelConfig(Section):
     rope_axes: Literal[1, 2, 3] = 1
     """What rotary embeddings turn by. 1: the place in the sequence. 2: row and column. 3: frame, row and column."""
     rope_theta: float = 10_000.0
+    """Base of the wavelengths of rotary embeddings."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of activations, and of weights where they are used; parameters are float32."""
     remat: Literal["none", "full", "dots", "attention", "offload"] = "full"
     """What the backward pass recomputes: nothing; each layer from its input; all but matrix products; all but the
     attention of a fused kernel; or each layer from its input, which waits in the memory of the host (TPU)."""
@@ -97,6 +108,7 @@ class ModelConfig(Section):
     """Layers unrolled per iteration of the scan over layers; all of them: no scan, which compiles longer with every
     layer and runs a little faster on CPU."""
     attention: Literal["auto", "reference", "xla", "pallas"] = "auto"
+    """How attention is computed; auto: by the fused kernel where it can, else by XLA."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

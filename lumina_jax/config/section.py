@@ -6,6 +6,8 @@ In: the fields of a section. Out: one ValueError that names the field, the rule 
 import dataclasses
 import math
 import numbers
+import types
+import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +19,20 @@ LARGEST, SMALLEST = 3e38, 2e-38
 def require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
+
+
+KINDS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str, type(None): type(None)}
+"""What may stand in a field of a plain type. Files of Python code are the only source that nothing else checks."""
+
+
+def check_kind(name: str, value: object, declared: Any) -> None:
+    """Refuse a value of another plain type than the declared one or one of its alternatives."""
+    is_plain = declared in KINDS or typing.get_origin(declared) in (types.UnionType, typing.Union)
+    plain = (typing.get_args(declared) or (declared,)) if is_plain else ()
+    if plain and all(one in KINDS for one in plain):
+        allowed = " or ".join(one.__name__ for one in plain).replace("NoneType", "None")
+        is_allowed = isinstance(value, tuple(KINDS[one] for one in plain))
+        require(is_allowed, f"{name}={value!r} must be of the type {allowed}, but is {type(value).__name__}")
 
 
 def check_number(name: str, value: object) -> None:
@@ -52,5 +68,7 @@ class Section:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
+            name, value = f"{self.called}{field.name}", getattr(self, field.name)
+            check_kind(name, value, field.type)
             if field.name not in self.wide:
-                check_number(f"{self.called}{field.name}", getattr(self, field.name))
+                check_number(name, value)

@@ -21,6 +21,8 @@ from lumina_jax.encoders.phonemes import HIGHEST_PITCH, LOWEST_PITCH
 
 GREATEST_LABEL = 2**31 - 1
 REASON_LETTERS = 500
+PROMPT_ATTEMPTS = 4
+"""Records that are looked at for each prompt, where some have no caption or the same one."""
 
 
 class ChangedSourceError(ValueError):
@@ -212,6 +214,32 @@ def combined(parts: Iterable[Contents], *about: object) -> Contents:
 def captions(source: Source) -> list[str]:
     """The different captions of a whole source, the empty one first; no picture is decoded, bad samples are skipped."""
     return list(dict.fromkeys(["", *_captions(source)]))
+
+
+def some_prompts(source: Source, *, classes: int | None = None, count: int = 8) -> tuple[str, ...]:
+    """Different captions from all over a source: always the same ones, and only a few records are read.
+
+    Args:
+      classes: None: captions; else labels, below this number.
+    """
+    found: list[str] = []
+    for part in range(count):
+        begin, end = (len(source) * edge // count for edge in (part, part + 1))
+        begin = min(begin + part, max(begin, end - PROMPT_ATTEMPTS))  # not at the same place of every group of samples
+        for index in range(begin, min(end, begin + PROMPT_ATTEMPTS)):
+            prompt = _prompt_of(source[index], classes)
+            if prompt and prompt not in found:
+                found.append(prompt)
+                break
+    return tuple(found)
+
+
+def _prompt_of(record: Record | BadSample, classes: int | None) -> str | None:
+    if isinstance(record, BadSample):
+        return None
+    if classes is None:
+        return record.caption
+    return str(record.label) if record.label is not None and 0 <= record.label < classes else None
 
 
 def _digest(text: str) -> str:

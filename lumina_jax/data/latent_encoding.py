@@ -18,8 +18,8 @@ from lumina_jax.data.latent_parts import LatentParts
 from lumina_jax.parts import DIGEST, UnwritableError, check_writable
 
 THREADS = 16
-WINDOW = 256
-"""Samples whose digests are made at once."""
+WINDOW, SHARE = 256, 16
+"""Samples whose digests are made at once, and those that a thread makes."""
 MANY_UNSAVED = 4096
 """Digests of files after which they are written down."""
 HOPELESS = 32
@@ -85,7 +85,9 @@ class Work:
         with ThreadPoolExecutor(THREADS) as threads:
             for start in range(0, len(order), WINDOW):
                 window = order[start : start + WINDOW]
-                for index, key in zip(window, threads.map(self._key, window)):
+                shares = [window[at : at + SHARE] for at in range(0, len(window), SHARE)]
+                found = threads.map(lambda share: [self._key(index) for index in share], shares)
+                for index, key in zip(window, itertools.chain.from_iterable(found)):
                     if isinstance(key, str):
                         self.reasons[index] = key
                     elif key not in self._parts:

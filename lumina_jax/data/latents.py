@@ -23,7 +23,7 @@ from lumina_jax.data.buckets import Size, best_crop, center_square, crop_sizes
 from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source, contents
 from lumina_jax.data.fingerprints import Fingerprints
 from lumina_jax.data.frames import read_pictures
-from lumina_jax.data.latent_encoding import NO_DIGEST, Encoding, Scale, Work, distribution
+from lumina_jax.data.latent_encoding import NO_DIGEST, WINDOW, Encoding, Scale, Work, distribution
 from lumina_jax.data.latent_parts import DamagedError, LatentParts, mark_damaged, read_moments
 from lumina_jax.data.pictures import check_resizable
 from lumina_jax.encoders.image_vae import ImageVae
@@ -136,7 +136,8 @@ def encode(
             is_due = len(work.missing) == encoding.part_samples or done == len(source)
             if is_due and work.encode_missing(keys) and progress is not None:
                 progress(done, len(source))
-            show(done)
+            if is_due or done % WINDOW == 0:
+                show(done)
     parts.remove_damaged()
     return LatentSource(source, parts, as_array(keys), work.reasons, encoding.scale, encoding.channels)
 

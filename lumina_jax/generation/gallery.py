@@ -72,7 +72,7 @@ class Gallery:
         prompts: Sequence[str],
         settings: dict[str, Any],
         *,
-        rate: float,
+        rate: int | float,
         voice: Voice | None = None,
         columns: int | None = None,
     ):

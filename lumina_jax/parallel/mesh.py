@@ -32,7 +32,7 @@ Split = Mapping[str, Sequence[int]]
 
 def make_mesh(
     *,
-    fsdp: int = 1,
+    fsdp: int | None = 1,
     sequence: int = 1,
     ring: int = 1,
     tensor: int = 1,
@@ -43,7 +43,8 @@ def make_mesh(
     """A mesh of all `devices` (default: every device of the run); the axis `data` takes what the others leave.
 
     Args:
-      fsdp: devices that each keep a share of every parameter, and gather it where it is used.
+      fsdp: devices that each keep a share of every parameter, and gather it where it is used; None: all of a slice
+        that sequence and tensor leave.
       sequence: devices that share the tokens of a row, and keep shares of parameters as well.
       ring: so many of those pass keys and values round; the others (sequence / ring) exchange heads for tokens.
       tensor: devices that divide attention heads and the width of the feed-forward.
@@ -54,25 +55,25 @@ def make_mesh(
       ValueError: the axes do not fill the devices, or not each slice.
     """
     devices = list(jax.devices() if devices is None else devices)
-    group = fsdp * sequence * tensor
-    if min(fsdp, sequence, ring, tensor) < 1 or sequence % ring:
+    if min(1 if fsdp is None else fsdp, sequence, ring, tensor) < 1 or sequence % ring:
         raise ValueError(
             f"sizes of mesh axes must be at least 1, and mesh.ring divide mesh.sequence, but {fsdp=}, {sequence=}, "
             f"{ring=}, {tensor=}; choose mesh.ring from {_divisors(max(sequence, 1))}"
         )
-    if len(devices) % group:
-        rule = "are at least" if group > len(devices) else "are a multiple of"
-        raise ValueError(
-            f"mesh.fsdp x mesh.sequence x mesh.tensor = {fsdp} x {sequence} x {tensor} needs devices that {rule} "
-            f"{group}, but this run has {len(devices)}; start it on more hosts or chips, or choose a product from "
-            f"{_divisors(len(devices))}"
-        )
     by_slice = _slices(devices, slices)
+    asked = MeshConfig(fsdp=fsdp, sequence=sequence, ring=ring, tensor=tensor).over(len(by_slice[0]))
+    fsdp = asked.fsdp or 1
+    group = fsdp * sequence * tensor
+    if len(devices) % group:
+        rule = "at least" if group > len(devices) else "a multiple of"
+        raise ValueError(
+            f"mesh.fsdp x mesh.sequence x mesh.tensor = {fsdp} x {sequence} x {tensor} = {group} needs {rule} {group} "
+            f"devices, but this run has {len(devices)}; {_fitting(asked, len(devices))}, or start it on other devices"
+        )
     if len(by_slice[0]) % group:
         raise ValueError(
             f"mesh.fsdp x mesh.sequence x mesh.tensor must fit into one slice, but is {group}, and each of the "
-            f"{len(by_slice)} slices has {len(by_slice[0])} devices; choose a product from "
-            f"{_divisors(len(by_slice[0]))}"
+            f"{len(by_slice)} slices has {len(by_slice[0])} devices; {_fitting(asked, len(by_slice[0]))}"
         )
     sizes = dict(zip(FAMILIES, (len(by_slice[0]) // group, fsdp, ring, sequence // ring, tensor)))
     if split is not None:
@@ -87,6 +88,17 @@ def configured_mesh(config: MeshConfig, devices: Devices | None = None) -> Mesh:
     return make_mesh(
         fsdp=config.fsdp, sequence=config.sequence, ring=config.ring, tensor=config.tensor, devices=devices
     )
+
+
+def _fitting(asked: MeshConfig, devices: int) -> str:
+    """The flags that make a mesh of so many devices, as near to the one asked for as they allow."""
+    tensor = math.gcd(asked.tensor, devices)
+    sequence = math.gcd(asked.sequence, devices // tensor)
+    rest = devices // (tensor * sequence)
+    fsdp = asked.fsdp if asked.fsdp is not None and rest % asked.fsdp == 0 else rest
+    sizes = {"fsdp": fsdp, "sequence": sequence, "ring": math.gcd(asked.ring, sequence), "tensor": tensor}
+    flags = [f"--mesh.{name} {size}" for name, size in sizes.items() if size != getattr(asked, name)]
+    return f"add {' '.join(flags)}"
 
 
 def axes_of(mesh: AnyMesh, *logical: str) -> tuple[str, ...]:

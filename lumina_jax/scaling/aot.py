@@ -2,15 +2,13 @@
 
 In: a configuration, a topology, and what a batch holds. Out: a `Report`: what fits, what the program does, and how long
 it takes at least. The program that is compiled is that of `training/step.py` (or `generation/sampler.py`) to the last
-instruction; only its arrays are abstract. Needs libtpu (`pip install 'lumina_jax[aot]'`), no TPU.
+instruction; only its arrays are abstract. Needs libtpu (`make aot-setup`), no TPU.
 
 `Topology.environment` must be set before jax is imported; `commands/aot.py` does.
 """
 
 import dataclasses
 import functools
-import importlib.util
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.data.latents import latent_data
 from lumina_jax.flow.solvers import SOLVERS
@@ -34,11 +32,12 @@ from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, c
 from lumina_jax.scaling.chips import Topology
 from lumina_jax.scaling.flops import Load, sampling_flops, step_flops
 from lumina_jax.scaling.hlo import read_hlo
+from lumina_jax.scaling.libtpu import add_libtpu
 from lumina_jax.scaling.memory import Memory, memory
 from lumina_jax.scaling.roofline import Estimate, estimate
 from lumina_jax.scaling.traffic import Collective, Work, collectives, work
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid
-from lumina_jax.training.state import abstract_state
+from lumina_jax.training.state import abstract_state, parameter_count
 from lumina_jax.training.step import TrainBatch, batch_places, train_step
 
 QUICK, QUICK_FROM_0_12 = ("jax_exec_time_optimization_effort", -1.0), ("jax_optimization_level", "O1")
@@ -71,6 +70,11 @@ class Plan:
         data = self.config.data
         side = data.image_size // (self.vae_factor if self.config.vae.path else 1)
         return Extent(data.frames, side, side)
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """The sizes of the mesh over the devices of the topology."""
+        return self.config.mesh.over(self.topology.devices)
 
     @property
     def load(self) -> Load:
@@ -114,11 +118,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     Raises:
       ValueError: libtpu is missing, or knows no such topology.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            "compiling for a TPU needs libtpu, which is not installed; pip install 'lumina_jax[aot]' (it is used only "
-            "to compile; keep it out of environments that run on CPU)"
-        )
+    add_libtpu()
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
     except Exception as error:  # libtpu has no narrower one
@@ -136,7 +136,7 @@ def plan_mesh(plan: Plan, devices: Sequence[Any]) -> Mesh:
     Raises:
       ValueError: mesh, batch and topology do not fit together.
     """
-    mesh = configured_mesh(plan.config.mesh, devices)
+    mesh = configured_mesh(plan.mesh, devices)
     check_mesh(plan.config, mesh)
     if not plan.sampler:  # which fills rows up
         check_tokens(plan.load.tokens, mesh)
@@ -179,11 +179,6 @@ def compile_plan(plan: Plan) -> Report:
         compile_seconds=seconds,
         program_lines=text.count("\n"),
     )
-
-
-def parameter_count(model: ModelConfig) -> int:
-    """Values of all parameters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(model)[1]))
 
 
 def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:

@@ -5,7 +5,6 @@ environment where to put them. It runs optimised (-O), because tokamax wants its
 newer ones fail on them. A compiler that aborts takes its process down: the trial is reported, the rest go on.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lumina_jax.scaling.cores import core_of
+from lumina_jax.scaling.libtpu import add_libtpu
 from lumina_jax.scaling.measurements import Measurement, Trial
 
 MARK = "@@"
@@ -24,17 +24,9 @@ PASSES = "final_bundles|final_hlo-static|post-delay-converter"
 """The dumps that are read; writing all of the compiler's passes takes most of its time."""
 
 
-def require_libtpu() -> None:
-    """ModuleNotFoundError with the remedy where libtpu is missing."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise ModuleNotFoundError(
-            "compiling for TPUs ahead of time needs libtpu, which is not installed; pip install 'lumina_jax[aot]'"
-        )
-
-
 def measure(trials: Sequence[Trial], topology: str) -> Iterator[Measurement]:
     """One measurement for each trial, in order, as soon as it is there."""
-    require_libtpu()
+    add_libtpu()
     core_of(topology)
     done = 0
     while done < len(trials):

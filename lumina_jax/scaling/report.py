@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from lumina_jax.scaling.aot import DoesNotFitError, Plan, Report, parameter_count
+from lumina_jax.scaling.aot import DoesNotFitError, Plan, Report
 from lumina_jax.scaling.flops import forward_flops, step_flops
 from lumina_jax.scaling.roofline import ASSUMPTIONS, attention_efficiency
+from lumina_jax.training.state import parameter_count
 
 GB = 1e9
 WEIGHTS = ("all-gather", "reduce-scatter", "all-reduce")
@@ -26,7 +27,7 @@ KINDS = {
 
 def mesh_words(plan: Plan) -> str:
     """fsdp=64, tensor=1, ..., and data, which takes what those leave."""
-    sizes = {name: size for name, size in dataclasses.asdict(plan.config.mesh).items() if size > 1}
+    sizes = {name: size for name, size in dataclasses.asdict(plan.mesh).items() if size > 1}
     return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "data only"
 
 
@@ -81,16 +82,17 @@ def remedies(plan: Plan) -> list[str]:
         found.append(f"--optimizer.accumulate {twice}: half the rows at once, about {kept / 2 / GB:.2f} GB less")
     if load.rows > devices:
         found.append(f"fewer rows (--rows {load.rows // 2}): half of what each device works on")
-    mesh = config.mesh
-    shards = mesh.fsdp * mesh.sequence * mesh.tensor
+    mesh = plan.mesh
+    fsdp = mesh.fsdp or 1
+    shards = fsdp * mesh.sequence * mesh.tensor
     if shards < devices:
         own = 20 * parameter_count(model) / GB
         found.append(
-            f"--mesh.fsdp {mesh.fsdp * devices // shards}: parameters, average, moments and gradients over all, "
+            f"--mesh.fsdp {fsdp * devices // shards}: parameters, average, moments and gradients over all, "
             f"{own / shards - own / devices:.2f} GB less"
         )
-    elif rows <= mesh.fsdp and not plan.sampler:
-        found.append(f"--mesh.sequence {2 * mesh.sequence} --mesh.fsdp {max(1, mesh.fsdp // 2)}: fewer tokens a device")
+    elif rows <= fsdp and not plan.sampler:
+        found.append(f"--mesh.sequence {2 * mesh.sequence} --mesh.fsdp {max(1, fsdp // 2)}: fewer tokens a device")
     found.append(f"a topology of more devices than {devices}, or of chips with more memory")
     return found
 
@@ -159,7 +161,7 @@ def _collective_lines(report: Report) -> Iterator[str]:
             yield f"  {sent / GB:9.3f} GB  {kind} of {dtype} among {size}, {times:.0f} times"
     ideal = ideal_fsdp_bytes(report)
     if ideal:
-        mesh = report.plan.config.mesh
+        mesh = report.plan.mesh
         counted = WEIGHTS if mesh.tensor * mesh.sequence > 1 else (*WEIGHTS, "all-to-all", "collective-permute")
         sent = sum(sent for (kind, *_), (_, sent) in rows.items() if kind in counted)
         which = "those of weights are" if counted == WEIGHTS else "that is"
@@ -172,11 +174,11 @@ def _collective_lines(report: Report) -> Iterator[str]:
 def ideal_fsdp_bytes(report: Report) -> float:
     """What a device must send if each micro-batch gathers weights in bfloat16 for the forward and for the backward
     pass, and scatters their gradients in bfloat16; 0 without FSDP."""
-    config = report.plan.config
-    shards = config.mesh.fsdp * config.mesh.sequence
+    config, mesh = report.plan.config, report.plan.mesh
+    shards = (mesh.fsdp or 1) * mesh.sequence
     if report.plan.sampler or shards == 1:
         return 0.0
-    return 3 * 2 * report.parameters / config.mesh.tensor * (shards - 1) / shards * config.optimizer.accumulate
+    return 3 * 2 * report.parameters / mesh.tensor * (shards - 1) / shards * config.optimizer.accumulate
 
 
 def _flops_lines(report: Report) -> Iterator[str]:

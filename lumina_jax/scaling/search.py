@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lumina_jax.config import Config, ModelConfig
-from lumina_jax.scaling.aot import DoesNotFitError, Plan, Report, compile_plan, devices_of, parameter_count, plan_mesh
+from lumina_jax.scaling.aot import DoesNotFitError, Plan, Report, compile_plan, devices_of, plan_mesh
 from lumina_jax.scaling.flops import Load, forward_flops, step_flops
 from lumina_jax.scaling.roofline import attention_efficiency
+from lumina_jax.training.state import parameter_count
 
 MARGIN = 0.92
 """Candidates may fill so much of the memory by estimate: the compiler needs room for what the estimate leaves out."""

@@ -30,6 +30,8 @@ from lumina_jax.parallel.multihost import is_shared
 
 Tree = TypeVar("Tree")
 
+READERS = {"gs": ("gcsfs", "pip install 'lumina_jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
+"""The package that reads URLs of a kind, and the command that installs it."""
 LOCK_FILE = "lock.json"
 """Says who trains in a folder (`lock.py`)."""
 
@@ -236,12 +238,17 @@ def located(folder: str | Path) -> epath.Path:
     """An absolute path, or a URL as it is.
 
     Raises:
-      ValueError: what reads such URLs is not installed.
+      ValueError: nothing reads such URLs, or what does is not installed.
     """
-    if "://" not in str(folder):
+    scheme, mark, _ = str(folder).partition("://")
+    if not mark:
         return epath.Path(Path(folder).absolute())
-    if str(folder).startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f"checkpoints in {folder} need gcsfs; pip install 'lumina_jax[gcs]'")
+    if scheme not in READERS:
+        known = " or ".join(f"{name}://" for name in READERS)
+        raise ValueError(f"checkpoints go into a local folder, or to {known}, but not to {str(folder)!r}")
+    package, command = READERS[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"checkpoints in {folder} need {package}; {command}")
     return epath.Path(folder)
 
 

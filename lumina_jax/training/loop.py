@@ -15,15 +15,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, DataConfig
 from lumina_jax.failures import message
 from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
 from lumina_jax.training.feed import Feed
-from lumina_jax.training.metrics import MetricWriter, Progress, Speed
+from lumina_jax.training.metrics import SAMPLES_PER_SECOND, MetricWriter, Progress, Speed
 from lumina_jax.training.optimizer import learning_rate
 from lumina_jax.training.state import Parameters, TrainState, abstract_state, create_state
-from lumina_jax.training.step import Step, StepMetrics
+from lumina_jax.training.step import Step, StepMetrics, TrainBatch
+from lumina_jax.training.watched import watched
 
 PLACES = frozenset({"cache", "workers", "prefetch"})
 """Fields that change nothing of what is trained."""
@@ -62,16 +63,13 @@ def train(
     run, rate = config.run, learning_rate(config.optimizer, config.run.steps)
     start, pending = int(state.step), None
     speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
-    step = compiled_together(step)
-    shown = Progress(run.steps, start, run.name, is_shown=is_first())
-    with stop_requests() as stop_requested, shown as progress:
+    with (
+        stop_requests() as stop_requested,
+        Progress(run.steps, start, run.name, samples=samples_word(config.data), is_shown=is_first()) as progress,
+        watched(compiled_together(step), config, start, progress.note) as step,
+    ):
         for number in range(start + 1, run.steps + 1):
-            try:
-                batch = next(batches)
-            except Exception:
-                _rescue(config, state, batches, checkpoints, pending)
-                raise
-            state, metrics = step(state, batch)
+            state, metrics = step(state, _next_batch(config, state, batches, checkpoints, pending))
             if pending is not None:  # of the step before, so that the device never waits for the host
                 speed.count(curves.add(_check(*pending)))
             pending = (number, metrics)
@@ -87,7 +85,7 @@ def train(
             if logging:
                 values = curves.values(checked) | {
                     "learning_rate": float(rate(number - 1)),
-                    "images_per_second": speed.measure() or 0.0,
+                    SAMPLES_PER_SECOND: speed.measure() or 0.0,
                     "bad_samples": batches.bad_samples(),
                 }
                 if writer is not None:
@@ -172,6 +170,14 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
     return newest
 
 
+def samples_word(data: DataConfig) -> str:
+    """What the samples of a run are called."""
+    if data.seconds is not None and not data.mixture:
+        return "sounds"
+    is_picture = not data.mixture and (data.frames == 1 or data.grid_columns is not None)
+    return "images" if is_picture else "samples"
+
+
 class Curves:
     """What is logged of the losses: that of the last step, and where the model has several modalities the mean loss of
     each over the steps since the last report, as `loss/NAME`."""
@@ -198,24 +204,29 @@ class Curves:
         return numbers
 
 
-def _rescue(
+def _next_batch(
     config: Config,
     state: TrainState,
     batches: Feed,
     checkpoints: Checkpoints,
     pending: tuple[int, StepMetrics] | None,
-) -> None:
-    """Save the last step, which has no successor; of several processes the others would have to save, too."""
-    if jax.process_count() > 1 or int(state.step) == 0:
-        return
-    if pending is not None:
-        _check(*pending)
-    checkpoints.save(int(state.step), state, batches.state(), config.to_json())
+) -> TrainBatch:
+    """The next batch. If reading it fails, the last step is saved first; of several processes the others would have to
+    save, too, and don't."""
+    try:
+        return next(batches)
+    except Exception:
+        if jax.process_count() == 1 and int(state.step) > 0:
+            if pending is not None:
+                _check(*pending)
+            checkpoints.save(int(state.step), state, batches.state(), config.to_json())
+        raise
 
 
 def _show(show: Show, number: int, state: TrainState, progress: Progress) -> None:
     """Draw a sheet; if that fails, say so and go on. Of several processes some may have drawn their part and wait for
     the others, so that only errors of writing are passed over."""
+    progress.note(f"drawing a sheet of samples at step {number}")
     try:
         show(number, state.ema)
     except Exception as error:

@@ -23,13 +23,17 @@ from lumina_jax.training.logs import GrowingFile, record
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-IMAGES_PER_SECOND = "images_per_second"
+SAMPLES_PER_SECOND = "samples_per_second"
+RENAMED = {"images_per_second": SAMPLES_PER_SECOND}
+"""Names in the files of older runs, and what they are called now."""
 LABELS = {"loss": "loss", "gradient_norm": "gradient"}
 """The metrics that the terminal shows beside the speed, and what it calls them."""
 OF_MODALITY = "loss/"
 """What the name of a modality's loss begins with."""
 SMOOTHING = 0.7
 """Weight of the past in the smoothed speed."""
+ESTIMATE_AFTER, LONG = 5.0, 60.0
+"""Seconds of training after which the length of a run is estimated, and the least that are worth it."""
 
 
 class MetricWriter:
@@ -87,7 +91,7 @@ class MetricWriter:
 
 
 class Speed:
-    """Images a second, smoothed over measurements. The first count starts the clock: the first step compiles.
+    """Samples a second, smoothed over measurements. The first count starts the clock: the first step compiles.
 
     Args:
       clock: gives seconds.
@@ -96,32 +100,34 @@ class Speed:
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._since: float | None = None
-        self._images = 0.0
+        self._samples = 0.0
         self._smoothed: float | None = None
 
-    def count(self, images: SupportsFloat) -> None:
-        """So many more images are done."""
+    def count(self, samples: SupportsFloat) -> None:
+        """So many more samples are done."""
         if self._since is None:
             self._since = self._clock()
         else:
-            self._images += float(images)
+            self._samples += float(samples)
 
     def restart(self) -> None:
         """Leave out what happened since the last measurement, such as the drawing of a sheet."""
-        self._since, self._images = self._clock(), 0.0
+        self._since, self._samples = self._clock(), 0.0
 
     def measure(self) -> float | None:
         """The smoothed speed up to now; None until a step after the first has been counted."""
         now = self._clock()
-        if self._since is not None and self._images and now > self._since:
-            speed = self._images / (now - self._since)
+        if self._since is not None and self._samples and now > self._since:
+            speed = self._samples / (now - self._since)
             self._smoothed = speed if self._smoothed is None else SMOOTHING * self._smoothed + (1 - SMOOTHING) * speed
-            self._since, self._images = now, 0.0
+            self._since, self._samples = now, 0.0
         return self._smoothed
 
 
 class Progress:
     """A progress bar with the last metrics and the time left; where there is no terminal, a line for each report.
+
+    After the first seconds of a long run a line says how long it will take. The last line of a bar stays as it is.
 
         with Progress(run.steps, start, run.name) as progress:
             progress.advance(number)            # after each step
@@ -131,6 +137,7 @@ class Progress:
       total: steps of the whole run.
       start: steps done before.
       description: stands before the bar.
+      samples: what samples are called beside the speed.
       is_shown: False: say nothing, as all but one process of a job do.
       clock: gives seconds.
     """
@@ -141,17 +148,21 @@ class Progress:
         start: int,
         description: str,
         *,
+        samples: str = "samples",
         is_shown: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ):
         from rich.console import Console
 
         self._total, self._description, self._clock = total, description, clock
+        self._samples = samples
         self._console = Console(quiet=not is_shown)
         self._is_shown = is_shown
         self._bar = _bar(self._console) if is_shown and self._console.is_terminal else None
         self._task = self._bar and self._bar.add_task(description, total=total, completed=start, shown="")
+        self._begin = clock()
         self._first: tuple[int, float] | None = None
+        self._is_estimated = False
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
@@ -168,6 +179,7 @@ class Progress:
         """`step` steps are done; metrics, when given, are shown with the time left."""
         if self._first is None:
             self._first = step, self._clock()
+        self._estimate(step)
         shown = {} if metrics is None else {"shown": "  ".join(self._texts(step, metrics))}
         if self._bar is not None:
             self._bar.update(self._task, completed=step, **shown)
@@ -188,17 +200,33 @@ class Progress:
             for name, value in metrics.items()
             if name.startswith(OF_MODALITY)
         ]
-        texts += [f"{float(metrics[IMAGES_PER_SECOND]):.4g} images/s"] if IMAGES_PER_SECOND in metrics else []
-        first_step, first_time = self._first or (step, 0.0)
-        if step > first_step:
-            seconds = (self._clock() - first_time) / (step - first_step)
+        if SAMPLES_PER_SECOND in metrics:
+            texts.append(f"{float(metrics[SAMPLES_PER_SECOND]):.4g} {self._samples}/s")
+        if step >= self._total:
+            texts.append(f"in {_duration(self._clock() - self._begin)}")
+        elif (seconds := self._seconds_per_step(step)) is not None:
             texts.append(f"{_duration(seconds * (self._total - step))} left")
         return texts
 
+    def _seconds_per_step(self, step: int) -> float | None:
+        first_step, first_time = self._first or (step, 0.0)
+        return (self._clock() - first_time) / (step - first_step) if step > first_step else None
+
+    def _estimate(self, step: int) -> None:
+        """Say, once, how long the run will take: the first step, which compiles, is not counted."""
+        seconds = None if self._is_estimated else self._seconds_per_step(step)
+        if seconds is None or self._first is None or self._clock() - self._first[1] < ESTIMATE_AFTER:
+            return
+        self._is_estimated = True
+        left = seconds * (self._total - step)
+        if left >= LONG:
+            self.note(f"{seconds:.2g} s a step: about {_duration(left)} to step {self._total}")
+
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one dictionary a report."""
-    return [json.loads(line) for line in (Path(folder) / METRICS_FILE).read_text().splitlines()]
+    """The lines of metrics.jsonl, one dictionary a report, under the names that metrics have now."""
+    lines = map(json.loads, (Path(folder) / METRICS_FILE).read_text().splitlines())
+    return [{RENAMED.get(name, name): value for name, value in line.items()} for line in lines]
 
 
 def _drop_after(path: Path, step: int) -> None:

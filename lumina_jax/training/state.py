@@ -4,6 +4,7 @@ In: a configuration and a mesh. Out: parameters, their moving average, optimiser
 array created on the devices that keep it; no device ever holds more than its share.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, ModelConfig
 from lumina_jax.models.division import parameter_shardings
-from lumina_jax.models.flag_dit import FlagDiT
+from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.seeds import key_of_seed
 from lumina_jax.training.optimizer import optimizer
 
@@ -37,6 +38,11 @@ def split_model(model: FlagDiT) -> tuple[nnx.GraphDef, Parameters]:
     """The structure of a model and its parameters; `nnx.merge` undoes it."""
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Values of all parameters; none is computed."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(model)[1]))
 
 
 def state_shardings(config: Config, mesh: Mesh) -> TrainState:

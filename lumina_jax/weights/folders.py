@@ -21,7 +21,7 @@ from lumina_jax.documents import read_json
 from lumina_jax.weights.rules import listed
 
 MARKER = ".lumina_jax.json"
-OLD = ".old-"
+OLD, PARTIAL = ".old-", ".partial-"
 
 
 class Written(TypedDict):
@@ -62,7 +62,7 @@ def check_destination(folder: Path, *, overwrite: bool) -> None:
     if os.path.ismount(folder):
         raise ValueError(f"{folder} must be a new folder, but a disk is mounted there; name a folder within it")
     if not folder.exists():
-        if left := sorted(folder.parent.glob(f"{glob.escape(folder.name)}{OLD}*")):
+        if left := _beside(folder, OLD):
             raise ValueError(
                 f"replacing {folder} was interrupted, and what it held is in {left[0]}; rename that to {folder.name}, "
                 "or remove it"
@@ -82,6 +82,11 @@ def check_destination(folder: Path, *, overwrite: bool) -> None:
             f"{folder} may only be overwritten when it holds nothing but an unchanged export, but somebody added or "
             f"changed {listed(other, most=5)}; move that away, or name another folder"
         )
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What writing `folder` left when it was killed, or leaves if it still goes on."""
+    return _beside(folder, PARTIAL)
 
 
 def foreign(folder: Path) -> list[str]:
@@ -124,7 +129,7 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
       ValueError: meanwhile something appeared in `folder` that may not be replaced.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}{PARTIAL}", dir=folder.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
@@ -136,6 +141,10 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:  # an interrupt as well
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _beside(folder: Path, ending: str) -> list[Path]:
+    return sorted(folder.parent.glob(f"{glob.escape(folder.name)}{ending}*"))
 
 
 def _everything(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -147,9 +147,11 @@ class PickledTensors(Tensors):
             value = {name: view for name, view in value.items() if isinstance(view, View)}
         other = [str(name) for name, view in value.items() if not (isinstance(view, View) and isinstance(name, str))]
         if other or not value:
+            inside = [name for name, inner in value.items() if isinstance(inner, Mapping) and _has_tensors(inner)]
+            remedy = f"; those under {' and '.join(map(repr, inside))} are tensors: save one of them" if inside else ""
             raise ValueError(
                 f"{path} must hold tensors by name and nothing else, but {', '.join(other[:5]) or 'it is empty'}"
-                f"{' are none' if other else ''}; save the state_dict alone"
+                f"{' are none' if other else ''}{remedy or '; save the state_dict alone'}"
             )
         self._views: dict[str, View] = dict(value)
         for name, view in self._views.items():
@@ -195,6 +197,10 @@ class PickledTensors(Tensors):
             raise ValueError(f"{self.path} ends within a tensor; the file is damaged, copy it again")
         strides = [stride * dtype.itemsize for stride in view.strides]
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
+
+
+def _has_tensors(value: Mapping[Any, Any]) -> bool:
+    return any(isinstance(inner, View) for inner in value.values())
 
 
 def read_arguments(path: str | Path) -> dict[str, Any]:

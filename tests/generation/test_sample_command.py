@@ -86,7 +86,7 @@ def test_other_settings_of_one_seed_leave_what_is_there(draw, tmp_path):
         (["--guided-channels", 4], "guided_channels=4 must be between 1 and the 3 channels"),
         (["--steps", 10**9], "sample.steps=1000000000 must be between 1 and 10000"),
         (["99"], "label from 0 to 47, but got prompt='99'"),
-        (["--step", 7], "no checkpoint of step=7"),
+        (["--step", 7], "step 7 must be one of the checkpoints"),
         (["--modality", "sound"], "must be one of those of the model"),
         (["--out", "gs://bucket/x"], "is a URL"),
         (["--batch", 0], "--batch 0 must be at least 1"),

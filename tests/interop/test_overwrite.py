@@ -236,6 +236,13 @@ def test_what_a_killed_replacement_left_beside_is_named(tmp_path, export):
     check_destination(export, overwrite=True)
 
 
+def test_what_a_killed_conversion_left_is_said(tmp_path, source, capsys):
+    (tmp_path / "out[1].partial-abc").mkdir()
+    run(source, tmp_path / "out[1]", "lumina", "jax")
+    assert "out[1].partial-abc was left by a conversion that was killed" in capsys.readouterr().out
+    assert (tmp_path / "out[1].partial-abc").is_dir()
+
+
 def test_a_destination_below_a_linked_folder_is_replaced_where_it_is(tmp_path, source):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")

@@ -78,3 +78,4 @@ def without_pad_token(folder):
     tensors = tensors_of(folder, "jax")
     del tensors["pad_token"]
     save_file(tensors, folder / "model.safetensors")
+    return folder

@@ -8,6 +8,7 @@ import pytest
 from checkpoints import GOLDEN, checkpoint, run, tensors_of
 from flax import nnx
 from safetensors.numpy import load_file
+from test_padding import without_pad_token
 
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.interop.sources import open_source
@@ -33,6 +34,22 @@ def test_diffusers_opens_our_export_and_computes_what_we_do(tmp_path, torch, sha
     golden = Golden(GOLDEN / "nextdit.safetensors").inputs("fwd")
     found = forward_of_diffusers(torch, model, golden)
     np.testing.assert_allclose(forward(ours, golden), found, atol=1e-5 * np.abs(found).max(), rtol=0)
+
+
+def test_diffusers_computes_the_same_with_any_embedding_of_padding(tmp_path, torch):
+    """So a model of ours that has none is exported with zeros."""
+    diffusers = pytest.importorskip("diffusers")
+    ours = without_pad_token(run(checkpoint(tmp_path / "source", "nextdit"), tmp_path / "ours", "lumina", "jax"))
+    theirs = run(ours, tmp_path / "theirs", "jax", "diffusers")
+    model, golden = (
+        diffusers.LuminaNextDiT2DModel.from_pretrained(theirs, subfolder="transformer"),
+        Golden(GOLDEN / "nextdit.safetensors").inputs("fwd"),
+    )
+    found = forward_of_diffusers(torch, model, golden)
+    np.testing.assert_allclose(forward(ours, golden), found, atol=1e-5 * np.abs(found).max(), rtol=0)
+    with torch.no_grad():
+        model.pad_token.fill_(1e4)
+    np.testing.assert_array_equal(forward_of_diffusers(torch, model, golden), found)
 
 
 def test_a_pipeline_takes_our_export_and_the_parts_that_are_given(tmp_path, torch):

@@ -121,13 +121,37 @@ def test_axes_of_no_device_and_a_ring_of_more_than_the_sequence_are_refused(fsdp
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ({"fsdp": 64}, r"= 64 x 1 x 1 needs devices that are at least 64, but this run has 8; start it on more"),
-        ({"fsdp": 2, "tensor": 3}, r"= 2 x 1 x 3 needs devices that are a multiple of 6, .* from \[1, 2, 4, 8\]"),
+        ({"fsdp": 64}, "= 64 x 1 x 1 = 64 needs at least 64 devices, but this run has 8; add --mesh.fsdp 8, or"),
+        ({"fsdp": 2, "tensor": 3}, "= 2 x 1 x 3 = 6 needs a multiple of 6 devices, .* has 8; add --mesh.tensor 1, or"),
+        ({"fsdp": 16, "sequence": 4, "ring": 4}, "add --mesh.fsdp 2, or"),
+        ({"fsdp": None, "sequence": 16, "ring": 16}, "add --mesh.sequence 8 --mesh.ring 8, or"),
     ],
 )
-def test_a_mesh_that_the_devices_do_not_fill_is_refused(mesh, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_mesh_that_the_devices_do_not_fill_is_refused_with_the_flags_that_help(mesh, message):
+    with pytest.raises(ValueError, match=message) as error:
         configured_mesh(MeshConfig(**mesh), line(8))
+    words = str(error.value).split("add ")[1].split(",")[0].split()
+    flags = {name.removeprefix("--mesh."): int(size) for name, size in zip(words[::2], words[1::2])}
+    assert configured_mesh(MeshConfig(**mesh | flags), line(8)).size == 8
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes", "expected"),
+    [
+        (line(1), {}, {}),
+        (line(8), {}, {"fsdp": 8}),
+        (line(8), {"sequence": 2, "tensor": 2}, {"fsdp": 2, "sequence_heads": 2, "tensor": 2}),
+        (torus(4, 4, 1, slices=2), {}, {"data": 2, "fsdp_x": 4, "fsdp_y": 4}),
+    ],
+)
+def test_an_open_fsdp_takes_the_devices_of_a_slice_that_the_other_axes_leave(devices, sizes, expected):
+    mesh = configured_mesh(MeshConfig(fsdp=None, **sizes), devices)
+    assert {name: size for name, size in mesh.shape.items() if size > 1} == expected
+
+
+def test_one_device_is_told_every_flag_that_makes_a_mesh_of_it():
+    with pytest.raises(ValueError, match=r"this run has 1; add --mesh.fsdp 1 --mesh.sequence 1, or"):
+        configured_mesh(MeshConfig(fsdp=16, sequence=4), line(1))
 
 
 def test_any_number_of_rows_and_tokens_fits_on_one_device():

@@ -19,7 +19,7 @@ from lumina_jax.config import Config, ModelConfig
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import load_config, parse_config
-from lumina_jax.scaling import aot, search
+from lumina_jax.scaling import aot, libtpu, search
 from lumina_jax.scaling.aot import DoesNotFitError, Plan, Report, abstract_batch, devices_of, needed_bytes, plan_mesh
 from lumina_jax.scaling.chips import parse_topology
 from lumina_jax.scaling.memory import Memory
@@ -58,10 +58,27 @@ def test_the_load_of_a_plan_is_what_training_would_feed_it():
     assert (load.rows, load.samples, load.text_tokens) == (config.data.batch_rows, 1, 128)
 
 
-def test_missing_libtpu_names_the_extra_that_installs_it(monkeypatch):
-    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'lumina_jax\[aot\]'"):
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """The folder of an environment without libtpu."""
+    monkeypatch.setattr(libtpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    return tmp_path
+
+
+def test_missing_libtpu_names_what_installs_it_in_the_version_of_jax(environment):
+    words = rf"`make aot-setup`, or .* --target {environment / 'aot'} '?libtpu==[0-9.*]+'?`"
+    with pytest.raises(ValueError, match=words):
         devices_of(parse_topology("v5e:4x4"))
+
+
+def test_libtpu_is_found_in_a_folder_beside_the_environment_here_and_in_processes_started_later(environment):
+    (environment / "aot" / "libtpu").mkdir(parents=True)
+    libtpu.add_libtpu()
+    assert sys.path[-1] == str(environment / "aot")
+    assert os.environ["PYTHONPATH"] == f"mine{os.pathsep}{environment / 'aot'}"
 
 
 class Chip:
@@ -78,8 +95,8 @@ def chips(*extent):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mesh": {"fsdp": 3}}, "devices that are a multiple of 3"),
-        ({"mesh": {"fsdp": 32}}, "devices that are at least 32"),
+        ({"mesh": {"fsdp": 3}}, "a multiple of 3 devices, but this run has 16"),
+        ({"mesh": {"fsdp": 32}}, "at least 32 devices, but this run has 16"),
         ({"mesh": {"tensor": 8}}, r"mesh.tensor=8 must divide"),
         ({"data": {"batch_rows": 20}, "mesh": {"fsdp": 16}}, "rows of a batch must be a multiple of the 16"),
         (

@@ -15,7 +15,7 @@ import pytest
 
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.run import checkpoints_of
-from lumina_jax.training.checkpoint import Checkpoints, check_same_model
+from lumina_jax.training.checkpoint import Checkpoints, check_same_model, is_begun
 
 CONFIG = Config(model=ModelConfig(layers=2, heads=2, width=8))
 
@@ -296,3 +296,18 @@ def test_settings_of_execution_and_training_may_change_on_resume():
         optimizer={"learning_rate": 1.0},
     )
     check_same_model(CONFIG.model, changed.model, "the rule")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("foo://bucket/run", r"to gs:// or s3://, but not to 'foo://bucket/run'"),
+        ("file:///tmp/run", "but not to 'file:///tmp/run'"),
+        ("gs://bucket/run", r"need gcsfs; pip install 'lumina_jax\[gcs\]'"),
+        ("s3://bucket/run", "need s3fs; pip install s3fs"),
+    ],
+)
+def test_urls_that_nothing_reads_are_refused(url, reason, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=reason):
+        is_begun(url)

@@ -43,8 +43,8 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
         cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "14 samples of EmojiSource" in done.stdout
-    assert "encoding what they show" in done.stdout
+    assert "data     14 samples of emoji" in done.stdout
+    assert "encoding pictures" in done.stdout
     folder = tmp_path / "tiny"
     with Image.open(folder / "samples" / "step_0000002.png") as sheet:
         assert sheet.size[0] >= 2 * 32

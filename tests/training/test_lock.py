@@ -27,7 +27,7 @@ with locked([sys.argv[1]]):
 
 @pytest.fixture
 def quick(monkeypatch):
-    for name, seconds in (("BEAT", 0.05), ("PATIENCE", 0.6), ("SETTLING", 0.05)):
+    for name, seconds in (("BEAT", 0.05), ("PATIENCE", 3.0), ("SETTLING", 0.05)):
         monkeypatch.setattr(locks, name, seconds)
 
 
@@ -71,7 +71,7 @@ def test_a_second_run_is_refused_with_host_process_and_time_and_a_killed_one_hol
         assert (tmp_path / LOCK_FILE).exists(), "a killed process removes nothing"
         started = time.monotonic()
         with locked([tmp_path]):
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < locks.PATIENCE / 2
     assert not list(tmp_path.iterdir())
 
 
@@ -92,7 +92,7 @@ def test_a_killed_run_of_this_machine_holds_up_nobody_where_there_is_no_flock(tm
         left_behind(tmp_path, **changes)
         started = time.monotonic()
         with locked([tmp_path]):
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < locks.PATIENCE / 2
     left_behind(tmp_path)
     with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"), locked([tmp_path]):
         pass
@@ -118,11 +118,11 @@ def test_a_run_on_another_machine_is_refused_while_its_file_changes_and_taken_ov
     life.join()
     started = time.monotonic()
     with locked([tmp_path]):
-        assert 0.5 < time.monotonic() - started < 5
+        assert time.monotonic() - started > locks.PATIENCE / 2
     left_behind(tmp_path, host="elsewhere", boot="another", beat_at=time.time() - 3600)
     started = time.monotonic()
     with locked([tmp_path]):
-        assert time.monotonic() - started < 0.5, "an hour ago needs no waiting"
+        assert time.monotonic() - started < locks.PATIENCE / 2, "an hour ago needs no waiting"
 
 
 @pytest.mark.parametrize("where", ["here", "bucket"])

@@ -126,7 +126,7 @@ def test_output_that_nobody_takes_is_no_error(output, tmp_path):
         command = ["bash", "-c", '"$@" > /dev/full 2>&1', "bash", *command]
     else:
         command = ["bash", "-c", '"$@" >&- 2>&-', "bash", *command]
-    done = subprocess.run(command, env=environment, pass_fds=[writing], capture_output=True, timeout=60)
+    done = subprocess.run(command, env=environment, pass_fds=[writing], capture_output=True, timeout=180)
     os.close(writing)
     assert os.read(reading, 100) == b"done"
     assert done.returncode == 0

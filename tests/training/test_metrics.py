@@ -138,16 +138,65 @@ def test_speed_is_smoothed_and_converges_to_a_new_one():
 
 def test_without_a_terminal_each_report_is_one_plain_line(capsys):
     clock = Clock()
-    with Progress(100, 10, "emoji", clock=clock) as progress:
+    with Progress(100, 10, "emoji", samples="images", clock=clock) as progress:
         for step in range(11, 31):
             clock.now += 3 if step > 11 else 500
             progress.advance(step)
         progress.advance(
-            30, {"loss": 0.123456, "gradient_norm": 2.0, "learning_rate": 1e-4, "images_per_second": 640.25}
+            30, {"loss": 0.123456, "gradient_norm": 2.0, "learning_rate": 1e-4, "samples_per_second": 640.25}
         )
         progress.note("saved [x]")
-    out = capsys.readouterr().out
-    assert out == "emoji 30/100  loss 0.1235  gradient 2  640.2 images/s  3:30 left\nsaved [x]\n"
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        "3 s a step: about 4:21 to step 100",
+        "emoji 30/100  loss 0.1235  gradient 2  640.2 images/s  3:30 left",
+        "saved [x]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "total", "lines"),
+    [
+        (1.0, 3000, ["1 s a step: about 49:54 to step 3000"]),
+        (0.004, 3000, []),
+        (2.0, 30, []),
+        (400.0, 1000, ["4e+02 s a step: about 110:53:20 to step 1000"]),
+    ],
+)
+def test_the_length_of_a_long_run_is_estimated_once_after_its_first_seconds(capsys, seconds, total, lines):
+    clock = Clock()
+    with Progress(total, 0, "emoji", clock=clock) as progress:
+        for step in range(1, 12):
+            progress.advance(step)
+            clock.now += seconds
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_the_last_report_says_how_long_the_run_took(capsys):
+    clock = Clock()
+    with Progress(2, 0, "speech", samples="sounds", clock=clock) as progress:
+        clock.now += 90
+        progress.advance(1)
+        clock.now += 10
+        progress.advance(2, {"loss": 0.5, "samples_per_second": 3.0})
+    assert capsys.readouterr().out == "speech 2/2  loss 0.5  3 sounds/s  in 1:40\n"
+
+
+def test_the_last_line_of_a_bar_stays_with_its_loss(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with Progress(2, 0, "emoji") as progress:
+        progress.advance(1)
+        progress.advance(2, {"loss": 0.5, "gradient_norm": 0.25, "samples_per_second": 640.25})
+    last = capsys.readouterr().out.removesuffix("\x1b[?25h").removesuffix("\n").split("\x1b[2K")[-1]
+    assert "loss 0.5" in last
+    assert "640.2" in last
+
+
+def test_metrics_of_older_runs_are_read_under_their_names_of_now(tmp_path):
+    (tmp_path / metrics.METRICS_FILE).write_text('{"step": 1, "images_per_second": 32.0}\n')
+    write_steps(tmp_path, [2], resumed_step=1)
+    assert read_metrics(tmp_path)[0] == {"step": 1, "samples_per_second": 32.0}
 
 
 def test_on_a_terminal_a_bar_shows_the_metrics(monkeypatch, capsys):

@@ -336,11 +336,11 @@ def test_hosts_of_other_labels_are_refused_a_lost_worker_ends_all_and_ctrl_c_sav
         job.wait_for(lambda: job.steps() >= 2)
         (worker,) = workers_of(job.processes[1])
         os.kill(worker, signal.SIGKILL)
-        assert job.statuses(60) == [ENDED_BY_OTHERS, 1], job.said(0) + job.said(1)
+        assert job.statuses(180) == [ENDED_BY_OTHERS, 1], job.said(0) + job.said(1)
         assert "was ended by signal 9" in job.said(1)
         assert "process 1 of 2" in job.said(0)
     with Job(settings, 2, 1, cache=cache, folders=hosts) as job:
         job.wait_for(lambda: job.steps() >= 2)
         job.processes[1].send_signal(signal.SIGINT)
-        assert job.statuses(60) == [0, 0], job.said(0) + job.said(1)
+        assert job.statuses(180) == [0, 0], job.said(0) + job.said(1)
     assert state_at(settings)[0] > 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -58,14 +57,14 @@ def test_each_request_saves_and_a_second_ctrl_c_stops_at_once():
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         process = asking()
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert (out, process.returncode) == ("asked\nsaved\n", 0), number
         assert ("press Ctrl-C again to stop at once" in err) == (number == signal.SIGINT)
     process = asking(seconds=60)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "asked\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=50)
     assert process.returncode == -signal.SIGINT
     assert "Traceback" not in err
 
@@ -83,7 +82,7 @@ def test_signals_that_were_ignored_stay_so():
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "asked\nsaved\n"
+    assert process.communicate(timeout=120)[0] == "asked\nsaved\n"
 
 
 def started(settings, **streams):
@@ -116,7 +115,7 @@ def test_a_run_whose_output_is_closed_goes_on_and_ctrl_c_saves(tmp_path):
     with pytest.raises(ValueError, match=f"in use by process {process.pid}"), locked([tmp_path / "tiny"]):
         pass
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     errors = (tmp_path / "errors").read_text()
     assert "Traceback" not in errors
     assert "Broken pipe" not in errors
@@ -131,13 +130,12 @@ def test_a_killed_data_worker_ends_the_run_which_says_why_and_saves(tmp_path):
     workers = workers_of(process)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert f"error: the data worker of process id {workers[0]} was ended by signal 9, as the system does when" in err
     assert "lower data.workers or data.prefetch" in err
     assert "Traceback" not in err
-    last = max(int(step) for step in re.findall(r"tiny (\d+)/", out))
-    assert Checkpoints(tmp_path / "tiny/checkpoints", read_only=True).latest() >= last
+    assert Checkpoints(tmp_path / "tiny/checkpoints", read_only=True).latest() >= steps_of(tmp_path / "tiny")[-1]
     assert not any(os.path.exists(f"/proc/{worker}") for worker in workers)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from pickled import save_pickled
 from safetensors.numpy import load_file
 
 from lumina_jax.weights.pickles import PickledTensors, read_arguments
@@ -175,3 +176,10 @@ def test_a_zip_that_pytorch_did_not_write_is_called_so(tmp_path):
         file.writestr("notes.txt", "mine")
     with pytest.raises(ValueError, match=r"is a zip, but not one that torch\.save wrote"):
         PickledTensors(tmp_path / "a.pth")
+
+
+def test_where_the_state_dict_of_a_training_run_lies_is_said(tmp_path):
+    state = {"a": np.ones(2, np.float32)}
+    save_pickled(tmp_path / "run.pth", {"model": state, "epoch": 3, "optimizer": {"state": {}}})
+    with pytest.raises(ValueError, match=r"optimizer are none; those under 'model' are tensors: save one"):
+        PickledTensors(tmp_path / "run.pth")

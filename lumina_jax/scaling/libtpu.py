@@ -1,0 +1,37 @@
+"""The TPU compiler: where it is looked for, and how it is installed.
+
+It lies in a folder of its own, `aot` in the environment: beside jax it would make every program that runs on CPU look
+for TPUs, and complain. jax is not imported here, since it must find the compiler when it is.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+
+FOLDER = "aot"
+
+
+def add_libtpu() -> None:
+    """Let this process, and those that it starts, import libtpu: as installed, or from its folder.
+
+    Raises:
+      ValueError: it is in neither; the message says how to install it.
+    """
+    if importlib.util.find_spec("libtpu") is not None:
+        return
+    folder = Path(sys.prefix) / FOLDER
+    if not (folder / "libtpu").is_dir():
+        raise ValueError(f"compiling for TPUs that are not here needs their compiler, libtpu; {remedy()}")
+    sys.path.append(str(folder))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
+
+
+def remedy() -> str:
+    """How to install libtpu in the version that belongs to the installed jax."""
+    wanted = [line.split(";")[0].strip() for line in importlib.metadata.requires("jax") or ()]
+    version = next((name for name in wanted if name.startswith("libtpu")), "libtpu")
+    words = ["pip", "install", "--no-deps", "--target", str(Path(sys.prefix) / FOLDER), version]
+    return f"install it with `make aot-setup`, or in another environment than .venv with `{shlex.join(words)}`"

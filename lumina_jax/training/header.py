@@ -1,0 +1,46 @@
+"""What a run says before it starts: five lines that name the run, the model, the devices, the data and a batch."""
+
+from collections.abc import Sized
+
+import jax
+from jax.sharding import Mesh
+
+from lumina_jax.config import Config
+from lumina_jax.parallel.mesh import axes_of
+from lumina_jax.run import run_folder
+from lumina_jax.training.state import parameter_count
+
+
+def header_lines(config: Config, mesh: Mesh, *, source: Sized, row_tokens: int) -> list[str]:
+    """The lines of the header.
+
+    Args:
+      source: what the run is trained on.
+      row_tokens: tokens in a row of a batch.
+    """
+    model, data, run = config.model, config.data, config.run
+    size = f"{short_number(parameter_count(model))} parameters: layers {model.layers}, width {model.width}"
+    heads = f"heads {model.heads}, {model.compute_dtype}"
+    devices = f"{mesh.size} {jax.devices()[0].device_kind}"
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    axes = ", ".join(f"{name} {mesh.shape[name]}" for name in axes_of(mesh, "data", "fsdp", "sequence", "tensor"))
+    origin = f"a mixture of {len(data.mixture)} sources" if data.mixture else f"{data.source} {data.path}".strip()
+    packed = f" with up to {data.samples_per_row} samples each" if data.samples_per_row > 1 else ""
+    tokens = data.batch_rows * row_tokens
+    parts = config.optimizer.accumulate
+    micro = f", in {parts} parts one after another" if parts > 1 else ""
+    return [
+        f"run      {run_folder(config)}, {run.steps:,} steps",
+        f"model    {size}, {heads}",
+        f"devices  {devices}{processes}" + (f", mesh: {axes}" if axes else ""),
+        f"data     {len(source):,} samples of {origin}",
+        f"batch    {data.batch_rows} rows of {row_tokens} tokens{packed}: {tokens:,} tokens a step{micro}",
+    ]
+
+
+def short_number(number: int) -> str:
+    """Three digits and a unit: 950, 1.71M, 13.2M, 2.61B."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}" if number < 999.5 * unit else f"{number / unit:.0f}{name}"
+    return str(number)

@@ -1,0 +1,58 @@
+"""evaluate --likelihood walks pictures back in batches, and says how far it is."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from lumina_jax.commands import evaluate
+from lumina_jax.config import Config, ModelConfig
+
+CONFIG = Config(model=ModelConfig(layers=1, heads=1, width=8))
+
+
+class Pipeline:
+    """A density that is the mean of a picture, and walks that end half a byte away."""
+
+    def __init__(self):
+        self.batches = []
+
+    def log_density(self, values, prompts, settings, *, seed):
+        self.batches.append(list(prompts))
+        return values.mean(axis=(1, 2, 3, 4))
+
+    def invert(self, values, prompts, settings):
+        return values
+
+    def latents(self, noise, prompts, settings):
+        return noise + 0.5 / 127.5
+
+
+def said(capsys, monkeypatch, batch):
+    shown = []
+
+    @contextlib.contextmanager
+    def counted(description, total):
+        shown.append(total)
+        yield shown.append
+
+    monkeypatch.setattr(evaluate, "counted", counted)
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4, 3), np.uint8)
+    pipeline = Pipeline()
+    evaluate.likelihood(pipeline, CONFIG, pictures, list("abcde"), 1, batch)
+    return capsys.readouterr().out, pipeline.batches, shown
+
+
+@pytest.mark.parametrize(
+    ("batch", "batches", "shown"),
+    [
+        (2, [["a", "b"], ["c", "d"], ["e", "e"]], [5, 2, 4, 5]),
+        (8, [["a", "b", "c", "d", "e"]], [5, 5]),
+    ],
+)
+def test_batches_have_one_shape_and_progress_counts_pictures(capsys, monkeypatch, batch, batches, shown):
+    found = said(capsys, monkeypatch, batch)
+    assert found[1:] == (batches, shown)
+    assert found[0] == said(capsys, monkeypatch, 5)[0]
+    assert "5 pictures have" in found[0]
+    assert "differ by 0.50 of 255" in found[0]

@@ -1,0 +1,102 @@
+"""What README and docs tell a reader to type can be typed: programs, flags, targets, extras and files are there."""
+
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import tyro
+
+from lumina_jax.__main__ import COMMANDS
+from lumina_jax.config import SampleConfig
+from lumina_jax.run import parse_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def commands(page, *program):
+    """The words after a program, for each line of code on a page that starts it."""
+    text = re.sub(r"\\\n\s*", "", page.read_text())
+    code = [line for line in text.splitlines() if line.startswith("    ")]
+    code += [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    for line in code:
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:  # an apostrophe: no code
+            continue
+        for index in range(len(words)):
+            if words[index : index + len(program)] == list(program):
+                rest = words[index + len(program) :]
+                ends = [rest.index(end) for end in (">", ";", "&&", "&", "|") if end in rest]
+                yield rest[: min(ends, default=len(rest))]
+
+
+def found(*program):
+    return [
+        pytest.param(words, id=f"{page.name} {' '.join(words)}"[:100])
+        for page in PAGES
+        for words in commands(page, *program)
+    ]
+
+
+@pytest.mark.parametrize("words", found("python", "train.py"))
+def test_training_commands_have_settings_that_work(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config, *flags = words
+    if config == "CONFIG":
+        config = "configs/emoji.py"
+    parse_config([config, *("0" if flag == "$index" else flag for flag in flags)], "")
+
+
+@pytest.mark.parametrize("words", found("python", "sample.py"))
+def test_sampling_commands_have_flags_that_exist(words, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    sample = sys.modules.get("sample") or __import__("sample")
+    default = sample.Arguments(run=Path("."), sample=SampleConfig())
+    parsed = tyro.cli(sample.Arguments, default=default, args=words)
+    assert parsed.prompts or parsed.prompts_file
+
+
+@pytest.mark.parametrize("words", found("python", "-m", "lumina_jax"))
+def test_commands_of_the_package_exist(words):
+    assert words[0] in COMMANDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_scripts_and_extras_exist(page):
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {words[0] for words in commands(page, "make")} <= targets
+    scripts = re.findall(r"python ((?:tools|benchmarks|configs)/\w+\.py)", page.read_text())
+    assert all((ROOT / script).is_file() for script in scripts)
+    for extras in re.findall(r"(?:lumina_jax|\.)\[([a-z0-9,]+)\]'", page.read_text()):
+        assert set(extras.split(",")) <= EXTRAS.keys()
+
+
+def test_extras_that_messages_name_exist():
+    text = "".join(file.read_text() for file in [*ROOT.glob("*.py"), *(ROOT / "lumina_jax").rglob("*.py")])
+    named = set(re.findall(r"lumina_jax\[([a-z0-9]+)\]", text))
+    assert {"media", "sound", "views"} <= named <= EXTRAS.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_tpu_compiler_is_installed_beside_jax_by_no_extra_but_that_for_tpus():
+    """There every program on CPU would look for TPUs, and print errors."""
+    assert [name for name, needs in EXTRAS.items() if any("[tpu]" in need or "libtpu" in need for need in needs)] == [
+        "tpu"
+    ]
+
+
+def test_readme_activates_the_environment_once_and_needs_its_path_nowhere():
+    text = (ROOT / "README.md").read_text()
+    assert "source .venv/bin/activate" in text
+    assert ".venv/bin/python" not in text
