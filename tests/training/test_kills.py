@@ -26,7 +26,7 @@ from lumina_jax.training.checkpoint import Checkpoints
 
 GOLDEN = ROOT / "tests" / "golden"
 KILLS = int(os.environ.get("KILLS", "100"))
-STEPS_OF_AN_ATTEMPT = 8
+STEPS_OF_AN_ATTEMPT = 12
 """About as many as one has time for before it is killed, on a fast machine."""
 
 
@@ -93,7 +93,7 @@ def killed(attempt, moments, start):
         attempt.wait_for_steps(1, moments.uniform(0, start))
     else:
         attempt.wait_for_steps(moments.randint(1, 4))
-        time.sleep(moments.uniform(0, 0.1))
+        time.sleep(moments.uniform(0, 0.3))
     assert attempt.process.poll() is None, f"it must not end before it is killed: {attempt.said()}"
     if when == "by its worker" and (workers := workers_of(attempt.process)):
         os.kill(moments.choice(workers), signal.SIGKILL)
