@@ -26,7 +26,7 @@ from lumina_jax.training.checkpoint import Checkpoints
 
 GOLDEN = ROOT / "tests" / "golden"
 KILLS = int(os.environ.get("KILLS", "100"))
-STEPS_OF_AN_ATTEMPT = 8
+STEPS_OF_AN_ATTEMPT = 12
 """About as many as one has time for before it is killed, on a fast machine."""
 
 
@@ -79,9 +79,10 @@ class Attempt:
     def steps(self):
         return len(re.findall(r"\bloss ", self.said()))
 
-    def wait_for_steps(self, count):
-        """Until so many are done, or the run has ended."""
-        while self.steps() < count and self.process.poll() is None:
+    def wait_for_steps(self, count, seconds=600.0):
+        """Until so many are done, the run has ended, or so many seconds are over."""
+        deadline = time.monotonic() + seconds
+        while self.steps() < count and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
 
 
@@ -89,10 +90,10 @@ def killed(attempt, moments, start):
     """Kill it in some way at some moment, its start taking so many seconds; returns what was done."""
     when = moments.choices(["at its start", "between steps", "by its worker"], [4, 5, 1])[0]
     if when == "at its start":
-        time.sleep(moments.uniform(0, start))
+        attempt.wait_for_steps(1, moments.uniform(0, start))
     else:
         attempt.wait_for_steps(moments.randint(1, 4))
-        time.sleep(moments.uniform(0, 0.1))
+        time.sleep(moments.uniform(0, 0.3))
     assert attempt.process.poll() is None, f"it must not end before it is killed: {attempt.said()}"
     if when == "by its worker" and (workers := workers_of(attempt.process)):
         os.kill(moments.choice(workers), signal.SIGKILL)
