@@ -27,8 +27,8 @@ from lumina_jax.generation.sounds import Voice, save_wav, spectrogram_picture
 from lumina_jax.progress import counted
 from lumina_jax.tokens import cut_views
 
-LONGEST_WORDS, MOST_BYTES = 60, 120
-"""Characters and bytes of a prompt that a file name has; file systems allow 255 bytes, some 143."""
+LONGEST_WORDS, MOST_BYTES = 60, 124
+"""Characters of a prompt that a file name has, and bytes of the name; file systems allow 255 bytes, some 143."""
 SHEET_PIXELS, SHEET_SAMPLES, SMALLEST_SIDE = 1 << 26, 4096, 32
 """A sheet has at most this many pixels and samples; pictures are made smaller for it, down to a side of 32."""
 
@@ -143,7 +143,8 @@ def sample_name(index: int, prompt: str, count: int) -> str:
     kept = "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in prompt[:1000].lower())
     words = "-".join(unicodedata.normalize("NFC", kept).split())[:LONGEST_WORDS]
     coding = sys.getfilesystemencoding()
-    short = words.encode(coding, "ignore")[:MOST_BYTES].decode(coding, "ignore").strip("-")
+    most = MOST_BYTES - digits - len("-.png")
+    short = words.encode(coding, "ignore")[:most].decode(coding, "ignore").strip("-")
     return f"{index:0{digits}}-{short}.png" if short else f"{index:0{digits}}.png"
 
 

@@ -147,7 +147,7 @@ def test_a_run_on_latents_of_sounds_trains_and_draws_wavs(folder, capsys):
     arguments = sample.Arguments(run=run, prompts=("a", "c"), seconds=0.4, sample=config.sample)
     sample.draw(arguments)
     assert "2 sounds and" in capsys.readouterr().out
-    first, rate = soundfile.read(run / "samples" / "2" / "000-a.wav")
+    first, rate = soundfile.read(run / "samples" / "2" / "seed-0" / "000-a.wav")
     assert (len(first), rate) == (26 * 256, RATE)  # of the 25 frames that 0.4 s touch, the next pair
     assert np.std(first) > 1e-3
 

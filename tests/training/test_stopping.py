@@ -179,7 +179,7 @@ def test_previews_that_cannot_be_drawn_are_refused_before_anything_is_made(tmp_p
 
 
 def test_hosts_whose_captions_differ_are_refused_before_anything_is_encoded(tmp_path, monkeypatch):
-    from train import encoded_source
+    from train import opened_source
 
     def captions(text):
         (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "1.png", "caption": text}))
@@ -190,4 +190,4 @@ def test_hosts_whose_captions_differ_are_refused_before_anything_is_encoded(tmp_
     mine, settings = captions("a dog")
     monkeypatch.setattr(multihost, "gathered", lambda value: [dict(zip(value, (other.samples, other.ordered))), value])
     with pytest.raises(ValueError, match=f"digest of names.* is '{other.ordered}' in process 0 and '{mine.ordered}'"):
-        encoded_source(settings, "an encoder that would fail", None)
+        opened_source(settings)
