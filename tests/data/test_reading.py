@@ -51,6 +51,7 @@ def test_a_killed_worker_is_an_error_that_names_the_cause_and_closing_does_not_w
     samples.close()
 
 
+@pytest.mark.slow
 def test_workers_killed_while_they_hand_over_a_sample_are_noticed():
     """A sample is larger than a pipe holds, so that at most moments a worker is in the middle of it."""
     for delay in (0.0, 0.005):
