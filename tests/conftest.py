@@ -1,6 +1,15 @@
 """Settings of every test, made before jax is imported."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a worker, whose parent has made the folder
+    programs = tempfile.mkdtemp(prefix="lumina-programs-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs  # tests and the processes they start compile a program once
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"

@@ -3,17 +3,10 @@
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_programs = tempfile.TemporaryDirectory(prefix="lumina-programs-")
-ENVIRONMENT = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONUNBUFFERED": "1",
-    "JAX_COMPILATION_CACHE_DIR": _programs.name,  # processes that train alike compile once
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 def training_command(settings, *flags):
