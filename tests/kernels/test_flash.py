@@ -88,7 +88,16 @@ def test_output_and_every_gradient_are_those_of_the_definition(segments, words, 
     assert not np.any(np.asarray(gradients[1])[segments == 0])
 
 
-@pytest.mark.parametrize(("width", "heads", "few"), [(48, 8, 2), (72, 3, 3), (96, 4, 4), (128, 1, 1), (192, 2, 2)])
+@pytest.mark.parametrize(
+    ("width", "heads", "few"),
+    [
+        pytest.param(48, 8, 2, marks=pytest.mark.slow),
+        (72, 3, 3),
+        pytest.param(96, 4, 4, marks=pytest.mark.slow),
+        (128, 1, 1),
+        pytest.param(192, 2, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads, few):
     of = case(PADDED, WORDS, width=width, heads=heads, key_heads=heads)
     blocks = BlockSizes(**{**vars(SMALL), "heads": heads, "heads_backward": few})
@@ -232,6 +241,7 @@ lengths = st.lists(st.integers(1, 120), min_size=1, max_size=5)
     seed=st.integers(0, 100),
 )
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
 def test_any_rows_agree_with_the_definition(lengths, words, heads, streamed, ordered, seed):
     ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)[:256]
     segments = np.pad(ids, (0, 256 - len(ids)))

@@ -26,7 +26,7 @@ def around(of, devices, q, k, v):
     return jnp.concatenate(list(jax.vmap(local, axis_name="ring")(*parts)), axis=1)
 
 
-@pytest.mark.parametrize(("devices", "heads"), [(3, 2), (2, 4)])
+@pytest.mark.parametrize(("devices", "heads"), [(3, 2), pytest.param(2, 4, marks=pytest.mark.slow)])
 def test_a_ring_of_kernels_gives_the_attention_and_the_gradients_of_whole_packed_rows(devices, heads):
     of = case(PACKED, heads=heads, key_heads=2, scale=0.2)
     gradient = np.random.default_rng(9).standard_normal(of.q.shape)

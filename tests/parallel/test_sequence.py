@@ -49,7 +49,13 @@ def across(qkv, own, text, ring, heads):
 
 @pytest.mark.parametrize(
     ("ring", "heads", "key_heads", "own_query"),
-    [(1, 4, 8, False), (1, 4, 2, True), (4, 1, 2, True), (2, 2, 8, False), (2, 4, 2, True)],
+    [
+        pytest.param(1, 4, 8, False, marks=pytest.mark.slow),
+        (1, 4, 2, True),
+        (4, 1, 2, True),
+        pytest.param(2, 2, 8, False, marks=pytest.mark.slow),
+        (2, 4, 2, True),
+    ],
 )
 def test_attention_across_devices_is_that_of_whole_rows_with_text_and_gradients(ring, heads, key_heads, own_query):
     *given, weight = arrays(key_heads, own_query)

@@ -73,6 +73,7 @@ def kill_and_continue(tmp_path, kills, seed):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     kill_and_continue(tmp_path, kills=1, seed=0)
 
@@ -113,6 +114,7 @@ def test_a_diverging_loss_stops_with_its_step_and_keeps_good_checkpoints(tmp_pat
         )
 
 
+@pytest.mark.slow
 def test_a_folder_with_broken_pictures_trains_and_names_them(tmp_path):
     """50 pictures of the user's own: 3 of them corrupt, 2 without a caption."""
     random_pixels = np.random.default_rng(0)
