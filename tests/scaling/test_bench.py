@@ -74,8 +74,9 @@ def test_problems_that_no_row_can_hold_are_refused():
         (["kernels"], "make aot-setup"),
     ],
 )
-def test_mistakes_and_a_missing_compiler_are_named_before_any_work(monkeypatch, capsys, words, message):
+def test_mistakes_and_a_missing_compiler_are_named_before_any_work(monkeypatch, tmp_path, capsys, words, message):
     monkeypatch.setattr(libtpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(libtpu.sys, "prefix", str(tmp_path))  # where no compiler lies
     monkeypatch.setattr(compiler.subprocess, "Popen", lambda *_, **__: pytest.fail("started to work"))
     with pytest.raises(SystemExit):
         bench.main(words)
