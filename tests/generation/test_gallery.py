@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lumina_jax.generation import gallery as module
@@ -44,6 +44,7 @@ def test_names_of_many_samples_sort_by_index():
 
 
 @given(st.text(max_size=400), st.integers(0, 10**6))
+@example("\U0001d54a" * 60, 10**6)  # letters of four bytes
 def test_every_prompt_has_a_name_that_file_systems_take(prompt, index):
     name = sample_name(index, prompt, index + 1)
     assert len(name.encode()) <= 143 - len("-12345") - len("..1234567.tmp")
