@@ -38,7 +38,7 @@ test: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 aot: $(VENV)/.installed-dev $(VENV)/.installed-aot
-	PYTHONPATH=$(abspath $(VENV))/aot $(BIN)/python -m pytest -m aot -n 0 tests/scaling
+	PYTHONPATH=$(abspath $(VENV))/aot $(BIN)/python -m pytest -m aot -n 0 tests/aot/test_plan.py tests/kernel_bench
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lumina_jax.aot.plan import Plan, plan_mesh
+from lumina_jax.chips import parse_topology
 from lumina_jax.config import (
     Config,
     DataConfig,
@@ -29,8 +31,6 @@ from lumina_jax.config import (
 )
 from lumina_jax.parallel.mesh import check_mesh, configured_mesh
 from lumina_jax.run import load_config
-from lumina_jax.scaling.aot import Plan, plan_mesh
-from lumina_jax.scaling.chips import parse_topology
 from lumina_jax.training.state import parameter_count
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

@@ -70,7 +70,7 @@ def compile_kernel() -> None:
 
 
 def main(folder: Path) -> None:
-    from lumina_jax.scaling.compiler import compiling_environment
+    from lumina_jax.kernel_bench.compiler import compiling_environment
 
     with tempfile.TemporaryDirectory() as dump:
         os.environ |= compiling_environment("v6e:2x2", Path(dump))

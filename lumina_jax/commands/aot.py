@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config
 from lumina_jax.failures import reported
+from lumina_jax.libtpu import add_libtpu
 from lumina_jax.run import parse_config
-from lumina_jax.scaling.chips import parse_topology
-from lumina_jax.scaling.libtpu import add_libtpu
 
 if TYPE_CHECKING:
-    from lumina_jax.scaling.aot import Plan, Report
+    from lumina_jax.aot.plan import Plan, Report
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def run(arguments: Arguments, config: Config) -> int:
             "jax was imported before the environment of libtpu was set; run this command in its own process"
         )
     add_libtpu()
-    from lumina_jax.scaling.aot import DoesNotFitError, Plan, compile_plan
-    from lumina_jax.scaling.report import as_json, failure_lines, report_lines
+    from lumina_jax.aot.plan import DoesNotFitError, Plan, compile_plan
+    from lumina_jax.aot.report import as_json, failure_lines, report_lines
 
     plan = Plan(
         config=_changed(config, arguments),
@@ -95,7 +95,7 @@ def run(arguments: Arguments, config: Config) -> int:
 
 
 def _searched(plan: "Plan", compiles: int) -> "Report":
-    from lumina_jax.scaling.search import search
+    from lumina_jax.aot.search import search
 
     return search(plan, compiles, say=lambda line: print(line, flush=True))
 

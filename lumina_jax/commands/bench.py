@@ -17,9 +17,9 @@ import tyro
 from lumina_jax.failures import reported
 
 if TYPE_CHECKING:
-    from lumina_jax.scaling.contestants import Contestant
-    from lumina_jax.scaling.measurements import Measurement
-    from lumina_jax.scaling.problems import Problem
+    from lumina_jax.kernel_bench.contestants import Contestant
+    from lumina_jax.kernel_bench.measurements import Measurement
+    from lumina_jax.kernel_bench.problems import Problem
 
 OWN = "ours"
 
@@ -58,9 +58,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def kernels(arguments: Kernels) -> None:
-    from lumina_jax.scaling.cases import chosen
-    from lumina_jax.scaling.cores import core_of
-    from lumina_jax.scaling.libtpu import add_libtpu
+    from lumina_jax.cores import core_of
+    from lumina_jax.kernel_bench.cases import chosen
+    from lumina_jax.libtpu import add_libtpu
 
     for topology in arguments.topology:
         core_of(topology)
@@ -79,7 +79,7 @@ def kernels(arguments: Kernels) -> None:
 
 def problems_of(arguments: Kernels) -> "list[Problem]":
     """Every length with every width; ValueError for sizes that no row can have."""
-    from lumina_jax.scaling.problems import Problem
+    from lumina_jax.kernel_bench.problems import Problem
 
     samples, length = _packed(arguments.packed)
     tokens = arguments.tokens or (samples * length or 4224,)
@@ -103,7 +103,7 @@ def _measured(
     arguments: Kernels, contestants: "Sequence[Contestant]", problems: "Sequence[Problem]", topology: str
 ) -> "list[Measurement]":
     """Measures and prints, problem by problem."""
-    from lumina_jax.scaling.tuning import keep, tune, with_recorded
+    from lumina_jax.kernel_bench.tuning import keep, tune, with_recorded
 
     if arguments.tune:
         print(f"\n{topology}: trying block sizes", flush=True)
@@ -122,7 +122,7 @@ def _printed(
     problem: "Problem", topology: str, remarks: Sequence[str], stream: "Iterator[Measurement]"
 ) -> "list[Measurement]":
     """One table, filled as measurements come."""
-    from lumina_jax.scaling.table import heading, lines, summary
+    from lumina_jax.kernel_bench.table import heading, lines, summary
 
     print(heading(problem, topology), flush=True)
     found = []

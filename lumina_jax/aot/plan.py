@@ -1,0 +1,288 @@
+"""The real train step, or the sampler, compiled for TPU chips that are not here.
+
+In: a configuration, a topology, and what a batch holds. Out: a `Report`: what fits, what the program does, and how long
+it takes at least. The program that is compiled is that of `training/step.py` (or `generation/sampler.py`) to the last
+instruction; only its arrays are abstract. Needs libtpu (`make aot-setup`), no TPU.
+
+`Topology.environment` must be set before jax is imported; `commands/aot.py` does.
+"""
+
+import dataclasses
+import functools
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lumina_jax.aot.flops import Load, sampling_flops, step_flops
+from lumina_jax.aot.hlo import read_hlo
+from lumina_jax.aot.memory import Memory, memory
+from lumina_jax.aot.roofline import Estimate, estimate
+from lumina_jax.aot.traffic import Collective, Work, collectives, work
+from lumina_jax.chips import Topology
+from lumina_jax.config import Config, MeshConfig
+from lumina_jax.data.batches import row_tokens
+from lumina_jax.data.latents import latent_data
+from lumina_jax.flow.solvers import SOLVERS
+from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.generation.sampler import Prompt, Task, draw
+from lumina_jax.libtpu import add_libtpu
+from lumina_jax.models.division import division, parameter_shardings
+from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, configured_mesh
+from lumina_jax.tokens import TextFeatures, Tokens, latent_grid
+from lumina_jax.training.state import abstract_state, parameter_count
+from lumina_jax.training.step import TrainBatch, batch_places, train_step
+
+QUICK, QUICK_FROM_0_12 = ("jax_exec_time_optimization_effort", -1.0), ("jax_optimization_level", "O1")
+"""The setting of jax that makes a quick compile: memory and collectives hold, speed does not."""
+
+
+class DoesNotFitError(ValueError):
+    """The compiler found that the program needs more memory than a device has."""
+
+    def __init__(self, message: str, needed: float | None):
+        super().__init__(message)
+        self.needed = needed
+        """Bytes, as far as the compiler said."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compiled, and for what."""
+
+    config: Config
+    topology: Topology
+    sampler: bool = False
+    quick: bool = False
+    vae_factor: int = 8
+    """Pixels along one side of a value of the latent, where `config.vae` names an autoencoder."""
+
+    @property
+    def extent(self) -> Extent:
+        """Of the latents of a sample that is drawn."""
+        data = self.config.data
+        side = data.image_size // (self.vae_factor if self.config.vae.path else 1)
+        return Extent(data.frames, side, side)
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """The sizes of the mesh over the devices of the topology."""
+        return self.config.mesh.over(self.topology.devices)
+
+    @property
+    def load(self) -> Load:
+        """The batch of `config`; of a sampler, as many samples as it has rows."""
+        config = self.config
+        data = latent_data(config.data, self.vae_factor) if config.vae.path else config.data
+        text = config.text.max_tokens if config.model.conditioning == "text" else 0
+        tokens, samples = row_tokens(data, config.model), config.data.samples_per_row
+        if self.sampler:
+            model = config.model
+            markers = {"nextline": model.nextline, "nextframe": model.nextframe}
+            tokens, samples = latent_grid(*self.extent, patch_size=model.patch_size, **markers).length, 1
+        return Load(rows=data.batch_rows, tokens=tokens, samples=samples, text_tokens=text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found out about a plan."""
+
+    plan: Plan
+    load: Load
+    memory: Memory
+    collectives: tuple[Collective, ...]
+    work: Work
+    model_flops: float
+    """Of a step on all devices, or of one sampling."""
+    estimate: Estimate
+    parameters: int
+    """Of the model."""
+    compile_seconds: float
+    program_lines: int
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.plan.topology.chip.hbm_usable
+
+
+def devices_of(topology: Topology) -> list[jax.Device]:
+    """The devices that the compiler is told of, in the order of its topology.
+
+    Raises:
+      ValueError: libtpu is missing, or knows no such topology.
+    """
+    add_libtpu()
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+    except Exception as error:  # libtpu has no narrower one
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"libtpu cannot make the topology {topology.name!r} ({reason}); choose one that Cloud TPU sells, such as "
+            "v5e:16x16 or v5p:4x4x4"
+        ) from error
+    return list(found.devices)
+
+
+def plan_mesh(plan: Plan, devices: Sequence[Any]) -> Mesh:
+    """The mesh of a plan, refused before anything is compiled if model or batch do not fit it.
+
+    Raises:
+      ValueError: mesh, batch and topology do not fit together.
+    """
+    mesh = configured_mesh(plan.mesh, devices)
+    check_mesh(plan.config, mesh)
+    if not plan.sampler:  # which fills rows up
+        check_tokens(plan.load.tokens, mesh)
+    return mesh
+
+
+def compile_plan(plan: Plan) -> Report:
+    """Compile the program of a plan and read it.
+
+    Raises:
+      ValueError: the plan cannot work.
+      DoesNotFitError: it can, with more memory.
+    """
+    mesh = plan_mesh(plan, devices_of(plan.topology))
+    start = time.perf_counter()
+    lowered, trees = _lower_sampler(plan, mesh) if plan.sampler else _lower_step(plan, mesh)
+    compiled = _compile(lowered, plan.quick)
+    seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    module = read_hlo(text)
+    trips = (plan.config.sample.steps, _calls(plan.config.sample.solver)) if plan.sampler else ()
+    done, sent = work(module, trips, plan.load.samples), tuple(collectives(module, trips))
+    model_flops = _model_flops(plan)
+    return Report(
+        plan=plan,
+        load=plan.load,
+        memory=memory(compiled.memory_analysis(), module, *trees, 0 if plan.sampler else plan.config.model.layers),
+        collectives=sent,
+        work=done,
+        model_flops=model_flops,
+        estimate=estimate(
+            done,
+            sent,
+            [tuple(device.coords[: len(plan.topology.extent)]) for device in mesh.devices.flatten()],
+            plan.topology,
+            model_flops=model_flops,
+            head_width=plan.config.model.head_width,
+        ),
+        parameters=parameter_count(plan.config.model),
+        compile_seconds=seconds,
+        program_lines=text.count("\n"),
+    )
+
+
+def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
+    """A batch as `training/feed.py` lays it on the mesh, without values."""
+    places, model = batch_places(mesh), config.model
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((load.rows, *shape), dtype)
+
+    tokens = Tokens(
+        array(load.tokens, model.patch_values),
+        array(load.tokens, dtype=jnp.int32),
+        array(load.tokens, 4, dtype=jnp.int32),
+        array(load.tokens, dtype=jnp.int32),
+        array(load.tokens, dtype=jnp.int32) if model.others else None,
+    )
+    words = load.samples * load.text_tokens
+    text = TextFeatures(array(words, model.text_width), array(words, dtype=jnp.int32))
+    labels = array(load.samples, dtype=jnp.int32)
+    batch = TrainBatch(tokens, labels if model.conditioning == "label" else text, array(load.samples))
+    return TrainBatch(*(_all_placed(part, place) for part, place in zip(batch, places)))
+
+
+def _all_placed(tree: Any, place: Any) -> Any:
+    return jax.tree.map(functools.partial(_placed, place), tree)
+
+
+def _placed(place: NamedSharding, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _lower_step(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
+    """The train step, lowered; parameters, average and moments."""
+    state = abstract_state(plan.config, mesh)
+    batch = abstract_batch(plan.config, plan.load, mesh)
+    step: Any = train_step(plan.config, mesh)
+    lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
+    return lowered, (state.parameters, state.ema, state.optimizer)
+
+
+def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
+    """One drawing of `data.batch_rows` samples, lowered, and its parameters."""
+    config, load = plan.config, plan.load
+    graph, abstract = abstract_model(config.model)
+    places = parameter_shardings(config.model, mesh)
+    parameters = jax.tree.map(_placed, places, nnx.to_pure_dict(abstract))
+    batch = abstract_batch(config, load, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    noise = jax.ShapeDtypeStruct(
+        (load.rows, *plan.extent, config.model.channels), jnp.float32, sharding=batch_sharding(mesh)
+    )
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
+    prompt = Prompt(batch.condition, batch.condition, number, number)
+    task = Task(graph, config, plan.extent, division=division(config, mesh, places))
+    program = jax.jit(functools.partial(draw, task, config.sample))
+    lowered = program.trace(parameters, noise, keys, prompt).lower(lowering_platforms=("tpu",))
+    return lowered, (parameters, (), ())
+
+
+def _compile(lowered: Any, quick: bool) -> Any:
+    """Compile, and tell a lack of memory from other errors."""
+    settings: Any = jax.config  # whose attributes are made while jax is imported
+    name, least = QUICK if hasattr(settings, QUICK[0]) else QUICK_FROM_0_12
+    usual = getattr(settings, name)
+    jax.config.update(name, least if quick else usual)
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
+            raise
+        if "memory space vmem" in str(error):
+            raise ValueError(
+                "the compiler gave a kernel more of a core's own memory (VMEM) than it has, which says nothing of HBM; "
+                f"try without --quick, or --model.attention xla. {str(error)[:600]}"
+            ) from error
+        raise DoesNotFitError(str(error), needed_bytes(str(error))) from error
+    finally:
+        jax.config.update(name, usual)
+
+
+def needed_bytes(message: str) -> float | None:
+    """The memory that the compiler says a program needs, from the text of its error."""
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    for pattern in (
+        r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
+        r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)",
+    ):
+        found = re.search(pattern, message)
+        if found:
+            return float(found[1]) * units[found[2]]
+    return None
+
+
+def _model_flops(plan: Plan) -> float:
+    config, load = plan.config, plan.load
+    if not plan.sampler:
+        return step_flops(config.model, load).total
+    calls = _calls(config.sample.solver) * config.sample.steps
+    return sampling_flops(config.model, load, calls, guided=True)
+
+
+def _calls(solver: str) -> int:
+    """Of the network, in a step."""
+    of_stochastic = {"euler_maruyama": 1, "sde_heun": 2}
+    return SOLVERS[solver].calls if solver in SOLVERS else of_stochastic[solver]

@@ -1,0 +1,226 @@
+"""A compiled plan in words, and as JSON."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from lumina_jax.aot.flops import forward_flops, step_flops
+from lumina_jax.aot.plan import DoesNotFitError, Plan, Report
+from lumina_jax.aot.roofline import ASSUMPTIONS, attention_efficiency
+from lumina_jax.training.state import parameter_count
+
+GB = 1e9
+WEIGHTS = ("all-gather", "reduce-scatter", "all-reduce")
+"""Collectives of FSDP; where a sequence or products are shared, the others are not."""
+KINDS = {
+    "parameters": "parameters",
+    "average": "moving average of the parameters",
+    "moments": "optimiser",
+    "inputs": "batch",
+    "activations": "activations kept for the backward pass",
+    "gradients": "gradients",
+    "temporaries": "temporaries",
+    "outputs": "outputs",
+    "program": "program",
+}
+
+
+def mesh_words(plan: Plan) -> str:
+    """fsdp=64, tensor=1, ..., and data, which takes what those leave."""
+    sizes = {name: size for name, size in dataclasses.asdict(plan.mesh).items() if size > 1}
+    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "data only"
+
+
+def plan_words(plan: Plan) -> str:
+    """One line: what is compiled for what."""
+    load, config = plan.load, plan.config
+    what = f"{config.sample.steps} {config.sample.solver} steps of sampling" if plan.sampler else "train step"
+    rows = f"{load.rows} rows of {load.tokens} tokens"
+    packed = f", {load.samples} samples each" if load.samples > 1 else ""
+    micro = f", {config.optimizer.accumulate} micro-batches" if config.optimizer.accumulate > 1 else ""
+    return (
+        f"{what}: {rows}{packed}{micro}; {plan.topology.name} ({plan.topology.devices} devices), {mesh_words(plan)}, "
+        f"remat {config.model.remat}, attention {config.model.attention}{', quick compile' if plan.quick else ''}"
+    )
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """The whole report."""
+    yield plan_words(report.plan)
+    yield f"compiled in {report.compile_seconds:.0f} s to {report.program_lines} lines of HLO"
+    yield from _memory_lines(report)
+    yield from _collective_lines(report)
+    yield from _flops_lines(report)
+    yield from _roofline_lines(report)
+
+
+def failure_lines(plan: Plan, error: DoesNotFitError) -> Iterator[str]:
+    """By how much a plan doesn't fit, and what would help, most effective first."""
+    limit = plan.topology.chip.hbm_usable
+    yield plan_words(plan)
+    if error.needed is None:
+        yield f"does NOT fit: more than the {limit / GB:.2f} GB of a device; the compiler: {error}"
+    else:
+        over = error.needed - limit
+        yield f"does NOT fit: {error.needed / GB:.2f} GB of {limit / GB:.2f} GB a device, {over / GB:.2f} GB too much"
+    yield from (f"  would help: {line}" for line in remedies(plan))
+
+
+def remedies(plan: Plan) -> list[str]:
+    """Changes that lower the memory of a device, with what they save where that can be counted."""
+    config, model, load = plan.config, plan.config.model, plan.load
+    devices = plan.topology.devices
+    rows = max(1, load.rows // config.optimizer.accumulate)
+    kept = 2 * load.tokens * model.width * model.layers * rows / devices
+    found = []
+    if model.remat not in ("full", "offload") and not plan.sampler:
+        found.append(f"--model.remat full, which keeps only the input of each layer ({kept / GB:.2f} GB a device)")
+    elif model.remat == "full" and not plan.sampler:
+        found.append(f"--model.remat offload: those inputs wait in the memory of the host, {kept / GB:.2f} GB less")
+    if not plan.sampler and load.rows > config.optimizer.accumulate:
+        twice = 2 * config.optimizer.accumulate
+        found.append(f"--optimizer.accumulate {twice}: half the rows at once, about {kept / 2 / GB:.2f} GB less")
+    if load.rows > devices:
+        found.append(f"fewer rows (--rows {load.rows // 2}): half of what each device works on")
+    mesh = plan.mesh
+    fsdp = mesh.fsdp or 1
+    shards = fsdp * mesh.sequence * mesh.tensor
+    if shards < devices:
+        own = 20 * parameter_count(model) / GB
+        found.append(
+            f"--mesh.fsdp {fsdp * devices // shards}: parameters, average, moments and gradients over all, "
+            f"{own / shards - own / devices:.2f} GB less"
+        )
+    elif rows <= fsdp and not plan.sampler:
+        found.append(f"--mesh.sequence {2 * mesh.sequence} --mesh.fsdp {max(1, fsdp // 2)}: fewer tokens a device")
+    found.append(f"a topology of more devices than {devices}, or of chips with more memory")
+    return found
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """All numbers of a report, for a file."""
+    plan, roofline = report.plan, report.estimate
+    sent = [
+        one._asdict() | {"sent_bytes": one.times * one.sent_bytes(plan.topology.devices)} for one in report.collectives
+    ]
+    for one in sent:
+        one["group"] = len(one["groups"][0]) if one["groups"] else plan.topology.devices
+        del one["groups"]
+    return {
+        "topology": plan.topology.name,
+        "devices": plan.topology.devices,
+        "sampler": plan.sampler,
+        "quick": plan.quick,
+        "config": dataclasses.asdict(plan.config),
+        "load": dataclasses.asdict(report.load),
+        "fits": report.fits,
+        "hbm_bytes": plan.topology.chip.hbm_usable,
+        "memory": dataclasses.asdict(report.memory) | {"total": report.memory.total},
+        "collectives": sent,
+        "work": report.work._asdict(),
+        "model_flops": report.model_flops,
+        "estimate": roofline._asdict()
+        | {"step": roofline.step, "one_after_another": roofline.one_after_another, "bound": roofline.bound},
+        "assumptions": list(ASSUMPTIONS),
+        "compile_seconds": report.compile_seconds,
+        "program_lines": report.program_lines,
+    }
+
+
+def _memory_lines(report: Report) -> Iterator[str]:
+    total, limit = report.memory.total, report.plan.topology.chip.hbm_usable
+    verdict = (
+        f"fits, {(limit - total) / GB:.2f} GB left"
+        if report.fits
+        else f"does NOT fit, {(total - limit) / GB:.2f} GB too much"
+    )
+    yield f"memory of a device: {total / GB:.2f} of {limit / GB:.2f} GB: {verdict}"
+    for kind, words in KINDS.items():
+        size = getattr(report.memory, kind)
+        if size > limit / 10_000:
+            yield f"  {size / GB:9.3f} GB  {words}"
+    if report.memory.host:
+        yield f"  {report.memory.host / GB:9.3f} GB  in the memory of the host"
+    if not report.fits:
+        yield from (f"  would help: {line}" for line in remedies(report.plan))
+
+
+def _collective_lines(report: Report) -> Iterator[str]:
+    devices = report.plan.topology.devices
+    rows: dict[tuple[str, str, int], list[float]] = {}
+    for one in report.collectives:
+        row = rows.setdefault(
+            (one.kind, one.dtype, one.size(devices) if one.kind != "collective-permute" else 2), [0, 0.0]
+        )
+        row[0] += one.times
+        row[1] += one.times * one.sent_bytes(devices)
+    total = sum(sent for _, sent in rows.values())
+    yield f"collectives of a step: a device sends {total / GB:.3f} GB"
+    for (kind, dtype, size), (times, sent) in sorted(rows.items(), key=lambda item: -item[1][1]):
+        if sent > total / 10_000:
+            yield f"  {sent / GB:9.3f} GB  {kind} of {dtype} among {size}, {times:.0f} times"
+    ideal = ideal_fsdp_bytes(report)
+    if ideal:
+        mesh = report.plan.mesh
+        counted = WEIGHTS if mesh.tensor * mesh.sequence > 1 else (*WEIGHTS, "all-to-all", "collective-permute")
+        sent = sum(sent for (kind, *_), (_, sent) in rows.items() if kind in counted)
+        which = "those of weights are" if counted == WEIGHTS else "that is"
+        yield (
+            f"  {which} {sent / ideal:.2f} times the ideal of FSDP: {ideal / GB:.3f} GB, weights "
+            f"gathered twice and gradients scattered once, in bfloat16"
+        )
+
+
+def ideal_fsdp_bytes(report: Report) -> float:
+    """What a device must send if each micro-batch gathers weights in bfloat16 for the forward and for the backward
+    pass, and scatters their gradients in bfloat16; 0 without FSDP."""
+    config, mesh = report.plan.config, report.plan.mesh
+    shards = (mesh.fsdp or 1) * mesh.sequence
+    if report.plan.sampler or shards == 1:
+        return 0.0
+    return 3 * 2 * report.parameters / mesh.tensor * (shards - 1) / shards * config.optimizer.accumulate
+
+
+def _flops_lines(report: Report) -> Iterator[str]:
+    plan = report.plan
+    done, devices = report.work, plan.topology.devices
+    yield f"model FLOPs: {report.model_flops:.4g}, {report.model_flops / devices:.4g} a device"
+    parts = (forward_flops if plan.sampler else step_flops)(plan.config.model, report.load)
+    shares = {name: value / parts.total for name, value in dataclasses.asdict(parts).items()}
+    yield "  " + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in shares.items())
+    total = done.product_flops + done.batched_flops + done.kernel_flops
+    yield (
+        f"  the program does {total:.4g} a device, {total * devices / report.model_flops:.2f} times as many with what "
+        f"it computes again: products {done.product_flops:.4g}, batched {done.batched_flops:.4g}, kernels "
+        f"{done.kernel_flops:.4g}"
+    )
+    if done.silent_kernels:
+        yield f"  {done.silent_kernels} kernels have no CostEstimate and count as nothing: arithmetic is underestimated"
+    if done.unknown_loops:
+        yield (
+            f"  {done.unknown_loops} loops end when they find that they are done; the outermost count sample.steps "
+            "times, those within as often as the solver calls the network in a step"
+        )
+
+
+def _roofline_lines(report: Report) -> Iterator[str]:
+    plan, found = report.plan, report.estimate
+    chip, load = plan.topology.chip, report.load
+    efficiency = attention_efficiency(plan.config.model.head_width, plan.topology)
+    rate, what = load.rows * load.samples / found.step, "sampling" if plan.sampler else "step"
+    gigabytes, bandwidth = report.work.hbm_bytes / GB, chip.hbm_bandwidth / GB
+    yield f"at least {found.step:.4g} s a {what}, limited by {found.bound}; nothing was run on a TPU"
+    yield f"  arithmetic {found.arithmetic:.4g} s at {chip.flops / 1e12:.0f} TFLOP/s, attention at {efficiency:.0%}"
+    yield f"  memory     {found.memory:.4g} s for {gigabytes:.4g} GB at {bandwidth:.0f} GB/s"
+    yield (
+        f"  links      {found.links:.4g} s at {chip.link_bandwidth / GB:.0f} GB/s a link and direction; those of the "
+        f"busiest axis of the torus work {found.busiest_axis:.4g} s"
+    )
+    yield (
+        f"  MFU {found.mfu:.1%}, {rate:.4g} samples/s; one after another {found.one_after_another:.4g} s, "
+        f"{found.mfu_one_after_another:.1%}"
+    )
+    if not plan.quick:
+        yield f"  the compiler's own cycles, with kernels at their peak: {found.compiled:.4g} s"
+    yield f"  chip numbers: {chip.source}; assumed:"
+    yield from (f"   - {line}" for line in ASSUMPTIONS)

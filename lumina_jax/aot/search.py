@@ -1,0 +1,200 @@
+"""Which mesh, remat policy and number of micro-batches suit a model on a topology.
+
+In: a plan. Out: the report of the best plan that fits. Every candidate is first judged by arithmetic alone; the best
+few are compiled quickly, in that order, until one fits, and that one is compiled with full effort. So a recommendation
+rests on a real program, and only the ranking on the estimates of this file, which are simple on purpose:
+
+* memory: 16 bytes a parameter (value, average, two moments) and 4 of its gradient over the devices that share it, two
+  layers gathered in bfloat16, what each layer keeps for the backward pass, and the activations of one layer;
+* arithmetic: model FLOPs, and again the share of the forward pass that is computed twice, attention at the share of a
+  matrix unit that a head fills;
+* links: each micro-batch gathers all weights twice and scatters their gradients once, in bfloat16; gradients are summed
+  over `data` once; where a sequence is shared, q, k, v and the output change places, or keys and values go round the
+  ring; where products are shared, each layer sums two results. Each pass (forward, again, backward) does so.
+  Gathers, scatters and the ring overlap with arithmetic; exchanges and sums of activations are waited for.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from lumina_jax.aot.flops import Load, forward_flops, step_flops
+from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, compile_plan, devices_of, plan_mesh
+from lumina_jax.aot.roofline import attention_efficiency
+from lumina_jax.config import Config, ModelConfig
+from lumina_jax.training.state import parameter_count
+
+MARGIN = 0.92
+"""Candidates may fill so much of the memory by estimate: the compiler needs room for what the estimate leaves out."""
+MICRO_BATCHES, DATA, TENSOR = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)
+
+
+class Guess(NamedTuple):
+    """A candidate judged by arithmetic: seconds a step at least, and bytes of a device."""
+
+    plan: Plan
+    seconds: float
+    memory: float
+
+
+class Shares(NamedTuple):
+    """How a candidate divides the devices."""
+
+    data: int
+    fsdp: int
+    sequence: int
+    ring: int
+    tensor: int
+
+    @property
+    def parameters(self) -> int:
+        """Devices that share each parameter and its moments."""
+        return self.fsdp * self.sequence * self.tensor
+
+
+def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
+    """The report of the best candidate that fits, compiled with full effort unless the plan is quick.
+
+    Raises:
+      ValueError: no candidate can work on this topology.
+      DoesNotFitError: none of those compiled fits.
+    """
+    found = sorted(guesses(plan), key=rank)
+    if not found:
+        raise ValueError(
+            f"no mesh of the {plan.topology.devices} devices of {plan.topology.name} suits {plan.load.rows} rows of "
+            f"{plan.load.tokens} tokens; make --rows a multiple of many devices, or choose another topology"
+        )
+    limit = MARGIN * plan.topology.chip.hbm_usable
+    fitting = [guess for guess in found if guess.memory <= limit]
+    say(f"{len(found)} candidates, of which {len(fitting)} fit by estimate; the best:")
+    fitting = fitting or sorted(found, key=lambda guess: guess.memory)
+    for guess in fitting[:8]:
+        say(f"  {guess.seconds:8.4g} s  {guess.memory / 1e9:6.1f} GB  {flags(guess.plan.config)}")
+    failure = DoesNotFitError(f"none of the best {compiles} candidates fits", None)
+    for guess in fitting[:compiles]:
+        try:
+            report = compile_plan(dataclasses.replace(guess.plan, quick=True))
+        except DoesNotFitError as error:
+            failure = error
+        else:
+            if report.fits:
+                say(f"recommended: {flags(guess.plan.config)}")
+                return report if plan.quick else compile_plan(dataclasses.replace(guess.plan, quick=False))
+        say(f"does not fit: {flags(guess.plan.config)}")
+    raise failure
+
+
+def rank(guess: Guess) -> tuple[float, float]:
+    """Fast ones first; of those as fast to a hundredth, the one that needs least memory."""
+    return round(math.log(guess.seconds), 2), guess.memory
+
+
+def flags(config: Config) -> str:
+    """What selects a candidate on the command line."""
+    mesh = [f"--mesh.{name} {size}" for name, size in dataclasses.asdict(config.mesh).items()]
+    return " ".join(
+        [*mesh, f"--model.remat {config.model.remat}", f"--optimizer.accumulate {config.optimizer.accumulate}"]
+    )
+
+
+def guesses(plan: Plan) -> Iterator[Guess]:
+    """Every candidate that mesh and model allow, judged."""
+    devices = devices_of(plan.topology)
+    count, load, parameters = len(devices), plan.load, parameter_count(plan.config.model)
+    for shares in divisions(count, plan.config.model.heads):
+        if load.tokens % shares.sequence:
+            continue
+        for remat, micro in itertools.product(KEPT, MICRO_BATCHES):
+            if load.rows % (micro * shares.data * shares.fsdp):
+                continue
+            config = plan.config.replace(
+                mesh={name: getattr(shares, name) for name in ("fsdp", "sequence", "ring", "tensor")},
+                model={"remat": remat},
+                optimizer={"accumulate": micro},
+            )
+            candidate = dataclasses.replace(plan, config=config)
+            try:
+                plan_mesh(candidate, devices)
+            except ValueError:
+                continue
+            yield judged(candidate, shares, load, parameters)
+
+
+def divisions(devices: int, heads: int) -> Iterator[Shares]:
+    """Every way to divide the devices: `data` and `tensor` few, the rest fsdp and sequence; a ring only where heads run
+    out, for to exchange heads is never slower."""
+    for data, tensor in itertools.product(DATA, TENSOR):
+        if devices % (data * tensor):
+            continue
+        rest = devices // (data * tensor)
+        for sequence in (size for size in range(1, rest + 1) if rest % size == 0):
+            ring = sequence // math.gcd(sequence, heads // tensor)
+            yield Shares(data, rest // sequence, sequence, ring, tensor)
+
+
+def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
+    """Seconds and bytes by the rules of this file."""
+    model, micro = plan.config.model, plan.config.optimizer.accumulate
+    rows = load.rows / (micro * shares.data * shares.fsdp)
+    tokens = rows * load.tokens / shares.sequence  # of one device in one micro-batch
+    hidden, waited_for = _link_seconds(plan, shares, tokens, parameters)
+    own = 4.0 * parameters / shares.parameters
+    kept = 2.0 * tokens * _kept(model) * model.layers
+    layer = 2 * 2 * 2.0 * parameters / model.layers / shares.tensor
+    widest = 2.0 * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
+    memory = own * (6 if micro > 1 else 5) + kept + layer + widest
+    return Guess(plan, max(_arithmetic(plan, load), hidden) + waited_for, memory)
+
+
+KEPT: dict[str, Callable[[ModelConfig], int]] = {
+    "full": lambda model: model.width,
+    "attention": lambda model: model.width + model.heads_width + 2 * model.heads,
+    "dots": lambda model: 3 * model.width + 2 * model.heads_width + 2 * _keys(model) + 2 * model.mlp_width,
+    "none": lambda model: 12 * model.width + 4 * model.heads_width + 4 * _keys(model) + 4 * model.mlp_width,
+}
+"""Values a token that each layer keeps, under each policy; "offload" is left to be chosen by hand, for the way to the
+memory of the host has no published bandwidth."""
+
+
+def _keys(model: ModelConfig) -> int:
+    return model.key_heads * model.head_width
+
+
+def _kept(model: ModelConfig) -> int:
+    return KEPT[model.remat](model)
+
+
+def _arithmetic(plan: Plan, load: Load) -> float:
+    """Seconds of all products, with those that are computed again."""
+    model = plan.config.model
+    forward, step = forward_flops(model, load), step_flops(model, load)
+    products, attention = {
+        "full": (forward.total - forward.attention, forward.attention),
+        "attention": (forward.total - forward.attention, 0.0),
+        "dots": (0.0, forward.attention),
+        "none": (0.0, 0.0),
+    }[model.remat]
+    attention += step.attention + forward.attention / 2  # a kernel's backward pass makes the logits again
+    attention /= attention_efficiency(model.head_width, plan.topology)
+    return (step.total - step.attention + products + attention) / plan.topology.devices / plan.topology.chip.flops
+
+
+def _link_seconds(plan: Plan, shares: Shares, tokens: float, parameters: int) -> tuple[float, float]:
+    """Seconds of collectives that arithmetic can hide, and of those that it waits for, over two links of each device
+    or, where no axis closes to a ring, one."""
+    model, micro = plan.config.model, plan.config.optimizer.accumulate
+    wraps = any(plan.topology.wraps(axis) for axis in range(len(plan.topology.extent)))
+    rate = (2 if wraps else 1) * plan.topology.chip.link_bandwidth
+    over = shares.fsdp * shares.sequence
+    weights = micro * 6.0 * parameters / shares.tensor * (over - 1) / over
+    summed = 2 * 4.0 * parameters / shares.parameters * (shares.data - 1) / shares.data
+    passes = micro * model.layers * (2 if model.remat == "none" else 3)
+    exchanged = shares.sequence // shares.ring
+    values = 2.0 * tokens / shares.tensor * (2 * model.heads_width + 2 * _keys(model))
+    exchange = passes * values * exchanged / 4 if exchanged > 1 else 0.0
+    ring = passes * 2.0 * tokens / shares.tensor * 2 * _keys(model) * 1.5 * (shares.ring - 1)
+    sums = passes * 2 * 2 * 2.0 * tokens * model.width * (shares.tensor - 1) / shares.tensor
+    return (weights + summed + ring) / rate, (exchange + sums) / rate

@@ -1,0 +1,263 @@
+"""What a compiled program does in one call: collectives, bytes moved through HBM, products, and cycles.
+
+In: a `Module` of `aot/hlo.py`; all of it is per device. Out: counts in which the trip counts of loops are included.
+
+Collectives hide in two places. A fusion whose computation is named all-reduce-scatter holds an all-reduce and keeps one
+shard of it: it is a reduce-scatter. An asynchronous collective appears in the fusion that starts it, again in each
+matrix product that it overlaps, and in the fusion that ends it: only the start counts.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lumina_jax.aot.hlo import HBM, Computation, Instruction, Module
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
+    *("after-all", "partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
+}
+"""Instructions that move no bytes of their own."""
+
+
+class Collective(NamedTuple):
+    """One collective instruction."""
+
+    kind: str
+    operand_bytes: float
+    """Of one device, each time."""
+    dtype: str
+    groups: tuple[tuple[int, ...], ...]
+    """Devices that take part together; of a permute (source, target) each. None listed: all devices, in one group."""
+    times: int
+    """Runs a step."""
+
+    def size(self, devices: int) -> int:
+        return len(self.groups[0]) if self.groups else devices
+
+    def sent_bytes(self, devices: int) -> float:
+        """Bytes that each device has to send in one run, by the best algorithm on a ring."""
+        n = self.size(devices)
+        share = {
+            "all-gather": n - 1,
+            "reduce-scatter": (n - 1) / n,
+            "all-reduce": 2 * (n - 1) / n,
+            "all-to-all": (n - 1) / n,
+            "collective-permute": 1,
+        }
+        return self.operand_bytes * share[self.kind]
+
+
+class Work(NamedTuple):
+    """Arithmetic and memory traffic of a step."""
+
+    product_flops: float
+    """Of matrix products without batch dimensions."""
+    batched_flops: float
+    """Of batched matrix products: attention that is not a kernel."""
+    kernel_flops: float
+    """Of Pallas kernels, by their CostEstimate, the samples of a row being of equal length."""
+    silent_kernels: int
+    """Pallas kernels without one."""
+    hbm_bytes: float
+    cycles: float
+    """The compiler's own estimates for its fusions; it has none for kernels and collectives."""
+    unknown_loops: int
+    """Loops that decide while they run how often: those of a sampler over its steps, and an adaptive solver's."""
+
+
+def collectives(module: Module, assumed_trips: Sequence[int] = ()) -> list[Collective]:
+    """Every collective of the program, with how often it runs; `assumed_trips` as in `Module.runs`."""
+    found = []
+    for computation, one, times in module.executed(assumed_trips):
+        fused = module.fused(one)
+        if fused is None:
+            kind = one.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                found.append(_collective(kind, one, computation, times))
+        elif "all-reduce-scatter" in fused.name:
+            inner = next(part for part in fused.instructions.values() if part.opcode in COLLECTIVES)
+            found.append(_collective("reduce-scatter", inner, fused, times, outer=(one, computation)))
+        elif "AsyncCollectiveStart" in fused.root.attributes:
+            found += [
+                _collective(part.opcode, part, fused, times)
+                for part in fused.instructions.values()
+                if part.opcode in COLLECTIVES
+            ]
+    return found
+
+
+def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) -> Work:
+    """Products, kernels, bytes through HBM and the compiler's cycles; `assumed_trips` as in `Module.runs`.
+
+    `samples` of a row: a kernel's CostEstimate cannot know of them and says what one sample would cost that fills the
+    row, but what they cannot see of each other is not computed.
+    """
+    flops = {"product": 0.0, "batched": 0.0, "kernel": 0.0}
+    silent, moved, cycles = 0, 0.0, 0
+    for computation, one, times in module.executed(assumed_trips):
+        moved += times * hbm_bytes(module, computation, one)
+        cycles += times * int(_noted(one, "estimated_cycles") or 0)
+        for kind, count in _products(module, computation, one):
+            flops[kind] += times * count
+        if "tpu_custom_call" in one.attributes:
+            estimate = _noted(one, "flops")
+            flops["kernel"] += times * float(estimate or 0) / samples
+            silent += estimate is None
+    unknown = sum(loop.trips is None for loop in module.loops())
+    return Work(flops["product"], flops["batched"], flops["kernel"], silent, moved, cycles, unknown)
+
+
+def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> float:
+    """Bytes that one run of an instruction reads from and writes to HBM: every operand and result that lies there,
+    once; of one that is only sliced or updated in place, the slice."""
+    if one.opcode in FREE or one.opcode.endswith("-done"):
+        return 0.0
+    fused = module.fused(one)
+    if "AllocateBuffer" in one.attributes or (fused is not None and "AsyncCollectiveDone" in fused.root.attributes):
+        return 0.0
+    noted = _noted(one, "bytes_accessed") if "tpu_custom_call" in one.attributes else None
+    if noted is not None:
+        return float(noted)
+    if fused is not None:
+        parameters = [part for part in fused.instructions.values() if part.opcode == "parameter"]
+        return sum(_read(module, fused, part.name) for part in parameters) + _written(module, fused, fused.root)
+    results = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
+    if one.opcode == "dynamic-update-slice":
+        return 2 * _in_hbm(computation.instructions[one.operands[1]])
+    written = sum(shape.bytes for shape in results if shape.space == HBM)
+    if one.opcode in ("dynamic-slice", "gather"):
+        return 2 * written
+    return written + sum(_in_hbm(computation.instructions[name]) for name in one.operands)
+
+
+def _collective(
+    kind: str,
+    one: Instruction,
+    computation: Computation,
+    times: int,
+    outer: tuple[Instruction, Computation] | None = None,
+) -> Collective:
+    """Sizes are those of the operands; of a fused reduce-scatter those of the fusion, which may pad them inside."""
+    user, place = outer or (one, computation)
+    operands = [shape for name in user.operands for shape in place.instructions[name].shapes]
+    groups = _pairs(one.attributes) if kind == "collective-permute" else _groups(one.attributes)
+    return Collective(kind, sum(shape.bytes for shape in operands), operands[0].dtype, groups, times)
+
+
+def _groups(attributes: str) -> tuple[tuple[int, ...], ...]:
+    """replica_groups, written out {{0,1},{2,3}} or as a reshaped range [2,2]<=[4]T(0)."""
+    listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes)
+    if listed:
+        return tuple(tuple(int(one) for one in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
+    ranged = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if not ranged:
+        return ()
+    shape, extent, order = (tuple(int(one) for one in part.split(",")) if part else None for part in ranged.groups())
+    assert shape is not None
+    assert extent is not None
+    numbers = np.arange(np.prod(extent)).reshape(extent).transpose(order).reshape(shape)
+    return tuple(tuple(int(one) for one in group) for group in numbers)
+
+
+def _pairs(attributes: str) -> tuple[tuple[int, ...], ...]:
+    listed = re.search(r"source_target_pairs=\{([\d,{}]*)\}", attributes)
+    pairs = re.findall(r"\{(\d+),(\d+)\}", listed[1] if listed else "")
+    return tuple((int(source), int(target)) for source, target in pairs)
+
+
+def _products(module: Module, computation: Computation, one: Instruction) -> Iterator[tuple[str, float]]:
+    """Multiplications and additions of the matrix products of an instruction, or of all that it fuses."""
+    fused = module.fused(one)
+    if fused is not None:
+        for part in fused.instructions.values():
+            yield from _products(module, fused, part)
+    elif one.opcode == "dot":
+        left = computation.instructions[one.operands[0]].shapes[0]
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
+        depth = np.prod([left.dims[int(place)] for place in contracted[1].split(",") if place]) if contracted else 1
+        batched = "lhs_batch_dims={}" not in one.attributes and "lhs_batch_dims=" in one.attributes
+        yield "batched" if batched else "product", 2.0 * one.shapes[0].elements * float(depth)
+    elif one.opcode == "convolution":
+        yield _convolution(computation, one)
+
+
+def _convolution(computation: Computation, one: Instruction) -> tuple[str, float]:
+    """TPU programs write matrix products as convolutions: `bf_io->bf` contracts f with i. A spatial dimension is a
+    batch dimension (as long on both sides and in the result) or a contracted one (as long on both sides)."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    assert labels is not None
+    left, right = (computation.instructions[name].shapes[0].dims for name in one.operands)
+    sizes = [dict(zip(labels[place], dims)) for place, dims in ((1, left), (2, right), (3, one.shapes[0].dims))]
+    spatial = [label for label in labels[1] if label.isdigit()]
+    pairs = float(np.prod([max(size.get(label, 1) for size in sizes) for label in spatial]))
+    flops = 2.0 * sizes[2]["b"] * sizes[2]["f"] * sizes[1]["i"] * pairs
+    is_batched = any(min(size.get(label, 1) for size in sizes) > 1 for label in spatial)
+    return ("batched" if is_batched else "product"), flops
+
+
+def _read(module: Module, computation: Computation, name: str) -> float:
+    """Bytes of a value inside a fusion that the fusion reads from HBM."""
+    one = computation.instructions[name]
+    if all(shape.space != HBM for shape in one.shapes):
+        return 0.0
+    return min(_in_hbm(one), _used(module, computation, name))
+
+
+def _used(module: Module, computation: Computation, name: str) -> float:
+    """As `_read`, wherever the value lies."""
+    whole, total = float(sum(shape.bytes for shape in computation.instructions[name].shapes)), 0.0
+    for user in computation.instructions.values():
+        if name not in user.operands:
+            continue
+        nested = module.fused(user)
+        if user.opcode == "dynamic-slice" and user.operands[0] == name:
+            total += user.shapes[0].bytes
+        elif _is_underway(computation, user):
+            continue
+        elif user.opcode == "bitcast":
+            total += _used(module, computation, user.name)
+        elif nested is not None:
+            parameters = {
+                part.argument: part.name for part in nested.instructions.values() if part.opcode == "parameter"
+            }
+            places = [place for place, operand in enumerate(user.operands) if operand == name]
+            total += sum(_used(module, nested, parameters[str(place)]) for place in places)
+        elif user.opcode != "tuple" and not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
+            total += whole
+    return min(total, whole)
+
+
+def _written(module: Module, computation: Computation, one: Instruction) -> float:
+    """Bytes of HBM that a fusion writes for the value `one` of its root."""
+    if one.opcode == "tuple":
+        return sum(_written(module, computation, computation.instructions[name]) for name in one.operands)
+    if one.opcode == "parameter" or _is_underway(computation, one) or all(shape.space != HBM for shape in one.shapes):
+        return 0.0
+    source = one
+    while source.opcode == "bitcast":
+        source = computation.instructions[source.operands[0]]
+    nested = module.fused(source)
+    if nested is not None:
+        return min(_in_hbm(one), _written(module, nested, nested.root) or _in_hbm(one))
+    if source.opcode == "dynamic-update-slice":
+        return float(sum(shape.bytes for shape in computation.instructions[source.operands[1]].shapes))
+    return _in_hbm(one)
+
+
+def _is_underway(computation: Computation, one: Instruction) -> bool:
+    """Whether this is a collective that started before this fusion and ends after it."""
+    return one.opcode in COLLECTIVES and computation.root.opcode == "tuple"
+
+
+def _in_hbm(one: Instruction) -> float:
+    return float(sum(shape.bytes for shape in one.shapes if shape.space == HBM))
+
+
+def _noted(one: Instruction, key: str) -> str | None:
+    """A number that the compiler or a kernel's author wrote beside an instruction."""
+    match = re.search(rf'"{key}":"(\d+)"', one.attributes)
+    return match[1] if match else None

@@ -1,0 +1,1 @@
+"""Attention kernels, ours and others', compared by the schedule that the TPU compiler writes for them."""

@@ -1,0 +1,24 @@
+"""Everyone who takes part, by name."""
+
+from collections.abc import Sequence
+
+from lumina_jax.kernel_bench.contestants import Contestant
+from lumina_jax.kernel_bench.ours import OURS
+from lumina_jax.kernel_bench.peers import PEERS
+
+CONTESTANTS = (OURS, *PEERS)
+
+
+def contestant_of(name: str) -> Contestant:
+    """ValueError, with the names, for one that does not take part."""
+    for contestant in CONTESTANTS:
+        if contestant.name == name:
+            return contestant
+    raise ValueError(f"contestant {name!r} is not one of {', '.join(c.name for c in CONTESTANTS)}")
+
+
+def chosen(names: Sequence[str]) -> list[Contestant]:
+    """The named ones, or all whose package is installed."""
+    if names:
+        return [contestant_of(name) for name in names]
+    return [contestant for contestant in CONTESTANTS if contestant.is_installed()]

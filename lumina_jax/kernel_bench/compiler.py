@@ -1,0 +1,88 @@
+"""Compiles trials for a topology that is not here, each batch in a process of its own, and yields measurements.
+
+libtpu reads LIBTPU_INIT_ARGS once in a process's life, so the dumps need a fresh process (`worker`), told by its
+environment where to put them. It runs optimised (-O), because tokamax wants its types checked by an old typeguard, and
+newer ones fail on them. A compiler that aborts takes its process down: the trial is reported, the rest go on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lumina_jax.cores import core_of
+from lumina_jax.kernel_bench.measurements import Measurement, Trial
+from lumina_jax.libtpu import add_libtpu
+
+MARK = "@@"
+"""Begins the lines of a worker's output that are meant for us."""
+PASSES = "final_bundles|final_hlo-static|post-delay-converter"
+"""The dumps that are read; writing all of the compiler's passes takes most of its time."""
+
+
+def measure(trials: Sequence[Trial], topology: str) -> Iterator[Measurement]:
+    """One measurement for each trial, in order, as soon as it is there."""
+    add_libtpu()
+    core_of(topology)
+    done = 0
+    while done < len(trials):
+        with tempfile.TemporaryDirectory(prefix="lumina_schedules_") as dump:
+            worker = _start(trials[done:], topology, Path(dump))
+            try:
+                for measured in _read(worker):
+                    yield measured
+                    done += 1
+            finally:  # also when the reader has seen enough
+                worker.kill()
+                worker.wait()
+            if done < len(trials):
+                said = (Path(dump) / "stderr").read_text(errors="replace").strip()
+                if worker.returncode == 1:
+                    raise RuntimeError(f"the compiling process failed outside any trial:\n{said[-2000:]}")
+                yield Measurement(topology, trials[done], error=f"the compiler aborted: {said[-300:]}")
+                done += 1
+
+
+def _read(worker: subprocess.Popen[str]) -> Iterator[Measurement]:
+    """What a worker says until it ends."""
+    assert worker.stdout
+    for line in worker.stdout:
+        if line.startswith(MARK):
+            yield Measurement.from_json(json.loads(line[len(MARK) :]))
+    worker.wait()
+
+
+def _start(trials: Sequence[Trial], topology: str, dump: Path) -> subprocess.Popen[str]:
+    job = {"topology": topology, "dump": str(dump / "schedules"), "trials": [asdict(trial) for trial in trials]}
+    (dump / "schedules").mkdir()
+    (dump / "job.json").write_text(json.dumps(job))
+    with (dump / "stderr").open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-O", "-m", "lumina_jax.kernel_bench.worker", str(dump / "job.json")],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=compiling_environment(topology, dump / "schedules"),
+        )
+
+
+def compiling_environment(topology: str, dump: Path) -> dict[str, str]:
+    """What libtpu must find before it is loaded to compile on a machine without a TPU."""
+    root = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={PASSES}"
+    return os.environ | {
+        "PYTHONPATH": paths,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": core_of(topology).accelerator,
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "LIBTPU_INIT_ARGS": " ".join(filter(None, [os.environ.get("LIBTPU_INIT_ARGS"), flags])),
+    }

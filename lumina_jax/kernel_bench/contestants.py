@@ -1,0 +1,96 @@
+"""What takes part in `bench kernels`: an implementation of attention, and the block sizes worth trying for it.
+
+In: a Problem and block sizes by name. Out: a function and abstract arguments for the compiler, which compute softmax
+attention within segments, plus gated text attention, and on request the gradients of every input.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lumina_jax.kernel_bench.measurements import Measurement
+from lumina_jax.kernel_bench.problems import Problem
+
+Blocks = Mapping[str, int]
+"""Sizes by name: q, kv and kv_compute of the forward kernel, q_backward, kv_backward, kv_compute_backward, fused."""
+LANES = 128
+"""Blocks along tokens are multiples of a register's width."""
+
+
+class Case(NamedTuple):
+    """A function and the abstract arguments to compile it for."""
+
+    function: Callable[..., Any]
+    arguments: tuple[jax.ShapeDtypeStruct, ...]
+    values: Mapping[int, np.ndarray]
+    """Of the arguments, by place, that kernels are steered by."""
+
+    def example(self) -> list[Array]:
+        """Arguments to run with: zero, but for `values` and gates, one number a head, which are open."""
+        return [
+            jnp.asarray(self.values[place])
+            if place in self.values
+            else jnp.full(of.shape, len(of.shape) == 1, of.dtype)
+            for place, of in enumerate(self.arguments)
+        ]
+
+
+class Contestant(NamedTuple):
+    """One implementation.
+
+    Attributes:
+      name: as the table has it.
+      package: what must be installed.
+      case: (problem, blocks) -> what to compile.
+      forward, backward: block sizes to try for either pass, likeliest first.
+      note: what a reader must know to compare fairly.
+      keep: writes down the blocks of measurements for whoever reads them; None: in the record of `tuning`.
+    """
+
+    name: str
+    package: str
+    case: Callable[[Problem, Blocks], Case]
+    forward: Callable[[Problem], Iterable[Blocks]]
+    backward: Callable[[Problem], Iterable[Blocks]]
+    note: str = ""
+    keep: Callable[[Sequence[Measurement]], None] | None = None
+
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+
+def with_gradients(
+    attention: Callable[..., Array],
+    ids: Sequence[np.ndarray],
+    inputs: Sequence[jax.ShapeDtypeStruct],
+    out: jax.ShapeDtypeStruct,
+    *,
+    backward: bool,
+) -> Case:
+    """The call `attention(*ids, *inputs)` itself, or with the gradients of all `inputs` for a cotangent of `out`."""
+    of_ids = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in ids]
+    if not backward:
+        return Case(attention, (*of_ids, *inputs), dict(enumerate(ids)))
+
+    def gradients(cotangent: Array, *arguments: Array) -> tuple[Array, ...]:
+        chosen, rest = arguments[: len(ids)], arguments[len(ids) :]
+        result, pull_back = jax.vjp(lambda *rest: attention(*chosen, *rest), *rest)
+        return result, *pull_back(cotangent)
+
+    return Case(gradients, (out, *of_ids, *inputs), dict(enumerate(ids, start=1)))
+
+
+def padded(tokens: int) -> int:
+    return -(-tokens // LANES) * LANES
+
+
+def near(tokens: int, target: int) -> int:
+    """The divisor of `tokens` (padded) nearest to `target` that is a multiple of LANES; small ratios are near."""
+    parts = padded(tokens) // LANES
+    divisors = [part for part in range(1, parts + 1) if parts % part == 0]
+    return LANES * min(divisors, key=lambda part: max(part * LANES / target, target / (part * LANES)))

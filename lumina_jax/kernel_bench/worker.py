@@ -1,0 +1,136 @@
+"""The process that compiles: `python -m lumina_jax.kernel_bench.worker JOB.json`, started by `compiler`.
+
+Reads the job's trials, compiles each for one chip of the topology, reads the schedules that the compiler dumped,
+deletes them, and prints a line of JSON for each trial.
+"""
+
+import json
+import math
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lumina_jax.cores import core_of
+from lumina_jax.kernel_bench.cases import contestant_of
+from lumina_jax.kernel_bench.compiler import MARK
+from lumina_jax.kernel_bench.estimate import Estimate, estimate
+from lumina_jax.kernel_bench.measurements import Measurement, Trial
+from lumina_jax.kernel_bench.problems import Problem
+from lumina_jax.kernel_bench.scalar_unit import follow
+from lumina_jax.kernel_bench.scalars import Call, kernel_calls, scalars_of
+from lumina_jax.kernel_bench.schedule import kernel_name, read_schedule
+from lumina_jax.kernels.blocks import least_heads
+
+BUNDLES = re.compile(r"(.+)-\d+-final_bundles\.txt")
+WRITTEN = re.compile(r"^\s+(?:ROOT )?%\S+ = (\([^)]*\)|\S+) ([a-z][\w-]*)\(")
+ARRAY = re.compile(r"(pred|[a-z]+?)(\d*)\[([\d,]*)\]")
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custom-call"}
+"""Instructions that write nothing; custom calls are the kernels."""
+ERROR_LENGTH = 200
+HEADS = 4
+"""The most heads of a grid step of our kernels that need not be taken together."""
+
+
+def main(job: Path) -> None:
+    values = json.loads(job.read_text())
+    topology, dump = values["topology"], Path(values["dump"])
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    device = described.devices[0]
+    _answer_for(device)
+    sharding = NamedSharding(Mesh(np.array([device]), ("chip",)), PartitionSpec())
+    for trial in map(Trial.from_json, values["trials"]):
+        try:
+            measured = _measure(trial, topology, sharding, dump)
+        except Exception as error:  # whatever a contestant or the compiler raises is that trial's result
+            measured = Measurement(topology, trial, error=_short(error))
+        for file in dump.iterdir():
+            file.unlink()
+        print(MARK + json.dumps(measured.to_json()), flush=True)
+
+
+def _short(error: Exception) -> str:
+    """One line; of kernels that need too much fast memory, how much."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    needed = re.search(r"Scoped allocation with size (\S+) and limit (\S+)", text)
+    return f"needs {needed[1]} of VMEM, the limit is {needed[2]}" if needed else text[:ERROR_LENGTH]
+
+
+def _answer_for(device: Any) -> None:
+    """Kernels that ask which chip they are traced for shall hear of the topology's, not of this machine's."""
+    from jax._src.pallas.mosaic import tpu_info
+
+    tpu_info.get_device_kind = lambda: device.device_kind
+    tpu_info.get_num_device_cores = lambda: device.num_cores
+    jax.default_backend = lambda: "tpu"
+
+
+def _measure(trial: Trial, topology: str, sharding: NamedSharding, dump: Path) -> Measurement:
+    build = contestant_of(trial.contestant).case
+    case = build(trial.problem, trial.blocks)
+    on_chip = [jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding) for of in case.arguments]
+    start = time.perf_counter()
+    compiled = jax.jit(case.function).trace(*on_chip).lower(lowering_platforms=("tpu",)).compile()
+    seconds = time.perf_counter() - start
+    program = compiled.as_text() or ""
+    fewer = build(replace(trial.problem, heads=_few_heads(trial.problem)), trial.blocks)
+    kernels = _kernels(dump, topology, kernel_calls(fewer.function, fewer.example()))
+    calls = program.count('custom_call_target="tpu_custom_call"')
+    notes = () if calls == len(kernels) else (f"{len(kernels)} schedules for {calls} kernel calls",)
+    if not kernels:
+        raise RuntimeError("the compiler dumped no schedule of a kernel; is this libtpu's dump format another one?")
+    return Measurement(topology, trial, tuple(kernels), around_bytes(program), seconds, notes=notes)
+
+
+def _few_heads(problem: Problem) -> int:
+    """As few heads as let the kernels cut their work as for all: what steers a kernel is the same for every head."""
+    fewest = math.lcm(HEADS, least_heads(problem.heads, problem.width))
+    return fewest if problem.heads % fewest == 0 else problem.heads
+
+
+def _kernels(dump: Path, topology: str, calls: list[Call]) -> list[Estimate]:
+    """Estimates of every custom kernel whose schedule was dumped, in the order of their files."""
+    found = []
+    for file in sorted(dump.glob("*-final_bundles.txt")):
+        stem = BUNDLES.fullmatch(file.name)
+        if not stem or "schedule-analysis" in file.name:
+            continue
+        text = file.read_text(errors="replace")
+        name = kernel_name(text)
+        if name is None:
+            continue
+        others = [
+            next(path for path in dump.iterdir() if path.name.startswith(f"{stem[1]}-") and path.name.endswith(ending))
+            for ending in ("-final_hlo-static-per-bundle-utilization.txt", "-post-delay-converter.txt")
+        ]
+        schedule = read_schedule(text, *(path.read_text(errors="replace") for path in others))
+        issued = follow(schedule, scalars_of(schedule, calls))
+        found.append(estimate(schedule, core_of(topology), issued))
+    return found
+
+
+def around_bytes(program: str) -> int:
+    """Bytes that the entry computation of a compiled program writes outside its kernels."""
+    entry = program[program.find("\nENTRY") :]
+    total = 0
+    for line in entry.splitlines():
+        written = WRITTEN.match(line)
+        if written and written[2] not in FREE:
+            total += sum(_size(*array) for array in ARRAY.findall(written[1]))
+    return total
+
+
+def _size(kind: str, bits: str, shape: str) -> int:
+    elements = math.prod(int(size) for size in shape.split(",") if size)
+    return elements * (int(bits) if bits else 8) // 8
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,250 @@
+"""Programs for TPUs that are not here. Those marked `aot` compile, and need libtpu:
+
+make aot
+"""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lumina_jax import libtpu
+from lumina_jax.aot import plan as planning
+from lumina_jax.aot import search
+from lumina_jax.aot.memory import Memory
+from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, abstract_batch, devices_of, needed_bytes, plan_mesh
+from lumina_jax.aot.report import remedies
+from lumina_jax.chips import parse_topology
+from lumina_jax.config import Config, ModelConfig
+from lumina_jax.data.batches import row_tokens
+from lumina_jax.parallel.mesh import make_mesh
+from lumina_jax.run import load_config, parse_config
+from lumina_jax.training.state import abstract_state
+from lumina_jax.training.step import train_step
+
+ROOT = Path(__file__).parents[2]
+MEMORY_KINDS = [field.name for field in dataclasses.fields(Memory)]
+TINY = Config(model=ModelConfig(layers=2, heads=4, width=32, channels=3, text_width=8, mlp_multiple_of=8))
+
+
+def command(*words):
+    """python -m lumina_jax aot WORDS in its own process, as users run it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX", "TPU"))}
+    run = [sys.executable, "-m", "lumina_jax", "aot", *words]
+    return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_the_program_does_not_grow_with_depth():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    lines = []
+    for layers in (2, 9):
+        config = TINY.replace(model={"layers": layers})
+        load = Plan(config=config, topology=parse_topology("v5e:4x4")).load
+        arguments = abstract_state(config, mesh), abstract_batch(config, load, mesh)
+        lines.append(train_step(config, mesh).lower(*arguments).as_text().count("\n"))
+    assert lines[0] == lines[1] > 100
+
+
+def test_the_load_of_a_plan_is_what_training_would_feed_it():
+    config = load_config(ROOT / "configs" / "t2i_5b_1024.py")
+    load = Plan(config=config, topology=parse_topology("v5e:16x16")).load
+    latents = dataclasses.replace(config.data, image_size=1024 // 8)
+    assert load.tokens == row_tokens(latents, config.model) > 64 * 64
+    assert (load.rows, load.samples, load.text_tokens) == (config.data.batch_rows, 1, 128)
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """The folder of an environment without libtpu."""
+    monkeypatch.setattr(libtpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    return tmp_path
+
+
+def test_missing_libtpu_names_what_installs_it_in_the_version_of_jax(environment):
+    words = rf"`make aot-setup`, or .* --target {environment / 'aot'} '?libtpu==[0-9.*]+'?`"
+    with pytest.raises(ValueError, match=words):
+        devices_of(parse_topology("v5e:4x4"))
+
+
+def test_libtpu_is_found_in_a_folder_beside_the_environment_here_and_in_processes_started_later(environment):
+    (environment / "aot" / "libtpu").mkdir(parents=True)
+    libtpu.add_libtpu()
+    assert sys.path[-1] == str(environment / "aot")
+    assert os.environ["PYTHONPATH"] == f"mine{os.pathsep}{environment / 'aot'}"
+
+
+class Chip:
+    """A device that only has a place."""
+
+    def __init__(self, number, coords):
+        self.id, self.coords, self.core_on_chip, self.process_index, self.slice_index = number, coords, 0, 0, 0
+
+
+def chips(*extent):
+    return [Chip(number, (*place, *[0] * (3 - len(extent)))) for number, place in enumerate(np.ndindex(*extent))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": {"fsdp": 3}}, "a multiple of 3 devices, but this run has 16"),
+        ({"mesh": {"fsdp": 32}}, "at least 32 devices, but this run has 16"),
+        ({"mesh": {"tensor": 8}}, r"mesh.tensor=8 must divide"),
+        ({"data": {"batch_rows": 20}, "mesh": {"fsdp": 16}}, "rows of a batch must be a multiple of the 16"),
+        (
+            {"data": {"batch_rows": 4, "image_size": 36}, "mesh": {"sequence": 4}},
+            "tokens of a row must be a multiple of",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_topology_is_refused_before_anything_is_compiled(changes, message):
+    plan = Plan(config=TINY.replace(**changes), topology=parse_topology("v5e:4x4"))
+    with pytest.raises(ValueError, match=message):
+        plan_mesh(plan, chips(4, 4))
+
+
+def test_the_mesh_that_a_configuration_recommends_suits_the_topology_that_it_names():
+    found = []
+    for file in sorted((ROOT / "configs").glob("*.py")):
+        for topology, flags in re.findall(r"^Recommended on (\S+): (.+)$", file.read_text(), re.MULTILINE):
+            target = parse_topology(topology)
+            config = parse_config([str(file), *flags.split()], "")
+            assert config.mesh.fsdp * config.mesh.sequence * config.mesh.tensor == target.chips
+            plan_mesh(Plan(config=config, topology=target), chips(*target.extent))
+            found.append(file.stem)
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        (
+            "Ran out of memory in memory space hbm. Used 35.25G of 15.75G hbm. Exceeded hbm capacity by 19.5G.",
+            35.25 * 2**30,
+        ),
+        ("the total memory required for HLO temporaries (168.13G) exceeds available HBM (31.25G).", 168.13 * 2**30),
+        ("something else", None),
+    ],
+)
+def test_the_compiler_says_how_much_a_program_needs(message, needed):
+    assert needed_bytes(message) == needed
+
+
+class Refused:
+    """A lowered program that the compiler refuses."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_a_lack_of_hbm_is_told_from_that_of_a_kernel_and_from_other_errors():
+    with pytest.raises(DoesNotFitError) as error:
+        planning._compile(Refused("RESOURCE_EXHAUSTED: Ran out of memory. Used 35.25G of 15.75G hbm."), quick=True)
+    assert error.value.needed == 35.25 * 2**30
+    with pytest.raises(ValueError, match="VMEM") as error:
+        planning._compile(Refused("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem"), quick=True)
+    assert not isinstance(error.value, DoesNotFitError)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        planning._compile(Refused("INTERNAL: something else"), quick=False)
+
+
+def test_what_would_help_is_what_is_not_done_yet():
+    plan = Plan(config=TINY.replace(model={"remat": "none"}, mesh={"fsdp": 4}), topology=parse_topology("v5e:4x4"))
+    helps = "\n".join(remedies(plan))
+    for word in ("--model.remat full", "--optimizer.accumulate 2", "--mesh.fsdp 16", "--rows 16", "a topology of more"):
+        assert word in helps
+    done = plan.config.replace(model={"remat": "full"}, mesh={"fsdp": 16}, optimizer={"accumulate": 32})
+    helps = "\n".join(remedies(dataclasses.replace(plan, config=done)))
+    assert "--model.remat full" not in helps
+    assert "--model.remat offload" in helps
+    assert "--mesh.fsdp 16" not in helps
+
+
+def test_a_search_prefers_what_is_fast_and_fits_and_compiles_only_that(monkeypatch):
+    """With compilation replaced: the first candidate turns out too large, the second fits."""
+    plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
+    monkeypatch.setattr(search, "devices_of", lambda topology: chips(4, 4))
+    found = sorted(search.guesses(plan), key=search.rank)
+    assert len(found) > 50
+    fastest = min(one.seconds for one in found)
+    assert found[0].seconds <= 1.01 * fastest
+    as_fast = [one for one in found if search.rank(one)[0] == search.rank(found[0])[0]]
+    assert found[0].memory == min(one.memory for one in as_fast)
+    assert {one.plan.config.mesh.ring for one in found if one.plan.config.mesh.sequence == 16} == {4}  # of 4 heads
+    tried = []
+
+    def compiled(candidate):
+        tried.append(candidate)
+        if len(tried) == 1:
+            raise DoesNotFitError("Used 20G of 15.75G hbm", 20e9)
+        report = object.__new__(Report)
+        vars(report).update(plan=candidate, memory=Memory(**dict.fromkeys(MEMORY_KINDS, 1e9)))
+        return report
+
+    monkeypatch.setattr(search, "compile_plan", compiled)
+    said = []
+    report = search.search(plan, 3, said.append)
+    assert [one.quick for one in tried] == [True, True, False]
+    assert report.plan.config == tried[1].config == found[1].plan.config
+    assert any(line.startswith("does not fit") for line in said)
+
+
+def test_less_is_kept_and_more_computed_by_full_rematerialisation(monkeypatch):
+    plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
+    shares = search.Shares(1, 16, 1, 1, 1)
+    none, dots, attention, full = (
+        search.judged(
+            dataclasses.replace(plan, config=plan.config.replace(model={"remat": name})), shares, plan.load, 10**6
+        )
+        for name in ("none", "dots", "attention", "full")
+    )
+    assert none.memory > dots.memory > attention.memory > full.memory
+    assert none.seconds < attention.seconds < full.seconds
+    assert none.seconds < dots.seconds < full.seconds  # where attention dominates, as here, that is what to keep
+
+
+@pytest.mark.aot
+def test_a_quick_check_of_a_configuration_fits_and_is_written_down(tmp_path):
+    file = tmp_path / "found.json"
+    done = command(
+        "configs/imagenet_600m.py", "--topology", "v5e:4x4", "--mesh.fsdp", "16", "--quick", "--json", str(file)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(file.read_text())
+    assert found["fits"]
+    assert found["compile_seconds"] < 60
+    assert found["memory"]["total"] < found["hbm_bytes"]
+    assert {one["kind"] for one in found["collectives"]} & {"all-gather", "reduce-scatter"}
+    done_flops = sum(found["work"][f"{kind}_flops"] for kind in ("product", "batched", "kernel"))
+    assert 1 < done_flops * found["devices"] / found["model_flops"] < 1.6
+    assert "MFU" in done.stdout
+
+
+@pytest.mark.aot
+def test_what_does_not_fit_says_by_how_much_and_what_would_help():
+    done = command("configs/imagenet_600m.py", "--topology", "v5e:2x2", "--rows", "4096", "--quick", "--mesh.fsdp", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "does NOT fit" in done.stdout
+    assert "GB too much" in done.stdout
+    assert "--mesh.fsdp 4" in done.stdout
+
+
+@pytest.mark.aot
+def test_errors_of_the_command_are_one_line():
+    done = command("configs/imagenet_600m.py", "--topology", "v5e:3x5", "--mesh.fsdp", "15", "--quick")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
