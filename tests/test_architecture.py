@@ -41,8 +41,6 @@ FLOORS = {
     "trained": 5,
     "commands": 5,
     "__main__": 5,
-    "train": 5,
-    "sample": 5,
     "configs": 5,
 }
 SIDEWAYS = {("training", "generation"), ("encoders", "models"), ("flow", "tokens"), ("config", "documents")}

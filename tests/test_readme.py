@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import tyro
 
 from lumina_jax.__main__ import COMMANDS
+from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
 from lumina_jax.run import parse_config
 
@@ -53,9 +53,7 @@ def test_training_commands_have_settings_that_work(words, monkeypatch):
 
 
 @pytest.mark.parametrize("words", found("python", "sample.py"))
-def test_sampling_commands_have_flags_that_exist(words, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    sample = sys.modules.get("sample") or __import__("sample")
+def test_sampling_commands_have_flags_that_exist(words):
     default = sample.Arguments(run=Path("."), sample=SampleConfig())
     parsed = tyro.cli(sample.Arguments, default=default, args=words)
     assert parsed.prompts or parsed.prompts_file

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from cached_pictures import GOLDEN, PICTURES, SIDE, CountingVae, write_picture
 
 from lumina_jax.data import latents
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.encoders.image_vae import load_image_vae
+from tests.data.cached_pictures import GOLDEN, PICTURES, SIDE, CountingVae, write_picture
 
 
 @pytest.fixture

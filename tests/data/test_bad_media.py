@@ -9,7 +9,6 @@ import zlib
 import numpy as np
 import pytest
 import soundfile
-from numbered import Lookup, take
 from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
@@ -19,6 +18,7 @@ from lumina_jax.data.example import BadSample, Clip, Example, Record, Sound, Vie
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.kinds import kind_of, mistaken
 from lumina_jax.data.preparation import Preparation, possible_sizes
+from tests.data.numbered import Lookup, take
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, patch_size=4, channels=3)
 DATA = DataConfig(image_size=16, frames=2, batch_rows=2, prefetch=4)

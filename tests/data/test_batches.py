@@ -6,7 +6,6 @@ import logging
 
 import numpy as np
 import pytest
-from numbered import LABEL, PACKED, PATCH, TEXT, Lookup, Numbered, assert_same, labels_of, small, take
 from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
@@ -15,6 +14,7 @@ from lumina_jax.data.emoji_source import EmojiSource
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.order import shuffled
 from lumina_jax.tokens import Grid, unpatchify
+from tests.data.numbered import LABEL, PACKED, PATCH, TEXT, Lookup, Numbered, assert_same, labels_of, small, take
 
 # order
 

@@ -7,7 +7,6 @@ import os
 import resource
 
 import pytest
-from numbered import LABEL, Numbered, labels_of, small, take
 from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
@@ -17,6 +16,7 @@ from lumina_jax.data.example import BadSample, ChangedSourceError, contents
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
 from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepared
 from lumina_jax.data.sources import FirstSamples, MixedSource, PitchedSource, open_source
+from tests.data.numbered import LABEL, Numbered, labels_of, small, take
 
 MODEL = ModelConfig(layers=1, heads=2, width=8, channels=3)
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cached_pictures import DATA, PICTURES, CountingVae, counted_batches, encode, part_of, parts, write_picture
-from numbered import Numbered
 
 from lumina_jax.data import latents
 from lumina_jax.data.example import BadSample, Clip, Record, Sound, Views
@@ -18,6 +16,17 @@ from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.fingerprints import MANY_FILES, Fingerprints
 from lumina_jax.data.latents import latent_data
 from lumina_jax.parts import LAYOUT, UnwritableError
+from tests.data.cached_pictures import (
+    DATA,
+    PICTURES,
+    CountingVae,
+    counted_batches,
+    encode,
+    part_of,
+    parts,
+    write_picture,
+)
+from tests.data.numbered import Numbered
 
 pytestmark = pytest.mark.usefixtures("few_samples_in_a_part")
 

@@ -5,8 +5,6 @@ import pickle
 
 import numpy as np
 import pytest
-from cached_pictures import DATA, FACTOR, MODEL, PICTURES, SIDE, encode
-from numbered import LABEL, Numbered, assert_same, small, take
 
 from lumina_jax.config import DataConfig
 from lumina_jax.data.batches import Stream
@@ -14,6 +12,8 @@ from lumina_jax.data.example import LatentDistribution, Record
 from lumina_jax.data.latents import encode_pictures, latent_data
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.tokens import Kind, pixels_to_unit
+from tests.data.cached_pictures import DATA, FACTOR, MODEL, PICTURES, SIDE, encode
+from tests.data.numbered import LABEL, Numbered, assert_same, small, take
 
 pytestmark = pytest.mark.usefixtures("few_samples_in_a_part")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered import LABEL, TEXT, labels_of, small, take
 from PIL import Image
 
 from lumina_jax.config import DataConfig
@@ -19,6 +18,7 @@ from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, Clip, Record, Sound, contents
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.sources import open_source
+from tests.data.numbered import LABEL, TEXT, labels_of, small, take
 
 
 def put(folder, *names, content=b""):

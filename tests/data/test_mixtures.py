@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from numbered import LABEL, PATCH, Lookup, Numbered, assert_same, take
 
 from lumina_jax.config import Config, DataConfig, Modality, Part
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.sources import FirstSamples, MixedSource
+from tests.data.numbered import LABEL, PATCH, Lookup, Numbered, assert_same, take
 
 MODEL = dataclasses.replace(
     LABEL, conditioning="text", text_width=3, nextline=True, others=(Modality(name="big", patch_size=8, channels=3),)

@@ -50,7 +50,7 @@ def test_a_damaged_folder_is_named_with_the_remedy(tmp_path, part):
 
 
 def test_a_stream_reads_them_as_clips(tmp_path):
-    from numbered import TEXT, Lookup
+    from tests.data.numbered import TEXT, Lookup
 
     write_prepared(tmp_path / "noise", clips(5), CARD_OF_TEST)
     data = DataConfig(

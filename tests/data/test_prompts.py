@@ -1,9 +1,9 @@
 """Prompts of sheets, taken from the data when none are given."""
 
 import pytest
-from numbered import Numbered
 
 from lumina_jax.data.example import Record, some_prompts
+from tests.data.numbered import Numbered
 
 
 class Reads(Numbered):

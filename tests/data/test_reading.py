@@ -10,11 +10,11 @@ import time
 import grain
 import numpy as np
 import pytest
-from numbered import LABEL, Numbered, assert_same, small, take
 
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import ChangedSourceError
 from lumina_jax.data.reading import ReadAhead, WorkerLostError
+from tests.data.numbered import LABEL, Numbered, assert_same, small, take
 
 
 class Slow:
@@ -109,7 +109,7 @@ def test_after_an_error_the_state_is_that_of_the_last_batch_handed_out():
 
 
 UNCLOSED = """
-from numbered import LABEL, Numbered, small
+from tests.data.numbered import LABEL, Numbered, small
 from lumina_jax.data.batches import Stream
 
 if __name__ == "__main__":
@@ -118,6 +118,6 @@ if __name__ == "__main__":
 
 
 def test_a_program_that_closes_nothing_ends_all_the_same():
-    environment = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{os.path.dirname(__file__)}"}
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", UNCLOSED], env=environment, timeout=120, capture_output=True)
     assert done.returncode == 0, done.stderr

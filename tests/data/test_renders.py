@@ -2,17 +2,12 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from numbered import Lookup
-from test_objects import CUBE, middle
 
 from lumina_jax.commands.data import main
 from lumina_jax.config import Config, DataConfig, ModelConfig, RunConfig
@@ -26,6 +21,8 @@ from lumina_jax.encoders.image_vae import load_image_vae
 from lumina_jax.generation.sheets import trained_shape
 from lumina_jax.run import write_config
 from lumina_jax.tokens import cut_views, tile_views, unit_to_pixels
+from tests.data.numbered import Lookup
+from tests.data.test_objects import CUBE, middle
 
 VAE = Path(__file__).parents[1] / "golden" / "vae_tiny"
 MODEL = ModelConfig(layers=1, heads=2, width=16, patch_size=4, channels=3)
@@ -175,7 +172,7 @@ def test_a_grid_has_full_lines_of_squares():
 
 
 def test_sampling_a_grid_asks_for_views_and_cuts_them(tmp_path):
-    from sample import Arguments, shapes_of
+    from lumina_jax.commands.sample import Arguments, shapes_of
 
     config = Config(model=MODEL, data=GRID)
 
@@ -191,7 +188,7 @@ def test_sampling_a_grid_asks_for_views_and_cuts_them(tmp_path):
 
 
 def test_a_drawn_grid_is_saved_as_a_turntable(tmp_path, monkeypatch):
-    import sample
+    from lumina_jax.commands import sample
 
     config = Config(model=MODEL, data=GRID, run=RunConfig(root=str(tmp_path), name="grid"))
     write_config(config)

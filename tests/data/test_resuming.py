@@ -10,12 +10,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from numbered import LABEL, PACKED, TEXT, Lookup, Numbered, assert_same, labels_of, small, take
 
 from lumina_jax.config import DataConfig
 from lumina_jax.data.batches import Stream, merge_states
 from lumina_jax.data.emoji_source import EmojiSource
 from lumina_jax.data.order import dealt, shuffled, taker
+from tests.data.numbered import LABEL, PACKED, TEXT, Lookup, Numbered, assert_same, labels_of, small, take
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -162,10 +162,10 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     assert not any(os.path.exists(f"/proc/{worker}") for worker in workers)
 
 
-WITH_TESTS = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{os.path.dirname(__file__)}"}
+WITH_TESTS = os.environ | {"PYTHONPATH": os.getcwd()}
 ORPHANS = """
 import multiprocessing, time
-from numbered import LABEL, Numbered, small
+from tests.data.numbered import LABEL, Numbered, small
 from lumina_jax.data.batches import Stream
 
 if __name__ == "__main__":

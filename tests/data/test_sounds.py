@@ -8,7 +8,6 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
-from numbered import Lookup, take
 from transformers.audio_utils import mel_filter_bank
 
 from lumina_jax.config import Config, DataConfig, ModelConfig
@@ -20,6 +19,7 @@ from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepare
 from lumina_jax.data.sounds import read_sound
 from lumina_jax.data.sources import open_source
 from lumina_jax.mel import frames_of, griffin_lim, log_mel, mel_to_unit, seconds_of, unit_to_mel
+from tests.data.numbered import Lookup, take
 
 RATE = 22_050
 MODEL = ModelConfig(layers=1, heads=2, width=8, channels=80, patch_size=1, modality="speech")

@@ -6,12 +6,12 @@ import random
 import av
 import numpy as np
 import pytest
-from films import RATE, WIDTH, number_of, numbered_frame, shown_times, write_film
 from PIL import Image
 
 from lumina_jax.data import videos
 from lumina_jax.data.clips import read_frames
 from lumina_jax.data.example import Clip
+from tests.data.films import RATE, WIDTH, number_of, numbered_frame, shown_times, write_film
 
 FAST = {"preset": "ultrafast", "crf": "18", "bf": "3"}
 VP8 = {"b": "2M", "cpu-used": "8", "deadline": "realtime"}

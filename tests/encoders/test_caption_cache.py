@@ -107,7 +107,7 @@ def test_an_interrupted_call_goes_on_after_the_last_complete_part(tmp_path, smal
 SLOW_ENCODING = """
 import sys, time
 from lumina_jax.encoders import caption_cache
-from test_caption_cache import Letters, numbered
+from tests.encoders.test_caption_cache import Letters, numbered
 
 class Slow(Letters):
     def encode(self, captions):
@@ -121,9 +121,8 @@ caption_cache.encode_captions(numbered(1000), Slow(), sys.argv[1])
 
 
 def test_a_killed_process_loses_at_most_a_part_and_leaves_nothing_that_stays(tmp_path, small_parts):
-    path = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_ENCODING, str(tmp_path)], env=os.environ | {"PYTHONPATH": path},
+        [sys.executable, "-c", SLOW_ENCODING, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     for _ in range(11):
@@ -298,12 +297,11 @@ def test_features_that_were_deleted_during_a_run_are_missing_by_name(tmp_path, s
 
 @pytest.mark.slow
 def test_processes_that_encode_at_once_and_are_killed_leave_features_that_are_right(tmp_path, small_parts):
-    path = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
     random = np.random.default_rng(0)
     for _ in range(4):
         processes = [
             subprocess.Popen(
-                [sys.executable, "-c", SLOW_ENCODING, str(tmp_path)], env=os.environ | {"PYTHONPATH": path},
+                [sys.executable, "-c", SLOW_ENCODING, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE, text=True,
             )
             for _ in range(3)

@@ -3,18 +3,15 @@
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_bert import numpy_bert
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "weights"))
-from pickled import save_pickled
 
 from lumina_jax.encoders.text import text_encoder
+from tests.encoders.test_bert import numpy_bert
+from tests.weights.pickled import save_pickled
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BERT, T5 = GOLDEN / "bert_tiny", GOLDEN / "t5_tiny"

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from sound_layout import CHANNELS, VAE, random_tensors
-from test_vocoder import tiny_folder
 
 from lumina_jax.encoders.image_vae import load_image_vae
 from lumina_jax.encoders.sound_vae import sound_vae
 from lumina_jax.encoders.text import text_encoder
 from lumina_jax.encoders.vocoder import vocoder
+from tests.encoders.sound_layout import CHANNELS, VAE, random_tensors
+from tests.encoders.test_vocoder import tiny_folder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TEXT = ("bert", "clip", "gemma", "llama", "t5")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
-from sound_layout import CHANNELS, VAE, latents, random_tensors, spectrograms
 
 from lumina_jax.encoders.sound_vae import Posterior, sound_vae
 from lumina_jax.parallel.mesh import make_mesh
+from tests.encoders.sound_layout import CHANNELS, VAE, latents, random_tensors, spectrograms
 
 GOLDEN = Path(__file__).parents[1] / "golden/sounds/vae_and_vocoder.safetensors"
 SETTINGS = {**VAE, "ch_mult": [1, 2, 2], "attn_layers": [3]}
@@ -71,7 +71,7 @@ def test_encoding_and_decoding_equal_what_is_recorded_of_torch(tmp_path):
 )
 def test_encoding_and_decoding_equal_torch(tmp_path, changes, prefix):
     torch = pytest.importorskip("torch")
-    import torch_sound
+    from tests.encoders import torch_sound
 
     settings = {**SETTINGS, **changes}
     tensors = {name: torch.from_numpy(values) for name, values in random_tensors(settings, CHANNELS).items()}

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from sound_layout import VOCODER, random_vocoder, spectrograms
 
 from lumina_jax.encoders.vocoder import Generator, VocoderConfig, doubled, halved, low_pass, vocoder, vocoder_rules
 from lumina_jax.weights.modules import named_parameters
 from lumina_jax.weights.rules import to_theirs
+from tests.encoders.sound_layout import VOCODER, random_vocoder, spectrograms
 
 GOLDEN = Path(__file__).parents[1] / "golden/sounds/vae_and_vocoder.safetensors"
 SETTINGS = {"resblock": "1", "num_mels": 80, "upsample_initial_channel": 16, "upsample_rates": [8, 8, 4]}
@@ -73,7 +73,7 @@ def test_samples_equal_what_is_recorded_of_torch(tmp_path):
 )
 def test_samples_equal_torch(tmp_path, changes):
     torch = pytest.importorskip("torch")
-    import torch_sound
+    from tests.encoders import torch_sound
 
     settings = {**SETTINGS, **changes}
     torch.manual_seed(0)

@@ -1,6 +1,5 @@
 """The likelihood against the density of a Gaussian, for which Hutchinson's estimate is exact."""
 
-import gaussian
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from lumina_jax.flow import paths
 from lumina_jax.flow.likelihood import log_likelihood, rademacher
 from lumina_jax.flow.timesteps import sampling_grid
+from tests.flow import gaussian
 
 
 def log_density(x):

@@ -2,7 +2,6 @@
 
 import itertools
 
-import gaussian
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from lumina_jax.flow import paths, sde
 from lumina_jax.flow.timesteps import sampling_grid
+from tests.flow import gaussian
 
 FORMS = ["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 

@@ -1,18 +1,14 @@
 """convert, given anything, writes a whole export or says what is wrong and writes nothing."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import bytes_of, expect_no_traceback, fuzzed, snapshot, texts_of
 
 from lumina_jax.commands.convert import main as convert
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
-from checkpoints import WEIGHTS, checkpoint
+from tests.fuzz.mutations import bytes_of, expect_no_traceback, fuzzed, snapshot, texts_of
+from tests.interop.checkpoints import WEIGHTS, checkpoint
 
 pytestmark = pytest.mark.slow
 NAMES = {"nextdit": "lumina", "flagdit_imagenet": "lumina", "diffusers_luminanext": "diffusers"}

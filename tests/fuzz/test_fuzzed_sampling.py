@@ -3,19 +3,15 @@
 import contextlib
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import documents, expect_no_traceback, fuzzed, texts_of, words
 
-import sample
+from lumina_jax.commands import sample
 from lumina_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, SampleConfig, TextConfig
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from processes import training
+from tests.fuzz.mutations import documents, expect_no_traceback, fuzzed, texts_of, words
+from tests.training.processes import training
 
 pytestmark = pytest.mark.slow
 NUMBERS = ("seed", "step", "size", "height", "width", "video-frames", "views", "seconds", "frame-rate", "batch")
@@ -69,8 +65,7 @@ def drawn(trained, capsys, monkeypatch):
     monkeypatch.setenv("LUMINA_ALLOCATOR", "system")
 
     def draw(*arguments, run=trained):
-        monkeypatch.setattr(sys, "argv", ["sample.py", str(run), *arguments])
-        return expect_no_traceback(sample.main, capsys)
+        return expect_no_traceback(lambda: sample.main([str(run), *arguments]), capsys)
 
     return draw
 

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import bytes_of, documents, fuzzed, texts_of, values
 from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Example
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.data.sources import open_source
+from tests.fuzz.mutations import bytes_of, documents, fuzzed, texts_of, values
 
 pytestmark = pytest.mark.slow
 MODEL = ModelConfig(layers=1, heads=2, width=16, patch_size=8, channels=3)

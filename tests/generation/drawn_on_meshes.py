@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from test_pipeline import SETTINGS, Words
-from tiny import config, label_config
 
 from lumina_jax.config import Config
 from lumina_jax.generation.sheets import new_pipeline, sheet_writer
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
+from tests.generation.test_pipeline import SETTINGS, Words
+from tests.training.tiny import config, label_config
 
 FOLDER = tempfile.TemporaryDirectory()
 RUN = {"root": FOLDER.name, "sample_prompts": ("3", "1", "4")}

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,9 +12,7 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.generation.pipeline import NotDrawn, Pipeline, Shape, _lost_on_the_way
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.tokens import TextFeatures
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from tiny import config, label_config
+from tests.training.tiny import config, label_config
 
 SETTINGS = SampleConfig(solver="euler", steps=3, guidance=3.0)
 SHAPE = Shape(16, 24)

@@ -1,8 +1,6 @@
 """What cannot be drawn is refused before anything is computed, with the rule and what helps."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -10,9 +8,7 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.encoders.phonemes import is_nearly_pitch, split_pitch
 from lumina_jax.generation.request import Shape, check_request
 from lumina_jax.generation.sheets import check_previews
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from tiny import config, label_config
+from tests.training.tiny import config, label_config
 
 TEXT, LABEL = config(), label_config()
 SETTINGS, SHAPE, UNIT = SampleConfig(), Shape(16, 16), (8, 8)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,11 @@ import pytest
 from PIL import Image
 
 import lumina_jax.trained
-import sample
+from lumina_jax.commands import sample
 from lumina_jax.generation import pipeline as pipeline_module
 from lumina_jax.generation.media import read_png_metadata
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from processes import training
-from tiny import label_config
+from tests.training.processes import training
+from tests.training.tiny import label_config
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +30,12 @@ def draw(trained, monkeypatch, capsys):
     monkeypatch.setenv("LUMINA_ALLOCATOR", "system")
 
     def call(*words, run=trained):
-        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, [run, *words])])
-        with pytest.raises(SystemExit) as end:
-            sample.main()
+        try:
+            status = sample.main([*map(str, [run, *words])])
+        except SystemExit as end:
+            status = end.code
         said = capsys.readouterr()
-        return end.value.code, said.out + said.err
+        return status, said.out + said.err
 
     return call
 

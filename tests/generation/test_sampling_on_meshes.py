@@ -19,11 +19,10 @@ MORE_CASES = (
 
 
 def drawn_on_meshes(cases):
-    folders = (ROOT, ROOT / "tests" / "training", ROOT / "tests" / "generation")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, ROOT / "tests" / "generation" / "drawn_on_meshes.py", *cases]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

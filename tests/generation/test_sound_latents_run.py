@@ -1,6 +1,5 @@
 """Text to sound on the latents of an autoencoder: the released sizes, and a small run from training to a wav."""
 
-import sys
 from pathlib import Path
 
 import jax
@@ -25,14 +24,10 @@ from lumina_jax.generation.sounds import voice_of
 from lumina_jax.mel import log_mel
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.run import load_config
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from numbered import Lookup
-from sound_layout import CHANNELS, random_tensors, random_vocoder
-from sound_layout import VAE as SOME_VAE
-from sound_layout import VOCODER as SOME_VOCODER
+from tests.data.numbered import Lookup
+from tests.encoders.sound_layout import CHANNELS, random_tensors, random_vocoder
+from tests.encoders.sound_layout import VAE as SOME_VAE
+from tests.encoders.sound_layout import VOCODER as SOME_VOCODER
 
 ROOT = Path(__file__).parents[2]
 RATE = 16_000
@@ -136,8 +131,7 @@ def test_latents_of_sounds_fill_rows(folder, tmp_path):
 
 
 def test_a_run_on_latents_of_sounds_trains_and_draws_wavs(folder, capsys):
-    import sample
-    import train
+    from lumina_jax.commands import sample, train
 
     config = tiny(folder)
     assert patch_pixels(config) == (1, 2)

@@ -1,6 +1,5 @@
 """Sounds drawn: their lengths, their files, and a whole run on speech."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,8 @@ from lumina_jax.generation.pipeline import Shape
 from lumina_jax.generation.sheets import shape_for, trained_shape
 from lumina_jax.generation.sounds import save_wav, spectrogram_picture
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, log_mel
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from processes import module, sampling, training
-from test_pipeline import Words, new_pipeline
+from tests.generation.test_pipeline import Words, new_pipeline
+from tests.training.processes import module, sampling, training
 
 RATE = 22_050
 WORDS = Path(__file__).parents[1] / "golden" / "speech" / "words.npz"

@@ -3,17 +3,12 @@
 import hashlib
 import json
 import re
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "weights"))
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import GOLDEN, LUMINA, WEIGHTS, checkpoint, run, tensors_of
 from flax import nnx
-from pickled import save_pickled
 from safetensors.numpy import load_file, save_file
 
 from lumina_jax.commands.convert import main as command
@@ -27,6 +22,8 @@ from lumina_jax.parity.golden import Golden
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.weights.files import TensorFiles
 from lumina_jax.weights.modules import named_parameters
+from tests.interop.checkpoints import GOLDEN, LUMINA, WEIGHTS, checkpoint, run, tensors_of
+from tests.weights.pickled import save_pickled
 
 
 def assert_same(found, expected):

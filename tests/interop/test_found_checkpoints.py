@@ -3,21 +3,13 @@
 import contextlib
 import json
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "weights"))
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import GOLDEN, WEIGHTS, checkpoint, run, tensors_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pickled import save_pickled
 from safetensors.numpy import save_file
-from test_files import write
-from test_hub import snapshot as snapshot
-from test_malformed import expect_error
 
 from lumina_jax.interop.converted import read_model
 from lumina_jax.interop.layouts import LAYOUTS
@@ -25,6 +17,11 @@ from lumina_jax.interop.names import check_whole, network
 from lumina_jax.interop.sources import _theirs, open_source
 from lumina_jax.weights.pickles import PickledTensors
 from lumina_jax.weights.tensors import ComputedTensors
+from tests.interop.checkpoints import GOLDEN, WEIGHTS, checkpoint, run, tensors_of
+from tests.interop.test_malformed import expect_error
+from tests.weights.pickled import save_pickled
+from tests.weights.test_files import write
+from tests.weights.test_hub import snapshot as snapshot
 
 FILE = WEIGHTS["lumina"]
 

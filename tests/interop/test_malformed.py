@@ -13,12 +13,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from checkpoints import GOLDEN, WEIGHTS, checkpoint, run, tensors_of
 from safetensors.numpy import save_file
 
 from lumina_jax.commands.convert import main as command
 from lumina_jax.interop.export import plan_export, write_export
 from lumina_jax.interop.sources import open_source
+from tests.interop.checkpoints import GOLDEN, WEIGHTS, checkpoint, run, tensors_of
 
 FILE = WEIGHTS["lumina"]
 

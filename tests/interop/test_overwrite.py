@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoints import checkpoint, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from lumina_jax.interop.export import plan_export, write_export
 from lumina_jax.interop.sources import open_source
 from lumina_jax.weights import folders
 from lumina_jax.weights.folders import MARKER, check_destination, foreign, new_folder, write_marker
+from tests.interop.checkpoints import checkpoint, run
 
 REFUSED = "may only be overwritten when it"
 

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from checkpoints import GOLDEN, checkpoint, run, tensors_of
-from released import Released
 from safetensors.numpy import save_file
 
 from lumina_jax.interop.converted import read_model
 from lumina_jax.interop.sources import open_source
 from lumina_jax.parity.golden import Golden
+from tests.interop.checkpoints import GOLDEN, checkpoint, run, tensors_of
+from tests.interop.released import Released
 
 VALUES = {"zeros": 0.0, "ones": 1.0, "large": 1e4}
 

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from checkpoints import GOLDEN, run
 from einops import rearrange
 
 from lumina_jax.config import Config, DataConfig, SampleConfig, TextConfig
@@ -12,6 +11,7 @@ from lumina_jax.encoders.text import text_encoder
 from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.models.flag_dit import abstract_model
+from tests.interop.checkpoints import GOLDEN, run
 
 pytestmark = pytest.mark.torch
 PROMPTS, STEPS, GUIDANCE, WATERSHED = ["red heart, noto style", "a blue circle"], 6, 4.0, 0.4

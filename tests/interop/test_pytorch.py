@@ -5,16 +5,16 @@ import argparse
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import GOLDEN, checkpoint, run, tensors_of
 from flax import nnx
 from safetensors.numpy import load_file
-from test_padding import without_pad_token
 
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.interop.sources import open_source
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parity.golden import Golden
 from lumina_jax.tokens import TextFeatures, tokens_of, unpatchify
+from tests.interop.checkpoints import GOLDEN, checkpoint, run, tensors_of
+from tests.interop.test_padding import without_pad_token
 
 pytestmark = pytest.mark.torch
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from checkpoints import run, tensors_of
 from flax import nnx
 
 from lumina_jax.config import Config, DataConfig, Modality, ModelConfig
@@ -21,6 +20,7 @@ from lumina_jax.run import load_config
 from lumina_jax.trained import open_run
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.weights.tensors import ComputedTensors
+from tests.interop.checkpoints import run, tensors_of
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 EXCUSE, FIRST_LINES = "No PyTorch layout holds the trained model: ", 4

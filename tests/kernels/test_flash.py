@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flash_cases import arrays, by_definition, case, gated, relative
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
@@ -16,6 +15,7 @@ from jax.test_util import check_grads
 from lumina_jax.kernels.attention import attend
 from lumina_jax.kernels.blocks import BlockSizes
 from lumina_jax.kernels.flash import flash_attention
+from tests.kernels.flash_cases import arrays, by_definition, case, gated, relative
 
 SMALL = BlockSizes(
     q=256,

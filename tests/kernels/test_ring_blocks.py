@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flash_cases import arrays, by_definition, case, relative
 
 from lumina_jax.kernels.ring import PLAIN, Keys, ring_attention
 from lumina_jax.kernels.ring_blocks import block_attention
+from tests.kernels.flash_cases import arrays, by_definition, case, relative
 
 PACKED = np.repeat([[1, 2, 0]], [200, 40, 144], axis=1)
 """Of three devices the first holds one sample, the second the rest of it, another and padding, the last nothing; of two

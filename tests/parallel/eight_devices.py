@@ -11,11 +11,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import config, packed_batch
 
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.state import create_state, state_shardings
 from lumina_jax.training.step import batch_places, train_step
+from tests.training.tiny import config, packed_batch
 
 MESHES = {
     "fsdp over two mesh axes": ({"fsdp": 8, "split": {"fsdp": (2, 4)}}, {}, {}),

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_liveness import free_port
 
 from lumina_jax.parallel.liveness import ENDED_BY_OTHERS
+from tests.parallel.test_liveness import free_port
 
 ROOT = Path(__file__).parents[2]
 SHARING = """

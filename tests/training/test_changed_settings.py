@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 import pytest
-from tiny import config
 
 from lumina_jax.config import Part
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.training.loop import changes, check_newest
 from lumina_jax.training.optimizer import learning_rate
+from tests.training.tiny import config
 
 COSINE = {"learning_rate": 5e-4, "schedule": "cosine"}
 

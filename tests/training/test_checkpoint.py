@@ -60,7 +60,7 @@ def saved(folder, steps, **settings):
 
 def run_script(script, *arguments):
     """Run a Python program that may kill itself; the module of this test is importable as `test_checkpoint`."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{os.getcwd()}:{os.path.dirname(__file__)}"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
     return subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True)
 
 
@@ -125,7 +125,7 @@ def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
 
 KILLED = """
 import os, signal, sys, threading, time
-import test_checkpoint as shared
+from tests.training import test_checkpoint as shared
 from lumina_jax.training.checkpoint import Checkpoints
 
 folder = sys.argv[1]
@@ -165,7 +165,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(tmp_path)
 DISK_FULL = """
 import resource, signal, sys
 import jax
-import test_checkpoint as shared
+from tests.training import test_checkpoint as shared
 from lumina_jax.training.checkpoint import Checkpoints
 
 checkpoints = Checkpoints(sys.argv[1], keep=3)
@@ -253,7 +253,7 @@ def test_a_url_needs_what_reads_it_and_a_run_may_keep_its_checkpoints_elsewhere(
 RESHARDED = """
 import sys
 import jax, numpy as np
-import test_checkpoint as shared
+from tests.training import test_checkpoint as shared
 from jax.sharding import NamedSharding, PartitionSpec
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.checkpoint import Checkpoints

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import ROOT, module, sampling, training
 from safetensors.numpy import load_file, save_file
-from tiny import label_config
 
 from lumina_jax.config import ModelConfig, VaeConfig
 from lumina_jax.parity.golden import Golden
+from tests.training.processes import ROOT, module, sampling, training
+from tests.training.tiny import label_config
 
 GOLDEN = ROOT / "tests" / "golden"
 WEIGHTS = "consolidated.00-of-01.safetensors"

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import training
-from tiny import label_config
 
 from lumina_jax.training.metrics import read_metrics
+from tests.training.processes import training
+from tests.training.tiny import label_config
 
 
 @pytest.fixture(scope="module")

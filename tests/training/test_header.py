@@ -2,13 +2,13 @@
 
 import jax
 import pytest
-from tiny import config
 
 from lumina_jax.config import DataConfig, Part
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.header import header_lines, short_number
 from lumina_jax.training.loop import samples_word
 from lumina_jax.training.state import parameter_count
+from tests.training.tiny import config
 
 
 def test_the_header_names_run_model_devices_data_and_batch_in_five_lines():

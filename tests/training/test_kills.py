@@ -18,11 +18,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ENVIRONMENT, ROOT, training_command, workers_of
-from tiny import config
 
 from lumina_jax.config import VaeConfig
 from lumina_jax.training.checkpoint import Checkpoints
+from tests.training.processes import ENVIRONMENT, ROOT, training_command, workers_of
+from tests.training.tiny import config
 
 GOLDEN = ROOT / "tests" / "golden"
 KILLS = int(os.environ.get("KILLS", "100"))

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import label_config
 
 from lumina_jax.commands.evaluate import true_samples
 from lumina_jax.config import SampleConfig, VaeConfig
@@ -20,6 +19,7 @@ from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.trained import open_run
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.training.state import abstract_state
+from tests.training.tiny import label_config
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "vae_tiny"

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_metrics import events
 
 from lumina_jax.failures import written_to
 from lumina_jax.training.logs import GrowingFile
 from lumina_jax.training.metrics import MetricWriter, read_metrics
+from tests.training.test_metrics import events
 
 
 class Limited:

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,8 +14,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ENVIRONMENT, ROOT, training_command, workers_of
-from tiny import label_config
 
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.sources import open_source
@@ -27,9 +24,9 @@ from lumina_jax.training.feed import Feed
 from lumina_jax.training.loop import restored_or_new, train
 from lumina_jax.training.state import abstract_state
 from lumina_jax.training.step import train_step
-
-sys.path.append(str(ROOT / "tests" / "parallel"))
-from test_liveness import free_port
+from tests.parallel.test_liveness import free_port
+from tests.training.processes import ENVIRONMENT, ROOT, training_command, workers_of
+from tests.training.tiny import label_config
 
 NOTING = """
 import json, os, runpy, sys

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ENVIRONMENT, ROOT, module, sampling, training, training_command
-from tiny import config, label_config
 
 from lumina_jax.generation.media import read_png_metadata
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import read_run
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.training.state import abstract_state
+from tests.training.processes import ENVIRONMENT, ROOT, module, sampling, training, training_command
+from tests.training.tiny import config, label_config
 
 
 def final_state(settings):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import config, packed_batch
 
 from lumina_jax.config import FlowConfig
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.state import create_state
 from lumina_jax.training.step import batch_losses, draw, gradient, train_step
+from tests.training.tiny import config, packed_batch
 
 
 def test_the_step_compiles_once_whatever_the_batch_holds():

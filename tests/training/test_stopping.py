@@ -10,8 +10,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from processes import ENVIRONMENT, ROOT, training_command, workers_of
-from tiny import config, label_config
 
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import contents
@@ -23,8 +21,9 @@ from lumina_jax.training.feed import Feed
 from lumina_jax.training.lock import locked
 from lumina_jax.training.loop import restored_or_new, train
 from lumina_jax.training.step import train_step
+from tests.training.processes import ENVIRONMENT, ROOT, training_command, workers_of
+from tests.training.tiny import config, label_config
 
-sys.path.append(str(ROOT))
 ASKED = """
 import sys, time
 from lumina_jax.parallel.multihost import stop_requests
@@ -165,7 +164,7 @@ def test_a_sheet_that_cannot_be_drawn_or_written_stops_nothing(tmp_path, capsys)
 
 
 def test_previews_that_cannot_be_drawn_are_refused_before_anything_is_made(tmp_path):
-    from train import run
+    from lumina_jax.commands.train import run
 
     wrong = {
         "guided_channels=4 must be": {"sample": {"guided_channels": 4}, "run": {"sample_prompts": ("1",)}},
@@ -179,7 +178,7 @@ def test_previews_that_cannot_be_drawn_are_refused_before_anything_is_made(tmp_p
 
 
 def test_hosts_whose_captions_differ_are_refused_before_anything_is_encoded(tmp_path, monkeypatch):
-    from train import opened_source
+    from lumina_jax.commands.train import opened_source
 
     def captions(text):
         (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "1.png", "caption": text}))

@@ -5,10 +5,10 @@ from itertools import count
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import config
 
 from lumina_jax.training import watched as module
 from lumina_jax.training.watched import watched
+from tests.training.tiny import config
 
 
 def run_steps(folder, profile, *, start=0, stop=8, notes=None):

@@ -1,10 +1,8 @@
 """Files of tensors: types of 8 bits, indices, variants, and files that are something else."""
 
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import ml_dtypes
 import numpy as np
 import pytest

@@ -10,10 +10,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from pickled import save_pickled
 from safetensors.numpy import load_file
 
 from lumina_jax.weights.pickles import PickledTensors, read_arguments
+from tests.weights.pickled import save_pickled
 
 GOLDEN = Path(__file__).parents[1] / "golden/pickled"
 
