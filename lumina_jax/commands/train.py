@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from lumina_jax.config import Config, DataConfig, HostsConfig
+from lumina_jax.config import Config, HostsConfig
 from lumina_jax.failures import report, reported, written_to
 from lumina_jax.launch import keep_memory_on_cpu, outlive_output
 from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder, write_config
@@ -41,7 +41,9 @@ def run_in_job(config: Config) -> int:
 def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
     from lumina_jax.data.batches import Stream
-    from lumina_jax.generation.sheets import check_previews, encoder_of, sheet_writer, vae_of
+    from lumina_jax.encoders.configured import encoder_of
+    from lumina_jax.generation.sheets import check_previews, sheet_writer
+    from lumina_jax.modalities import load_autoencoders, modalities_of_sources
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import is_first, say
     from lumina_jax.trained import check_trained
@@ -52,8 +54,7 @@ def run(config: Config) -> bool:
     from lumina_jax.training.step import train_step
 
     # Devices
-    folder = run_folder(config)
-    mesh = configured_mesh(config.mesh)
+    folder, mesh = run_folder(config), configured_mesh(config.mesh)
     check_mesh(config, mesh)
     check_previews(config)
 
@@ -68,13 +69,13 @@ def run(config: Config) -> bool:
     # Data
     source = opened_source(config)
     config = with_prompts(config, source)
-    encoder, vae = encoder_of(config), vae_of(config)
-    data = counted_in_latents(config, vae, mesh)
-    say_header(config, mesh, source, data)
-    source, features = encoded_source(config, source, encoder, vae)
+    encoder, autoencoders, modalities = encoder_of(config), load_autoencoders(config), modalities_of_sources(config)
+    say_header(config, mesh, source, modalities)
+    source, features = encoded_source(config, source, encoder, modalities, autoencoders)
     stream = Stream(
-        source, data, config.model, seed=config.run.seed, features=features, rows=own_rows(mesh, data.batch_rows)
-    )
+        source, config.data, config.model, seed=config.run.seed, modalities=modalities, features=features,
+        rows=own_rows(mesh, config.data.batch_rows),
+    )  # fmt: skip
 
     # State: the newest checkpoint of this run, or a new one from the seed
     with checkpoints, stream:
@@ -84,12 +85,12 @@ def run(config: Config) -> bool:
         if is_first():
             with written_to(folder, "the configuration", "run.root"):
                 write_config(config)
-        show = sheet_writer(config, encoder, writer, vae, mesh) if config.run.sample_prompts else None
+        show = sheet_writer(config, encoder, writer, autoencoders, mesh) if config.run.sample_prompts else None
 
         # Steps
         try:
             state = train(
-                config, state, train_step(config, mesh), Feed(stream, mesh, data.batch_rows),
+                config, state, train_step(config, mesh), Feed(stream, mesh, config.data.batch_rows),
                 checkpoints=checkpoints, writer=writer, show=show,
             )  # fmt: skip
         finally:
@@ -129,13 +130,17 @@ def first_parameters(config: Config, mesh: Any) -> dict[str, Any]:
     return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
 
 
-def say_header(config: Config, mesh: Any, source: Any, data: DataConfig) -> None:
-    """The run, the model, the devices, the data and a batch, in a line each."""
+def say_header(config: Config, mesh: Any, source: Any, modalities: Sequence[Any]) -> None:
+    """The run, the model, the devices, the data and a batch, in a line each; rows that the mesh cannot divide are
+    refused."""
     from lumina_jax.data.batches import row_tokens
+    from lumina_jax.parallel.mesh import check_tokens
     from lumina_jax.parallel.multihost import say
     from lumina_jax.training.header import header_lines
 
-    say("\n".join(header_lines(config, mesh, source=source, row_tokens=row_tokens(data, config.model))))
+    tokens = row_tokens(config.data, config.model, modalities)
+    check_tokens(tokens, mesh)
+    say("\n".join(header_lines(config, mesh, source=source, row_tokens=tokens)))
 
 
 def with_prompts(config: Config, source: Any) -> Config:
@@ -189,14 +194,16 @@ def opened_source(config: Config) -> Any:
     return source
 
 
-def encoded_source(config: Config, source: Any, encoder: Any, vae: Any) -> tuple[Any, Any]:
-    """The source and the features of its captions. They and pictures are encoded once, and read from files from then
-    on."""
+def encoded_source(
+    config: Config, source: Any, encoder: Any, modalities: Sequence[Any], autoencoders: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The source and the features of its captions. They and samples with an autoencoder are encoded once, and read from
+    files from then on."""
     from lumina_jax.parallel.multihost import barrier
 
     features = None if encoder is None else caption_features(config, source, encoder)
-    source = source if vae is None else latents(config, source, vae)
-    barrier("captions and pictures are encoded")
+    source = latents(config, source, modalities, autoencoders) if autoencoders else source
+    barrier("captions and samples are encoded")
     return source, features
 
 
@@ -216,31 +223,20 @@ def caption_features(config: Config, source: Any, encoder: Any) -> Any:
     return features
 
 
-def counted_in_latents(config: Config, vae: Any, mesh: Any) -> DataConfig:
-    """The data settings counted in values of latents, if there are any; their rows suit the mesh, or are refused."""
-    from lumina_jax.data.batches import row_tokens
-    from lumina_jax.data.latents import latent_data
-    from lumina_jax.data.sound_latents import sound_latent_data
-    from lumina_jax.parallel.mesh import check_tokens
+def latents(config: Config, source: Any, modalities: Sequence[Any], autoencoders: dict[str, Any]) -> Any:
+    """The source with latents for the samples of each modality that has an autoencoder.
 
-    data = config.data
-    if vae is not None:
-        data = (latent_data if data.seconds is None else sound_latent_data)(data, vae.factor)
-    check_tokens(row_tokens(data, config.model), mesh)
-    return data
-
-
-def latents(config: Config, source: Any, vae: Any) -> Any:
-    """The source with latents in the place of pictures or sounds."""
+    Args:
+      modalities: of each source of the data.
+      autoencoders: by the name of the modality.
+    """
     import jax
 
-    from lumina_jax.data.latents import encode_pictures
-    from lumina_jax.data.sound_latents import encode_sounds
+    from lumina_jax.data.latents import encode_sources
     from lumina_jax.parallel.multihost import say
 
-    say("encoding sounds" if config.data.seconds is not None else "encoding pictures")
-    cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
-    with written_to(cache, "latents", "vae.cache"):
-        if config.data.seconds is not None:
-            return encode_sounds(source, vae, config.data, cache, shard=shard)
-        return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)
+    encoded = [modality.plural for modality in modalities if modality.config.name in autoencoders]
+    say(f"encoding {' and '.join(dict.fromkeys(encoded))}")
+    with written_to(config.vae.cache, "latents", "vae.cache"):
+        shard = (jax.process_index(), jax.process_count())
+        return encode_sources(source, modalities, autoencoders, config.vae.cache, shard=shard)
