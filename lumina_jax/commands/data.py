@@ -75,8 +75,8 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Packing:
-    config: Annotated[Path, tyro.conf.Positional]
-    """A configuration file."""
+    config: Annotated[str, tyro.conf.Positional]
+    """A configuration, by name or by path."""
     samples: int = 1000
     """Samples to look at, at least."""
 
@@ -168,9 +168,9 @@ def cut(arguments: Scenes) -> None:
 
 
 def count(arguments: Packing) -> None:
+    from lumina_jax.config_files import load_config
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
-    from lumina_jax.run import load_config
 
     check_range("samples", arguments.samples, 1, 10**9)
     config = load_config(arguments.config)
