@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from lumina_jax.aot.hlo import HOST, Loop, Module, ArrayShape
+from lumina_jax.aot.hlo import HOST, ArrayShape, Loop, Module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
