@@ -8,14 +8,10 @@ Run: python train.py configs/imagenet_7b.py
 At 512 pixels: python train.py configs/imagenet_7b.py --data.image-size 512 --run.name imagenet_7b_512
 """
 
-from pathlib import Path
-
 from lumina_jax.config import Config
+from lumina_jax.config_files import load_config
 from lumina_jax.models.presets import SIZES
-from lumina_jax.run import load_config
 
 
 def get_config() -> Config:
-    return load_config(Path(__file__).with_name("imagenet_600m.py")).replace(
-        model=SIZES["7B"], run={"name": "imagenet_7b"}
-    )
+    return load_config("imagenet_600m").replace(model=SIZES["7B"], run={"name": "imagenet_7b"})

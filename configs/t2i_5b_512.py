@@ -6,14 +6,12 @@ From the released checkpoint instead: python -m lumina_jax convert CHECKPOINT lu
 --run.init-from lumina_t2i
 """
 
-from pathlib import Path
-
 from lumina_jax.config import Config
-from lumina_jax.run import load_config
+from lumina_jax.config_files import load_config
 
 
 def get_config() -> Config:
-    return load_config(Path(__file__).with_name("t2i_5b_256.py")).replace(
+    return load_config("t2i_5b_256").replace(
         data={"image_size": 512, "batch_rows": 256},
         run={"name": "t2i_5b_512", "init_from": "runs/t2i_5b_256"},
     )

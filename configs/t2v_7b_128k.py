@@ -11,15 +11,13 @@ Recommended on v5p:4x4x4: --mesh.fsdp 16 --mesh.sequence 4 --model.remat attenti
 Run: python train.py configs/t2v_7b_128k.py --data.path clips
 """
 
-from pathlib import Path
-
 from lumina_jax.config import Config
+from lumina_jax.config_files import load_config
 from lumina_jax.models.presets import SIZES
-from lumina_jax.run import load_config
 
 
 def get_config() -> Config:
-    return load_config(Path(__file__).with_name("t2v_2b_stage2.py")).replace(
+    return load_config("t2v_2b_stage2").replace(
         model=SIZES["7B"] | {"remat": "attention"},
         data={"batch_rows": 16, "samples_per_row": 1},
         mesh={"sequence": 4},

@@ -11,7 +11,7 @@ import tyro
 from lumina_jax.__main__ import COMMANDS
 from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
-from lumina_jax.run import parse_config
+from lumina_jax.flags import parse_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

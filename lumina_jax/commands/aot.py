@@ -19,8 +19,8 @@ import tyro
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config
 from lumina_jax.failures import reported
+from lumina_jax.flags import parse_config
 from lumina_jax.libtpu import add_libtpu
-from lumina_jax.run import parse_config
 
 if TYPE_CHECKING:
     from lumina_jax.aot.plan import Plan, Report
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
         return_unknown_args=True,
     )  # fmt: skip
     with reported():
-        config = parse_config([*words[:1], *rest], __doc__ or "", on_cpu=False)
+        config = parse_config([*words[:1], *rest], __doc__ or "", command="aot", on_cpu=False)
         os.environ.update(parse_topology(arguments.topology).environment)
         for name in ("vae_factor", "compiles"):
             if getattr(arguments, name) < 1:

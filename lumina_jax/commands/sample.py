@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lumina_jax.config import Config, DataConfig, SampleConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import load_config, read_model, read_prompts, read_run
+from lumina_jax.prompts import read_prompts
+from lumina_jax.run import read_model, read_run
 
 if TYPE_CHECKING:
     from lumina_jax.generation.request import Shape
@@ -32,8 +34,8 @@ class Arguments:
     """Folder of the run, or of weights made by `convert --to jax`."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Captions to draw."""
-    config: Path | None = None
-    """A configuration file, for converted weights: all but the model, which is theirs."""
+    config: str | None = None
+    """A configuration, by name or by path, for converted weights: all but the model, which is theirs."""
     prompts_file: Path | None = None
     """A text file with more captions, one a line; - is standard input."""
     out: Path | None = None
@@ -94,7 +96,7 @@ def draw(arguments: Arguments) -> int:
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.request import check_request
     from lumina_jax.generation.sheets import patch_pixels
-    from lumina_jax.generation.sounds import voice_of
+    from lumina_jax.modalities.files.sounds import voice_of
     from lumina_jax.trained import open_run
 
     seed, modality = arguments.seed, arguments.modality

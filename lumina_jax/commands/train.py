@@ -11,8 +11,9 @@ from typing import Any
 
 from lumina_jax.config import Config, DataConfig, HostsConfig
 from lumina_jax.failures import report, reported, written_to
+from lumina_jax.flags import flat_settings, parse_config
 from lumina_jax.launch import keep_memory_on_cpu, outlive_output
-from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder, write_config
+from lumina_jax.run import CHECKPOINTS, run_folder, write_config
 from lumina_jax.start import with_started_model
 
 

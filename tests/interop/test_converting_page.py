@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from lumina_jax.commands.convert import Arguments
-from lumina_jax.run import load_config
+from lumina_jax.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.py"))]
