@@ -13,7 +13,6 @@ FLOORS = {
     "config": 0,
     "launch": 0,
     "chips": 0,
-    "cores": 0,
     "libtpu": 0,
     "documents": 0,
     "failures": 0,
