@@ -58,12 +58,12 @@ def main(words: Sequence[str]) -> int:
 
 
 def kernels(arguments: Kernels) -> None:
-    from lumina_jax.cores import core_of
+    from lumina_jax.chips import parse_topology
     from lumina_jax.kernel_bench.cases import chosen
     from lumina_jax.libtpu import add_libtpu
 
     for topology in arguments.topology:
-        core_of(topology)
+        parse_topology(topology)
     problems = problems_of(arguments)
     contestants = chosen(arguments.contestants)
     add_libtpu()

@@ -29,7 +29,8 @@ import tyro
 from lumina_jax.failures import reported
 
 if TYPE_CHECKING:
-    from lumina_jax.data.example import Media, Source
+    from lumina_jax.data.example import Source
+    from lumina_jax.modalities.decoding.media import Media
 
 MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture", "flite-speech": "flite_speech"}
 LARGEST_SIZE = 16_384
@@ -196,7 +197,8 @@ def count(arguments: Packing) -> None:
 def sheet(source: "Source", path: Path) -> None:
     """Some samples of a source with their captions."""
     from lumina_jax.data.example import Record
-    from lumina_jax.generation.media import contact_sheet, save_png
+    from lumina_jax.modalities.files.contact_sheet import contact_sheet
+    from lumina_jax.modalities.files.png import save_png
 
     chosen = random.Random(0).sample(range(len(source)), min(SHEET_SAMPLES, len(source)))
     records = [record for record in map(source.__getitem__, chosen) if isinstance(record, Record)]
@@ -207,12 +209,12 @@ def sheet(source: "Source", path: Path) -> None:
 def _picture(media: "Media") -> np.ndarray:
     """Some frames side by side, or the spectrogram of a sound."""
     from lumina_jax.config import DataConfig
-    from lumina_jax.data.example import Sound
-    from lumina_jax.data.frames import read_pictures
-    from lumina_jax.data.sounds import read_sound
-    from lumina_jax.generation.movies import frame_sheet
-    from lumina_jax.generation.sounds import spectrogram_picture
     from lumina_jax.mel import log_mel
+    from lumina_jax.modalities.decoding.frames import read_pictures
+    from lumina_jax.modalities.decoding.media import Sound
+    from lumina_jax.modalities.decoding.sounds import read_sound
+    from lumina_jax.modalities.files.movies import frame_sheet
+    from lumina_jax.modalities.files.sounds import spectrogram_picture
 
     if isinstance(media, Sound):
         shown = DataConfig(seconds=SHEET_SECONDS)

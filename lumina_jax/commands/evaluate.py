@@ -141,12 +141,12 @@ def compare(drawn: np.ndarray, true: np.ndarray, is_held_out: np.ndarray) -> Non
 def evaluate_speech(arguments: Arguments, config: Config) -> int:
     """Which texts are heard in what is drawn from them, and in a true recording of each."""
     from lumina_jax.data.example import BadSample
-    from lumina_jax.data.sounds import read_sound
     from lumina_jax.data.sources import open_source
     from lumina_jax.evaluation.speech import Recogniser, spoken_text
     from lumina_jax.generation.sheets import shape_for
-    from lumina_jax.generation.sounds import voice_of
     from lumina_jax.mel import log_mel
+    from lumina_jax.modalities.decoding.sounds import read_sound
+    from lumina_jax.modalities.files.sounds import voice_of
     from lumina_jax.trained import open_run
 
     data = config.data_of(arguments.modality)

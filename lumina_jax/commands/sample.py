@@ -96,7 +96,7 @@ def draw(arguments: Arguments) -> int:
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.request import check_request
     from lumina_jax.generation.sheets import patch_pixels
-    from lumina_jax.generation.sounds import voice_of
+    from lumina_jax.modalities.files.sounds import voice_of
     from lumina_jax.trained import open_run
 
     seed, modality = arguments.seed, arguments.modality

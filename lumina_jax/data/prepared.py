@@ -20,7 +20,8 @@ import numpy as np
 from flax import serialization
 from jaxtyping import UInt8
 
-from lumina_jax.data.example import BadSample, Record, Sound, described, printable, record_of
+from lumina_jax.data.example import BadSample, Record, described, printable, record_of
+from lumina_jax.modalities.decoding.media import Sound
 
 SAMPLES, CARD, README, SHEET = "samples.array_record", "card.json", "README.md", "sheet.png"
 _OLD_FORMAT = b"PK"

@@ -8,9 +8,10 @@ import pytest
 
 from lumina_jax.config import DataConfig
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import LatentDistribution, Record
+from lumina_jax.data.example import Record
 from lumina_jax.data.latents import encode_pictures, latent_data
 from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.tokens import Kind, pixels_to_unit
 from tests.data.cached_pictures import DATA, FACTOR, MODEL, PICTURES, SIDE, encode
 from tests.data.numbered import LABEL, Numbered, assert_same, small, take

@@ -12,13 +12,14 @@ from transformers.audio_utils import mel_filter_bank
 
 from lumina_jax.config import Config, DataConfig, ModelConfig
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import BadSample, Example, Record, Sound
+from lumina_jax.data.example import BadSample, Example, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepared
-from lumina_jax.data.sounds import read_sound
 from lumina_jax.data.sources import open_source
 from lumina_jax.mel import frames_of, griffin_lim, log_mel, mel_to_unit, seconds_of, unit_to_mel
+from lumina_jax.modalities.decoding.media import Sound
+from lumina_jax.modalities.decoding.sounds import read_sound
 from tests.data.numbered import Lookup, take
 
 RATE = 22_050

@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.data import clips, memory, pictures
-from lumina_jax.data.clips import read_frames
-from lumina_jax.data.example import Clip
-from lumina_jax.data.memory import Budget
-from lumina_jax.data.pictures import open_picture
+from lumina_jax.modalities.decoding import clips, memory, pictures
+from lumina_jax.modalities.decoding.clips import read_frames
+from lumina_jax.modalities.decoding.media import Clip
+from lumina_jax.modalities.decoding.memory import Budget
+from lumina_jax.modalities.decoding.pictures import open_picture
 
 PEAK = """
 import json, resource, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from lumina_jax.config import DataConfig, ModelConfig
-from lumina_jax.data import pictures
-from lumina_jax.data.example import Clip, Example, Record
-from lumina_jax.data.memory import Budget
+from lumina_jax.modalities.decoding import pictures
+from lumina_jax.data.example import Example, Record
+from lumina_jax.modalities.decoding.media import Clip
+from lumina_jax.modalities.decoding.memory import Budget
 from lumina_jax.data.preparation import Preparation, possible_sizes
 
 file, frames, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -130,7 +131,7 @@ def test_a_budget_lets_threads_in_while_there_is_room_and_in_their_order():
 
 HOLDING = """
 import sys, time
-from lumina_jax.data.memory import DECODING
+from lumina_jax.modalities.decoding.memory import DECODING
 with DECODING.reserved(2**28):
     print("in", flush=True)
     sys.stdin.readline()
