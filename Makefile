@@ -24,7 +24,7 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make bench   time a training step"
 	@echo "make setup   install into $(VENV); the others do it when needed"
-	@echo "make aot-setup   install the TPU compiler, for python -m lumina_jax aot and bench kernels"
+	@echo "make aot-setup   install the TPU compiler, for lumina aot and lumina bench kernels"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
 setup: $(VENV)/.installed
@@ -32,8 +32,8 @@ setup: $(VENV)/.installed
 aot-setup: $(VENV)/.installed-aot
 
 demo: $(VENV)/.installed
-	$(BIN)/python train.py configs/emoji.py
-	$(BIN)/python -m lumina_jax evaluate $(RUN)
+	$(BIN)/lumina train emoji
+	$(BIN)/lumina evaluate $(RUN)
 
 test: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest

@@ -7,7 +7,7 @@ holds one long clip or several short ones: a frame of the area of 512 x 512 has 
 1 : 4. For larger frames raise data.image_size and lower data.frames.
 Hardware and downloads: as for configs/t2v_2b_stage1.py.
 Recommended on v5p:4x4x4: --mesh.fsdp 64 --model.remat attention
-Run: python train.py configs/t2v_2b_stage2.py --data.path clips
+Run: lumina train t2v_2b_stage2 --data.path clips
 """
 
 from lumina_jax.config import Config

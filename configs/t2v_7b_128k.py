@@ -8,7 +8,7 @@ in configs/t2v_2b_stage2.py: clips of up to 120 frames of the area of 512 x 512,
 Hardware: v5p:4x4x4 (64 chips) at 16 rows, or v6e:16x16 with --mesh.fsdp 8 --mesh.sequence 32; docs/scaling.md has the
 estimates of memory and speed.
 Recommended on v5p:4x4x4: --mesh.fsdp 16 --mesh.sequence 4 --model.remat attention
-Run: python train.py configs/t2v_7b_128k.py --data.path clips
+Run: lumina train t2v_7b_128k --data.path clips
 """
 
 from lumina_jax.config import Config

@@ -46,7 +46,7 @@ def read_run(folder: str | Path) -> Config:
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with train.py")
+        raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with `lumina train`")
     if "run" not in read_json(file, dict[str, Any]):
         raise ValueError(f"{folder} holds converted weights, no run; name its configuration with --config FILE")
     return Config.from_json(file.read_bytes(), str(file))
@@ -78,12 +78,12 @@ class _WithModel:
 
 def _without_model(folder: Path) -> str:
     """What is wrong with a folder that should hold a model of ours."""
-    wanted = "the folder of a run of train.py, such as runs/emoji, or one that `python -m lumina_jax convert` wrote"
+    wanted = "the folder of a run, such as runs/emoji, or one that `lumina convert` wrote"
     if not folder.is_dir():
         return f"{folder} {'is a file' if folder.exists() else 'does not exist'}; name {wanted} with --to jax"
     for layout, signs in (("lumina", "consolidated*"), ("diffusers", "model_index.json"), ("diffusers", "transformer")):
         if any(folder.glob(signs)):
-            command = f"python -m lumina_jax convert {folder} NEW --from {layout} --to jax"
+            command = f"lumina convert {folder} NEW --from {layout} --to jax"
             return f"{folder} holds weights of the {layout} layout; convert them first: {command}"
     return f"{folder} has no {CONFIG_FILE} of a model of ours; name {wanted} with --to jax"
 

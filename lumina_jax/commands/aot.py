@@ -1,7 +1,7 @@
-"""python -m lumina_jax aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not here.
+"""lumina aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not here.
 
 Prints what of a device's memory goes where, which collectives a step runs, and how long a step takes at least; fails
-if it does not fit, and says what would help. Any setting of the configuration is a flag, as for train.py:
+if it does not fit, and says what would help. Any setting of the configuration is a flag, as for `lumina train`:
 --model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, but libtpu: make aot-setup
 """
 
@@ -50,7 +50,7 @@ class Arguments:
 
 def main(words: Sequence[str]) -> int:
     arguments, rest = tyro.cli(
-        Arguments, args=_without_config(words), prog="python -m lumina_jax aot CONFIG", description=__doc__,
+        Arguments, args=_without_config(words), prog="lumina aot CONFIG", description=__doc__,
         return_unknown_args=True,
     )  # fmt: skip
     with reported():

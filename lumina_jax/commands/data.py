@@ -1,4 +1,4 @@
-"""python -m lumina_jax data COMMAND: data made ready for training.
+"""lumina data COMMAND: data made ready for training.
 
 prepare NAME    fetch a free data set through the package manager's ordinary client; the result is a folder for
                 data.source=prepared, with a card (what it is, under which licence) and a sheet of samples
@@ -88,9 +88,7 @@ def main(words: Sequence[str]) -> int:
         "scenes": Scenes,
         "packing": Packing,
     }
-    arguments = tyro.extras.subcommand_cli_from_dict(
-        commands, args=words, prog="python -m lumina_jax data", description=__doc__
-    )
+    arguments = tyro.extras.subcommand_cli_from_dict(commands, args=words, prog="lumina data", description=__doc__)
     with reported():
         match arguments:
             case Prepare():

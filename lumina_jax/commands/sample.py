@@ -1,4 +1,4 @@
-"""Draw from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style"
+"""lumina sample runs/emoji "red heart, noto style" "pizza, fluent style"
 
 Each picture is a PNG that carries its settings, written as soon as it is drawn; sheet.png shows them all with their
 captions. Clips and turntables are gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their
@@ -73,7 +73,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def parse(words: Sequence[str], default: Arguments) -> Arguments:
-    return tyro.cli(Arguments, args=list(words), prog="sample.py", description=__doc__, default=default)
+    return tyro.cli(Arguments, args=list(words), prog="lumina sample", description=__doc__, default=default)
 
 
 def configuration(arguments: Arguments) -> Config:
@@ -89,7 +89,7 @@ def draw(arguments: Arguments) -> int:
     check_arguments(arguments)
     prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
     if not prompts:
-        raise ValueError('there is nothing to draw; name captions after the run, as in: sample.py RUN "red heart"')
+        raise ValueError('there is nothing to draw; name captions after the run, as in: lumina sample RUN "red heart"')
 
     # What can be refused without a look at the weights
     from lumina_jax.encoders.cuts import notices
