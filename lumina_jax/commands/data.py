@@ -1,4 +1,4 @@
-"""python -m lumina_jax data COMMAND: data made ready for training.
+"""lumina data COMMAND: data made ready for training.
 
 prepare NAME    fetch a free data set through the package manager's ordinary client; the result is a folder for
                 data.source=prepared, with a card (what it is, under which licence) and a sheet of samples
@@ -75,8 +75,8 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Packing:
-    config: Annotated[Path, tyro.conf.Positional]
-    """A configuration file."""
+    config: Annotated[str, tyro.conf.Positional]
+    """A configuration, by name or by path."""
     samples: int = 1000
     """Samples to look at, at least."""
 
@@ -88,9 +88,7 @@ def main(words: Sequence[str]) -> int:
         "scenes": Scenes,
         "packing": Packing,
     }
-    arguments = tyro.extras.subcommand_cli_from_dict(
-        commands, args=words, prog="python -m lumina_jax data", description=__doc__
-    )
+    arguments = tyro.extras.subcommand_cli_from_dict(commands, args=words, prog="lumina data", description=__doc__)
     with reported():
         match arguments:
             case Prepare():
@@ -168,9 +166,9 @@ def cut(arguments: Scenes) -> None:
 
 
 def count(arguments: Packing) -> None:
+    from lumina_jax.config_files import load_config
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
-    from lumina_jax.run import load_config
 
     check_range("samples", arguments.samples, 1, 10**9)
     config = load_config(arguments.config)

@@ -1,4 +1,4 @@
-"""python -m lumina_jax evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
+"""lumina evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
 
 Samples and a sheet of them go into samples/STEP/evaluated-seed-SEED of the run, as they are drawn.
 
@@ -49,7 +49,7 @@ class Arguments:
 
 
 def main(words: Sequence[str]) -> int:
-    arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax evaluate", description=__doc__)
+    arguments = tyro.cli(Arguments, args=words, prog="lumina evaluate", description=__doc__)
     keep_memory_on_cpu()
     with reported():
         status = evaluate(arguments)

@@ -1,4 +1,4 @@
-"""Data sets made once by `python -m lumina_jax data prepare`, ready to be read at random.
+"""Data sets made once by `lumina data prepare`, ready to be read at random.
 
 On disk: a folder with samples.array_record (compressed pixels or sound, name and caption for each sample), card.json
 (what the set is, from where, under which licence), README.md (the same to read) and sheet.png. The folder appears when
@@ -73,7 +73,7 @@ class PreparedSource:
         self.folder = Path(folder)
         if not (self.folder / SAMPLES).is_file():
             raise ValueError(
-                f"data.path={str(folder)!r} must be a folder made by `python -m lumina_jax data prepare NAME`, but it "
+                f"data.path={str(folder)!r} must be a folder made by `lumina data prepare NAME`, but it "
                 f"has no {SAMPLES}"
             )
         try:

@@ -10,6 +10,7 @@ import yaml
 from flax import nnx
 from safetensors.numpy import save_file
 
+from lumina_jax.config_files import load_config
 from lumina_jax.data.batches import Stream, row_tokens
 from lumina_jax.data.example import BadSample
 from lumina_jax.data.file_sources import FolderSource
@@ -21,7 +22,6 @@ from lumina_jax.modalities import Shape, modality_of, sound_latents
 from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.modalities.sound_latents import SoundLatents
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import load_config
 from tests.data.numbered import Lookup
 from tests.encoders.sound_layout import CHANNELS, random_tensors, random_vocoder
 from tests.encoders.sound_layout import VAE as SOME_VAE

@@ -89,5 +89,5 @@ def read_png_metadata(path: str | Path) -> dict[str, Any]:
     with Image.open(path) as image:
         text = getattr(image, "text", {}).get(PARAMETERS)
     if text is None:
-        raise ValueError(f"{path} must carry a text chunk {PARAMETERS!r}, but has none; name a file made by sample.py")
+        raise ValueError(f"{path} must carry a text chunk {PARAMETERS!r}, but has none; name one of `lumina sample`")
     return json.loads(text)
