@@ -5,6 +5,7 @@ config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
 """
 
 import codecs
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config.flags import with_flags
 from lumina_jax.documents import read_json
 from lumina_jax.launch import runs_on_cpu
 
@@ -66,21 +68,15 @@ def parse_config(arguments: Sequence[str], description: str, *, on_cpu: bool | N
             names = "configs/folder.py for pictures of your own, configs/emoji.py for the demo"
             print(f"{description}\nName a configuration file first: {names}", file=sys.stderr)
             raise SystemExit(2)
-        return _with_flags(Config(model=ModelConfig(layers=4, heads=8, width=768)), words, description)
+        return with_flags(Config(model=ModelConfig(layers=4, heads=8, width=768)), words, description)
     file, *words = words
-    config = _with_flags(load_config(file, on_cpu), words, description)
+    config = with_flags(load_config(file, on_cpu), words, description)
     if on_cpu is None and has_sizes(file):
         here, why = runs_on_cpu(), ""
-        if _is_begun_otherwise(config, other := _with_flags(load_config(file, not here), words, description)):
+        if _is_begun_otherwise(config, other := with_flags(load_config(file, not here), words, description)):
             config, here, why = other, not here, f", with which {run_folder(config)} was begun"
         print(f"{file}: the settings for {'CPUs' if here else 'GPUs and TPUs'}{why}", flush=True)
     return _with_fitting_warmup(config, words)
-
-
-def _with_flags(default: Config, words: Sequence[str], description: str) -> Config:
-    import tyro
-
-    return tyro.cli(Config, default=default, args=list(words), description=description, prog="train.py CONFIG")
 
 
 def _is_begun_otherwise(config: Config, other: Config) -> bool:
@@ -218,8 +214,9 @@ def write_config(config: Config) -> None:
 
 def flat_settings(config: Config) -> dict[str, Any]:
     """Each setting under the name of its flag, such as "optimizer.learning_rate"."""
-    sections = json.loads(config.to_json())
-    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+    sections = {name: section.settings() for name, section in config.settings().items()}
+    plain = json.loads(json.dumps(sections, default=dataclasses.asdict))
+    return {f"{section}.{name}": value for section, fields in plain.items() for name, value in fields.items()}
 
 
 def read_prompts(file: Path | None) -> list[str]:

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from lumina_jax.config import Config, DataConfig, HostsConfig
+from lumina_jax.config import Config, DataConfig, HostsConfig, SoundConfig
 from lumina_jax.failures import report, reported, written_to
 from lumina_jax.launch import keep_memory_on_cpu, outlive_output
 from lumina_jax.run import CHECKPOINTS, flat_settings, parse_config, run_folder, write_config
@@ -225,7 +225,7 @@ def counted_in_latents(config: Config, vae: Any, mesh: Any) -> DataConfig:
 
     data = config.data
     if vae is not None:
-        data = (latent_data if data.seconds is None else sound_latent_data)(data, vae.factor)
+        data = (sound_latent_data if isinstance(data.media, SoundConfig) else latent_data)(data, vae.factor)
     check_tokens(row_tokens(data, config.model), mesh)
     return data
 
@@ -238,9 +238,9 @@ def latents(config: Config, source: Any, vae: Any) -> Any:
     from lumina_jax.data.sound_latents import encode_sounds
     from lumina_jax.parallel.multihost import say
 
-    say("encoding sounds" if config.data.seconds is not None else "encoding pictures")
+    say("encoding sounds" if isinstance(config.data.media, SoundConfig) else "encoding pictures")
     cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
     with written_to(cache, "latents", "vae.cache"):
-        if config.data.seconds is not None:
+        if isinstance(config.data.media, SoundConfig):
             return encode_sounds(source, vae, config.data, cache, shard=shard)
         return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)

@@ -18,7 +18,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.config import Modality, ModelConfig
+from lumina_jax.config import ModalityConfig, ModelConfig
 from lumina_jax.kernels.attention import GatedText
 from lumina_jax.models.attention import (
     Attend,
@@ -318,7 +318,9 @@ class FlagDiT(nnx.Module):
         )  # fmt: skip
 
 
-def _in_order_of_input(output: Float[Array, "b l o"], modality: Modality, keep_sigma: bool) -> Float[Array, "b l p"]:
+def _in_order_of_input(
+    output: Float[Array, "b l o"], modality: ModalityConfig, keep_sigma: bool
+) -> Float[Array, "b l p"]:
     """Values ordered (channel, row, column), as those of patches are; the projection has (row, column, channel)."""
     side = modality.patch_size
     output = rearrange(output, "b l (i j c) -> b l c (i j)", i=side, j=side)
