@@ -6,12 +6,12 @@ What Lumina-T2X proposes as one framework, trained as one network: each kind of 
 projection and all else in common. Samples of all kinds share rows of 640 tokens, each with its own time and caption,
 and one compiled step trains them. Captions of all kinds, words to be spoken included, go through one frozen MiniLM.
 
-Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare NAME for fluent-animated, furniture and flite-speech
-Run: python train.py configs/any_modality.py
-     python sample.py runs/any_modality "pizza, noto style"
-     python sample.py runs/any_modality "dragon" --modality video --video-frames 8
-     python sample.py runs/any_modality "armchair" --modality views --views 6
-     python sample.py runs/any_modality "[170 Hz] banana" --modality speech
+Hardware: 2 CPU cores. Before: lumina data prepare NAME for fluent-animated, furniture and flite-speech
+Run: lumina train any_modality
+     lumina sample runs/any_modality "pizza, noto style"
+     lumina sample runs/any_modality "dragon" --modality video --video-frames 8
+     lumina sample runs/any_modality "armchair" --modality views --views 6
+     lumina sample runs/any_modality "[170 Hz] banana" --modality speech
 Each kind alone, at equal tokens: python benchmarks/joint_training.py
 """
 

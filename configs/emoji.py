@@ -3,7 +3,7 @@
 The main job at its smallest: captions through a frozen MiniLM, pixels as latents, a Flag-DiT of 1.7M parameters with
 patches of 4 x 4. One pair in eight of (name, style) is held out; its name is seen in the other style only.
 
-Hardware: 2 CPU cores. Run: python train.py configs/emoji.py
+Hardware: 2 CPU cores. Run: lumina train emoji
 """
 
 from lumina_jax.config import (

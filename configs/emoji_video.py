@@ -5,8 +5,8 @@ No PyTorch layout holds the trained model: the authors never released code for v
 Text to video at its smallest: captions through a frozen MiniLM, pixels as latents, a Flag-DiT with patches of 4 x 4,
 [nextline] after each row and [nextframe] after each frame: 584 tokens a clip.
 
-Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare fluent-animated
-Run: python train.py configs/emoji_video.py
+Hardware: 2 CPU cores. Before: lumina data prepare fluent-animated
+Run: lumina train emoji_video
 """
 
 from lumina_jax.config import (

@@ -5,8 +5,8 @@ No PyTorch layout holds the trained model: the authors never released code for v
 Text to views at its smallest (Lumina-T2MV: 12 views, elevation 30 degrees, even azimuths, white ground, no camera
 input): every view is a frame. Patches of 8 x 8 pixels make 252 tokens of an object, so that 12 views are soon learned.
 
-Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare furniture
-Run: python train.py configs/furniture.py; python sample.py runs/furniture "grand piano" armchair --views 12
+Hardware: 2 CPU cores. Before: lumina data prepare furniture
+Run: lumina train furniture; lumina sample runs/furniture "grand piano" armchair --views 12
 """
 
 from lumina_jax.config import (

@@ -5,8 +5,8 @@ No PyTorch layout holds the trained model: the authors never released code for s
 Text to speech at its smallest: phonemes through a text encoder that is trained from scratch, and the mel spectrogram
 itself as a sequence of one token for each of its frames. Griffin and Lim's iteration makes it audible.
 
-Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare flite-speech
-Run: python train.py configs/speech.py; python sample.py runs/speech "[150 Hz] good morning" morning --seconds 0.8
+Hardware: 2 CPU cores. Before: lumina data prepare flite-speech
+Run: lumina train speech; lumina sample runs/speech "[150 Hz] good morning" morning --seconds 0.8
 """
 
 from lumina_jax.config import (

@@ -7,8 +7,8 @@ Hardware: a TPU v5e-8. Before, on every host:
   hf download Alpha-VLLM/Lumina-T2Audio --local-dir released
   hf download google-bert/bert-base-uncased config.json tokenizer.json --local-dir released/CLAP
   cp lumina-text2audio.yaml released/maa2/          # of the authors' code; add a line to it: scale_factor: NUMBER
-Run: python train.py configs/t2audio.py --data.path sounds
-     python sample.py runs/t2audio "a telephone bell rings <telephone bell ringing& all>" --seconds 9.9
+Run: lumina train t2audio --data.path sounds
+     lumina sample runs/t2audio "a telephone bell rings <telephone bell ringing& all>" --seconds 9.9
 """
 
 from lumina_jax.config import (

@@ -6,7 +6,7 @@ parameters have the layout of the released checkpoint, so either can start from 
 Hardware: v5p:4x4x4 (64 chips) or more, FSDP over all of them (docs/scaling.md). Before, on every host:
   hf download stabilityai/sdxl-vae; hf download meta-llama/Llama-2-7b-hf
 Recommended on v5p:4x4x4: --mesh.fsdp 32 --mesh.tensor 2 --model.remat none
-Run: python train.py configs/t2i_5b_256.py --data.path pictures.yaml
+Run: lumina train t2i_5b_256 --data.path pictures.yaml
 Next: configs/t2i_5b_512.py, which starts from runs/t2i_5b_256.
 """
 

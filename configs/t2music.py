@@ -8,8 +8,8 @@ Hardware: a TPU v5e-8. Before, on every host:
   hf download google/flan-t5-large --include config.json 'token*' spiece.model model.safetensors
   hf download Alpha-VLLM/Lumina-T2Music --local-dir released
   cp lumina-text2music.yaml released/maa2/          # of the authors' code; add a line to it: scale_factor: NUMBER
-Run: python train.py configs/t2music.py --data.path music
-     python sample.py runs/t2music "a bagpipe ensemble plays a quick melody" --seconds 9.9
+Run: lumina train t2music --data.path music
+     lumina sample runs/t2music "a bagpipe ensemble plays a quick melody" --seconds 9.9
 """
 
 from lumina_jax.config import (

@@ -36,8 +36,8 @@ from lumina_jax.config import (
     VaeConfig,
     ViewGridConfig,
 )
+from lumina_jax.config_files import load_config
 from lumina_jax.parallel.mesh import check_mesh, configured_mesh
-from lumina_jax.run import load_config
 from lumina_jax.training.state import parameter_count
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -326,7 +326,7 @@ def test_a_configuration_that_cannot_be_run_is_named_with_the_line(tmp_path, cod
 def test_a_value_of_another_type_in_a_file_of_code_is_refused(tmp_path, code, reason):
     """In a process without the type checks of these tests."""
     (tmp_path / "mine.py").write_text(f"from lumina_jax.config import *\ndef get_config():\n    return {code}\n")
-    script = f"from lumina_jax.run import load_config; load_config({str(tmp_path / 'mine.py')!r})"
+    script = f"from lumina_jax.config_files import load_config; load_config({str(tmp_path / 'mine.py')!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=CONFIGS[0].parents[1])
     assert re.search(reason, done.stderr.splitlines()[-1])
 

@@ -108,14 +108,14 @@ def test_checkpoints_tell_where_both_folders_are_gone(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (shutil.rmtree, r"start does not exist; name the folder of a run of train\.py, such as runs/emoji, or one"),
+        (shutil.rmtree, r"start does not exist; name the folder of a run, such as runs/emoji, or one"),
         (
             lambda start: (start / "config.json").unlink(),
             r"start has no config\.json of a model of ours; name the folder of a run",
         ),
         (
             lambda start: (start / "config.json").rename(start / "model_index.json"),
-            r"start holds weights of the diffusers layout; convert them first: python -m lumina_jax convert \S+ NEW",
+            r"start holds weights of the diffusers layout; convert them first: lumina convert \S+ NEW",
         ),
         (
             lambda start: (start / "config.json").rename(start / "consolidated.00-of-01.pth"),

@@ -1,4 +1,4 @@
-"""python -m lumina_jax evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
+"""lumina evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
 
 Samples and a sheet of them go into samples/STEP/evaluated-seed-SEED of the run, as they are drawn.
 
@@ -49,7 +49,7 @@ class Arguments:
 
 
 def main(words: Sequence[str]) -> int:
-    arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax evaluate", description=__doc__)
+    arguments = tyro.cli(Arguments, args=words, prog="lumina evaluate", description=__doc__)
     keep_memory_on_cpu()
     with reported():
         status = evaluate(arguments)
@@ -142,12 +142,12 @@ def compare(drawn: np.ndarray, true: np.ndarray, is_held_out: np.ndarray) -> Non
 def evaluate_speech(arguments: Arguments, config: Config, media: SoundConfig) -> int:
     """Which texts are heard in what is drawn from them, and in a true recording of each."""
     from lumina_jax.data.example import BadSample
-    from lumina_jax.data.sounds import read_sound
     from lumina_jax.data.sources import open_source
     from lumina_jax.evaluation.speech import Recogniser, spoken_text
     from lumina_jax.generation.sheets import shape_for
-    from lumina_jax.generation.sounds import voice_of
     from lumina_jax.mel import log_mel
+    from lumina_jax.modalities.decoding.sounds import read_sound
+    from lumina_jax.modalities.files.sounds import voice_of
     from lumina_jax.trained import open_run
 
     source, voice = open_source(config.data_of(arguments.modality), config.model), voice_of(config)

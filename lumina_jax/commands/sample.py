@@ -1,4 +1,4 @@
-"""Draw from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style"
+"""lumina sample runs/emoji "red heart, noto style" "pizza, fluent style"
 
 Each picture is a PNG that carries its settings, written as soon as it is drawn; sheet.png shows them all with their
 captions. Clips and turntables are gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lumina_jax.config import Config, SampleConfig, SoundConfig, VisualConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import load_config, read_model, read_prompts, read_run
+from lumina_jax.prompts import read_prompts
+from lumina_jax.run import read_model, read_run
 
 if TYPE_CHECKING:
     from lumina_jax.generation.request import Shape
@@ -32,8 +34,8 @@ class Arguments:
     """Folder of the run, or of weights made by `convert --to jax`."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Captions to draw."""
-    config: Path | None = None
-    """A configuration file, for converted weights: all but the model, which is theirs."""
+    config: str | None = None
+    """A configuration, by name or by path, for converted weights: all but the model, which is theirs."""
     prompts_file: Path | None = None
     """A text file with more captions, one a line; - is standard input."""
     out: Path | None = None
@@ -71,7 +73,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def parse(words: Sequence[str], default: Arguments) -> Arguments:
-    return tyro.cli(Arguments, args=list(words), prog="sample.py", description=__doc__, default=default)
+    return tyro.cli(Arguments, args=list(words), prog="lumina sample", description=__doc__, default=default)
 
 
 def configuration(arguments: Arguments) -> Config:
@@ -87,14 +89,14 @@ def draw(arguments: Arguments) -> int:
     check_arguments(arguments)
     prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
     if not prompts:
-        raise ValueError('there is nothing to draw; name captions after the run, as in: sample.py RUN "red heart"')
+        raise ValueError('there is nothing to draw; name captions after the run, as in: lumina sample RUN "red heart"')
 
     # What can be refused without a look at the weights
     from lumina_jax.encoders.cuts import notices
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.request import check_request
     from lumina_jax.generation.sheets import patch_pixels
-    from lumina_jax.generation.sounds import voice_of
+    from lumina_jax.modalities.files.sounds import voice_of
     from lumina_jax.trained import open_run
 
     seed, modality = arguments.seed, arguments.modality

@@ -8,7 +8,7 @@ from lumina_jax.config.section import Section, require, require_between
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Section):
-    """How pictures are drawn from a trained model (`sample.py`, and the sheets of a training run)."""
+    """How pictures are drawn from a trained model (`lumina sample`, and the sheets of a training run)."""
 
     called: ClassVar[str] = "sample."
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_jax.data.example import Clip, LatentDistribution, Media, Sound, Views
+from lumina_jax.modalities.decoding.media import Clip, LatentDistribution, Media, Sound, Views
 from lumina_jax.parts import DIGEST, UnwritableError, digest, ready_folder, write
 
 _ENDING = ".files"

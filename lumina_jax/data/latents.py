@@ -19,14 +19,15 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from lumina_jax.config import DataConfig, ModelConfig, VisualConfig
-from lumina_jax.data.buckets import Size, best_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source, contents
+from lumina_jax.data.example import BadSample, Record, Source, contents
 from lumina_jax.data.fingerprints import Fingerprints
-from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.latent_encoding import NO_DIGEST, WINDOW, Encoding, Scale, Work, distribution
 from lumina_jax.data.latent_parts import DamagedError, LatentParts, mark_damaged, read_moments
-from lumina_jax.data.pictures import check_resizable
 from lumina_jax.encoders.image_vae import ImageVae
+from lumina_jax.modalities.decoding.buckets import Size, best_crop, center_square, crop_sizes
+from lumina_jax.modalities.decoding.frames import read_pictures
+from lumina_jax.modalities.decoding.media import LatentDistribution
+from lumina_jax.modalities.decoding.pictures import check_resizable
 from lumina_jax.parallel.multihost import is_first
 from lumina_jax.parts import LAYOUT, Digests, as_array
 from lumina_jax.progress import counted

@@ -13,12 +13,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from lumina_jax.config import DataConfig, MediaConfig, ModelConfig, SoundConfig, VisualConfig
-from lumina_jax.data.buckets import Size, bucket_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, Example, LatentDistribution, Media, Record, Sound, reason_of
-from lumina_jax.data.frames import read_pictures
-from lumina_jax.data.pictures import check_resizable
-from lumina_jax.data.sounds import read_sound
+from lumina_jax.data.example import BadSample, Example, Record, reason_of
 from lumina_jax.mel import frames_of, log_mel, mel_to_unit
+from lumina_jax.modalities.decoding.buckets import Size, bucket_crop, center_square, crop_sizes
+from lumina_jax.modalities.decoding.frames import read_pictures
+from lumina_jax.modalities.decoding.media import LatentDistribution, Media, Sound
+from lumina_jax.modalities.decoding.pictures import check_resizable
+from lumina_jax.modalities.decoding.sounds import read_sound
 from lumina_jax.tokens import pixels_to_unit, tile_views
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Float
 
 from lumina_jax.config import DataConfig, SoundConfig
-from lumina_jax.data.example import BadSample, LatentDistribution, Record, Sound, Source
+from lumina_jax.data.example import BadSample, Record, Source
 from lumina_jax.data.latents import PART_SAMPLES, LatentSource, Scale, encode
 from lumina_jax.data.preparation import check_kind
-from lumina_jax.data.sounds import read_sound
 from lumina_jax.encoders.sound_vae import SoundVae
 from lumina_jax.mel import HOP, frames_of, log_mel, seconds_of, whole_frames
+from lumina_jax.modalities.decoding.media import LatentDistribution, Sound
+from lumina_jax.modalities.decoding.sounds import read_sound
 
 BATCH_FRAMES = 4096
 """Frames that each device encodes at once, or those of one sound if it has more."""

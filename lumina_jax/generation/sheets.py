@@ -16,12 +16,13 @@ from lumina_jax.encoders.sound_vae import SoundVae, read_sound_vae_config, sound
 from lumina_jax.encoders.text import TextEncoder, text_encoder
 from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.failures import written_to
-from lumina_jax.generation.media import contact_sheet, save_png
-from lumina_jax.generation.movies import frame_sheet
 from lumina_jax.generation.pipeline import Pipeline, Sample, Shape
 from lumina_jax.generation.request import check_request
-from lumina_jax.generation.sounds import spectrogram_picture
 from lumina_jax.mel import HOP, frames_of, whole_frames
+from lumina_jax.modalities.files.contact_sheet import contact_sheet
+from lumina_jax.modalities.files.movies import frame_sheet
+from lumina_jax.modalities.files.png import save_png
+from lumina_jax.modalities.files.sounds import spectrogram_picture
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import run_folder

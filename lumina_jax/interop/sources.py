@@ -79,9 +79,7 @@ def open_source(path: str | Path, layout: str, weights: Weights | None = None) -
     if layout == "lumina":
         return _lumina(path, weights)
     if weights is not None:
-        raise ValueError(
-            f"--weights {weights} needs a checkpoint of the authors or a run of train.py, but {path} is none"
-        )
+        raise ValueError(f"--weights {weights} needs a checkpoint of the authors or a run, but {path} is none")
     return _diffusers(path) if layout == "diffusers" else _jax(path)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lumina_jax.cores import core_of
+from lumina_jax.chips import parse_topology
 from lumina_jax.kernel_bench.cases import contestant_of
 from lumina_jax.kernel_bench.compiler import MARK
 from lumina_jax.kernel_bench.estimate import Estimate, estimate
@@ -112,7 +112,7 @@ def _kernels(dump: Path, topology: str, calls: list[Call]) -> list[Estimate]:
         ]
         schedule = read_schedule(text, *(path.read_text(errors="replace") for path in others))
         issued = follow(schedule, scalars_of(schedule, calls))
-        found.append(estimate(schedule, core_of(topology), issued))
+        found.append(estimate(schedule, parse_topology(topology).chip, issued))
     return found
 
 

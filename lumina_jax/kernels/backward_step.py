@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.kernels.lanes import FIRST_AXES, LANES, TRANSPOSED, Head, Heads, Ref, across, column, product, row_sums
+from lumina_jax.chips import LANES
+from lumina_jax.kernels.lanes import FIRST_AXES, TRANSPOSED, Head, Heads, Ref, across, column, product, row_sums
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.segments import Visits
 from lumina_jax.kernels.softmax_tiles import LOG2E, Keys, scaled, unrolled_loop

@@ -13,20 +13,13 @@ from dataclasses import dataclass, fields, replace
 
 from jax.experimental.pallas import tpu as pltpu
 
+from lumina_jax.chips import CHIPS, LANES, MIB, Chip
 from lumina_jax.kernels.tuned import TUNED
 
-LANES = 128
-"""Width of a vector register: blocks along tokens are multiples of it."""
 ROWS_OF_A_REGISTER = 16
 """Rows of two bytes that a vector register holds: what starts within a block starts at a multiple of it."""
 RUN_Q, RUN_KV = 288, 9 * LANES
 """Queries and most keys of a piece of a sample where a row holds several."""
-MEBIBYTE = 2**20
-VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
-"""Vector memory of a core, MiB."""
-UNIT = {"v4": 128, "v5e": 128, "v5p": 128}
-"""Rows and columns of a matrix unit, where not NEW_UNIT."""
-NEW_UNIT = 256
 RESIDENT = 32768
 """Most keys of a head that stay in VMEM; longer rows are streamed."""
 STRAIGHT = {"tpu7x": 1024 * 8192}
@@ -42,8 +35,8 @@ LEAST_RESIDENT = 2048
 """Fewer keys than this are in VMEM at once only where nothing else fits."""
 USABLE = 0.85
 """The share of VMEM that blocks may fill; the compiler needs the rest for what does not fit into registers."""
-UNKNOWN_VMEM = 64
-"""Assumed where the chip is not known: lowering ahead of time without a mesh in context."""
+UNKNOWN = replace(CHIPS["v6e"], vmem=64 * MIB)
+"""Assumed where the chip is not known, as it is when a program is lowered ahead of time without a mesh in context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,13 +149,13 @@ class Sizes:
     itemsize: int = 2
 
 
-def chip() -> str | None:
-    """The generation of the default device, or of the mesh in context; None where neither is a TPU."""
+def known_chip() -> Chip | None:
+    """The chip of the default device, or of the mesh in context; None where neither is a TPU of the table."""
     try:
         version = str(pltpu.get_tpu_info().chip_version)
     except ValueError:
         return None
-    return "tpu7x" if version.startswith("7") else version
+    return CHIPS.get("tpu7x" if version.startswith("7") else version)
 
 
 def side_by_side(blocks: BlockSizes, *, streamed: bool) -> int:
@@ -198,27 +191,27 @@ def padded_length(tokens: int) -> int:
     return LANES * min(range(least, least + 4), key=lambda parts: parts * (1 + 0.3 / _largest_divisor(parts, 12)))
 
 
-def choose(sizes: Sizes, of_chip: str | None) -> BlockSizes:
+def choose(sizes: Sizes, chip: Chip) -> BlockSizes:
     """Blocks for a call: the row of `tuned.py`, else the rule; heads and resident keys as VMEM allows.
 
     Raises:
       ValueError: even the smallest blocks need more VMEM than the chip has.
     """
     length, wide = padded_length(sizes.length), padded(sizes.width)
-    tuned = TUNED.get((of_chip or "v6e", length, wide), {})
+    tuned = TUNED.get((chip.name, length, wide), {})
     least = least_heads(sizes.key_heads, sizes.width)
     heads = sorted({least, *(n for n in (1, 2, 4) if n % least == 0 and sizes.key_heads % n == 0)}, reverse=True)
-    of_forward, straight = functools.partial(_forward, length, tuned), STRAIGHT.get(of_chip or "", USUAL_STRAIGHT)
-    forward = _first_that_fits(sizes, of_chip, tuned.get("q_compute"), heads, of_forward, forward_vmem, straight)
+    of_forward, straight = functools.partial(_forward, length, tuned), STRAIGHT.get(chip.name, USUAL_STRAIGHT)
+    forward = _first_that_fits(sizes, chip, tuned.get("q_compute"), heads, of_forward, forward_vmem, straight)
     of_backward = functools.partial(_backward, length, tuned, forward)
     few = max(n for n in divisors(sizes.key_heads) if n == 1 or n * sizes.width <= LANES)
     tuned_q = tuned.get("q_compute_backward")
-    return _first_that_fits(sizes, of_chip, tuned_q, [few], of_backward, backward_vmem, whole=[least])
+    return _first_that_fits(sizes, chip, tuned_q, [few], of_backward, backward_vmem, whole=[least])
 
 
 def _first_that_fits(
     sizes: Sizes,
-    of_chip: str | None,
+    chip: Chip,
     tuned_q: int | None,
     heads: list[int],
     build: Callable[[int, int, int, bool], BlockSizes],
@@ -228,18 +221,18 @@ def _first_that_fits(
 ) -> BlockSizes:
     """All keys resident before many queries in one product, and both before many heads in a step. The heads `whole` are
     tried before all others, but only with all keys resident."""
-    length, capacity = padded_length(sizes.length), VMEM.get(of_chip or "", UNKNOWN_VMEM) * MEBIBYTE
+    length = padded_length(sizes.length)
     counts = [tuned_q // LANES] if tuned_q else []
     queries = sorted({_divisor(length, count) for count in (*(counts or [12]), 6, 3, 1)}, reverse=True)
     windows = [LANES * part for part in reversed(divisors(length // LANES)) if LANES * part <= RESIDENT]
     for enough, of_heads in ((length, whole), (min(length, LEAST_RESIDENT), heads), (0, heads)):
         for q, kv, together, count in itertools.product(queries, windows, (True, False), of_heads):
             blocks = build(q, kv, count, together)
-            if kv >= enough and q * kv <= logits and need(sizes, blocks) <= capacity * USABLE:
+            if kv >= enough and q * kv <= logits and need(sizes, blocks) <= chip.vmem * USABLE:
                 return blocks
     raise ValueError(
-        f"attention over {sizes} needs {need(sizes, blocks) / MEBIBYTE:.0f} MiB of VMEM with the smallest blocks, but "
-        f"the chip has {capacity / MEBIBYTE:.0f}; use implementation='xla', or heads of which fewer fill registers"
+        f"attention over {sizes} needs {need(sizes, blocks) / MIB:.0f} MiB of VMEM with the smallest blocks, but "
+        f"the chip has {chip.vmem / MIB:.0f}; use implementation='xla', or heads of which fewer fill registers"
     )
 
 

@@ -15,17 +15,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.chips import LANES
 from lumina_jax.kernels.blocks import (
-    LANES,
-    MEBIBYTE,
-    NEW_UNIT,
-    UNIT,
-    UNKNOWN_VMEM,
-    VMEM,
+    UNKNOWN,
     BlockSizes,
     Sizes,
-    chip,
     choose,
+    known_chip,
     padded,
     padded_length,
 )
@@ -42,15 +38,15 @@ def refusal(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens:
 
     `auto`: nobody asked for them, so that it must be certain that XLA need not divide them over devices.
     """
-    of_chip = chip()
-    if of_chip not in VMEM:
+    chip = known_chip()
+    if chip is None:
         return "neither the default device nor the mesh in context is a TPU that the kernels know"
     alone = jax.default_backend() == "tpu" and jax.device_count() == 1
     if auto and not alone and not jax.sharding.get_abstract_mesh().are_all_axes_manual:
         return "several devices may share the arrays, and XLA cannot divide a kernel: call it inside jax.shard_map"
     try:
         check(q, k)
-        choose(sizes_of(q, k, text_tokens), of_chip)
+        choose(sizes_of(q, k, text_tokens), chip)
     except ValueError as error:
         return str(error)
     return None
@@ -104,9 +100,9 @@ def flash_attention(
     """
     check(q, k)
     text_tokens = 0 if text is None else text[0].shape[1]
-    sizes, of_chip = sizes_of(q, k, text_tokens), chip()
+    sizes, chip = sizes_of(q, k, text_tokens), known_chip() or UNKNOWN
     length = padded_length(sizes.length)
-    blocks = blocks or choose(sizes, of_chip)
+    blocks = blocks or choose(sizes, chip)
     blocks.check(length, sizes.key_heads, sizes.width)
     width, own = sizes.width, text is not None and text[4] is not None
     plan = Plan(
@@ -121,9 +117,9 @@ def flash_attention(
         text_scale=1 / math.sqrt(width),
         own_queries=own,
         blocks=blocks,
-        unit=UNIT.get(of_chip or "", NEW_UNIT),
+        unit=chip.matrix_unit,
         residuals=False,
-        vmem=int(0.95 * MEBIBYTE * VMEM.get(of_chip or "", UNKNOWN_VMEM)),
+        vmem=int(0.95 * chip.vmem),
     )
     arrays = [side_by_side(x, plan, length) for x in (q, k, v)]
     of_text: Any = None

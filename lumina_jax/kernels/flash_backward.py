@@ -27,10 +27,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.chips import LANES
 from lumina_jax.kernels.backward_step import BackwardStep, Gradients
 from lumina_jax.kernels.blocks import padded
 from lumina_jax.kernels.flash_forward import Interpret
-from lumina_jax.kernels.lanes import LANES, Heads, Ref
+from lumina_jax.kernels.lanes import Heads, Ref
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.regroup import regrouped
 from lumina_jax.kernels.segments import WHOLE, Visits, visits

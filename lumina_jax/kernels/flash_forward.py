@@ -21,10 +21,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.chips import LANES
 from lumina_jax.kernels import streamed_step
 from lumina_jax.kernels.blocks import padded, side_by_side
 from lumina_jax.kernels.forward_step import Step
-from lumina_jax.kernels.lanes import LANES, Heads, Ref
+from lumina_jax.kernels.lanes import Heads, Ref
 from lumina_jax.kernels.packed_step import packed
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.runs import Runs, runs

@@ -17,7 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-LANES = 128
+from lumina_jax.chips import LANES
+
 TRANSPOSED = (((1,), (1,)), ((), ()))
 """x y^T: contract the second axis of both."""
 FIRST_AXES = (((0,), (0,)), ((), ()))

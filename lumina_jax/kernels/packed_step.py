@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool
 
+from lumina_jax.chips import LANES
 from lumina_jax.kernels.blocks import ROWS_OF_A_REGISTER
 from lumina_jax.kernels.forward_step import Step
-from lumina_jax.kernels.lanes import LANES
 from lumina_jax.kernels.plan import Plan
 from lumina_jax.kernels.runs import FIELDS, room
 from lumina_jax.kernels.softmax_tiles import HIDDEN, Carry, Keys, empty, inverse, unshifted, within_safety

@@ -6,7 +6,8 @@ from typing import Any
 
 from jax.experimental import pallas as pl
 
-from lumina_jax.kernels.blocks import LANES, MEBIBYTE, BlockSizes, padded
+from lumina_jax.chips import LANES, MIB
+from lumina_jax.kernels.blocks import BlockSizes, padded
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Plan:
     blocks: BlockSizes
     unit: int
     residuals: bool
-    vmem: int = 100 * MEBIBYTE
+    vmem: int = 100 * MIB
 
     @property
     def repeats(self) -> int:

@@ -14,9 +14,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from lumina_jax.chips import LANES
 from lumina_jax.kernels.blocks import padded
 from lumina_jax.kernels.flash_forward import Interpret
-from lumina_jax.kernels.lanes import LANES, Head, Ref
+from lumina_jax.kernels.lanes import Head, Ref
 
 ROWS = 256
 """Most tokens of a grid step."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels import flash
 from lumina_jax.kernels.attention import Implementation
-from lumina_jax.kernels.blocks import MEBIBYTE, NEW_UNIT, UNIT, UNKNOWN_VMEM, VMEM, chip, choose, padded_length
+from lumina_jax.kernels.blocks import UNKNOWN, choose, known_chip, padded_length
 from lumina_jax.kernels.flash_backward import backward
 from lumina_jax.kernels.flash_forward import Interpret, forward
 from lumina_jax.kernels.plan import Plan
@@ -57,7 +57,7 @@ def block_attention(
 
 
 def _plan(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], scale: float) -> Plan:
-    sizes, of_chip = flash.sizes_of(q, k, 0), chip()
+    sizes, chip = flash.sizes_of(q, k, 0), known_chip() or UNKNOWN
     length = padded_length(sizes.length)
     return Plan(
         batch=q.shape[0],
@@ -70,10 +70,10 @@ def _plan(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], scale: float) 
         scale=scale,
         text_scale=scale,
         own_queries=False,
-        blocks=choose(sizes, of_chip),
-        unit=UNIT.get(of_chip or "", NEW_UNIT),
+        blocks=choose(sizes, chip),
+        unit=chip.matrix_unit,
         residuals=True,
-        vmem=int(0.95 * MEBIBYTE * VMEM.get(of_chip or "", UNKNOWN_VMEM)),
+        vmem=int(0.95 * chip.vmem),
     )
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from lumina_jax.kernels.blocks import LANES, ROWS_OF_A_REGISTER
+from lumina_jax.chips import LANES
+from lumina_jax.kernels.blocks import ROWS_OF_A_REGISTER
 
 FIELDS = 7
 

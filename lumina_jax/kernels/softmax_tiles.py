@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.chips import LANES
 from lumina_jax.kernels.blocks import ROWS_OF_A_REGISTER
-from lumina_jax.kernels.lanes import LANES, TRANSPOSED, Head, Heads, Ref, across, product, row_sums
+from lumina_jax.kernels.lanes import TRANSPOSED, Head, Heads, Ref, across, product, row_sums
 
 HIDDEN = -1e30
 """The logit of what may not be seen."""

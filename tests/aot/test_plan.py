@@ -23,9 +23,10 @@ from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, abstract_batch, d
 from lumina_jax.aot.report import remedies
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.data.batches import row_tokens
+from lumina_jax.flags import parse_config
 from lumina_jax.parallel.mesh import make_mesh
-from lumina_jax.run import load_config, parse_config
 from lumina_jax.training.state import abstract_state
 from lumina_jax.training.step import train_step
 

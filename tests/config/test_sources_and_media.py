@@ -27,7 +27,7 @@ from lumina_jax.config import (
     ViewsConfig,
 )
 from lumina_jax.config.data import CHOICES, Origin
-from lumina_jax.run import flat_settings, parse_config
+from lumina_jax.flags import flat_settings, parse_config
 
 CONFIGURATION = Config(
     model=ModelConfig(layers=2, heads=4, width=48),

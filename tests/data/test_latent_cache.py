@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from lumina_jax.data import latents
-from lumina_jax.data.example import BadSample, Clip, Record, Sound, Views
+from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.fingerprints import MANY_FILES, Fingerprints
 from lumina_jax.data.latents import latent_data
+from lumina_jax.modalities.decoding.media import Clip, Sound, Views
 from lumina_jax.parts import LAYOUT, UnwritableError
 from tests.data.cached_pictures import (
     DATA,

@@ -7,9 +7,10 @@ import pytest
 
 from lumina_jax.config import DataConfig, PictureConfig
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import LatentDistribution, Record
+from lumina_jax.data.example import Record
 from lumina_jax.data.latents import encode_pictures, latent_data
 from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.tokens import Kind, pixels_to_unit
 from tests.data.cached_pictures import DATA, FACTOR, MODEL, PICTURES, SIDE, encode
 from tests.data.numbered import LABEL, Numbered, assert_same, small, take
@@ -39,7 +40,7 @@ def test_buckets_keep_the_size_that_fits_best_and_need_no_other_row(source, vae,
     data = DataConfig(media=PictureConfig(image_size=32, crop="buckets"), batch_rows=2, caption_dropout=0.0, prefetch=2)
     encoded = encode_pictures(Numbered(5, size=(90, 40)), vae, data, MODEL, tmp_path)
     of_latents = latent_data(data, FACTOR)
-    assert of_latents.image_size == 8
+    assert of_latents.media.image_size == 8
     height, width = encoded[0].media.mean.shape[1:3]
     assert (width, height) in possible_sizes(of_latents, MODEL)
     assert (width, height) == (10, 4)  # of what has at most 4 x 4 patches, nearest to 90 : 40

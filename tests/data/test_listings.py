@@ -15,9 +15,10 @@ from PIL import Image
 
 from lumina_jax.config import DataConfig, FolderConfig
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import BadSample, Clip, Record, Sound, contents
+from lumina_jax.data.example import BadSample, Record, contents
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.sources import open_source
+from lumina_jax.modalities.decoding.media import Clip, Sound
 from tests.data.numbered import LABEL, TEXT, labels_of, small, take
 
 

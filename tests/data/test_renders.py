@@ -13,12 +13,13 @@ from lumina_jax.commands.data import main
 from lumina_jax.config import Config, DataConfig, FolderConfig, ModelConfig, RunConfig, ViewGridConfig
 from lumina_jax.data import renders
 from lumina_jax.data.batches import Stream, row_tokens
-from lumina_jax.data.example import BadSample, Clip, Record
+from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.latents import encode_pictures, latent_data
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.encoders.image_vae import load_image_vae
 from lumina_jax.generation.sheets import trained_shape
+from lumina_jax.modalities.decoding.media import Clip
 from lumina_jax.run import write_config
 from lumina_jax.tokens import cut_views, tile_views, unit_to_pixels
 from tests.data.numbered import Lookup

@@ -12,13 +12,14 @@ from transformers.audio_utils import mel_filter_bank
 
 from lumina_jax.config import Config, DataConfig, FolderConfig, ModelConfig, PictureConfig, SoundConfig
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import BadSample, Example, Record, Sound
+from lumina_jax.data.example import BadSample, Example, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepared
-from lumina_jax.data.sounds import read_sound
 from lumina_jax.data.sources import open_source
 from lumina_jax.mel import frames_of, griffin_lim, log_mel, mel_to_unit, seconds_of, unit_to_mel
+from lumina_jax.modalities.decoding.media import Sound
+from lumina_jax.modalities.decoding.sounds import read_sound
 from tests.data.numbered import Lookup, take
 
 RATE = 22_050
@@ -171,8 +172,8 @@ def test_what_libsndfile_does_not_know_is_read_by_pyav(tmp_path, name, codec, fo
     samples = sweep(rate=rate)
     file = write_by_av(tmp_path / name, codec, samples, rate, format=format, layout="stereo")
     expected = librosa.resample(samples, orig_sr=rate, target_sr=RATE)
-    data = DataConfig(media=SoundConfig(seconds=3.0))
-    whole, part = read_sound(Sound(file), data), read_sound(Sound(file, start=0.5, end=1.2), data)
+    wanted = SoundConfig(seconds=3.0)
+    whole, part = read_sound(Sound(file), wanted), read_sound(Sound(file, start=0.5, end=1.2), wanted)
     assert abs(len(whole) - 2 * RATE) < 0.03 * RATE  # the encoder fills its last frame up
     assert len(part) == pytest.approx(0.7 * RATE, abs=1)
     assert np.sqrt(np.mean((whole[: 2 * RATE] - expected[: len(whole)]) ** 2)) < 0.02

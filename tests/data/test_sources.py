@@ -22,8 +22,8 @@ from lumina_jax.config import (
 from lumina_jax.data.emoji_source import EmojiSource
 from lumina_jax.data.example import BadSample, captions
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
-from lumina_jax.data.pictures import check_resizable, open_picture
 from lumina_jax.data.sources import open_source
+from lumina_jax.modalities.decoding.pictures import check_resizable, open_picture
 
 MODEL = ModelConfig(layers=1, heads=2, width=8, channels=3)
 

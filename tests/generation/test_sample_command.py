@@ -11,7 +11,7 @@ from PIL import Image
 import lumina_jax.trained
 from lumina_jax.commands import sample
 from lumina_jax.generation import pipeline as pipeline_module
-from lumina_jax.generation.media import read_png_metadata
+from lumina_jax.modalities.files.png import read_png_metadata
 from tests.training.processes import training
 from tests.training.tiny import label_config
 

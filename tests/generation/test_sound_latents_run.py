@@ -11,19 +11,20 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from lumina_jax.config import DataConfig, FolderConfig, SoundConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.data import sound_latents
 from lumina_jax.data.batches import Stream, row_tokens
-from lumina_jax.data.example import BadSample, LatentDistribution
+from lumina_jax.data.example import BadSample
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
 from lumina_jax.encoders.sound_vae import sound_vae
 from lumina_jax.encoders.vocoder import vocoder
 from lumina_jax.generation.pipeline import Shape
 from lumina_jax.generation.sheets import patch_pixels, trained_shape
-from lumina_jax.generation.sounds import voice_of
 from lumina_jax.mel import log_mel
+from lumina_jax.modalities.decoding.media import LatentDistribution
+from lumina_jax.modalities.files.sounds import voice_of
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import load_config
 from tests.data.numbered import Lookup
 from tests.encoders.sound_layout import CHANNELS, random_tensors, random_vocoder
 from tests.encoders.sound_layout import VAE as SOME_VAE

@@ -17,15 +17,15 @@ from lumina_jax.config import (
     SoundConfig,
     TextConfig,
 )
-from lumina_jax.data.example import Sound
 from lumina_jax.data.prepared import Card, Sample, write_prepared
 from lumina_jax.evaluation.speech import Recogniser, spoken_text
 from lumina_jax.generation.gallery import Gallery
-from lumina_jax.generation.media import read_png_metadata
 from lumina_jax.generation.pipeline import Shape
 from lumina_jax.generation.sheets import shape_for, trained_shape
-from lumina_jax.generation.sounds import save_wav, spectrogram_picture
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, log_mel
+from lumina_jax.modalities.decoding.media import Sound
+from lumina_jax.modalities.files.png import read_png_metadata
+from lumina_jax.modalities.files.sounds import save_wav, spectrogram_picture
 from tests.generation.test_pipeline import Words, new_pipeline
 from tests.training.processes import module, sampling, training
 

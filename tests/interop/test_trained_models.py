@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 
 from lumina_jax.config import Config, DataConfig, ModalityConfig, ModelConfig, PictureConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.interop.converted import parameter_shapes
 from lumina_jax.interop.export import plan_export
 from lumina_jax.interop.fitting import reasons_against
 from lumina_jax.interop.layouts import LAYOUTS
 from lumina_jax.interop.sources import Source
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import load_config
 from lumina_jax.trained import open_run
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.weights.tensors import ComputedTensors

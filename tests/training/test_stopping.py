@@ -178,7 +178,7 @@ def test_previews_that_cannot_be_drawn_are_refused_before_anything_is_made(tmp_p
 
 
 def test_hosts_whose_captions_differ_are_refused_before_anything_is_encoded(tmp_path, monkeypatch):
-    from lumina_jax.commands.train import opened_source
+    from lumina_jax.training_data import opened_source
 
     def captions(text):
         (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "1.png", "caption": text}))

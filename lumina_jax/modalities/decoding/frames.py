@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.config import VisualConfig
-from lumina_jax.data.clips import read_frames
-from lumina_jax.data.example import Clip, LatentDistribution, Media, Sound, Views
-from lumina_jax.data.pictures import Finish, as_decoded, open_picture
+from lumina_jax.modalities.decoding.clips import read_frames
+from lumina_jax.modalities.decoding.media import Clip, LatentDistribution, Media, Sound, Views
+from lumina_jax.modalities.decoding.pictures import Finish, as_decoded, open_picture
 
 ROUNDING = 1e-6
 

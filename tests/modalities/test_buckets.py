@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.data.buckets import (
+from lumina_jax.modalities.decoding.buckets import (
     bucket_crop,
     center_square,
     choose_size,

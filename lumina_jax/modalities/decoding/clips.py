@@ -13,11 +13,18 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from lumina_jax.data.example import Clip
-from lumina_jax.data.kinds import check_file, kind_of
-from lumina_jax.data.memory import DECODING
-from lumina_jax.data.pictures import DECODING_BYTES, Finish, as_decoded, check_pixels, opened, rgb_on_white
-from lumina_jax.data.videos import Moments, read_video
+from lumina_jax.modalities.decoding.kinds import check_file, kind_of
+from lumina_jax.modalities.decoding.media import Clip
+from lumina_jax.modalities.decoding.memory import DECODING
+from lumina_jax.modalities.decoding.pictures import (
+    DECODING_BYTES,
+    Finish,
+    as_decoded,
+    check_pixels,
+    opened,
+    rgb_on_white,
+)
+from lumina_jax.modalities.decoding.videos import Moments, read_video
 
 ANIMATIONS = (".webp", ".gif", ".png", ".apng")
 STILL_SECONDS = 0.1

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from lumina_jax.generation import media
-from lumina_jax.generation.media import contact_sheet, read_png_metadata, save_png
+from lumina_jax.modalities.files import contact_sheet as sheets
+from lumina_jax.modalities.files.contact_sheet import contact_sheet
+from lumina_jax.modalities.files.png import read_png_metadata, save_png
 
 
 def picture(height, width, seed=0):
@@ -70,7 +71,7 @@ def test_small_pictures_are_enlarged_by_a_whole_number_and_keep_their_proportion
 def test_large_pictures_are_shown_pixel_for_pixel():
     pixels = picture(300, 260)
     sheet = contact_sheet([pixels], ["x"])
-    found = sheet[media.MARGIN : media.MARGIN + 300, media.MARGIN : media.MARGIN + 260]
+    found = sheet[sheets.MARGIN : sheets.MARGIN + 300, sheets.MARGIN : sheets.MARGIN + 260]
     np.testing.assert_array_equal(found, pixels)
 
 
@@ -86,7 +87,7 @@ def test_an_explicit_scale_and_number_of_columns_are_respected():
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (8, 4), (12, 4), (16, 4), (18, 6), (24, 6)])
 def test_the_last_row_is_full_when_a_nearby_number_of_columns_makes_it_so(count, columns):
-    assert min(count, media._columns(count)) == columns
+    assert min(count, sheets._columns(count)) == columns
 
 
 def test_captions_stand_below_their_picture_and_inside_their_cell():
@@ -99,36 +100,36 @@ def test_captions_stand_below_their_picture_and_inside_their_cell():
     assert ink[below:].any()
     columns = np.nonzero(ink.any(0))[0]
     middle = sheet.shape[1] // 2
-    assert columns.min() >= media.MARGIN - media.GAP // 2
-    assert columns.max() < sheet.shape[1] - media.MARGIN + media.GAP // 2
+    assert columns.min() >= sheets.MARGIN - sheets.GAP // 2
+    assert columns.max() < sheet.shape[1] - sheets.MARGIN + sheets.GAP // 2
     assert not ink[:, middle - 3 : middle + 3].any(), "captions of neighbours must not touch"
 
 
 def test_every_word_of_a_caption_that_fits_is_drawn_and_a_longer_one_ends_in_dots():
-    font = ImageFont.load_default(media.FONT_SIZE)
+    font = ImageFont.load_default(sheets.FONT_SIZE)
     caption = "woman bouncing ball light, fluent style"
-    lines = media._caption_lines(caption, font, 140)
+    lines = sheets._caption_lines(caption, font, 140)
     assert " ".join(lines) == caption
     assert all(font.getlength(line) <= 140 for line in lines)
-    long = media._caption_lines("word " * 100, font, 140)
-    assert len(long) == media.CAPTION_LINES
+    long = sheets._caption_lines("word " * 100, font, 140)
+    assert len(long) == sheets.CAPTION_LINES
     assert long[-1].endswith("...")
-    assert "".join(media._caption_lines("x" * 40, font, 140)) == "x" * 40
+    assert "".join(sheets._caption_lines("x" * 40, font, 140)) == "x" * 40
 
 
 def test_lines_of_a_caption_are_balanced():
-    font = ImageFont.load_default(media.FONT_SIZE)
+    font = ImageFont.load_default(sheets.FONT_SIZE)
     assert (
-        media._caption_lines("aaaa aaaa aaaa aaaa", font, int(font.getlength("aaaa aaaa aaaa")) + 1)
+        sheets._caption_lines("aaaa aaaa aaaa aaaa", font, int(font.getlength("aaaa aaaa aaaa")) + 1)
         == ["aaaa aaaa"] * 2
     )
 
 
 def test_characters_without_a_glyph_are_replaced_readably():
-    font = ImageFont.load_default(media.FONT_SIZE)
-    assert media._lacking(font, "caption, with: (marks) 123") == set()
-    assert media._readable("caf\u00e9 \u65e5 ok", font) == "cafe ? ok"
-    assert media._readable("heart\ufe0f", font) == "heart"
+    font = ImageFont.load_default(sheets.FONT_SIZE)
+    assert sheets._lacking(font, "caption, with: (marks) 123") == set()
+    assert sheets._readable("caf\u00e9 \u65e5 ok", font) == "cafe ? ok"
+    assert sheets._readable("heart\ufe0f", font) == "heart"
     assert contact_sheet([picture(8, 8)], ["\u65e5\u672c \u00e9 \U0001f600"]).dtype == np.uint8
 
 
@@ -147,10 +148,10 @@ def test_a_caption_of_any_length_takes_no_time_and_ends_in_an_ellipsis(monkeypat
     monkeypatch.setattr(
         ImageFont.FreeTypeFont, "getlength", lambda font, text: measured.append(len(text)) or getlength(font, text)
     )
-    font = ImageFont.load_default(media.FONT_SIZE)
+    font = ImageFont.load_default(sheets.FONT_SIZE)
     for caption in ("x" * 20_000, "word " * 20_000, "i" * 100_000):
-        lines = media._caption_lines(media._shortened(caption, 140), font, 140)
-        assert len(lines) == media.CAPTION_LINES
+        lines = sheets._caption_lines(sheets._shortened(caption, 140), font, 140)
+        assert len(lines) == sheets.CAPTION_LINES
         assert lines[-1].endswith("...")
     assert contact_sheet([picture(8, 8)], ["x" * 10**6]).shape[0] < 400
     assert sum(measured) < 100_000

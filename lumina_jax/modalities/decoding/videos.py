@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lumina_jax.data.example import Clip
-from lumina_jax.data.kinds import mistaken
-from lumina_jax.data.memory import DECODING
-from lumina_jax.data.pictures import Finish, check_pixels, rgb_on_white
+from lumina_jax.modalities.decoding.kinds import mistaken
+from lumina_jax.modalities.decoding.media import Clip
+from lumina_jax.modalities.decoding.memory import DECODING
+from lumina_jax.modalities.decoding.pictures import Finish, check_pixels, rgb_on_white
 
 Moments = Callable[[float], Sequence[float]]
 """Seconds from the start of a clip at which frames are wanted, of a clip of so many seconds; in order."""

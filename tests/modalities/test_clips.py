@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from lumina_jax.config import ClipConfig, DataConfig, ModelConfig
-from lumina_jax.data.clips import read_frames
-from lumina_jax.data.example import BadSample, Clip, Record, Views
+from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.frames import evenly, moments, read_pictures
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.data.scenes import scenes, write_scenes
+from lumina_jax.modalities.decoding.clips import read_frames
+from lumina_jax.modalities.decoding.frames import evenly, moments, read_pictures
+from lumina_jax.modalities.decoding.media import Clip, Views
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, patch_size=4, channels=3)
 RATE = 10

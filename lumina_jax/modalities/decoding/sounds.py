@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from lumina_jax.config import SoundConfig
-from lumina_jax.data.example import Sound
-from lumina_jax.data.kinds import check_file, kind_of, mistaken
 from lumina_jax.mel import load_librosa
+from lumina_jax.modalities.decoding.kinds import check_file, kind_of, mistaken
+from lumina_jax.modalities.decoding.media import Sound
 
 SILENCE = 1e-4
 """Amplitude (-80 dB) below which a whole recording counts as silent."""

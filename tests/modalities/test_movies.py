@@ -5,12 +5,12 @@ import pytest
 from PIL import Image, ImageSequence
 
 from lumina_jax.config import ClipConfig
-from lumina_jax.data.example import Clip
-from lumina_jax.data.frames import read_pictures
 from lumina_jax.evaluation.retrieval import motion, nearest
 from lumina_jax.generation.gallery import Gallery
-from lumina_jax.generation.media import read_png_metadata
-from lumina_jax.generation.movies import frame_sheet, moving_sheet, save_gif, save_mp4
+from lumina_jax.modalities.decoding.frames import read_pictures
+from lumina_jax.modalities.decoding.media import Clip
+from lumina_jax.modalities.files.movies import frame_sheet, moving_sheet, save_gif, save_mp4
+from lumina_jax.modalities.files.png import read_png_metadata
 
 
 def flat_colors(frames=5, height=16, width=24):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lumina_jax.data.kinds import HEIC, check_file, kind_of, mistaken
-from lumina_jax.data.memory import DECODING
+from lumina_jax.modalities.decoding.kinds import HEIC, check_file, kind_of, mistaken
+from lumina_jax.modalities.decoding.memory import DECODING
 
 SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 DECODING_BYTES = 8

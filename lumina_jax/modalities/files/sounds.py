@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from lumina_jax.config import Config
 from lumina_jax.encoders.vocoder import vocoder
-from lumina_jax.generation.media import written_whole
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, load_librosa
+from lumina_jax.modalities.files.png import written_whole
 
 Spectrogram = Float[np.ndarray, "t 80"]
 AnySpectrogram = Float[np.ndarray, "_ 80"]

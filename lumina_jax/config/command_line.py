@@ -25,7 +25,7 @@ DATA_FLAG = re.compile(
 )
 
 
-def with_flags(default: Config, words: Sequence[str], description: str) -> Config:
+def with_flags(default: Config, words: Sequence[str], description: str, program: str) -> Config:
     """The configuration with the flags on top; --help and bad flags exit.
 
     Raises:
@@ -38,7 +38,7 @@ def with_flags(default: Config, words: Sequence[str], description: str) -> Confi
     default = _unchecked(default, data=_unchecked(data, mixture=parts))
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_flat)
-    about: dict[str, Any] = {"description": description, "prog": "train.py CONFIG"}
+    about: dict[str, Any] = {"description": description, "prog": program}
     return tyro.cli(Config, default=default, args=list(words), registry=registry, **about)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.data import videos
-from lumina_jax.data.clips import read_frames
-from lumina_jax.data.example import Clip
-from tests.data.films import RATE, WIDTH, number_of, numbered_frame, shown_times, write_film
+from lumina_jax.modalities.decoding import videos
+from lumina_jax.modalities.decoding.clips import read_frames
+from lumina_jax.modalities.decoding.media import Clip
+from tests.modalities.films import RATE, WIDTH, number_of, numbered_frame, shown_times, write_film
 
 FAST = {"preset": "ultrafast", "crf": "18", "bf": "3"}
 VP8 = {"b": "2M", "cpu-used": "8", "deadline": "realtime"}

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from lumina_jax.generation.media import contact_sheet, written_whole
+from lumina_jax.modalities.files.contact_sheet import contact_sheet
+from lumina_jax.modalities.files.png import written_whole
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 AnyFrames = UInt8[np.ndarray, "_ _ _ 3"]

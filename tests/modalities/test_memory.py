@@ -12,25 +12,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.data import clips, memory, pictures
-from lumina_jax.data.clips import read_frames
-from lumina_jax.data.example import Clip
-from lumina_jax.data.memory import Budget
-from lumina_jax.data.pictures import open_picture
+from lumina_jax.modalities.decoding import clips, memory, pictures
+from lumina_jax.modalities.decoding.clips import read_frames
+from lumina_jax.modalities.decoding.media import Clip
+from lumina_jax.modalities.decoding.memory import Budget
+from lumina_jax.modalities.decoding.pictures import open_picture
 
 PEAK = """
 import json, resource, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from lumina_jax.config import DataConfig, ModelConfig
-from lumina_jax.data import pictures
-from lumina_jax.data.example import Clip, Example, Record
-from lumina_jax.data.memory import Budget
+from lumina_jax.config import ClipConfig, DataConfig, ModelConfig
+from lumina_jax.modalities.decoding import pictures
+from lumina_jax.data.example import Example, Record
+from lumina_jax.modalities.decoding.media import Clip
+from lumina_jax.modalities.decoding.memory import Budget
 from lumina_jax.data.preparation import Preparation, possible_sizes
 
 file, frames, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 pictures.DECODING = Budget(2**26)
-data = DataConfig(image_size=64, frames=frames)
+data = DataConfig(media=ClipConfig(image_size=64, frames=frames))
 model = ModelConfig(layers=1, heads=2, width=16, patch_size=4, channels=3)
 prepare = Preparation(data, model, 0, tuple(possible_sizes(data, model)))
 record = Record("it", Clip(file) if frames > 1 else file, "a caption", None)
@@ -130,7 +131,7 @@ def test_a_budget_lets_threads_in_while_there_is_room_and_in_their_order():
 
 HOLDING = """
 import sys, time
-from lumina_jax.data.memory import DECODING
+from lumina_jax.modalities.decoding.memory import DECODING
 with DECODING.reserved(2**28):
     print("in", flush=True)
     sys.stdin.readline()
