@@ -216,7 +216,7 @@ def test_seeds_of_more_than_32_bits_draw_other_pictures_and_impossible_ones_are_
     first, *others = (draw(pipeline, ["cat"], seed=seed)[0] for seed in (0, 2**32, 2**40, 2**64 - 1))
     assert all(np.any(first != other) for other in others)
     for seed in (-1, 2**64, 10**20):
-        with pytest.raises(ValueError, match="must lie between 0 and"):
+        with pytest.raises(ValueError, match="must be between 0 and"):
             draw(pipeline, ["cat"], seed=seed)
 
 

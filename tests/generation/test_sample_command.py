@@ -68,8 +68,8 @@ def test_other_settings_of_one_seed_leave_what_is_there(draw, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--seed", -1], "seed=-1 must lie between 0 and 2**64 - 1"),
-        (["--seed", 10**20], "must lie between 0 and 2**64 - 1"),
+        (["--seed", -1], "seed=-1 must be between 0 and 2**64 - 1"),
+        (["--seed", 10**20], "must be between 0 and 2**64 - 1"),
         (["--size", 0], "--size 0 must be at least 1"),
         (["--height", 0], "--height 0 must be at least 1"),
         (["--size", 12], "must be a positive multiple of the 8 pixels"),
