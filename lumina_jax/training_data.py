@@ -14,7 +14,7 @@ from lumina_jax.data.latents import encode_pictures, latent_data
 from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
 from lumina_jax.data.sources import open_source
 from lumina_jax.encoders.caption_cache import encode_captions
-from lumina_jax.encoders.cuts import notices
+from lumina_jax.encoders.caption_warnings import caption_warnings
 from lumina_jax.encoders.image_vae import ImageVae
 from lumina_jax.encoders.sound_vae import SoundVae
 from lumina_jax.encoders.text import TextEncoder
@@ -50,8 +50,8 @@ def caption_features(config: Config, source: Source, encoder: TextEncoder) -> Ca
     all_captions = captions(source)
     with written_to(config.text.cache, "features of captions", "text.cache"):
         features = encode_captions(all_captions, encoder, config.text.cache)
-    for notice in notices(encoder, all_captions, config.text.max_tokens) if is_first() else ():
-        say(notice)
+    for warning in caption_warnings(encoder, all_captions, config.text.max_tokens) if is_first() else ():
+        say(warning)
     return features
 
 
