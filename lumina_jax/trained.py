@@ -11,9 +11,10 @@ import jax
 from flax import nnx
 
 from lumina_jax.config import Config
-from lumina_jax.generation.pipeline import Pipeline
-from lumina_jax.generation.sheets import encoder_of, new_pipeline, vae_of
+from lumina_jax.encoders.configured import encoder_of
+from lumina_jax.generation.pipeline import Pipeline, new_pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
+from lumina_jax.modalities import load_autoencoders
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.run import CONFIG_FILE, checkpoints_of, read_run
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
@@ -39,7 +40,7 @@ def open_run(folder: str | Path, step: int | None = None, config: Config | None 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
     parameters, step = trained_parameters(folder, config, jax.tree.map(lambda _: here, abstract), step)
-    return new_pipeline(config, parameters, encoder_of(config), vae_of(config)), step
+    return new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config)), step
 
 
 def check_as_trained(folder: str | Path, config: Config, step: int | None, sections: dict[str, frozenset[str]]) -> None:

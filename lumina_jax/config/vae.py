@@ -1,4 +1,4 @@
-"""The autoencoder: pictures or sounds to latents and back."""
+"""The frozen autoencoders whose latents a model is trained on: one for each modality, or none."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -7,8 +7,8 @@ from lumina_jax.config.section import Section, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeConfig(Section):
-    """The frozen autoencoder whose latents the model is trained on."""
+class AutoencoderConfig(Section):
+    """The autoencoder of one modality."""
 
     called: ClassVar[str] = "vae."
 
@@ -23,9 +23,30 @@ class VaeConfig(Section):
     """Type of the autoencoder's parameters and activations."""
     tile: int | None = 1024
     """Pixels of a side above which pictures are encoded and decoded in overlapping tiles; None: never."""
-    cache: str = ".cache/latents"
-    """Folder in which the latents are kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.tile is None or self.tile >= 1, f"vae.tile={self.tile} must be at least 1, or None for no tiles")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherAutoencoder(AutoencoderConfig):
+    """The autoencoder of a modality of model.others."""
+
+    modality: str
+    """The name of the modality."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig(AutoencoderConfig):
+    """The autoencoder of the first modality, model.modality, and those of others."""
+
+    cache: str = ".cache/latents"
+    """Folder in which the latents of samples are kept."""
+    others: tuple[OtherAutoencoder, ...] = ()
+    """The autoencoders of further modalities; one that is not named here has none."""
+
+    def of(self, modality: str) -> AutoencoderConfig:
+        """The autoencoder of a modality that is not the first; a sound without one is made audible by vae.vocoder."""
+        found = (one for one in self.others if one.modality == modality)
+        return next(found, AutoencoderConfig(vocoder=self.vocoder))
