@@ -186,7 +186,7 @@ class ModelConfig(Section):
 
     @property
     def modalities(self) -> tuple[ModalityConfig, ...]:
-        """All of them, the model's own first."""
+        """All of them, model.modality first."""
         return (ModalityConfig(name=self.modality, patch_size=self.patch_size, channels=self.channels), *self.others)
 
     @property
@@ -194,18 +194,18 @@ class ModelConfig(Section):
         """Values of the longest patch of any modality."""
         return max(modality.patch_values for modality in self.modalities)
 
-    def place(self, modality: str | None) -> int:
-        """Where a modality stands in `modalities`; None is the model's own.
+    def modality_index(self, modality: str | None) -> int:
+        """The index of a modality in `modalities`; None: 0.
 
         Raises:
-          ValueError: the model has none of that name.
+          ValueError: the model has no modality of that name.
         """
         if modality is None:
             return 0
-        names = [own.name for own in self.modalities]
+        names = [one.name for one in self.modalities]
         require(modality in names, f"modality={modality!r} must be one of those of the model: {', '.join(names)}")
         return names.index(modality)
 
     def modality_of(self, name: str | None) -> ModalityConfig:
-        """The modality of that name; errors as `place`."""
-        return self.modalities[self.place(name)]
+        """The modality of that name; errors as `modality_index`."""
+        return self.modalities[self.modality_index(name)]
