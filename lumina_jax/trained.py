@@ -16,7 +16,7 @@ from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.generation.sheets import encoder_of, new_pipeline, vae_of
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import CONFIG_FILE, checkpoints_of, read_run
+from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, read_run, write_config
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
 
 DRAWING = {"flow": frozenset({"path", "prediction"}), "text": frozenset({"max_tokens", "see_padding"})}
@@ -41,6 +41,26 @@ def open_run(folder: str | Path, step: int | None = None, config: Config | None 
     abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
     parameters, step = trained_parameters(folder, config, jax.tree.map(lambda _: here, abstract), step)
     return new_pipeline(config, parameters, encoder_of(config), vae_of(config)), step
+
+
+def save(pipeline: Pipeline, folder: str | Path) -> Path:
+    """Save a model so that `open_run`, `lumina sample` and `lumina convert` open it; returns the folder.
+
+    The folder is that of a run without the state of its optimiser: `--run.init-from` starts a new run from it.
+
+    Raises:
+      ValueError: the folder holds a model already.
+    """
+    folder = Path(folder).absolute()
+    if (folder / CONFIG_FILE).exists() or (folder / CHECKPOINTS).exists():
+        raise ValueError(f"{folder} holds a model already; name another folder")
+    config = pipeline.config.replace(
+        run={"root": str(folder.parent), "name": folder.name, "checkpoints": "", "init_from": ""}
+    )
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        checkpoints.save(pipeline.step, {"ema": pipeline.parameters}, {}, config.to_json())
+    write_config(config)
+    return folder
 
 
 def check_as_trained(folder: str | Path, config: Config, step: int | None, sections: dict[str, frozenset[str]]) -> None:
