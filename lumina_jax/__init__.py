@@ -2,8 +2,8 @@
 
     import lumina_jax as lumina
 
-offers the names of `__all__`, each of which is imported when it is first used, so that importing the package is instant.
-Other modules are imported as usual, such as `from lumina_jax.config import FlowConfig`.
+offers the names of `__all__`. Each is imported when it is first used, so that importing the package is instant. Other
+modules are imported as usual, such as `from lumina_jax.config import FlowConfig`.
 """
 
 import importlib

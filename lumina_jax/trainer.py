@@ -14,9 +14,11 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from lumina_jax.config import Config
-from lumina_jax.generation.pipeline import Pipeline
+from lumina_jax.encoders.configured import encoder_of
+from lumina_jax.generation.pipeline import Pipeline, new_pipeline
 from lumina_jax.generation.request import check_prompt
-from lumina_jax.generation.sheets import encoder_of, new_pipeline, vae_of
+from lumina_jax.modalities import load_autoencoders
+from lumina_jax.models.division import parameter_shardings
 from lumina_jax.parallel.mesh import check_rows, check_tokens, configured_mesh
 from lumina_jax.tokens import TextFeatures, latent_grid, pack
 from lumina_jax.training.state import Parameters, create_state
@@ -24,6 +26,8 @@ from lumina_jax.training.step import TrainBatch, batch_places, train_step
 
 Samples = Num[jax.Array | np.ndarray, "b h w c"] | Num[jax.Array | np.ndarray, "b f h w c"]
 """Pictures, or clips of f frames; channels last."""
+Conditions = Sequence[str] | Sequence[int] | Int[jax.Array | np.ndarray, " b"]
+"""Captions, or labels."""
 
 
 class Trainer:
@@ -39,10 +43,13 @@ class Trainer:
         self.config = config
         self._mesh = configured_mesh(config.mesh)
         self._step = train_step(config, self._mesh)
-        self._state = create_state(config, self._mesh, jax.tree.map(jnp.copy, parameters))
+        if parameters is not None:  # a copy, since the state uses them up
+            laid = jax.device_put(parameters, parameter_shardings(config.model, self._mesh))
+            parameters = jax.tree.map(jnp.copy, laid)
+        self._state = create_state(config, self._mesh, parameters)
         self._encoder = encoder_of(config)
 
-    def step(self, samples: Samples, conditions: Sequence[str] | Sequence[int], *, modality: str | None = None) -> float:
+    def step(self, samples: Samples, conditions: Conditions, *, modality: str | None = None) -> float:
         """Take one step of the optimiser on a batch of samples of one size.
 
         Args:
@@ -56,9 +63,9 @@ class Trainer:
         Raises:
           ValueError: there is not a condition for each sample, or the model has other channels or patches.
         """
-        batch = self._batch(np.asarray(samples), list(conditions), modality)
-        laid = TrainBatch(*(jax.device_put(part, to) for part, to in zip(batch, batch_places(self._mesh))))
-        self._state, metrics = self._step(self._state, laid)
+        batch = self._batch(np.asarray(samples), [*conditions], modality)
+        laid = (jax.device_put(part, sharding) for part, sharding in zip(batch, batch_places(self._mesh)))
+        self._state, metrics = self._step(self._state, TrainBatch(*laid))
         return float(metrics.loss)
 
     @property
@@ -79,10 +86,10 @@ class Trainer:
 
     @functools.cached_property
     def _pipeline(self) -> Pipeline:
-        return new_pipeline(self.config, None, self._encoder, vae_of(self.config), self._mesh)
+        return new_pipeline(self.config, None, self._encoder, load_autoencoders(self.config), self._mesh)
 
-    def _batch(self, samples: np.ndarray, conditions: list[Any], name: str | None) -> TrainBatch:
-        """One sample to a row."""
+    def _batch(self, samples: np.ndarray, conditions: list[Any], name: str | None) -> tuple[Any, Any, Any]:
+        """The fields of a `TrainBatch`, one sample to a row."""
         model = self.config.model
         index = model.place(name)
         modality = model.modalities[index]
@@ -102,7 +109,7 @@ class Trainer:
             modalities=[[index]] * len(samples) if model.others else None,
             patch_values=model.patch_values,
         )
-        return TrainBatch(tokens, self._conditions(conditions), np.ones((len(samples), 1), np.float32))
+        return tokens, self._conditions(conditions), np.ones((len(samples), 1), np.float32)
 
     def _conditions(self, conditions: list[Any]) -> TextFeatures | Int[np.ndarray, "b 1"]:
         """Captions as features, labels as numbers; some are dropped for classifier-free guidance."""

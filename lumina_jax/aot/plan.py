@@ -28,11 +28,11 @@ from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
-from lumina_jax.data.latents import latent_data
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Prompt, Task, draw
 from lumina_jax.libtpu import add_libtpu
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, configured_mesh
@@ -80,9 +80,11 @@ class Plan:
     def load(self) -> Load:
         """The batch of `config`; of a sampler, as many samples as it has rows."""
         config = self.config
-        data = latent_data(config.data, self.vae_factor) if config.vae.path else config.data
+        data, modalities = config.data, [modality_of_source(part, config.model) for part in config.data.parts]
+        if config.vae.path:
+            modalities = [dataclasses.replace(modality, factor=self.vae_factor) for modality in modalities]
         text = config.text.max_tokens if config.model.conditioning == "text" else 0
-        tokens, samples = row_tokens(data, config.model), config.data.samples_per_row
+        tokens, samples = row_tokens(data, config.model, modalities), data.samples_per_row
         if self.sampler:
             model = config.model
             markers = {"nextline": model.nextline, "nextframe": model.nextframe}

@@ -1,1 +1,71 @@
-"""What a picture, a clip, the views of an object and a sound are."""
+"""What a picture, a clip, the views of an object and a sound are: one object for each kind of data.
+
+`modality.py` says what is asked of them, and there is a file for each. In: a configuration. Out: the `Modality` of a
+source, which answers for all that depends on the kind of data. A new one is registered with `register`
+(docs/add-a-modality.md).
+"""
+
+from typing import Any
+
+import jax
+
+from lumina_jax.config import Config, DataConfig, ModelConfig, VaeConfig
+from lumina_jax.modalities.clip import Clip
+from lumina_jax.modalities.modality import Asked as Asked
+from lumina_jax.modalities.modality import Files as Files
+from lumina_jax.modalities.modality import Judge as Judge
+from lumina_jax.modalities.modality import Modality as Modality
+from lumina_jax.modalities.modality import Shape as Shape
+from lumina_jax.modalities.picture import Picture
+from lumina_jax.modalities.sound_latents import SoundLatents
+from lumina_jax.modalities.spectrogram import Spectrogram
+from lumina_jax.modalities.view_grid import ViewGrid
+from lumina_jax.parallel.mesh import make_mesh
+
+
+def modality_of_source(data: DataConfig, model: ModelConfig, vae: VaeConfig | None = None) -> Modality:
+    """The modality of a source.
+
+    Args:
+      vae: its autoencoder; None: it has none.
+
+    Raises:
+      ValueError: the files of its autoencoder are missing, or its latents do not fit the model or the samples.
+    """
+    vae = VaeConfig() if vae is None else vae
+    return _kind(data, vae).of_source(data, model, vae)
+
+
+def modalities_of_sources(config: Config) -> list[Modality]:
+    """The modality of each source of the data, a mixture's in order; errors as `modality_of_source`."""
+    return [modality_of_source(part, config.model, config.vae) for part in config.data.parts]
+
+
+def modality_of(config: Config, name: str | None = None) -> Modality:
+    """A modality of the model, with the settings of its first source; None: the first.
+
+    Raises:
+      ValueError: the model has no such modality, no source has it, or as `modality_of_source`.
+    """
+    return modality_of_source(config.data_of(name), config.model, config.vae)
+
+
+def load_autoencoders(config: Config) -> dict[str, Any]:
+    """The autoencoder of each modality that has one, by the name of the modality, on the devices of this process.
+
+    Raises:
+      ValueError: files are missing or damaged, or latents do not fit the model or the samples.
+    """
+    found: dict[str, Any] = {}
+    for modality in modalities_of_sources(config):
+        if modality.vae.path and modality.config.name not in found:
+            found[modality.config.name] = modality.load_autoencoder(make_mesh(devices=jax.local_devices()))
+    return found
+
+
+def _kind(data: DataConfig, vae: VaeConfig) -> type[Modality]:
+    if data.seconds is not None:
+        return SoundLatents if vae.path else Spectrogram
+    if data.grid_columns is not None:
+        return ViewGrid
+    return Picture if data.frames == 1 else Clip

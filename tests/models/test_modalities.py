@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from lumina_jax.config import Config, DataConfig, FlowConfig, Modality, ModelConfig, Part, SampleConfig
-from lumina_jax.generation.pipeline import Pipeline, Shape
+from lumina_jax.generation.pipeline import Pipeline
+from lumina_jax.modalities import Shape
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.tokens import TextFeatures, pack, pack_text, tokens_of, unpatchify
 from lumina_jax.training.step import TrainBatch, draw, gradient
