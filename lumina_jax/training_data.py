@@ -1,16 +1,17 @@
 """The data of a run: the source, the features of its captions, and the latents of its samples.
 
-In: a configuration. Out: what `data.batches.Stream` reads. Captions, and samples that have an autoencoder, are encoded
-once, and read from files from then on. In a job of several processes each encodes a part.
+In: a configuration. Out: the stream of batches that training reads. Captions and samples are encoded once, and read
+from files from then on. In a job of several processes each encodes a part.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from lumina_jax.config import Config
-from lumina_jax.data.batches import CaptionLookup
+from lumina_jax.data.batches import CaptionLookup, Stream
 from lumina_jax.data.example import Source, captions, contents
 from lumina_jax.data.latents import encode_sources
 from lumina_jax.data.sources import open_source
@@ -20,6 +21,7 @@ from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.failures import written_to
 from lumina_jax.modalities import Modality
 from lumina_jax.parallel.multihost import barrier, check_agreement, is_first, say
+from lumina_jax.training.feed import own_rows
 
 
 def opened_source(config: Config) -> Source:
@@ -40,7 +42,7 @@ def encoded_source(
     modalities: Sequence[Modality],
     autoencoders: Mapping[str, Any],
 ) -> tuple[Source, CaptionLookup | None]:
-    """The source, with latents for the samples that have an autoencoder, and the features of its captions.
+    """The source, with latents where there is an autoencoder, and the features of its captions.
 
     Args:
       modalities: of each source of the data.
@@ -50,6 +52,27 @@ def encoded_source(
     source = latents(config, source, modalities, autoencoders) if autoencoders else source
     barrier("captions and samples are encoded")
     return source, features
+
+
+def encoded_stream(
+    config: Config,
+    mesh: Mesh,
+    source: Source,
+    encoder: TextEncoder | None,
+    modalities: Sequence[Modality],
+    autoencoders: Mapping[str, Any],
+) -> Stream:
+    """The rows that this process makes of the batches of a run; arguments as for `encoded_source`."""
+    source, features = encoded_source(config, source, encoder, modalities, autoencoders)
+    return Stream(
+        source,
+        config.data,
+        config.model,
+        seed=config.run.seed,
+        modalities=modalities,
+        features=features,
+        rows=own_rows(mesh, config.data.batch_rows),
+    )
 
 
 def caption_features(config: Config, source: Source, encoder: TextEncoder) -> CaptionLookup:

@@ -132,6 +132,7 @@ def run_source(
     import jax.numpy as jnp
     import numpy as np
 
+    from lumina_jax.config import PictureConfig
     from lumina_jax.interop.converted import parameter_shapes
     from lumina_jax.interop.sources import Source
     from lumina_jax.training.checkpoint import Checkpoints
@@ -141,7 +142,7 @@ def run_source(
     step = checkpoints.chosen(step)
     trained = checkpoints.restore_config(step)
     config, notes = trained.model, [trained_with(trained)]
-    if not keeps_all and config.nextframe and all(part.frames == 1 for part in trained.data.parts):
+    if not keeps_all and config.nextframe and all(isinstance(part.media, PictureConfig) for part in trained.data.parts):
         config = dataclasses.replace(config, nextframe=False)
         notes.append("left out: nextframe_token, which follows the frames of clips; the model has learned single ones")
     here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
@@ -160,10 +161,12 @@ def run_source(
 
 def trained_with(config: "Config") -> str:
     """What somebody who draws with the weights must know, and no tensor tells."""
+    media = config.data.media
     settings = {
         "flow.path": config.flow.path,
         "flow.prediction": config.flow.prediction,
-        "data.image_size": config.data.image_size,
+        "data.media": media.kind,
+        **{f"data.{name}": getattr(media, name) for name in media.setting_names()},
         "vae.path": config.vae.path or "none (pixels)",
     }
     if config.model.conditioning == "text":

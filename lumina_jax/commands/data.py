@@ -206,7 +206,7 @@ def sheet(source: "Source", path: Path) -> None:
 
 def _picture(media: "Media") -> np.ndarray:
     """Some frames side by side, or the spectrogram of a sound."""
-    from lumina_jax.config import DataConfig
+    from lumina_jax.config import ClipConfig, SoundConfig
     from lumina_jax.mel import log_mel
     from lumina_jax.modalities.decoding.frames import read_pictures
     from lumina_jax.modalities.decoding.media import Sound
@@ -215,6 +215,6 @@ def _picture(media: "Media") -> np.ndarray:
     from lumina_jax.modalities.files.sounds import spectrogram_picture
 
     if isinstance(media, Sound):
-        shown = DataConfig(seconds=SHEET_SECONDS)
+        shown = SoundConfig(seconds=SHEET_SECONDS)
         return spectrogram_picture(log_mel(read_sound(media, shown), shown.sample_rate))
-    return frame_sheet(np.stack([*map(np.asarray, read_pictures(media, DataConfig(frames=SHEET_FRAMES), None))]))
+    return frame_sheet(np.stack([*map(np.asarray, read_pictures(media, ClipConfig(frames=SHEET_FRAMES), None))]))

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, EmojiConfig
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.progress import counted
 from lumina_jax.run import read_run
 
 if TYPE_CHECKING:
+    from lumina_jax.data.example import Source
     from lumina_jax.generation.gallery import Gallery
     from lumina_jax.generation.pipeline import Pipeline
     from lumina_jax.modalities import Files, Shape
@@ -171,12 +172,14 @@ def true_samples(
     from lumina_jax.data.sources import open_source
     from lumina_jax.modalities import modality_of_source
 
-    data = dataclasses.replace(config.data_of(modality), caption_dropout=0.0, crop="square")
+    data = config.data_of(modality).replace(caption_dropout=0.0)
+    if "crop" in data.media.setting_names():
+        data = data.replace(crop="square")
     held_out: set[str] = set()
-    if data.source == "emoji":
-        hidden = open_source(dataclasses.replace(data, split="held_out"), config.model)
+    if isinstance(data.source, EmojiConfig):
+        hidden = open_source(data.replace(split="held_out"), config.model)
         held_out = {hidden[index].name for index in range(len(hidden))}
-        data = dataclasses.replace(data, split="all")
+        data = data.replace(split="all")
     source, is_text = open_source(data, config.model), config.model.conditioning == "text"
     pixels = modality_of_source(data, config.model)
     prepare = Preparation(pixels, config.model, 0)

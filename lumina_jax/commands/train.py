@@ -55,7 +55,6 @@ def run_in_job(config: Config) -> bool:
 
 def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
-    from lumina_jax.data.batches import Stream
     from lumina_jax.encoders.configured import encoder_of
     from lumina_jax.generation.sheets import check_previews, sheet_writer
     from lumina_jax.modalities import load_autoencoders, modalities_of_sources
@@ -65,13 +64,14 @@ def run(config: Config) -> bool:
     from lumina_jax.trained import check_trained
     from lumina_jax.training import loop
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
-    from lumina_jax.training.feed import Feed, own_rows
+    from lumina_jax.training.feed import Feed
     from lumina_jax.training.metrics import MetricWriter
     from lumina_jax.training.step import train_step
-    from lumina_jax.training_data import encoded_source, opened_source
+    from lumina_jax.training_data import encoded_stream, opened_source
 
     # Devices
-    folder, mesh = run_folder(config), configured_mesh(config.mesh)
+    folder = run_folder(config)
+    mesh = configured_mesh(config.mesh)
     check_mesh(config, mesh)
     check_previews(config)
 
@@ -88,11 +88,7 @@ def run(config: Config) -> bool:
     config = with_prompts(config, source)
     encoder, autoencoders, modalities = encoder_of(config), load_autoencoders(config), modalities_of_sources(config)
     say_header(config, mesh, source, modalities)
-    source, features = encoded_source(config, source, encoder, modalities, autoencoders)
-    stream = Stream(
-        source, config.data, config.model, seed=config.run.seed, modalities=modalities, features=features,
-        rows=own_rows(mesh, config.data.batch_rows),
-    )  # fmt: skip
+    stream = encoded_stream(config, mesh, source, encoder, modalities, autoencoders)
 
     # State: the newest checkpoint of this run, or a new one from the seed
     with checkpoints, stream:
@@ -151,7 +147,7 @@ def say_header(config: Config, mesh: Any, source: Any, modalities: Sequence[Any]
     """Print a line each about the run, the model, the devices, the data and a batch.
 
     Raises:
-      ValueError: the devices of the mesh cannot share a row of tokens.
+      ValueError: the devices of the mesh cannot share a row of the batch.
     """
     from lumina_jax.data.batches import row_tokens
     from lumina_jax.parallel.mesh import check_tokens

@@ -19,8 +19,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from lumina_jax.config import DataConfig, ModelConfig
-from lumina_jax.config import Modality as ModalityConfig
+from lumina_jax.config import DataConfig, ModalityConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Example, Source, contents
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation

@@ -5,11 +5,23 @@ source, which answers for all that depends on the kind of data. A new one is reg
 (docs/add-a-modality.md).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from lumina_jax.config import Config, DataConfig, ModelConfig, VaeConfig
+from lumina_jax.config import (
+    AutoencoderConfig,
+    ClipConfig,
+    Config,
+    DataConfig,
+    MediaConfig,
+    ModelConfig,
+    PictureConfig,
+    SoundConfig,
+    ViewGridConfig,
+    ViewsConfig,
+)
 from lumina_jax.modalities.clip import Clip
 from lumina_jax.modalities.modality import Asked as Asked
 from lumina_jax.modalities.modality import Files as Files
@@ -20,25 +32,29 @@ from lumina_jax.modalities.picture import Picture
 from lumina_jax.modalities.sound_latents import SoundLatents
 from lumina_jax.modalities.spectrogram import Spectrogram
 from lumina_jax.modalities.view_grid import ViewGrid
+from lumina_jax.modalities.views import Views
 from lumina_jax.parallel.mesh import make_mesh
 
 
-def modality_of_source(data: DataConfig, model: ModelConfig, vae: VaeConfig | None = None) -> Modality:
+def modality_of_source(
+    data: DataConfig, model: ModelConfig, vae: AutoencoderConfig | None = None, *, factor: int | None = None
+) -> Modality:
     """The modality of a source.
 
     Args:
       vae: its autoencoder; None: it has none.
+      factor: of an autoencoder whose files are not there; None: they are read.
 
     Raises:
       ValueError: the files of its autoencoder are missing, or its latents do not fit the model or the samples.
     """
-    vae = VaeConfig() if vae is None else vae
-    return _kind(data, vae).of_source(data, model, vae)
+    vae = AutoencoderConfig() if vae is None else vae
+    return _kind(data, vae).of_source(data, model, vae, factor)
 
 
 def modalities_of_sources(config: Config) -> list[Modality]:
     """The modality of each source of the data, a mixture's in order; errors as `modality_of_source`."""
-    return [modality_of_source(part, config.model, config.vae) for part in config.data.parts]
+    return [modality_of_source(part, config.model, config.vae_of(part.modality)) for part in config.data.parts]
 
 
 def modality_of(config: Config, name: str | None = None) -> Modality:
@@ -47,7 +63,7 @@ def modality_of(config: Config, name: str | None = None) -> Modality:
     Raises:
       ValueError: the model has no such modality, no source has it, or as `modality_of_source`.
     """
-    return modality_of_source(config.data_of(name), config.model, config.vae)
+    return modality_of_source(config.data_of(name), config.model, config.vae_of(name))
 
 
 def load_autoencoders(config: Config) -> dict[str, Any]:
@@ -63,9 +79,32 @@ def load_autoencoders(config: Config) -> dict[str, Any]:
     return found
 
 
-def _kind(data: DataConfig, vae: VaeConfig) -> type[Modality]:
-    if data.seconds is not None:
-        return SoundLatents if vae.path else Spectrogram
-    if data.grid_columns is not None:
-        return ViewGrid
-    return Picture if data.frames == 1 else Clip
+def register(media: type[MediaConfig], make: Callable[[AutoencoderConfig], type[Modality]] | type[Modality]) -> None:
+    """Make sources with media of a class have a modality of a class.
+
+    Args:
+      make: the class of the modality, or what chooses it by the autoencoder.
+    """
+    KINDS[media] = make
+
+
+def _kind(data: DataConfig, vae: AutoencoderConfig) -> type[Modality]:
+    """The class of a source's modality."""
+    if type(data.media) not in KINDS:
+        raise ValueError(f"data.media={data.media.kind!r} has no modality; register one with modalities.register")
+    made = KINDS[type(data.media)]
+    return made if isinstance(made, type) else made(vae)
+
+
+def _sounds(vae: AutoencoderConfig) -> type[Modality]:
+    return SoundLatents if vae.path else Spectrogram
+
+
+KINDS: dict[type[MediaConfig], Callable[[AutoencoderConfig], type[Modality]] | type[Modality]] = {
+    PictureConfig: Picture,
+    ClipConfig: Clip,
+    ViewsConfig: Views,
+    ViewGridConfig: ViewGrid,
+    SoundConfig: _sounds,
+}
+"""The class of the modality for each class of media."""

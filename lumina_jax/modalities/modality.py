@@ -20,8 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, UInt8
 
-from lumina_jax.config import DataConfig, ModelConfig, TextConfig, VaeConfig
-from lumina_jax.config import Modality as ModalityConfig
+from lumina_jax.config import AutoencoderConfig, DataConfig, ModalityConfig, ModelConfig, TextConfig
 from lumina_jax.modalities.decoding.media import Media
 from lumina_jax.modalities.encoding import Encoding
 
@@ -117,23 +116,25 @@ class Modality(ABC):
     """Its index in the modalities of the model."""
     config: ModalityConfig
     data: DataConfig
-    vae: VaeConfig
+    vae: AutoencoderConfig
     """Its autoencoder; without a path it has none."""
     factor: int = 1
     """Pixels along a side of a value of the latents, or frames of a spectrogram; 1 without an autoencoder."""
 
     plural: ClassVar[str]
     """What samples are called, such as "pictures"."""
-    values: ClassVar[tuple[str, int]]
-    """What the model is trained on without an autoencoder, such as "pictures", and its channels."""
+    values: ClassVar[tuple[str, int] | None] = None
+    """What the model is trained on without an autoencoder, such as "pictures", and its channels; None: any number."""
     is_bytes: ClassVar[bool] = False
     """Whether samples are bytes 0..255, whose density bounds their bits."""
     one_sample_a_caption: ClassVar[bool] = False
     """Whether an evaluation draws each caption once, even where the data have several samples of it."""
 
     @classmethod
-    def of_source(cls, data: DataConfig, model: ModelConfig, vae: VaeConfig) -> "Modality":
-        """The modality of a source.
+    def of_source(
+        cls, data: DataConfig, model: ModelConfig, vae: AutoencoderConfig, factor: int | None = None
+    ) -> "Modality":
+        """The modality of a source; see `modality_of_source`.
 
         Raises:
           ValueError: the files of its autoencoder are missing, or its latents do not fit the model or the samples.
@@ -141,6 +142,8 @@ class Modality(ABC):
         made = cls(index=model.place(data.modality), config=model.modality_of(data.modality), data=data, vae=vae)
         if not vae.path:
             return made
+        if factor is not None:
+            return replace(made, factor=factor)
         factor, channels = made.read_autoencoder()
         if channels != made.config.channels:
             raise ValueError(
@@ -153,8 +156,10 @@ class Modality(ABC):
 
     def check_values(self) -> None:
         """Refuse a model of other channels than the values that it is trained on without an autoencoder."""
+        if self.values is None or self.vae.path:
+            return
         name, channels = self.values
-        if not self.vae.path and self.config.channels != channels:
+        if self.config.channels != channels:
             raise ValueError(
                 f"{name} have {channels} channels, but model.channels={self.config.channels}; set it to {channels}, or "
                 "name an autoencoder in vae.path"
@@ -173,9 +178,9 @@ class Modality(ABC):
         """The shape of the samples trained on, or of the longest of them."""
 
     @property
-    @abstractmethod
     def latent_extents(self) -> list[tuple[int, int, int]]:
         """Frames, height and width of the latents of training, of every size that they may have or of the longest."""
+        return [self.latent_size(self.trained_shape)[:3]]
 
     def latent_size(self, shape: Shape) -> tuple[int, int, int, int]:
         """The size of the latents [f h w c] of a sample."""
@@ -185,13 +190,15 @@ class Modality(ABC):
         """The shape of a sample of this prompt where none is asked for."""
         return self.trained_shape
 
-    @abstractmethod
     def asked_shapes(self, asked: Asked, prompts: Sequence[str], text: TextConfig) -> list[Shape]:
         """The shape of a sample of each prompt.
 
         Raises:
           ValueError: what is asked for means nothing for this modality.
         """
+        if given := asked.given(*Asked._fields):
+            raise ValueError(f"{' and '.join(given)} cannot be asked for, because this draws {self.plural}")
+        return [self.shape_for(prompt, text) for prompt in prompts]
 
     # Media to latents, and back
 
@@ -251,15 +258,17 @@ class Modality(ABC):
     def preview(self, sample: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
         """A sample on one picture."""
 
-    @abstractmethod
     def files(self, frame_rate: float) -> Files:
-        """How samples become files; `frame_rate`: frames a second of what moves.
+        """How samples become files, by default only the PNG of their preview.
+
+        Args:
+          frame_rate: frames a second of what moves.
 
         Raises:
           ValueError: a package or a file that it takes is missing.
         """
+        return PreviewFiles(self)
 
-    @abstractmethod
     def judge(self, captions: Callable[[], Sequence[str]], files: Files) -> Judge:
         """How samples are judged.
 
@@ -267,5 +276,25 @@ class Modality(ABC):
           captions: reads all captions of the data.
 
         Raises:
-          ValueError: a package that it takes is missing.
+          ValueError: a package that it takes is missing, or nobody has said what good samples are.
         """
+        raise ValueError(f"no score is known for {self.plural}; draw some with sample.py, and look at them")
+
+
+class PreviewFiles(NamedTuple):
+    """Samples as the PNG of their preview alone; see `Files`."""
+
+    modality: Modality
+    rate: float = 1.0
+
+    def frames(self, sample: np.ndarray) -> UInt8[np.ndarray, "1 _ _ 3"]:
+        return self.modality.preview(sample)[None]
+
+    def save(self, path: Path, sample: np.ndarray) -> None:
+        """There is nothing beside the PNG."""
+
+    def plural(self, *, is_moving: bool) -> str:
+        return self.modality.plural
+
+    def about(self, asked: Asked, shape: Shape) -> dict[str, Any]:
+        return shape._asdict()

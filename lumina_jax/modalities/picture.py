@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from lumina_jax.config import TextConfig
+from lumina_jax.config import TextConfig, VisualConfig
 from lumina_jax.encoders.image_vae import ImageVae, load_image_vae
 from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.evaluation.retrieval import pixel_report
@@ -39,8 +39,14 @@ class Picture(Modality):
     """Pictures."""
 
     plural: ClassVar[str] = "pictures"
-    values: ClassVar[tuple[str, int]] = ("pictures", 3)
+    values: ClassVar[tuple[str, int] | None] = ("pictures", 3)
     is_bytes: ClassVar[bool] = True
+
+    @property
+    def media(self) -> VisualConfig:
+        """What is taken of each sample."""
+        assert isinstance(self.data.media, VisualConfig)
+        return self.data.media
 
     @property
     def patch_extent(self) -> tuple[int, int]:
@@ -48,7 +54,7 @@ class Picture(Modality):
 
     @property
     def trained_shape(self) -> Shape:
-        frames, height, width = self.data.extent()
+        frames, height, width = self.media.extent()
         return Shape(height, width, frames)
 
     @property
@@ -59,9 +65,9 @@ class Picture(Modality):
     @functools.cached_property
     def sizes(self) -> tuple[Size, ...]:
         """All (width, height) in pixels that a sample of training may have after cropping."""
-        if self.data.crop == "square":
+        if self.media.crop == "square":
             return ((self.trained_shape.width, self.trained_shape.height),)
-        return tuple(crop_sizes((self.data.image_size // self._unit) ** 2, self._unit))
+        return tuple(crop_sizes((self.media.image_size // self._unit) ** 2, self._unit))
 
     def asked_shapes(self, asked: Asked, prompts: Sequence[str], text: TextConfig) -> list[Shape]:
         if asked.seconds is not None:
@@ -71,22 +77,22 @@ class Picture(Modality):
     def decode(self, media: Media, draws: random.Random | None) -> UInt8[np.ndarray, "f h w 3"]:
         """The frames that are trained on, all cropped alike."""
         if isinstance(media, Sound):
-            raise ValueError("the sample is a sound, but its source is of pictures; set data.seconds")
+            raise ValueError(f"the sample is a sound, but data.media is {self.media.kind!r}; set it to 'sounds'")
         if isinstance(media, LatentDistribution):
             raise ValueError("the record holds latents already")
         state: list[object] = []
 
         def cropped(picture: Image.Image) -> Image.Image:
-            check_resizable(picture, least=self._unit, side=self.data.image_size)
-            if self.data.crop == "square":
-                return center_square(picture, self.data.image_size)
+            check_resizable(picture, least=self._unit, side=self.media.image_size)
+            if self.media.crop == "square":
+                return center_square(picture, self.media.image_size)
             if draws is None:
                 return best_crop(picture, self.sizes)
             state.append(draws.getstate())
             draws.setstate(state[0])  # type: ignore[arg-type]
             return bucket_crop(picture, self.sizes, draws)
 
-        return np.stack([np.asarray(picture) for picture in read_pictures(media, self.data, draws, cropped)])
+        return np.stack([np.asarray(picture) for picture in read_pictures(media, self.media, draws, cropped)])
 
     def to_latents(self, decoded: UInt8[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "f h w 3"]:
         return pixels_to_unit(decoded)
@@ -107,9 +113,9 @@ class Picture(Modality):
         return found.factor, found.channels
 
     def check_factor(self) -> None:
-        if self.data.image_size % self._unit:
+        if self.media.image_size % self._unit:
             raise ValueError(
-                f"data.image_size={self.data.image_size} must be a multiple of {self._unit} pixels: each value of the "
+                f"data.image_size={self.media.image_size} must be a multiple of {self._unit} pixels: each value of the "
                 f"latent stands for {self.factor}, and model.patch_size={self.config.patch_size}"
             )
 
@@ -135,8 +141,8 @@ class Picture(Modality):
         return self.config.patch_size * self.factor
 
     def _asked_shape(self, asked: Asked) -> Shape:
-        size = _first(asked.size, self.data.image_size)
-        frames = _first(asked.video_frames, asked.views, self.data.frames)
+        size = _first(asked.size, self.media.image_size)
+        frames = _first(asked.video_frames, asked.views, self.media.frames)
         return Shape(_first(asked.height, size), _first(asked.width, size), frames)
 
 
@@ -155,11 +161,11 @@ class PictureEncoding:
     def __init__(self, modality: Picture, autoencoder: ImageVae):
         self._modality, self._vae = modality, autoencoder
         self.devices, self.channels = autoencoder.devices, autoencoder.channels
-        data, unit = modality.data, modality.patch_extent[0]
-        frames = f"{data.frames}x{data.frame_rate or 'all'}"
-        frames += "" if data.grid_columns is None else f"-grid{data.grid_columns}"
-        self.folder = f"{autoencoder.fingerprint}-{data.crop}-{data.image_size}-{unit}-{frames}"
-        self.part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (data.frames * data.image_size**2)))
+        taken, unit = modality.media, modality.patch_extent[0]
+        frames = f"{taken.frames}x{taken.frame_rate or 'all'}"
+        frames += "" if taken.grid_columns is None else f"-grid{taken.grid_columns}"
+        self.folder = f"{autoencoder.fingerprint}-{taken.crop}-{taken.image_size}-{unit}-{frames}"
+        self.part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (taken.frames * taken.image_size**2)))
         self.scale = Scale(autoencoder.config.shift, autoencoder.config.scaling)
 
     def __call__(self, media: Media) -> UInt8[np.ndarray, "f h w 3"]:

@@ -55,12 +55,12 @@ class SoundEncoding:
     def __init__(self, modality: SoundLatents, autoencoder: SoundVae):
         self._modality, self._vae = modality, autoencoder
         self.devices, self.channels, self.part_samples = autoencoder.devices, autoencoder.channels, PART_SAMPLES
-        self.folder = f"{autoencoder.fingerprint}-{modality.data.seconds}-{modality.data.sample_rate}"
+        self.folder = f"{autoencoder.fingerprint}-{modality.media.seconds}-{modality.media.sample_rate}"
         self.scale = Scale(0.0, autoencoder.config.scaling)
 
     def __call__(self, media: Media) -> Float[np.ndarray, "t 80"]:
         """The spectrogram with silence after it."""
-        rate, longest = self._modality.data.sample_rate, self._modality.trained_shape.width
+        rate, longest = self._modality.media.sample_rate, self._modality.trained_shape.width
         samples = self._modality.samples(media)[: longest * HOP]  # resampling may round up
         frames = whole_frames(frames_of(len(samples) / rate, rate), self._vae.factor)
         return log_mel(np.pad(samples, (0, frames * HOP - len(samples))), rate)

@@ -1,6 +1,5 @@
 """The views of an object laid out as one picture, line by line (Lumina-T2MV: 12 views, 4 columns)."""
 
-import dataclasses
 import random
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,15 +28,15 @@ class ViewGrid(Picture):
 
     @property
     def _columns(self) -> int:
-        assert self.data.grid_columns is not None
-        return self.data.grid_columns
+        assert self.media.grid_columns is not None
+        return self.media.grid_columns
 
     def _asked_shape(self, asked: Asked) -> Shape:
         if asked.given("height", "width", "video_frames"):
             raise ValueError("this draws a grid of views; use --size for the pixels of a view, and --views")
-        views = self.data.frames if asked.views is None else asked.views
+        views = self.media.frames if asked.views is None else asked.views
         if views % self._columns:
             raise ValueError(f"--views {views} must be a multiple of the {self._columns} columns of the grid")
-        size = self.data.image_size if asked.size is None else asked.size
-        frames, height, width = dataclasses.replace(self.data, image_size=size).extent(views)
+        size = self.media.image_size if asked.size is None else asked.size
+        frames, height, width = self.media.replace(image_size=size).extent(views)
         return Shape(height, width, frames)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig, VaeConfig
+from lumina_jax.config import DataConfig, FolderConfig, ModelConfig, PictureConfig, VaeConfig
 from lumina_jax.data import latents
 from lumina_jax.encoders.image_vae import ImageVae
 from lumina_jax.modalities import modality_of_source
@@ -13,7 +13,13 @@ from lumina_jax.parts import LAYOUT
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vae_tiny"
 SIDE, FACTOR = 16, 4
-DATA = DataConfig(source="folder", path="pictures", image_size=SIDE, batch_rows=2, caption_dropout=0.0, prefetch=2)
+DATA = DataConfig(
+    source=FolderConfig(path="pictures"),
+    media=PictureConfig(image_size=SIDE),
+    batch_rows=2,
+    caption_dropout=0.0,
+    prefetch=2,
+)
 MODEL = ModelConfig(layers=1, heads=2, width=8, channels=4, patch_size=2, text_width=3)
 PICTURES = 7
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import ClipConfig, DataConfig, ModelConfig, SoundConfig
 from lumina_jax.data import preparation
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, Example, Record, reason_of
@@ -23,9 +23,9 @@ from lumina_jax.modalities.decoding.media import Clip, Sound, Views
 from tests.data.numbered import Lookup, take
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, patch_size=4, channels=3)
-DATA = DataConfig(image_size=16, frames=2, batch_rows=2, prefetch=4)
+DATA = DataConfig(media=ClipConfig(image_size=16, frames=2), batch_rows=2, prefetch=4)
 SPEECH = ModelConfig(layers=1, heads=2, width=8, channels=80, patch_size=1, modality="speech")
-SOUNDS = DataConfig(seconds=1.0)
+SOUNDS = DataConfig(media=SoundConfig(seconds=1.0))
 
 
 def prepared(media, data=DATA, model=MODEL):

@@ -1,6 +1,5 @@
 """The cache of latents: what is encoded when, what survives damage and kills, and what is never kept."""
 
-import dataclasses
 import errno
 import hashlib
 import json
@@ -306,7 +305,7 @@ def test_two_runs_may_encode_into_one_folder_at_once(source, vae, tmp_path):
 
 def test_another_size_or_another_autoencoder_has_a_folder_of_its_own(source, vae, tmp_path):
     encode(source, vae, tmp_path)
-    encode(source, vae, tmp_path, data=dataclasses.replace(DATA, image_size=SIDE // 2))
+    encode(source, vae, tmp_path, data=DATA.replace(image_size=SIDE // 2))
     other = CountingVae(vae)
     other.fingerprint = "another"
     encode(source, other, tmp_path)

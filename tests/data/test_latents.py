@@ -1,12 +1,11 @@
 """Latents of pictures: what the cache holds, and what training draws from it."""
 
-import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import DataConfig, PictureConfig
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import Record
 from lumina_jax.data.preparation import Preparation
@@ -38,7 +37,7 @@ def test_cached_latents_are_those_of_the_cropped_picture_in_the_trained_scale(so
 
 
 def test_buckets_keep_the_size_that_fits_best_and_need_no_other_row(source, vae, tmp_path):
-    data = DataConfig(image_size=32, crop="buckets", batch_rows=2, caption_dropout=0.0, prefetch=2)
+    data = DataConfig(media=PictureConfig(image_size=32, crop="buckets"), batch_rows=2, caption_dropout=0.0, prefetch=2)
     encoded = encode_pictures(Numbered(5, size=(90, 40)), vae, data, MODEL, tmp_path)
     pictures = in_latents(data)
     height, width = encoded[0].media.mean.shape[1:3]
@@ -92,7 +91,7 @@ def test_records_in_memory_are_told_apart_by_their_content(vae, tmp_path):
 def test_frames_of_a_clip_are_encoded_one_by_one(vae, tmp_path):
     clips = np.random.default_rng(0).integers(0, 255, (3, 6, SIDE, SIDE, 3), np.uint8)
     records = [Record(f"{place}", clip, "moving", place) for place, clip in enumerate(clips)]
-    data = dataclasses.replace(DATA, frames=3)
+    data = DATA.replace(media="clips", frames=3)
     encoded = encode_pictures(records, vae, data, MODEL, tmp_path)
     for index, clip in enumerate(clips):
         expected = vae.encode(pixels_to_unit(clip[::2])).mean * 0.13025

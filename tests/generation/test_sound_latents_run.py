@@ -71,7 +71,7 @@ def tiny(folder):
         },
         text={"encoder": str(ROOT / "tests" / "golden" / "t5_tiny"), "max_tokens": 9, "cache": str(folder / "text")},
         vae={"path": str(folder / "maa2"), "vocoder": str(folder / "voice"), "cache": str(folder / "latents")},
-        data={"path": str(folder), "seconds": 0.6, "batch_rows": 2, "workers": 0, "prefetch": 2},
+        data={"path": str(folder), "media": "sounds", "seconds": 0.6, "batch_rows": 2, "workers": 0, "prefetch": 2},
         optimizer={"warmup_steps": 1},
         sample={"steps": 2},
         run={"root": str(folder), "steps": 2, "log_every": 1, "checkpoint_every": 2},
@@ -87,7 +87,7 @@ def test_the_configurations_have_the_released_network(name, text):
     block = 4 * 768**2 + 2 * 1024 * 768 + 32 + 3 * 768 * 2048 + 2 * 768 + 1024 + 6 * 768 * (768 + 1)
     ends = 768 * 21 + 768 * 257 + 768 * 769 + 2 * text + 768 * (text + 1) + 2 * 768 * 769 + 20 * 769
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 16 * block + ends
-    assert (config.data.sample_rate, config.text.max_tokens, config.text.see_padding) == (16_000, 77, True)
+    assert (config.data.media.sample_rate, config.text.max_tokens, config.text.see_padding) == (16_000, 77, True)
     sounds = SoundLatents(index=0, config=config.model.modalities[0], data=config.data, vae=config.vae, factor=2)
     assert row_tokens(config.data, config.model, [sounds]) == 312  # the released length of ten seconds
 
