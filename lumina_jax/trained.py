@@ -38,7 +38,7 @@ def open_run(folder: str | Path, step: int | None = None, config: Config | None 
         model would draw something else than what it was trained for.
     """
     is_own = config is None
-    config = read_run(folder) if config is None else dataclasses.replace(config, model=read_model(folder))
+    config = read_run(folder) if config is None else config.replace(model=read_model(folder))
     check_as_trained(folder, config, step, DRAWING | (SIZES if is_own else {}))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = nnx.to_pure_dict(abstract_model(config.model)[1])

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Int, Num
 
 from lumina_jax.config import Config
 from lumina_jax.encoders.configured import encoder_of
@@ -124,7 +124,7 @@ class Trainer:
         return labels.astype(np.int32)[:, None]
 
 
-def _check_samples(samples: Float[np.ndarray, "b f h w c"], conditions: int, channels: int, patch_size: int) -> None:
+def _check_samples(samples: Num[np.ndarray, "..."], conditions: int, channels: int, patch_size: int) -> None:
     rule = f"samples must be floats [batch height width {channels}] or [batch frames height width {channels}]"
     if samples.ndim != 5 or samples.shape[-1] != channels or not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"{rule}, but are {samples.dtype} {list(samples.shape)}; pixels go from -1 to 1")
