@@ -16,7 +16,7 @@ from lumina_jax.data.example import Source, captions, contents
 from lumina_jax.data.latents import encode_sources
 from lumina_jax.data.sources import open_source
 from lumina_jax.encoders.caption_cache import encode_captions
-from lumina_jax.encoders.cuts import notices
+from lumina_jax.encoders.caption_warnings import caption_warnings
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.failures import written_to
 from lumina_jax.modalities import Modality
@@ -81,8 +81,8 @@ def caption_features(config: Config, source: Source, encoder: TextEncoder) -> Ca
     all_captions = captions(source)
     with written_to(config.text.cache, "features of captions", "text.cache"):
         features = encode_captions(all_captions, encoder, config.text.cache)
-    for notice in notices(encoder, all_captions, config.text.max_tokens) if is_first() else ():
-        say(notice)
+    for warning in caption_warnings(encoder, all_captions, config.text.max_tokens) if is_first() else ():
+        say(warning)
     return features
 
 

@@ -105,12 +105,12 @@ def drawn_samples(
     files: "Files",
 ) -> "tuple[dict[int, Any], Gallery]":
     """The samples that could be drawn by their index, in order, and where they are; errors if there are none."""
-    from lumina_jax.encoders.cuts import notices
+    from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.pipeline import NotDrawn
 
     print(f"drawing {len(prompts)} captions at step {pipeline.step}", flush=True)
-    for notice in notices(pipeline.encoder, prompts, config.text.max_tokens):
+    for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
     asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
     name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}"])

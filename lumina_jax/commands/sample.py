@@ -88,7 +88,7 @@ def draw(arguments: Arguments) -> int:
         raise ValueError('there is nothing to draw; name captions after the run, as in: lumina sample RUN "red heart"')
 
     # What can be refused without a look at the weights
-    from lumina_jax.encoders.cuts import notices
+    from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.request import check_request
     from lumina_jax.modalities import Asked, modality_of
@@ -104,7 +104,7 @@ def draw(arguments: Arguments) -> int:
 
     # The model
     pipeline = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
-    for notice in notices(pipeline.encoder, prompts, config.text.max_tokens):
+    for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
 
     # Samples, written as they come

@@ -25,7 +25,7 @@ from lumina_jax.modalities import Modality
 from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.modalities.encoding import Encoding, Scale
 from lumina_jax.parallel.multihost import is_first
-from lumina_jax.parts import LAYOUT, Digests, as_array
+from lumina_jax.parts import CACHE_VERSION, Digests, digest_array
 from lumina_jax.progress import counted
 
 
@@ -122,8 +122,8 @@ def encode(
         samples are missing in a folder that may not be written to, they are bad ones.
       ValueError: the autoencoder gives no finite latents at all.
     """
-    parts = LatentParts(Path(cache_folder) / LAYOUT / encoding.folder)
-    work = Work(source, encoding, parts, Fingerprints(Path(cache_folder) / LAYOUT / "files"))
+    parts = LatentParts(Path(cache_folder) / CACHE_VERSION / encoding.folder)
+    work = Work(source, encoding, parts, Fingerprints(Path(cache_folder) / CACHE_VERSION / "files"))
     keys = [NO_DIGEST] * len(source)
     offset = shard[0] * len(source) // shard[1]
     order = [*range(offset, len(source)), *range(offset)]
@@ -136,4 +136,4 @@ def encode(
             if is_due or done % WINDOW == 0:
                 show(done)
     parts.remove_damaged()
-    return LatentSource(source, parts, as_array(keys), work.reasons, encoding.scale, encoding.channels)
+    return LatentSource(source, parts, digest_array(keys), work.reasons, encoding.scale, encoding.channels)

@@ -9,7 +9,7 @@ from lumina_jax.config import DataConfig, FolderConfig, ModelConfig, PictureConf
 from lumina_jax.data import latents
 from lumina_jax.encoders.image_vae import ImageVae
 from lumina_jax.modalities import modality_of_source
-from lumina_jax.parts import LAYOUT
+from lumina_jax.parts import CACHE_VERSION
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vae_tiny"
 SIDE, FACTOR = 16, 4
@@ -54,7 +54,7 @@ def encode(source, vae, tmp_path, data=DATA, **settings):
 
 def parts(tmp_path):
     """Files with latents, and what is beside them."""
-    [folder] = [entry for entry in (tmp_path / "cache" / LAYOUT).iterdir() if entry.name != "files"]
+    [folder] = [entry for entry in (tmp_path / "cache" / CACHE_VERSION).iterdir() if entry.name != "files"]
     return sorted(folder.iterdir())
 
 

@@ -5,11 +5,11 @@ In: a file that could not be read as expected. Out: what it is and what helps, f
 
 from pathlib import Path
 
-from lumina_jax.documents import LFS_POINTER, POINTS
+from lumina_jax.documents import LFS_POINTER, LFS_REMEDY
 
 SAFETENSORS_HEADER = 8
 KINDS = (
-    (LFS_POINTER, POINTS),
+    (LFS_POINTER, LFS_REMEDY),
     (b"GGUF", "is a GGUF file of llama.cpp and ComfyUI, whose weights are mostly quantised; take the same model as "
      ".safetensors"),
     (b"PK\x03\x04", "is a zip, as torch.save writes; if it is a checkpoint of PyTorch, name it .pth"),
@@ -26,7 +26,7 @@ KINDS = (
 PAGE = "is a web page, so a download went wrong, such as one that needs you to be logged in; download the file again"
 
 
-def told(path: Path, otherwise: str) -> str:
+def describe_file(path: Path, otherwise: str) -> str:
     """The path and what the file is, such as "model.safetensors is a pointer of git-LFS, ...".
 
     Args:
