@@ -112,7 +112,7 @@ class Config(Section):
 
         A whole section may be given, too: `config.replace(model=preset("2B"))`.
         """
-        changed = {
+        changed: dict[str, Any] = {
             name: new if isinstance(new, Section) else getattr(self, name).replace(**new)
             for name, new in sections.items()
         }
