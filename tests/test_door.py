@@ -4,11 +4,13 @@ import ast
 import importlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import lumina_jax as lumina
+from tests.training.tiny import label_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,3 +49,17 @@ def test_configurations_are_made_without_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "3072"]
+
+
+def test_a_run_is_trained_from_python_in_any_thread_and_continued(tmp_path, capsys):
+    config = label_config(tmp_path, run={"steps": 2, "checkpoint_every": 2})
+    with ThreadPoolExecutor(1) as pool:  # where Python lets nobody handle signals
+        folder = pool.submit(lumina.train, config).result()
+    assert folder == tmp_path / "tiny"
+    assert lumina.open_run(folder).step == 2
+    assert lumina.train(config) == folder
+    assert "is complete: its newest checkpoint is of step 2" in capsys.readouterr().out
+    assert lumina.train(config.replace(run={"steps": 3})) == folder
+    assert lumina.open_run(folder).step == 3
+    with pytest.raises(ValueError, match=r"a run must resume with its own seed"):
+        lumina.train(config.replace(run={"seed": 1, "steps": 4}))
