@@ -24,7 +24,7 @@ from lumina_jax.data.example import BadSample, Example, Source, contents
 from lumina_jax.data.order import EndlessSource
 from lumina_jax.data.preparation import Preparation
 from lumina_jax.data.reading import ReadAhead
-from lumina_jax.data.rows import Row, in_source, place_of, seek
+from lumina_jax.data.rows import Row, in_source, seek, state_of
 from lumina_jax.data.rows import merge_states as merge_states
 from lumina_jax.data.sources import MixedSource
 from lumina_jax.modalities import Modality, modality_of_source
@@ -167,7 +167,7 @@ class Stream:
     def state(self) -> dict[str, Any]:
         """What JSON needs to hold for `restore` to continue after the last batch handed out."""
         about = {"seed": self._seed, **contents(self._source)._asdict()}
-        return place_of(self._rows, self._data.batch_rows) | about
+        return state_of(self._rows, self._data.batch_rows) | about
 
     def merged(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The states of all processes as one; see `merge_states`."""

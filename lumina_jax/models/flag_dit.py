@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModalityConfig, ModelConfig
-from lumina_jax.kernels.attention import GatedText
+from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.models.attention import (
     Attend,
     Attention,
