@@ -172,8 +172,9 @@ def test_the_second_block_of_python_trains_and_draws(shown, folder):
 
 def test_the_notebook_runs_and_shows_what_is_stored_in_it(folder, monkeypatch):
     (folder / "notebooks").mkdir()
-    stored = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text())
-    made = executed(stored, folder / "notebooks")
+    text = (ROOT / "notebooks" / "quickstart.ipynb").read_text()
+    stored = json.loads(text)
+    made = executed(json.loads(text.replace("range(600)", "range(6)")), folder / "notebooks")
     kinds = [[sorted(output.get("data", ["text"])) for output in cell.get("outputs", ())] for cell in made["cells"]]
     assert kinds == [
         [sorted(output.get("data", ["text"])) for output in cell.get("outputs", ())] for cell in stored["cells"]
