@@ -46,7 +46,7 @@ def run(config: Config) -> bool:
     from lumina_jax.parallel.multihost import is_first, say
     from lumina_jax.trained import check_trained
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
-    from lumina_jax.training.feed import Feed, own_rows
+    from lumina_jax.training.feed import Feed, local_rows
     from lumina_jax.training.loop import restored_or_new, train
     from lumina_jax.training.metrics import MetricWriter
     from lumina_jax.training.step import train_step
@@ -73,7 +73,7 @@ def run(config: Config) -> bool:
     say_header(config, mesh, source, data)
     source, features = encoded_source(config, source, encoder, vae)
     stream = Stream(
-        source, data, config.model, seed=config.run.seed, features=features, rows=own_rows(mesh, data.batch_rows)
+        source, data, config.model, seed=config.run.seed, features=features, rows=local_rows(mesh, data.batch_rows)
     )
 
     # State: the newest checkpoint of this run, or a new one from the seed
