@@ -5,6 +5,7 @@ Lumina-T2X (arXiv 2405.05945), section 2.3; the released models were sampled wit
 guided, which `guided_channels=3` repeats.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,9 @@ def guide(
     Raises:
       ValueError: `guided_channels` is not between 1 and the channels of a patch.
     """
+    chex.assert_equal_shape([conditional, unconditional])
     scale = jnp.asarray(scale, conditional.dtype)
+    chex.assert_rank(scale, {0, 1})
     scale = scale.reshape((*scale.shape, 1, 1)) if scale.ndim else scale
     guided = unconditional + scale * (conditional - unconditional)
     if guided_channels is None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +58,7 @@ def log_likelihood(
       mean, samples: as for `ode.integrate`.
       over_row: the sum over the devices that share the tokens of a row.
     """
+    chex.assert_equal_shape([x, signs])
     weight = jnp.broadcast_to(jnp.float32(1) if mask is None else jnp.asarray(mask, jnp.float32), x.shape)
     axes = tuple(range(1, x.ndim))
     signs = jnp.asarray(signs, jnp.float32) * weight

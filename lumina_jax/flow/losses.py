@@ -9,6 +9,7 @@ arXiv 2401.08740, section 2.3).
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,9 @@ def flow_loss(
     """
     if prediction == "velocity" and weighting != "none":
         raise ValueError(f"{weighting=} is for 'score' and 'noise' predictions; the velocity loss has none")
+    chex.assert_rank([output, t], [3, 2])
+    chex.assert_equal_shape([output, x0, x1])
+    chex.assert_equal_shape_prefix([output, t], 1)
     t = jnp.asarray(t, jnp.float32)
     output = output.astype(jnp.float32)
     if prediction == "noise":
@@ -101,6 +105,10 @@ def sample_means(
     Args:
       patch_values, over_row: as for `flow_loss`.
     """
+    chex.assert_rank(values, 3)
+    chex.assert_equal_shape([kinds, segment_ids, *([] if patch_values is None else [patch_values])])
+    chex.assert_equal_shape_prefix([values, kinds], 2)
+    chex.assert_type([kinds, segment_ids], int)
     patches = (segment_ids[..., None] == jnp.arange(1, segments + 1)) & (kinds == Kind.PATCH)[..., None]
     if patch_values is None:
         token_means = jnp.mean(values, axis=-1)[..., None]

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,7 @@ def integrate(
       ValueError: unknown solver, fewer than two times, or `save_at='grid'` with `samples` and an adaptive solver.
     """
     found = solver_named(solver) if isinstance(solver, str) else solver
+    chex.assert_rank(grid, 1)
     if grid.shape[0] < 2:
         raise ValueError(f"a grid of {grid.shape=} has no interval; give at least two times")
     grid, x = jnp.asarray(grid, jnp.float32), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)

@@ -14,6 +14,7 @@ deterministic.
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,7 @@ def integrate(
 
 
 def _check(solver: str, grid: AnyArray, key: Any, noise: AnyArray | None) -> None:
+    chex.assert_rank(grid, 1)
     if solver not in ("euler_maruyama", "sde_heun"):
         raise ValueError(f"{solver=} of the SDE is unknown; choose 'euler_maruyama' or 'sde_heun'")
     if (key is None) == (noise is None):

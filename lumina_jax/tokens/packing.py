@@ -12,6 +12,7 @@ A token attends only to tokens of its segment; each segment has a time and a cap
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +71,7 @@ def tokens_of(
     latents: Num[AnyArray, "b f h w c"], *, patch_size: int, nextline: bool, nextframe: bool
 ) -> tuple[Tokens, Grid]:
     """One sample in each row, all of one shape, as sampling needs them; also their grid, for `unpatchify`."""
+    chex.assert_rank(latents, 5)
     batch, frames, height, width, _ = latents.shape
     grid = latent_grid(frames, height, width, patch_size=patch_size, nextline=nextline, nextframe=nextframe)
     kinds, positions = grid.layout()
@@ -138,6 +140,8 @@ def unpack(
     patches: Num[AnyArray, "b l p"], grids: Sequence[Sequence[Grid]], *, patch_size: int
 ) -> list[list[Num[AnyArray, "_ _ _ c"]]]:
     """The inverse of `pack`: the latents of each row, in order."""
+    chex.assert_rank(patches, 3)
+    chex.assert_axis_dimension(patches, 0, len(grids))
     rows = []
     for row, row_grids in zip(patches, grids):
         latents, start = [], 0
@@ -155,6 +159,8 @@ def spread(table: Num[Array, "b s *m"], segment_ids: Int[AnyArray, "b l"]) -> Nu
     Where rows have one segment, the table is returned as it is, [b 1 ...], to be broadcast. Otherwise this is a product
     with one-hot segment ids, which is exact and on TPU moves a tenth of the bytes of a gather per token.
     """
+    chex.assert_rank(segment_ids, 2)
+    chex.assert_equal_shape_prefix([table, segment_ids], 1)
     segments = table.shape[1]
     if segments == 1:
         return table

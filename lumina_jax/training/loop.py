@@ -11,6 +11,7 @@ bits as one that was never interrupted, in any number of processes.
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import chex
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -242,11 +243,13 @@ def _show(show: Show, number: int, state: TrainState, progress: Progress) -> Non
 def _check(number: int, metrics: StepMetrics) -> StepMetrics:
     """The metrics on the host, when the device has computed them."""
     metrics = jax.device_get(metrics)
-    if not all(np.isfinite(value).all() for value in jax.tree.leaves(metrics)):
+    try:
+        chex.assert_tree_all_finite(metrics)
+    except AssertionError:
         values = {name: float(value) for name, value in metrics._asdict().items() if name != "totals"}
         raise NotFiniteError(
             f"loss, gradient and parameters must be finite, but at step {number} they are {values}; nothing was saved "
             "since the last checkpoint. Start again from it with a lower optimizer.learning_rate, more "
             "optimizer.warmup_steps or a smaller optimizer.clip_norm"
-        )
+        ) from None
     return metrics
