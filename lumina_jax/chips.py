@@ -1,65 +1,104 @@
-"""TPU chips and how they are wired: the numbers that every estimate of this package rests on.
+"""TPU chips and how they are wired: the numbers on which every estimate and every choice of block sizes rests.
 
-In: a topology by the name that Cloud TPU gives it, such as "v5p:8x8x8". Out: a `Topology`, with the peak rates of its
-chips and the extent of its torus. Nothing here imports jax.
+In: the name of a chip, or of a topology as Cloud TPU writes it, such as "v5p:8x8x8". Out: a `Chip` with its peak rates
+and its cores, or a `Topology` with the extent of its torus. Nothing here imports jax.
 
 Sources: the specification table of each chip at docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} (read in
-November 2026). These give the interconnect of a chip, both directions together; a link's share in one direction is that
-divided by twice the ports of a chip. `hbm_usable` is what the compiler (libtpu 0.0.42) says is available when a program
-does not fit; the width of the matrix units is that of the same pages.
+November 2026). These tables give the bandwidth of a chip's interconnect, both directions together; the share of one
+link in one direction is that number divided by twice the ports of a chip. `hbm_usable` is the limit that the compiler
+(libtpu 0.0.42) reports when a program does not fit. Clocks follow from the published peaks: peak = 2 x matrix units x
+width^2 x rows a cycle x cores x clock.
 """
 
 import dataclasses
 import math
 import re
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
+LANES = 128
+"""Values of four bytes in a row of a vector register, on every chip."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Peak rates of one device as jax counts them (half a chip for v4 and tpu7x)."""
+    """One device as jax counts them: half a chip for v4 and tpu7x."""
 
     name: str
     flops: float
     """Multiplications and additions a second of bfloat16 matrix products."""
+    clock: float
+    """Cycles a second."""
+    cores: int = 1
+    """Cores that share a device's work: the compiler divides a kernel's grid between them."""
+    matrix_units: int
+    """Matrix units (MXU) of a core."""
+    matrix_unit: int
+    """Rows and columns of a matrix unit; shorter contractions and outputs leave part of it idle."""
+    rows_a_cycle: int
+    """Rows of a bfloat16 left operand that a matrix unit takes in a cycle."""
+    vmem: int
+    """Bytes of vector memory of a core."""
     hbm_bytes: int
-    """Memory that is sold."""
+    """Bytes of memory that the vendor states."""
     hbm_usable: int
-    """Memory that a program may use."""
+    """Bytes of memory that a program may use."""
     hbm_bandwidth: float
     """Bytes a second."""
     link_bandwidth: float
     """Bytes a second over one link of the torus in one direction."""
-    matrix_unit: int
-    """Rows and columns of a matrix unit; shorter contractions and outputs leave part of it idle."""
-    clock: float
-    """Cycles a second: the peak divided by the multiplications and additions of all matrix units in a cycle."""
+    axes: int
+    """Dimensions of the torus."""
     wraps_at: int
     """An axis of the torus closes to a ring when its extent is a multiple of this."""
-    accelerator: str
-    """TPU_ACCELERATOR_TYPE under which libtpu compiles for it."""
     devices: int = 1
     """Devices of a chip."""
-    source: str = ""
+    accelerator: str
+    """TPU_ACCELERATOR_TYPE of a small host, under which libtpu compiles for the chip."""
+
+    @property
+    def source(self) -> str:
+        """Where the numbers are published."""
+        return f"docs.cloud.google.com/tpu/docs/{self.name}"
+
+    def padded(self, size: int) -> int:
+        """`size` rounded up to whole matrix units: a product costs as much as one of this size."""
+        return -(-size // self.matrix_unit) * self.matrix_unit
+
+    def product_cycles(self, multiplications: int) -> float:
+        """Cycles that each core needs for these multiplications when no matrix unit ever waits."""
+        return multiplications / (self.matrix_units * self.matrix_unit**2 * self.rows_a_cycle * self.cores)
+
+    def microseconds(self, cycles: float) -> float:
+        return cycles / self.clock * 1e6
 
 
-DOCS = "docs.cloud.google.com/tpu/docs"
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            "v4", 275e12 / 2, 16 * GIB, int(15.25 * GIB), 1228e9 / 2, 50e9, 128, 1.05e9, 4, "v4-8",
-            devices=2, source=f"{DOCS}/v4",
+            name="v4", flops=275e12 / 2, clock=1.05e9, matrix_units=4, matrix_unit=128, rows_a_cycle=1, vmem=16 * MIB,
+            hbm_bytes=16 * GIB, hbm_usable=int(15.25 * GIB), hbm_bandwidth=1228e9 / 2, link_bandwidth=50e9,
+            axes=3, wraps_at=4, devices=2, accelerator="v4-8",
         ),
         Chip(
-            "v5e", 197e12, 16 * GIB, int(15.75 * GIB), 819e9, 50e9, 128, 1.5e9, 16, "v5litepod-4", source=f"{DOCS}/v5e"
+            name="v5e", flops=197e12, clock=1.5e9, matrix_units=4, matrix_unit=128, rows_a_cycle=1, vmem=128 * MIB,
+            hbm_bytes=16 * GIB, hbm_usable=int(15.75 * GIB), hbm_bandwidth=819e9, link_bandwidth=50e9,
+            axes=2, wraps_at=16, accelerator="v5litepod-4",
         ),
-        Chip("v5p", 459e12, 95 * GIB, int(95.74 * GIB), 2765e9, 100e9, 128, 1.75e9, 4, "v5p-8", source=f"{DOCS}/v5p"),
-        Chip("v6e", 918e12, 32 * GIB, int(31.25 * GIB), 1638e9, 100e9, 256, 1.75e9, 16, "v6e-4", source=f"{DOCS}/v6e"),
         Chip(
-            "tpu7x", 2307e12 / 2, 96 * GIB, int(94.75 * GIB), 7380e9 / 2, 100e9, 256, 2.2e9, 4, "tpu7x-8",
-            devices=2, source=f"{DOCS}/tpu7x",
+            name="v5p", flops=459e12, clock=1.75e9, cores=2, matrix_units=4, matrix_unit=128, rows_a_cycle=1,
+            vmem=64 * MIB, hbm_bytes=95 * GIB, hbm_usable=int(95.74 * GIB), hbm_bandwidth=2765e9, link_bandwidth=100e9,
+            axes=3, wraps_at=4, accelerator="v5p-8",
+        ),
+        Chip(
+            name="v6e", flops=918e12, clock=1.75e9, matrix_units=2, matrix_unit=256, rows_a_cycle=2, vmem=128 * MIB,
+            hbm_bytes=32 * GIB, hbm_usable=int(31.25 * GIB), hbm_bandwidth=1638e9, link_bandwidth=100e9,
+            axes=2, wraps_at=16, accelerator="v6e-4",
+        ),
+        Chip(
+            name="tpu7x", flops=2307e12 / 2, clock=2.2e9, matrix_units=2, matrix_unit=256, rows_a_cycle=2,
+            vmem=64 * MIB, hbm_bytes=96 * GIB, hbm_usable=int(94.75 * GIB), hbm_bandwidth=7380e9 / 2,
+            link_bandwidth=100e9, axes=3, wraps_at=4, devices=2, accelerator="tpu7x-8",
         ),
     )
 }  # fmt: skip
@@ -80,7 +119,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """What jax counts."""
+        """Devices as jax counts them."""
         return self.chips * self.chip.devices
 
     def wraps(self, axis: int) -> bool:
@@ -89,7 +128,7 @@ class Topology:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What must be set before jax is imported for libtpu to compile for these chips where there are none."""
+        """Variables that must be set before jax is imported, for libtpu to compile for chips that are not attached."""
         return {
             "JAX_PLATFORMS": "cpu",
             "TPU_SKIP_MDS_QUERY": "1",
@@ -104,7 +143,7 @@ def parse_topology(name: str) -> Topology:
     """The topology of a name such as v5e:16x16 or v5p:4x4x8.
 
     Raises:
-      ValueError: no such chip, or not so many axes as its torus has.
+      ValueError: no such chip, or another number of axes than its torus has.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if match is None or match[1] not in CHIPS:
@@ -113,9 +152,9 @@ def parse_topology(name: str) -> Topology:
             f"{', '.join(CHIPS)}"
         )
     chip, extent = CHIPS[match[1]], tuple(int(side) for side in match[2].split("x"))
-    axes = 2 if chip.name in ("v5e", "v6e") else 3
-    if len(extent) != axes or 0 in extent:
+    if len(extent) != chip.axes or 0 in extent:
         raise ValueError(
-            f"the torus of {chip.name} has {axes} axes, but got {name!r}; write {chip.name}:{'x'.join('4' * axes)}"
+            f"the torus of {chip.name} has {chip.axes} axes, but got {name!r}; write "
+            f"{chip.name}:{'x'.join('4' * chip.axes)}"
         )
     return Topology(name, chip, extent)

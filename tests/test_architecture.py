@@ -13,14 +13,16 @@ FLOORS = {
     "config": 0,
     "launch": 0,
     "chips": 0,
-    "cores": 0,
     "libtpu": 0,
     "documents": 0,
     "failures": 0,
     "parts": 0,
     "progress": 0,
+    "prompts": 0,
+    "config_files": 1,
     "run": 1,
     "seeds": 1,
+    "flags": 2,
     "start": 2,
     "mel": 1,
     "tokens": 1,
@@ -30,25 +32,30 @@ FLOORS = {
     "weights": 2,
     "models": 3,
     "encoders": 3,
-    "data": 4,
-    "training": 4,
-    "generation": 4,
-    "interop": 4,
     "evaluation": 4,
-    "parity": 5,
-    "aot": 5,
-    "kernel_bench": 5,
-    "trained": 5,
-    "commands": 5,
-    "__main__": 5,
-    "configs": 5,
+    "modalities": 5,
+    "data": 6,
+    "training": 6,
+    "generation": 6,
+    "interop": 6,
+    "parity": 7,
+    "aot": 7,
+    "kernel_bench": 7,
+    "sheet_prompts": 7,
+    "trained": 7,
+    "training_data": 7,
+    "commands": 7,
+    "__main__": 7,
+    "configs": 7,
 }
 SIDEWAYS = {("training", "generation"), ("encoders", "models"), ("flow", "tokens"), ("config", "documents")}
 """Besides downwards and within itself, what may import what."""
 PLAIN = {"tokens", "kernels", "flow"}
 """Plain arrays and arguments: no modules of parameters, mesh or configuration."""
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "tools_common"}
-LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 350, 60
+LINES_OF_A_FILE, LINES_OF_AN_ALGORITHM, LINES_OF_A_FUNCTION = 350, 800, 60
+ALGORITHMS = PACKAGE / "kernels" / "flash"
+"""Where a file holds one algorithm, however long it is."""
 
 
 def python_files():
@@ -90,7 +97,7 @@ def violations(importer, targets):
         if target != importer
         and (importer, target) not in SIDEWAYS
         and not FLOORS[target] < FLOORS[importer]
-        and FLOORS[importer] < 5
+        and FLOORS[importer] < 7
     )
 
 
@@ -129,8 +136,9 @@ def test_mathematics_knows_neither_modules_nor_meshes_nor_configuration():
 
 
 def test_no_file_is_long():
-    lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in python_files()}
-    assert not {file: count for file, count in lines.items() if count > LINES_OF_A_FILE}
+    lines = {file: len(file.read_text().splitlines()) for file in python_files()}
+    most = {file: LINES_OF_AN_ALGORITHM if file.parent == ALGORITHMS else LINES_OF_A_FILE for file in lines}
+    assert not {str(file.relative_to(ROOT)): count for file, count in lines.items() if count > most[file]}
 
 
 def test_no_function_is_long():

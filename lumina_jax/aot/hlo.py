@@ -20,7 +20,7 @@ _START = re.compile(r"\s+(?:ROOT )?%?[^\s=()]+ = ")
 _NAME = re.compile(r"%([^\s,(){}]+)")
 
 
-class Shape(NamedTuple):
+class ArrayShape(NamedTuple):
     """One array."""
 
     dtype: str
@@ -41,7 +41,7 @@ class Instruction(NamedTuple):
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]
+    shapes: tuple[ArrayShape, ...]
     """Of the result; several for a tuple, flattened."""
     operands: tuple[str, ...]
     argument: str
@@ -182,13 +182,13 @@ def read_hlo(text: str) -> Module:
     return Module(computations, entry)
 
 
-def shapes_in(text: str) -> tuple[Shape, ...]:
+def shapes_in(text: str) -> tuple[ArrayShape, ...]:
     """Every array shape in a piece of HLO text."""
     found = []
     for dtype, dims, layout in _SHAPE.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(size) for size in dims.split(",") if size)
-        found.append(Shape(dtype, sizes, int(space[1]) if space else HBM))
+        found.append(ArrayShape(dtype, sizes, int(space[1]) if space else HBM))
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from lumina_jax.aot.hlo import HOST, Loop, Module, Shape
+from lumina_jax.aot.hlo import HOST, ArrayShape, Loop, Module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def stacked(module: Module, layers: int) -> tuple[float, float]:
     return forward, backward
 
 
-def _filled(loop: Loop, layers: int) -> list[Shape]:
+def _filled(loop: Loop, layers: int) -> list[ArrayShape]:
     """Elements of the loop's tuple that have a slice for each layer and that its body changes."""
     root = loop.body.root
     if root.opcode != "tuple":

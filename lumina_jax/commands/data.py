@@ -1,4 +1,4 @@
-"""python -m lumina_jax data COMMAND: data made ready for training.
+"""lumina data COMMAND: data made ready for training.
 
 prepare NAME    fetch a free data set through the package manager's ordinary client; the result is a folder for
                 data.source=prepared, with a card (what it is, under which licence) and a sheet of samples
@@ -29,7 +29,8 @@ import tyro
 from lumina_jax.failures import reported
 
 if TYPE_CHECKING:
-    from lumina_jax.data.example import Media, Source
+    from lumina_jax.data.example import Source
+    from lumina_jax.modalities.decoding.media import Media
 
 MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture", "flite-speech": "flite_speech"}
 LARGEST_SIZE = 16_384
@@ -74,8 +75,8 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Packing:
-    config: Annotated[Path, tyro.conf.Positional]
-    """A configuration file."""
+    config: Annotated[str, tyro.conf.Positional]
+    """A configuration, by name or by path."""
     samples: int = 1000
     """Samples to look at, at least."""
 
@@ -87,9 +88,7 @@ def main(words: Sequence[str]) -> int:
         "scenes": Scenes,
         "packing": Packing,
     }
-    arguments = tyro.extras.subcommand_cli_from_dict(
-        commands, args=words, prog="python -m lumina_jax data", description=__doc__
-    )
+    arguments = tyro.extras.subcommand_cli_from_dict(commands, args=words, prog="lumina data", description=__doc__)
     with reported():
         match arguments:
             case Prepare():
@@ -104,7 +103,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def check_range(name: str, value: float | int, least: float | int, most: float | int) -> None:
-    """Refuse a number that is too small, too large, or none."""
+    """Refuse a number that is too small or too large, or not a number."""
     if not least <= value <= most:
         raise ValueError(f"{name}={value} must be between {least} and {most}")
 
@@ -119,11 +118,11 @@ def prepare(arguments: Prepare) -> None:
     write_prepared(folder, module.samples(*settings), module.card(*settings))
     sheet(PreparedSource(folder), folder / SHEET)
     print((folder / README).read_text())
-    print(f"{folder} is ready: --data.source prepared --data.path {folder}")
+    print(f"{folder} is ready: --data.source prepared --data.path {folder} --data.media {module.MEDIA}")
 
 
 def _settings(arguments: Prepare, frames: int | None) -> tuple[int, ...]:
-    """Size and number of frames of a data set that has `frames` by default; nothing of one without pictures."""
+    """Size and number of frames of a data set, `frames` by default; nothing for a data set without pictures."""
     asked = (arguments.size, arguments.frames)
     if frames is None:
         if asked != (None, None):
@@ -150,7 +149,8 @@ def render(arguments: Render) -> None:
     for name, reason in report.bad.items():
         print(f"skipped {name}: {reason}")
     sheet(FolderSource(arguments.out), arguments.out / SHEET)
-    print(f"{len(report.rendered)} objects are drawn: --data.source folder --data.path {arguments.out}")
+    flags = f"--data.source folder --data.path {arguments.out} --data.media views"
+    print(f"{len(report.rendered)} objects are drawn: {flags}")
 
 
 def cut(arguments: Scenes) -> None:
@@ -162,14 +162,14 @@ def cut(arguments: Scenes) -> None:
         print(f"skipped {name}: {reason}")
     print(
         f"{report.videos} videos have {report.scenes} scenes of {arguments.least} s or more, and {report.too_short} "
-        f"shorter ones, which are left out: --data.source folder --data.path {arguments.out}"
+        f"shorter ones, which are left out: --data.source folder --data.path {arguments.out} --data.media clips"
     )
 
 
 def count(arguments: Packing) -> None:
+    from lumina_jax.config_files import load_config
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
-    from lumina_jax.run import load_config
 
     check_range("samples", arguments.samples, 1, 10**9)
     config = load_config(arguments.config)
@@ -182,21 +182,22 @@ def count(arguments: Packing) -> None:
             batch = next(stream)
             segments = batch.tokens.segment_ids
             modalities = np.zeros_like(segments) if batch.tokens.modalities is None else batch.tokens.modalities
-            for place in range(len(samples)):
-                own = (segments > 0) & (modalities == place)
-                tokens[place] += own.sum()
-                samples[place] += sum(len(np.unique(row[chosen])) for row, chosen in zip(segments, own))
+            for modality in range(len(samples)):
+                chosen = (segments > 0) & (modalities == modality)
+                tokens[modality] += chosen.sum()
+                samples[modality] += sum(len(np.unique(row[part])) for row, part in zip(segments, chosen))
             slots += segments.size
             batches += 1
-    for modality, of_modality, in_tokens in zip(config.model.modalities, samples, tokens):
-        print(f"  {modality.name:<10} {of_modality:6} samples  {in_tokens:9} tokens")
+    for named, held, used in zip(config.model.modalities, samples, tokens):
+        print(f"  {named.name:<10} {held:6} samples  {used:9} tokens")
     print(f"{batches} batches have {slots} tokens, of which {1 - tokens.sum() / slots:.2%} hold no sample")
 
 
 def sheet(source: "Source", path: Path) -> None:
     """Some samples of a source with their captions."""
     from lumina_jax.data.example import Record
-    from lumina_jax.generation.media import contact_sheet, save_png
+    from lumina_jax.modalities.files.contact_sheet import contact_sheet
+    from lumina_jax.modalities.files.png import save_png
 
     chosen = random.Random(0).sample(range(len(source)), min(SHEET_SAMPLES, len(source)))
     records = [record for record in map(source.__getitem__, chosen) if isinstance(record, Record)]
@@ -206,15 +207,15 @@ def sheet(source: "Source", path: Path) -> None:
 
 def _picture(media: "Media") -> np.ndarray:
     """Some frames side by side, or the spectrogram of a sound."""
-    from lumina_jax.config import DataConfig
-    from lumina_jax.data.example import Sound
-    from lumina_jax.data.frames import read_pictures
-    from lumina_jax.data.sounds import read_sound
-    from lumina_jax.generation.movies import frame_sheet
-    from lumina_jax.generation.sounds import spectrogram_picture
+    from lumina_jax.config import ClipConfig, SoundConfig
     from lumina_jax.mel import log_mel
+    from lumina_jax.modalities.decoding.frames import read_pictures
+    from lumina_jax.modalities.decoding.media import Sound
+    from lumina_jax.modalities.decoding.sounds import read_sound
+    from lumina_jax.modalities.files.movies import frame_sheet
+    from lumina_jax.modalities.files.sounds import spectrogram_picture
 
     if isinstance(media, Sound):
-        shown = DataConfig(seconds=SHEET_SECONDS)
+        shown = SoundConfig(seconds=SHEET_SECONDS)
         return spectrogram_picture(log_mel(read_sound(media, shown), shown.sample_rate))
-    return frame_sheet(np.stack([*map(np.asarray, read_pictures(media, DataConfig(frames=SHEET_FRAMES), None))]))
+    return frame_sheet(np.stack([*map(np.asarray, read_pictures(media, ClipConfig(frames=SHEET_FRAMES), None))]))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lumina_jax.cores import core_of
+from lumina_jax.chips import parse_topology
 from lumina_jax.kernel_bench.measurements import Measurement, Trial
 from lumina_jax.libtpu import add_libtpu
 
@@ -27,7 +27,7 @@ PASSES = "final_bundles|final_hlo-static|post-delay-converter"
 def measure(trials: Sequence[Trial], topology: str) -> Iterator[Measurement]:
     """One measurement for each trial, in order, as soon as it is there."""
     add_libtpu()
-    core_of(topology)
+    parse_topology(topology)
     done = 0
     while done < len(trials):
         with tempfile.TemporaryDirectory(prefix="lumina_schedules_") as dump:
@@ -75,14 +75,10 @@ def compiling_environment(topology: str, dump: Path) -> dict[str, str]:
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={PASSES}"
-    return os.environ | {
+    return {
+        **os.environ,
+        **parse_topology(topology).environment,
         "PYTHONPATH": paths,
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": core_of(topology).accelerator,
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_MIN_LOG_LEVEL": "3",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "LIBTPU_INIT_ARGS": " ".join(filter(None, [os.environ.get("LIBTPU_INIT_ARGS"), flags])),
     }

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lumina_jax.chips import LANES
 from lumina_jax.kernel_bench.measurements import Measurement
 from lumina_jax.kernel_bench.problems import Problem
 
 Blocks = Mapping[str, int]
 """Sizes by name: q, kv and kv_compute of the forward kernel, q_backward, kv_backward, kv_compute_backward, fused."""
-LANES = 128
-"""Blocks along tokens are multiples of a register's width."""
 
 
 class Case(NamedTuple):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lumina_jax.cores import Core
+from lumina_jax.chips import Chip
 from lumina_jax.kernel_bench.schedule import Schedule
 
 PRODUCT = re.compile(r"vmatmul((?:\.\w+)*?)\.(mxu\d|mrb)")
@@ -47,11 +47,11 @@ class Estimate:
     vmem_bytes: int
 
 
-def estimate(schedule: Schedule, core: Core, issued: Float[np.ndarray, " n"]) -> Estimate:
+def estimate(schedule: Schedule, chip: Chip, issued: Float[np.ndarray, " n"]) -> Estimate:
     """The cycles of a kernel whose bundles are issued so many times."""
     edges = [0, *(np.flatnonzero(np.diff(issued)) + 1).tolist(), len(issued)]
     pieces = list(itertools.pairwise(edges))
-    length, busy, balanced = np.transpose([_piece(schedule, core, *piece) for piece in pieces])
+    length, busy, balanced = np.transpose([_piece(schedule, chip, *piece) for piece in pieces])
     times = issued[edges[:-1]]
     cycles = times * np.maximum(length, busy)
     main = int(np.argmax(cycles))
@@ -74,19 +74,19 @@ def estimate(schedule: Schedule, core: Core, issued: Float[np.ndarray, " n"]) ->
     )
 
 
-def _piece(schedule: Schedule, core: Core, first: int, end: int) -> tuple[float, float, float]:
+def _piece(schedule: Schedule, chip: Chip, first: int, end: int) -> tuple[float, float, float]:
     """Cycles of a straight piece: to issue it, of its busiest matrix unit, and of its units evenly loaded."""
     text = "\n".join(bundle.text for bundle in schedule.bundles[first:end])
     delays = sum(int(cycles) - 1 for cycles in DELAY.findall(text))
     busy: dict[str, float] = defaultdict(float)
     for kind, unit in PRODUCT.findall(text):
-        cycles = _rows(kind) / core.rows_a_cycle
+        cycles = _rows(kind) / chip.rows_a_cycle
         if unit == "mrb":
-            for number in range(core.units):
-                busy[f"mxu{number}"] += cycles / core.units
+            for number in range(chip.matrix_units):
+                busy[f"mxu{number}"] += cycles / chip.matrix_units
         else:
             busy[unit] += cycles
-    return float(end - first + delays), max(busy.values(), default=0.0), sum(busy.values()) / core.units
+    return float(end - first + delays), max(busy.values(), default=0.0), sum(busy.values()) / chip.matrix_units
 
 
 def _rows(kind: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lumina_jax.cores import core_of
+from lumina_jax.chips import Chip, parse_topology
 from lumina_jax.kernel_bench.estimate import Estimate
 from lumina_jax.kernel_bench.problems import Problem
 
@@ -46,13 +46,17 @@ class Measurement:
         return sum((kernel.cycles for kernel in self.kernels), start=0.0)
 
     @property
+    def chip(self) -> Chip:
+        return parse_topology(self.topology).chip
+
+    @property
     def microseconds(self) -> float:
-        return core_of(self.topology).microseconds(self.cycles)
+        return self.chip.microseconds(self.cycles)
 
     @property
     def share_of_floor(self) -> float:
         """Floor over estimate: 1 when the matrix units never wait and compute nothing that is hidden."""
-        return self.trial.problem.floor_cycles(core_of(self.topology)) / self.cycles
+        return self.trial.problem.floor_cycles(self.chip) / self.cycles
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with what follows from them for whoever reads the file."""

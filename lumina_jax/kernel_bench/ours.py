@@ -14,23 +14,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.chips import LANES
 from lumina_jax.kernel_bench.contestants import Blocks, Case, Contestant, with_gradients
 from lumina_jax.kernel_bench.measurements import Measurement
 from lumina_jax.kernel_bench.problems import Problem
-from lumina_jax.kernels import tuned
-from lumina_jax.kernels.attention import GatedText, attend
-from lumina_jax.kernels.blocks import LANES, chip, divisors, padded_length
+from lumina_jax.kernels.arguments import GatedText
+from lumina_jax.kernels.attention import attend
+from lumina_jax.kernels.flash import tuned
+from lumina_jax.kernels.flash.blocks import UNKNOWN, divisors, known_chip, padded_length
 
-UNKNOWN_CHIP = "v6e"
-"""Whose rows the kernels read where they do not know the chip."""
 QUERIES, KEYS = (384, 704, 1408, 2112), (384, 704, 1408)
 RUNS, WINDOWS = (144, 288, 576), (384, 1152, 2304)
 LINE = 121
 
 
-def row_of(problem: Problem, generation: str) -> tuple[str, int, int]:
+def row_of(problem: Problem, chip: str) -> tuple[str, int, int]:
     """The key of a problem's row in the table."""
-    return generation, padded_length(problem.tokens), -(-problem.width // LANES) * LANES
+    return chip, padded_length(problem.tokens), -(-problem.width // LANES) * LANES
 
 
 def _case(problem: Problem, blocks: Blocks) -> Case:
@@ -41,7 +41,7 @@ def _case(problem: Problem, blocks: Blocks) -> Case:
         ids: Int[Array, "1 l"], text_ids: Int[Array, "1 t"], q: Array, k: Array, v: Array, *text: Array
     ) -> Float[Array, "1 l hd"]:
         gated = GatedText(heads(text[0]), heads(text[1]), text[2], text_ids) if text else None
-        key = row_of(problem, chip() or UNKNOWN_CHIP)
+        key = row_of(problem, (known_chip() or UNKNOWN).name)
         q, k, v = map(heads, (q, k, v))
         with mock.patch.dict(tuned.TUNED, {key: {**tuned.TUNED.get(key, {}), **blocks}}):
             out = attend(q, k, v, segment_ids=ids, scale=problem.width**-0.5, text=gated, implementation="pallas")

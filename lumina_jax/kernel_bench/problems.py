@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from lumina_jax.cores import Core
+from lumina_jax.chips import Chip
 
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 """Matrix products of queries x keys x head width: q k^T and p v; then again q k^T, do v^T, p^T do, ds^T q and ds k."""
@@ -71,7 +71,7 @@ class Problem:
         ids[: self.text_tokens] = np.repeat(np.arange(1, self.samples + 1), self.text)
         return ids
 
-    def floor_cycles(self, core: Core, *, backward: bool | None = None) -> float:
+    def floor_cycles(self, chip: Chip, *, backward: bool | None = None) -> float:
         """Cycles of a core when its matrix units do nothing but the products of what may be seen, and never wait.
 
         Head widths below the unit's width cost as much as the unit's width. `backward`: of the backward pass alone
@@ -83,7 +83,7 @@ class Problem:
             True: BACKWARD_PRODUCTS,
         }[backward]
         pairs = self.samples * self.sample_length * (self.sample_length + self.text)
-        return core.cycles(products * self.heads * pairs * core.padded(self.width))
+        return chip.product_cycles(products * self.heads * pairs * chip.padded(self.width))
 
     def __str__(self) -> str:
         parts = [f"{self.tokens} tokens"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from lumina_jax.cores import core_of
+from lumina_jax.chips import parse_topology
 from lumina_jax.kernel_bench.estimate import Estimate
 from lumina_jax.kernel_bench.measurements import Measurement
 from lumina_jax.kernel_bench.problems import Problem
@@ -17,8 +17,8 @@ HEADS = (
 
 
 def heading(problem: Problem, topology: str) -> str:
-    core = core_of(topology)
-    floor = core.microseconds(problem.floor_cycles(core))
+    chip = parse_topology(topology).chip
+    floor = chip.microseconds(problem.floor_cycles(chip))
     return f"\n{topology}: {problem}; floor of the matrix units {floor:.4g} us\n{HEADS}"
 
 
@@ -36,10 +36,9 @@ def lines(measured: Measurement) -> Iterator[str]:
         f"{name:<18}{measured.microseconds:9.1f}{measured.cycles:13.0f}{share:>7}  "
         f"{'' if several else _details(costliest):86}{around:>8}  {blocks}"
     )
-    core = core_of(measured.topology)
     for kernel in measured.kernels if several else ():
-        label = f"  {kernel.kernel}"[:17]
-        yield f"{label:<18}{core.microseconds(kernel.cycles):9.1f}{kernel.cycles:13.0f}{'':7}  {_details(kernel)}"
+        label, microseconds = f"  {kernel.kernel}"[:17], measured.chip.microseconds(kernel.cycles)
+        yield f"{label:<18}{microseconds:9.1f}{kernel.cycles:13.0f}{'':7}  {_details(kernel)}"
     for note in measured.notes:
         yield f"{'':<18}note: {note}"
 

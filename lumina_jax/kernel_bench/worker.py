@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lumina_jax.cores import core_of
+from lumina_jax.chips import parse_topology
 from lumina_jax.kernel_bench.cases import contestant_of
 from lumina_jax.kernel_bench.compiler import MARK
 from lumina_jax.kernel_bench.estimate import Estimate, estimate
@@ -27,7 +27,7 @@ from lumina_jax.kernel_bench.problems import Problem
 from lumina_jax.kernel_bench.scalar_unit import follow
 from lumina_jax.kernel_bench.scalars import Call, kernel_calls, scalars_of
 from lumina_jax.kernel_bench.schedule import kernel_name, read_schedule
-from lumina_jax.kernels.blocks import least_heads
+from lumina_jax.kernels.flash.blocks import least_heads
 
 BUNDLES = re.compile(r"(.+)-\d+-final_bundles\.txt")
 WRITTEN = re.compile(r"^\s+(?:ROOT )?%\S+ = (\([^)]*\)|\S+) ([a-z][\w-]*)\(")
@@ -112,7 +112,7 @@ def _kernels(dump: Path, topology: str, calls: list[Call]) -> list[Estimate]:
         ]
         schedule = read_schedule(text, *(path.read_text(errors="replace") for path in others))
         issued = follow(schedule, scalars_of(schedule, calls))
-        found.append(estimate(schedule, core_of(topology), issued))
+        found.append(estimate(schedule, parse_topology(topology).chip, issued))
     return found
 
 

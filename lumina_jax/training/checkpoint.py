@@ -10,7 +10,6 @@ process have other names, are never read, and are removed when the next run open
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -270,11 +269,11 @@ def check_same_model(
 
 def changed_fields(section: str, before: Any, now: Any, *, but: frozenset[str]) -> list[str]:
     """The fields that differ between two configurations of one section, except those in `but`."""
-    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    old, new = before.settings(), now.settings()
     return [
-        f"{section}.{name} was {old[name]!r} and is {new[name]!r}"
-        for name in old
-        if name not in but and old[name] != new[name]
+        f"{section}.{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in dict.fromkeys([*old, *new])
+        if name not in but and old.get(name) != new.get(name)
     ]
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from lumina_jax.chips import parse_topology
+
 pytestmark = pytest.mark.aot
 ROOT = Path(__file__).parents[2]
-TOPOLOGIES = {"v5e:2x2": "v5litepod-4", "v5p:2x2x1": "v5p-8", "v6e:2x2": "v6e-4"}
+TOPOLOGIES = "v5e:2x2", "v5p:2x2x1", "v6e:2x2"
 PROGRAM = r"""
 import json, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from lumina_jax.kernels.attention import GatedText, attend
+from lumina_jax.kernels.arguments import GatedText
+from lumina_jax.kernels.attention import attend
 
 topology, width, heads, key_heads, tokens, gradients = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -61,14 +64,7 @@ print(json.dumps({"kernels": sorted(set(re.findall(r"lumina_flash_(?:forward|bac
 
 
 def compiled(topology, *arguments):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": TOPOLOGIES[topology],
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_MIN_LOG_LEVEL": "3",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
+    environment = os.environ | parse_topology(topology).environment
     command = [sys.executable, "-c", PROGRAM, json.dumps([topology, *arguments])]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -96,9 +96,5 @@ def test_a_topology_that_does_not_exist_is_refused_with_an_example(name):
         parse_topology(name)
 
 
-def test_a_peak_is_what_its_matrix_units_do_in_a_second():
-    """Rows x columns multiplications and additions of each unit a cycle; every chip has a whole number of units."""
-    for chip in CHIPS.values():
-        units = chip.flops / (2 * chip.matrix_unit**2 * chip.clock)
-        assert units == pytest.approx(round(units), rel=0.01), chip
-        assert chip.hbm_usable < chip.hbm_bytes * 1.01
+def test_a_program_may_use_no_more_memory_than_a_chip_has():
+    assert all(chip.hbm_usable < 1.01 * chip.hbm_bytes for chip in CHIPS.values())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lumina_jax import libtpu
+from lumina_jax.chips import CHIPS
 from lumina_jax.commands import bench
-from lumina_jax.cores import CORES, core_of
 from lumina_jax.kernel_bench import compiler
 from lumina_jax.kernel_bench.contestants import near
 from lumina_jax.kernel_bench.estimate import Estimate
@@ -17,37 +17,33 @@ from lumina_jax.kernel_bench.measurements import Measurement, Trial
 from lumina_jax.kernel_bench.problems import Problem
 from lumina_jax.kernel_bench.table import lines, summary
 
-PEAKS = {"v5e": 197e12, "v5p": 459e12, "v6e": 918e12, "tpu7x": 2307e12 / 2}
-"""The vendor's bf16 operations a second, of a device; a tpu7x chip is two."""
 
-
-@pytest.mark.parametrize("generation", CORES)
-def test_a_core_that_never_waits_reaches_the_vendors_peak(generation):
-    core = CORES[generation]
-    problem = Problem(4224, core.width)
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=list(CHIPS))
+def test_a_chip_that_never_waits_reaches_the_vendors_peak(chip):
+    problem = Problem(4224, chip.matrix_unit)
     operations = 4 * problem.heads * problem.tokens**2 * problem.width
-    seconds = core.microseconds(problem.floor_cycles(core)) * 1e-6
-    assert operations / seconds == pytest.approx(PEAKS[generation], rel=5e-3)
+    seconds = chip.microseconds(problem.floor_cycles(chip)) * 1e-6
+    assert operations / seconds == pytest.approx(chip.flops, rel=5e-3)
 
 
 def test_narrow_heads_cost_what_the_unit_is_wide():
-    floors = {width: Problem(1024, width).floor_cycles(CORES["v6e"]) for width in (48, 128, 256, 257)}
+    floors = {width: Problem(1024, width).floor_cycles(CHIPS["v6e"]) for width in (48, 128, 256, 257)}
     assert floors[48] == floors[128] == floors[256] == floors[257] / 2
-    assert Problem(1024, 48).floor_cycles(CORES["v5e"]) == Problem(1024, 128).floor_cycles(CORES["v5e"])
+    assert Problem(1024, 48).floor_cycles(CHIPS["v5e"]) == Problem(1024, 128).floor_cycles(CHIPS["v5e"])
 
 
 def test_a_floor_counts_what_may_be_seen():
-    core = CORES["v6e"]
+    chip = CHIPS["v6e"]
     whole, packed = Problem(4096, 128), Problem(4096, 128, samples=16, length=256)
-    assert whole.floor_cycles(core) == 16 * packed.floor_cycles(core)
+    assert whole.floor_cycles(chip) == 16 * packed.floor_cycles(chip)
     half = replace(packed, samples=8)
-    assert packed.floor_cycles(core) == 2 * half.floor_cycles(core)
+    assert packed.floor_cycles(chip) == 2 * half.floor_cycles(chip)
     text = replace(packed, text=128)
-    assert text.floor_cycles(core) / packed.floor_cycles(core) == (256 + 128) / 256
+    assert text.floor_cycles(chip) / packed.floor_cycles(chip) == (256 + 128) / 256
     both = replace(whole, backward=True)
-    assert both.floor_cycles(core) == pytest.approx(3.5 * whole.floor_cycles(core))
-    parts = [both.floor_cycles(core, backward=one) for one in (False, True)]
-    assert sum(parts) == pytest.approx(both.floor_cycles(core))
+    assert both.floor_cycles(chip) == pytest.approx(3.5 * whole.floor_cycles(chip))
+    parts = [both.floor_cycles(chip, backward=one) for one in (False, True)]
+    assert sum(parts) == pytest.approx(both.floor_cycles(chip))
 
 
 def test_segment_ids_number_the_samples_and_leave_padding_out():
@@ -68,8 +64,8 @@ def test_problems_that_no_row_can_hold_are_refused():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["kernels", "--topology", "v9:2x2"], "generations are v5e"),
-        (["kernels", "--topology", "v6e"], "GENERATION:SHAPE"),
+        (["kernels", "--topology", "v9:2x2"], "chips: v4, v5e"),
+        (["kernels", "--topology", "v6e"], "CHIP:AxB"),
         (["kernels", "--packed", "16"], "SAMPLESxTOKENS"),
         (["kernels", "--contestants", "nobody"], "is not one of"),
         (["kernels"], "make aot-setup"),
@@ -106,7 +102,7 @@ def test_a_measurement_survives_the_pipe():
 
 def test_a_line_shows_time_share_and_main_loop():
     (line,) = lines(measurement())
-    floor = Problem(4224, 128).floor_cycles(core_of("v6e:2x2"))
+    floor = Problem(4224, 128).floor_cycles(CHIPS["v6e"])
     for shown in ("685.7", f"{floor / 1.2e6:.1%}", "5972 x 192", "90%", " 17 ", "12.0M", "q=704"):
         assert shown in line
     assert list(lines(measurement(error="no VMEM"))) == [f"{'ours':<18}  no VMEM"]
@@ -133,12 +129,12 @@ def test_every_product_of_a_peer_is_counted_and_no_estimate_beats_the_floor():
     wrong = Trial("jax flash", problem, {**blocks, "kv_compute": 384})
     measured = list(compiler.measure([forward, wrong, Trial("jax flash", problem, blocks)], "v6e:2x2"))
     assert measured[1].error is not None
-    core = core_of("v6e:2x2")
+    chip = CHIPS["v6e"]
     (alone,), both = measured[0].kernels, measured[2].kernels
-    assert alone.product_cycles == pytest.approx(forward.problem.floor_cycles(core), rel=1e-3)
+    assert alone.product_cycles == pytest.approx(forward.problem.floor_cycles(chip), rel=1e-3)
     assert len(both) == 3  # forward, dq, dk and dv; both backward kernels compute q k^T and do v^T
-    again = 2 / 5 * problem.floor_cycles(core, backward=True)
+    again = 2 / 5 * problem.floor_cycles(chip, backward=True)
     products = sum(kernel.product_cycles for kernel in both)
-    assert products == pytest.approx(problem.floor_cycles(core) + again, rel=1e-3)
+    assert products == pytest.approx(problem.floor_cycles(chip) + again, rel=1e-3)
     assert 0 < measured[2].share_of_floor < 1
     assert measured[2].microseconds == pytest.approx(measured[2].cycles / 1750)

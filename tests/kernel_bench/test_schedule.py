@@ -10,7 +10,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lumina_jax.cores import CORES
+from lumina_jax.chips import CHIPS
 from lumina_jax.kernel_bench.estimate import estimate
 from lumina_jax.kernel_bench.scalar_unit import FROM_VECTOR, follow
 from lumina_jax.kernel_bench.scalars import Call, kernel_calls, scalars_of
@@ -57,8 +57,8 @@ def test_transfers_are_started_in_every_step_and_the_pipeline_fills_and_drains(r
 
 
 def test_a_product_of_sixteen_rows_takes_a_unit_that_takes_two_rows_a_cycle_eight_cycles(recorded):
-    found = estimate(recorded, CORES["v6e"], follow(recorded, {0: np.array([READ_TRIPS], np.int32)}))
-    assert found.product_cycles * CORES["v6e"].units == STEPS * (TRIPS + READ_TRIPS) * 8
+    found = estimate(recorded, CHIPS["v6e"], follow(recorded, {0: np.array([READ_TRIPS], np.int32)}))
+    assert found.product_cycles * CHIPS["v6e"].matrix_units == STEPS * (TRIPS + READ_TRIPS) * 8
     assert (found.main_bundles, found.main_runs) == (27, STEPS * TRIPS)  # 0x5f to 0x79
     assert found.slot_use["MXU"] == pytest.approx(8 / 27 / 2)
     assert found.cycles == found.issue_cycles  # bundles, not products, are what it waits for
@@ -103,7 +103,7 @@ def test_a_loop_of_three_products_waits_for_the_busier_unit():
     schedule = read_schedule(WRITTEN, SLOTS, "")
     issued = follow(schedule, {})
     np.testing.assert_array_equal(issued, [1, 1, *[5] * 9, 1])  # 0, 2, 4, 6, 8
-    slow, fast = (estimate(schedule, CORES[name], issued) for name in ("v5e", "v6e"))
+    slow, fast = (estimate(schedule, CHIPS[name], issued) for name in ("v5e", "v6e"))
     assert slow.cycles == 2 + 5 * max(9 + 2, 2 * 16) + 1
     assert fast.cycles == 2 + 5 * max(9 + 2, 2 * 8) + 1
     assert slow.issue_cycles == 2 + 5 * (9 + 2) + 1

@@ -9,13 +9,14 @@ from unittest import mock
 
 import pytest
 
+from lumina_jax.chips import CHIPS
 from lumina_jax.kernel_bench import ours, tuning
 from lumina_jax.kernel_bench.contestants import Contestant
 from lumina_jax.kernel_bench.estimate import Estimate
 from lumina_jax.kernel_bench.measurements import Measurement, Trial
 from lumina_jax.kernel_bench.problems import Problem
-from lumina_jax.kernels import tuned
-from lumina_jax.kernels.blocks import Sizes, choose
+from lumina_jax.kernels.flash import tuned
+from lumina_jax.kernels.flash.blocks import Sizes, choose
 
 TOPOLOGY = "v6e:2x2"
 FORWARD = [{"q": 128}, {"q": 256}, {"q": 512}]
@@ -109,6 +110,6 @@ def test_every_size_that_is_tried_is_one_that_the_kernels_then_use():
         assert key[1] >= problem.tokens
         for row in rows:
             with mock.patch.dict(tuned.TUNED, {key: row}):
-                blocks = choose(Sizes(problem.tokens, 0, 32, 32, problem.width), "v6e")
+                blocks = choose(Sizes(problem.tokens, 0, 32, 32, problem.width), CHIPS["v6e"])
             blocks.check(key[1], 32, problem.width)
             assert {name: getattr(blocks, name) for name in row} == row

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumina_jax.kernels import runs, segments
-from lumina_jax.kernels.blocks import (
-    MEBIBYTE,
-    VMEM,
+from lumina_jax.chips import CHIPS
+from lumina_jax.kernels.flash import visits as steering
+from lumina_jax.kernels.flash.blocks import (
+    UNKNOWN,
     BlockSizes,
     Sizes,
     backward_vmem,
@@ -19,7 +19,7 @@ from lumina_jax.kernels.blocks import (
 
 
 def visits(queries, keys, **tiles):
-    return segments.visits(jnp.asarray(queries), jnp.asarray(keys), **tiles)
+    return steering.visits(jnp.asarray(queries), jnp.asarray(keys), most=0.4, **tiles)
 
 
 GOOD = {
@@ -64,7 +64,7 @@ def test_blocks_must_divide_the_row_and_heads_fill_registers():
     BlockSizes(**GOOD).check(1024, 4, 128)
 
 
-@pytest.mark.parametrize("chip", [*VMEM, None])
+@pytest.mark.parametrize("chip", [*CHIPS.values(), UNKNOWN])
 @pytest.mark.parametrize("length", [1, 256, 272, 1088, 4224, 4736, 16384, 131072])
 @pytest.mark.parametrize("heads", [(48, 32), (72, 16), (96, 32), (128, 8)])
 def test_chosen_blocks_divide_every_row_and_fit(chip, heads, length):
@@ -72,13 +72,12 @@ def test_chosen_blocks_divide_every_row_and_fit(chip, heads, length):
     sizes = Sizes(length, 128, 32, key_heads, width)
     blocks = choose(sizes, chip)
     blocks.check(padded_length(length), key_heads, width)
-    capacity = VMEM.get(chip or "", 64) * MEBIBYTE
-    assert max(forward_vmem(sizes, blocks), backward_vmem(sizes, blocks)) < capacity
+    assert max(forward_vmem(sizes, blocks), backward_vmem(sizes, blocks)) < chip.vmem
 
 
 def test_chips_with_too_little_vector_memory_say_so():
     with pytest.raises(ValueError, match="MiB of VMEM with the smallest blocks, but the chip has 16"):
-        choose(Sizes(4224, 0, 97, 97, 72), "v4")
+        choose(Sizes(4224, 0, 97, 97, 72), CHIPS["v4"])
 
 
 @pytest.mark.parametrize(("tokens", "padded"), [(1, 128), (256, 256), (1088, 1152), (4160, 4224), (37 * 128, 40 * 128)])
@@ -126,9 +125,9 @@ def listed(ids, *, block, tile, keys=None, text=None):
     """Counts of tiles by block, and the tiles of all blocks."""
     keys = ids if keys is None else keys
     text = None if text is None else jnp.asarray(text)
-    found = runs.runs(jnp.asarray(ids), jnp.asarray(keys), text, block=block, tile=tile)
+    found = steering.runs(jnp.asarray(ids), jnp.asarray(keys), text, block=block, tile=tile)
     counts = np.asarray(found.counts)
-    tiles = np.asarray(found.tiles).reshape(len(counts), -1, runs.FIELDS)
+    tiles = np.asarray(found.tiles).reshape(len(counts), -1, len(steering.Tile._fields))
     return counts, [tuple(int(x) for x in row) for count, of in zip(counts, tiles) for row in of[: max(count, 0)]]
 
 

@@ -1,6 +1,7 @@
 """Models with random parameters, none of which is zero, so that no part of a network can hide."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,8 +16,8 @@ def random_parameters(config, seed=0):
         normal = random.standard_normal(leaf.shape)
         name = jax.tree_util.keystr(path, simple=True, separator=".").split(".")[-1]
         if name == "weight":
-            return (1 + 0.1 * normal).astype(np.float32)
-        return ((leaf.shape[-2] ** -0.5 if name == "kernel" else 0.2) * normal).astype(np.float32)
+            return jnp.asarray(1 + 0.1 * normal, jnp.float32)
+        return jnp.asarray((leaf.shape[-2] ** -0.5 if name == "kernel" else 0.2) * normal, jnp.float32)
 
     return jax.tree.map_with_path(value, nnx.to_pure_dict(abstract_model(config)[1]))
 

@@ -67,7 +67,7 @@ def training_here(settings):
 
     def main(words):
         with reported():
-            train.run(settings)
+            train.train(settings)
         return 0
 
     return here(main)

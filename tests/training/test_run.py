@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from lumina_jax.commands import evaluate, sample
-from lumina_jax.generation.media import read_png_metadata
+from lumina_jax.modalities.files.png import read_png_metadata
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import read_run
 from lumina_jax.training.checkpoint import Checkpoints

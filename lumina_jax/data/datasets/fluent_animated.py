@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lumina_jax.data.clips import all_frames
 from lumina_jax.data.datasets.packages import NpmPackage, fetch_npm
-from lumina_jax.data.frames import evenly
 from lumina_jax.data.prepared import Card, Sample
+from lumina_jax.modalities.decoding.clips import all_frames
+from lumina_jax.modalities.decoding.frames import evenly
 
 CLIPS = NpmPackage(
     "@lobehub/fluent-emoji-anim-1",
@@ -27,6 +27,8 @@ NAMES = NpmPackage(
     "17.0.0",
     "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
 )
+MEDIA = "clips"
+"""The kind of data.media."""
 FRAMES = 24
 MOVING = 8
 """A clip has more frames than these."""
@@ -56,7 +58,7 @@ def samples(size: int, frames: int) -> Iterator[Sample]:
             pictures = all_frames(file)[0]
             if len(pictures) <= MOVING:
                 continue
-            chosen = [pictures[place] for place in evenly(len(pictures), frames)]
+            chosen = [pictures[index] for index in evenly(len(pictures), frames)]
             small = [np.asarray(picture.resize((size, size), Image.Resampling.BOX)) for picture in chosen]
             yield Sample(name, name, np.stack(small))
 
