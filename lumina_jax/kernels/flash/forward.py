@@ -32,16 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lumina_jax.chips import LANES
 from lumina_jax.kernels.arguments import HIDDEN
 from lumina_jax.kernels.flash.blocks import ROWS_OF_A_REGISTER, padded, side_by_side
-from lumina_jax.kernels.flash.heads import (
-    BlockIndex,
-    BlockShape,
-    Head,
-    Heads,
-    Scalar,
-    Span,
-    column,
-    columns_to_rows,
-)
+from lumina_jax.kernels.flash.heads import BlockIndex, BlockShape, Head, Heads, Scalar, Span, column, columns_to_rows
 from lumina_jax.kernels.flash.plan import Interpret, KernelPlan, PaddedText
 from lumina_jax.kernels.flash.tiles import (
     LOWEST,
