@@ -9,9 +9,11 @@ Hardware: 2 CPU cores. Run: lumina train emoji
 from lumina_jax.config import (
     Config,
     DataConfig,
+    EmojiConfig,
     FlowConfig,
     ModelConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -45,7 +47,7 @@ def get_config() -> Config:
         ),
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="minilm", max_tokens=16),
-        data=DataConfig(source="emoji", emoji_names=40, image_size=32, batch_rows=32),
+        data=DataConfig(source=EmojiConfig(emoji_names=40), media=PictureConfig(image_size=32), batch_rows=32),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-3,
             schedule="cosine",

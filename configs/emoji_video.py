@@ -10,11 +10,13 @@ Run: lumina train emoji_video
 """
 
 from lumina_jax.config import (
+    ClipConfig,
     Config,
     DataConfig,
     FlowConfig,
     ModelConfig,
     OptimizerConfig,
+    PreparedConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -37,7 +39,9 @@ def get_config() -> Config:
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="minilm", max_tokens=16),
         data=DataConfig(
-            source="prepared", path="data/fluent-animated", limit=24, frames=8, image_size=32, batch_rows=4
+            source=PreparedConfig(path="data/fluent-animated", limit=24),
+            media=ClipConfig(frames=8, image_size=32),
+            batch_rows=4,
         ),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-3,

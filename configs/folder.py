@@ -10,8 +10,10 @@ Run: lumina train folder --data.path FOLDER --run.name NAME
 from lumina_jax.config import (
     Config,
     DataConfig,
+    FolderConfig,
     ModelConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -34,10 +36,8 @@ def get_config(on_cpu: bool) -> Config:
         ),
         text=TextConfig(encoder="minilm", max_tokens=32),
         data=DataConfig(
-            source="folder",
-            path="pictures",
-            image_size=64,
-            crop="buckets",
+            source=FolderConfig(path="pictures"),
+            media=PictureConfig(image_size=64, crop="buckets"),
             batch_rows=8,
             row_tokens=640,
             samples_per_row=2,

@@ -15,9 +15,11 @@ from lumina_jax.config import (
     FlowConfig,
     ModelConfig,
     OptimizerConfig,
+    PreparedConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
+    ViewsConfig,
 )
 
 
@@ -37,7 +39,11 @@ def get_config() -> Config:
         ),
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="minilm", max_tokens=16),
-        data=DataConfig(source="prepared", path="data/furniture", limit=16, frames=12, image_size=32, batch_rows=4),
+        data=DataConfig(
+            source=PreparedConfig(path="data/furniture", limit=16),
+            media=ViewsConfig(frames=12, image_size=32),
+            batch_rows=4,
+        ),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-3,
             schedule="cosine",

@@ -16,8 +16,10 @@ from lumina_jax.config import (
     DataConfig,
     MeshConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
+    TfdsConfig,
     VaeConfig,
 )
 from lumina_jax.models.presets import preset
@@ -28,10 +30,8 @@ def get_config() -> Config:
         model=preset("600M", conditioning="label", nextline=False, nextframe=False, predict_sigma=True),
         vae=VaeConfig(path="stabilityai/sd-vae-ft-ema"),
         data=DataConfig(
-            source="tfds",
-            path="imagenet2012:5.*.*",
-            caption_key="label",
-            image_size=256,
+            source=TfdsConfig(path="imagenet2012:5.*.*", caption_key="label"),
+            media=PictureConfig(image_size=256),
             batch_rows=256,
             workers=8,
             prefetch=64,

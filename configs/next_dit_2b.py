@@ -13,8 +13,10 @@ takes 49 GB, and the encoders of pictures and captions 6; for drawing one chip.
 from lumina_jax.config import (
     Config,
     DataConfig,
+    LuminaYamlConfig,
     MeshConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -29,10 +31,8 @@ def get_config() -> Config:
         text=TextConfig(encoder="google/gemma-2b", max_tokens=256, dtype="bfloat16"),
         vae=VaeConfig(path="stabilityai/sdxl-vae"),
         data=DataConfig(
-            source="lumina",
-            path="pictures.yaml",
-            image_size=1024,
-            crop="buckets",
+            source=LuminaYamlConfig(path="pictures.yaml"),
+            media=PictureConfig(image_size=1024, crop="buckets"),
             batch_rows=256,
             workers=8,
             prefetch=64,

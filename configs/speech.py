@@ -15,8 +15,10 @@ from lumina_jax.config import (
     FlowConfig,
     ModelConfig,
     OptimizerConfig,
+    PreparedConfig,
     RunConfig,
     SampleConfig,
+    SoundConfig,
     TextConfig,
 )
 
@@ -39,12 +41,8 @@ def get_config() -> Config:
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="phonemes", max_tokens=16),
         data=DataConfig(
-            source="prepared",
-            path="data/flite-speech",
-            seconds=0.9,
-            pitch=True,
-            seconds_per_phoneme=0.046,
-            pause=0.35,
+            source=PreparedConfig(path="data/flite-speech"),
+            media=SoundConfig(seconds=0.9, pitch=True, seconds_per_phoneme=0.046, pause=0.35),
             batch_rows=6,
             row_tokens=256,
             samples_per_row=6,

@@ -13,8 +13,10 @@ Next: configs/t2i_5b_512.py, which starts from runs/t2i_5b_256.
 from lumina_jax.config import (
     Config,
     DataConfig,
+    LuminaYamlConfig,
     MeshConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -29,10 +31,8 @@ def get_config() -> Config:
         text=TextConfig(encoder="meta-llama/Llama-2-7b-hf", max_tokens=128, dtype="bfloat16"),
         vae=VaeConfig(path="stabilityai/sdxl-vae"),
         data=DataConfig(
-            source="lumina",
-            path="pictures.yaml",
-            image_size=256,
-            crop="buckets",
+            source=LuminaYamlConfig(path="pictures.yaml"),
+            media=PictureConfig(image_size=256, crop="buckets"),
             batch_rows=512,
             workers=8,
             prefetch=64,

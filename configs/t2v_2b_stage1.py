@@ -15,8 +15,10 @@ Next: configs/t2v_2b_stage2.py, which starts from runs/t2v_2b_stage1.
 """
 
 from lumina_jax.config import (
+    ClipConfig,
     Config,
     DataConfig,
+    FolderConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
@@ -39,11 +41,8 @@ def get_config() -> Config:
         ),
         vae=VaeConfig(path="stable-diffusion-v1-5/stable-diffusion-v1-5"),
         data=DataConfig(
-            source="folder",
-            path="clips",
-            image_size=512,
-            frames=32,
-            frame_rate=8.0,
+            source=FolderConfig(path="clips"),
+            media=ClipConfig(image_size=512, frames=32, frame_rate=8.0),
             batch_rows=128,
             workers=8,
             prefetch=16,

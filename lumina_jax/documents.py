@@ -7,6 +7,7 @@ keys are ignored unless the type forbids them. Numbers and strings are not conve
 
 import functools
 import json
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -39,11 +40,12 @@ def read_yaml(file: PathLike[str] | str, kind: Any) -> Any:
     return parse_json(text, kind, str(file))
 
 
-def parse_json(text: str | bytes, kind: Any, origin: str) -> Any:
+def parse_json(text: str | bytes, kind: Any, origin: str, migrate: Callable[[Any], Any] | None = None) -> Any:
     """Parse JSON text as a value of a type.
 
     Args:
       origin: the source of the text for error messages, such as the path of its file.
+      migrate: turns the content of an older version into that of this one.
 
     Raises:
       ValueError: the text is not JSON, or its value does not have the type; the message names the origin and the key.
@@ -55,9 +57,16 @@ def parse_json(text: str | bytes, kind: Any, origin: str) -> Any:
         if text.startswith(LFS_POINTER):
             raise ValueError(f"{origin} {LFS_REMEDY}")
     try:
+        if migrate is not None:
+            text = json.dumps(migrate(_adapter(Any).validate_json(text)))
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(f"{origin} {_reasons(error)}") from None
+
+
+def forget_types() -> None:
+    """Look at every type anew: a class was defined that may stand in a field of another."""
+    _adapter.cache_clear()
 
 
 def _check_size(content: Any) -> None:

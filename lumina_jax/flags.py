@@ -3,6 +3,7 @@
 In: `emoji --optimizer.learning-rate 1e-4`. Out: one `Config`.
 """
 
+import dataclasses
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config.command_line import with_flags
 from lumina_jax.config_files import config_names, depends_on_device, load_config
 from lumina_jax.launch import runs_on_cpu
 from lumina_jax.run import CONFIG_FILE, read_model, run_folder
@@ -31,29 +33,24 @@ def parse_config(
     Raises:
       ValueError: there is no such configuration, or the settings cannot work together.
     """
-    words = list(arguments)
+    words, program = list(arguments), f"lumina {command} CONFIG"
     if not words or words[0].startswith("-"):
         if "-h" not in words and "--help" not in words:
             names = f"folder for your own pictures, emoji for the demo. All: {', '.join(config_names())}"
             print(f"{description}\nName a configuration first: {names}", file=sys.stderr)
             raise SystemExit(2)
-        return _with_flags(Config(model=ModelConfig(layers=4, heads=8, width=768)), words, description, command)
+        return with_flags(
+            Config(model=ModelConfig(layers=4, heads=8, width=768)), words, description, f"lumina {command} CONFIG"
+        )
     name, *words = words
-    config = _with_flags(load_config(name, on_cpu), words, description, command)
+    config = with_flags(load_config(name, on_cpu), words, description, program)
     if on_cpu is None and depends_on_device(name):
         here, why = runs_on_cpu(), ""
-        other = _with_flags(load_config(name, not here), words, description, command)
+        other = with_flags(load_config(name, not here), words, description, program)
         if _is_begun_otherwise(config, other):
             config, here, why = other, not here, f", with which {run_folder(config)} was begun"
         print(f"{name}: the settings for {'CPUs' if here else 'GPUs and TPUs'}{why}", flush=True)
     return _with_fitting_warmup(config, words)
-
-
-def _with_flags(default: Config, words: Sequence[str], description: str, command: str) -> Config:
-    import tyro
-
-    program = f"lumina {command} CONFIG"
-    return tyro.cli(Config, default=default, args=list(words), description=description, prog=program)
 
 
 def _is_begun_otherwise(config: Config, other: Config) -> bool:
@@ -87,5 +84,6 @@ def _with_fitting_warmup(config: Config, words: Sequence[str]) -> Config:
 
 def flat_settings(config: Config) -> dict[str, Any]:
     """Each setting under the name of its flag, such as "optimizer.learning_rate"."""
-    sections = json.loads(config.to_json())
-    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+    sections = {name: section.settings() for name, section in config.settings().items()}
+    plain = json.loads(json.dumps(sections, default=dataclasses.asdict))
+    return {f"{section}.{name}": value for section, fields in plain.items() for name, value in fields.items()}

@@ -4,7 +4,6 @@ In: the folder of a run, or one made by `convert --to jax`. Out: its parameters 
 this machine's devices, whatever mesh the model was trained on.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import jax
 from flax import nnx
 
 from lumina_jax.config import Config
-from lumina_jax.generation.pipeline import Pipeline
-from lumina_jax.generation.sheets import encoder_of, new_pipeline, vae_of
+from lumina_jax.encoders.configured import encoder_of
+from lumina_jax.generation.pipeline import Pipeline, new_pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
+from lumina_jax.modalities import load_autoencoders
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.run import CONFIG_FILE, checkpoints_of, read_run
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
@@ -40,7 +40,7 @@ def open_run(folder: str | Path, step: int | None = None, config: Config | None 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
     parameters, step = trained_parameters(folder, config, jax.tree.map(lambda _: here, abstract), step)
-    return new_pipeline(config, parameters, encoder_of(config), vae_of(config)), step
+    return new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config)), step
 
 
 def check_as_trained(folder: str | Path, config: Config, step: int | None, sections: dict[str, frozenset[str]]) -> None:
@@ -59,9 +59,10 @@ def check_as_trained(folder: str | Path, config: Config, step: int | None, secti
     changed = changed_fields("model", saved.model, config.model, but=EXECUTION_FIELDS)
     for section, fields in sections.items():
         before, now = getattr(saved, section), getattr(config, section)
-        others = frozenset(field.name for field in dataclasses.fields(before)) - fields
         pairs = zip(before.parts, now.parts) if section == "data" else [(before, now)]
-        changed += [change for pair in pairs for change in changed_fields(section, *pair, but=others)]
+        for one, other in pairs:
+            others = frozenset({*one.settings(), *other.settings()}) - fields
+            changed += changed_fields(section, one, other, but=others)
     if changed:
         raise ValueError(
             f"a model draws as it was trained, but since step {step} {'; '.join(changed)}; restore these settings in "

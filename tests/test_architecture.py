@@ -53,7 +53,9 @@ SIDEWAYS = {("training", "generation"), ("encoders", "models"), ("flow", "tokens
 PLAIN = {"tokens", "kernels", "flow"}
 """Plain arrays and arguments: no modules of parameters, mesh or configuration."""
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "tools_common"}
-LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 350, 60
+LINES_OF_A_FILE, LINES_OF_AN_ALGORITHM, LINES_OF_A_FUNCTION = 350, 800, 60
+ALGORITHMS = PACKAGE / "kernels" / "flash"
+"""Where a file holds one algorithm, however long it is."""
 
 
 def python_files():
@@ -134,8 +136,9 @@ def test_mathematics_knows_neither_modules_nor_meshes_nor_configuration():
 
 
 def test_no_file_is_long():
-    lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in python_files()}
-    assert not {file: count for file, count in lines.items() if count > LINES_OF_A_FILE}
+    lines = {file: len(file.read_text().splitlines()) for file in python_files()}
+    most = {file: LINES_OF_AN_ALGORITHM if file.parent == ALGORITHMS else LINES_OF_A_FILE for file in lines}
+    assert not {str(file.relative_to(ROOT)): count for file, count in lines.items() if count > most[file]}
 
 
 def test_no_function_is_long():

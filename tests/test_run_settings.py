@@ -97,7 +97,7 @@ def test_a_folder_is_learned_by_a_small_model_on_cpus_and_a_larger_one_elsewhere
         found[name] = parse_config([FOLDER, "--data.path", "mine"], "")
         assert capsys.readouterr().out == f"{FOLDER}: the settings for {words}\n"
     assert found["cpu"].model.width < found["gpu"].model.width
-    assert all(config.data.image_size == 64 and config.run.sample_every for config in found.values())
+    assert all(config.data.media.image_size == 64 and config.run.sample_every for config in found.values())
     assert load_config(FOLDER, on_cpu=False).model == found["gpu"].model
 
 

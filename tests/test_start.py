@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lumina_jax.config import Config, DataConfig, ModelConfig
+from lumina_jax.config import Config, DataConfig, ModelConfig, PictureConfig
 from lumina_jax.run import read_model, run_folder
 from lumina_jax.start import with_started_model
 
@@ -16,7 +16,7 @@ TRAINED = ModelConfig(layers=2, heads=2, width=48, patch_size=2, pad_token=True,
 
 def configured(folder, **run):
     settings = {"root": str(folder / "runs"), "init_from": str(folder / "start"), **run}
-    return Config(model=FILE_MODEL, data=DataConfig(image_size=32)).replace(run=settings)
+    return Config(model=FILE_MODEL, data=DataConfig(media=PictureConfig(image_size=32))).replace(run=settings)
 
 
 @pytest.fixture

@@ -129,6 +129,7 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], 
     import jax.numpy as jnp
     import numpy as np
 
+    from lumina_jax.config import PictureConfig
     from lumina_jax.interop.converted import parameter_shapes
     from lumina_jax.interop.sources import Source
     from lumina_jax.training.checkpoint import Checkpoints
@@ -138,7 +139,7 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], 
     step = checkpoints.chosen(step)
     trained = checkpoints.restore_config(step)
     config, notes = trained.model, [trained_with(trained)]
-    if not keeps_all and config.nextframe and all(part.frames == 1 for part in trained.data.parts):
+    if not keeps_all and config.nextframe and all(isinstance(part.media, PictureConfig) for part in trained.data.parts):
         config = dataclasses.replace(config, nextframe=False)
         notes.append("removed: nextframe_token, because the model was trained on single frames and never uses it")
     here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
@@ -157,10 +158,12 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], 
 
 def trained_with(config: "Config") -> str:
     """Return a note on the settings that are needed for sampling and cannot be inferred from the tensors."""
+    media = config.data.media
     settings = {
         "flow.path": config.flow.path,
         "flow.prediction": config.flow.prediction,
-        "data.image_size": config.data.image_size,
+        "data.media": media.kind,
+        **{f"data.{name}": getattr(media, name) for name in media.setting_names()},
         "vae.path": config.vae.path or "none (pixels)",
     }
     if config.model.conditioning == "text":

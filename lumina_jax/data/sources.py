@@ -1,10 +1,23 @@
-"""The sources by name, as `data.source` chooses them."""
+"""Every kind of source, opened as `data.source` describes it."""
 
 import bisect
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import (
+    DataConfig,
+    EmojiConfig,
+    FolderConfig,
+    LuminaYamlConfig,
+    MediaConfig,
+    ModelConfig,
+    PreparedConfig,
+    SoundConfig,
+    SourceConfig,
+    TfdsConfig,
+    VisualConfig,
+)
 from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
 from lumina_jax.data.example import BadSample, Record, Source, combined, contents
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
@@ -12,21 +25,21 @@ from lumina_jax.data.prepared import PreparedSource
 
 
 def open_source(data: DataConfig, model: ModelConfig) -> Source:
-    """The source that the configuration names; no picture is read.
+    """The source of a configuration; no picture is read.
 
     Raises:
-      ValueError: it is not there, or not of the expected form.
+      ValueError: it is missing or malformed.
     """
     if data.mixture:
         return MixedSource([open_source(part, model) for part in data.parts])
-    source = OPENERS[data.source](data, model)
-    if data.pitch:
+    source, limit = open_kind(data.source, data.media, model), data.source.limit
+    if isinstance(data.media, SoundConfig) and data.media.pitch:
         source = PitchedSource(source)
-    return source if data.limit is None else FirstSamples(source, data.limit)
+    return source if limit is None else FirstSamples(source, limit)
 
 
 class MixedSource:
-    """Several sources, one after another; a stream draws from each of `parts` by its weight."""
+    """Several sources, one after another; a stream takes samples from each of `parts` by its weight."""
 
     def __init__(self, parts: Sequence[Source]) -> None:
         self.parts = tuple(parts)
@@ -64,8 +77,8 @@ class FirstSamples:
 
 
 class PitchedSource:
-    """Sounds whose captions begin with the pitch, in tens of Hz: "[180 Hz] seven". Without a pitch they stay as they
-    are."""
+    """Sounds whose captions begin with the pitch, in tens of Hz: "[180 Hz] seven". Captions of sounds without a known
+    pitch do not change."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -84,46 +97,54 @@ class PitchedSource:
         return f"PitchedSource({self._source!r})"
 
 
-def _emoji(data: DataConfig, model: ModelConfig) -> Source:
-    return EmojiSource(data.emoji_names, data.split, data.image_size, folder=data.path or EMBEDDED)
+@functools.singledispatch
+def open_kind(source: SourceConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    """The whole source that these settings describe; each kind of source registers a function for its settings.
+
+    Raises:
+      ValueError: the source is missing or malformed, or no function is registered for it.
+    """
+    raise ValueError(f"nothing opens {source!r}; register a function with lumina_jax.data.sources.open_kind")
 
 
-def _folder(data: DataConfig, model: ModelConfig) -> Source:
-    source, classes = FolderSource(data.path, data.split), model.classes
-    if model.conditioning == "label" and len(source.classes) > classes:
+@open_kind.register
+def _open_emoji(source: EmojiConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    if not isinstance(media, VisualConfig):
+        raise ValueError(f"data.source='emoji' has pictures, but data.media is {media.kind!r}; choose pictures")
+    return EmojiSource(source.emoji_names, source.split, media.image_size, folder=source.path or EMBEDDED)
+
+
+@open_kind.register
+def _open_folder(source: FolderConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    folder, classes = FolderSource(source.path, source.split), model.classes
+    if model.conditioning == "label" and len(folder.classes) > classes:
         raise ValueError(
-            f"the folder {source.path} has {len(source.classes)} classes, but model.classes={classes}; set it to "
-            f"{len(source.classes)}"
+            f"the folder {folder.path} has {len(folder.classes)} classes, but model.classes={classes}; set it to "
+            f"{len(folder.classes)}"
         )
-    return source
+    return folder
 
 
-def _lumina(data: DataConfig, model: ModelConfig) -> Source:
-    return LuminaSource(data.path)
+@open_kind.register
+def _open_lumina(source: LuminaYamlConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    return LuminaSource(source.path)
 
 
-def _prepared(data: DataConfig, model: ModelConfig) -> Source:
-    return PreparedSource(data.path)
+@open_kind.register
+def _open_prepared(source: PreparedConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    return PreparedSource(source.path)
 
 
-def _tfds(data: DataConfig, model: ModelConfig) -> Source:
+@open_kind.register
+def _open_tfds(source: TfdsConfig, media: MediaConfig, model: ModelConfig) -> Source:
     from lumina_jax.data.tfds_source import TfdsSource  # only this source pays for importing tensorflow-datasets
 
     is_text = model.conditioning == "text"
     return TfdsSource(
-        data.path,
-        data.split,
-        image_key=data.image_key,
-        caption_key=data.caption_key if is_text else None,
-        label_key=None if is_text else data.label_key,
-        data_dir=data.data_dir,
+        source.path,
+        source.split,
+        image_key=source.image_key,
+        caption_key=source.caption_key if is_text else None,
+        label_key=None if is_text else source.label_key,
+        data_dir=source.data_dir,
     )
-
-
-OPENERS: dict[str, Callable[[DataConfig, ModelConfig], Source]] = {
-    "emoji": _emoji,
-    "folder": _folder,
-    "lumina": _lumina,
-    "prepared": _prepared,
-    "tfds": _tfds,
-}

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from lumina_jax.config import Config, Modality, SampleConfig
+from lumina_jax.config import Config, ModalityConfig, SampleConfig
 from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.adaptive import Samples, mean_of_rows
@@ -52,7 +52,7 @@ class Task(NamedTuple):
     """How devices share the work; None: one has all of it."""
 
     @property
-    def modality(self) -> Modality:
+    def modality(self) -> ModalityConfig:
         return self.config.model.modalities[self.place]
 
 

@@ -18,9 +18,10 @@ from lumina_jax.chips import LANES
 from lumina_jax.kernel_bench.contestants import Blocks, Case, Contestant, with_gradients
 from lumina_jax.kernel_bench.measurements import Measurement
 from lumina_jax.kernel_bench.problems import Problem
-from lumina_jax.kernels import tuned
-from lumina_jax.kernels.attention import GatedText, attend
-from lumina_jax.kernels.blocks import UNKNOWN, divisors, known_chip, padded_length
+from lumina_jax.kernels.arguments import GatedText
+from lumina_jax.kernels.attention import attend
+from lumina_jax.kernels.flash import tuned
+from lumina_jax.kernels.flash.blocks import UNKNOWN, divisors, known_chip, padded_length
 
 QUERIES, KEYS = (384, 704, 1408, 2112), (384, 704, 1408)
 RUNS, WINDOWS = (144, 288, 576), (384, 1152, 2304)

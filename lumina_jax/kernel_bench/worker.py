@@ -27,7 +27,7 @@ from lumina_jax.kernel_bench.problems import Problem
 from lumina_jax.kernel_bench.scalar_unit import follow
 from lumina_jax.kernel_bench.scalars import Call, kernel_calls, scalars_of
 from lumina_jax.kernel_bench.schedule import kernel_name, read_schedule
-from lumina_jax.kernels.blocks import least_heads
+from lumina_jax.kernels.flash.blocks import least_heads
 
 BUNDLES = re.compile(r"(.+)-\d+-final_bundles\.txt")
 WRITTEN = re.compile(r"^\s+(?:ROOT )?%\S+ = (\([^)]*\)|\S+) ([a-z][\w-]*)\(")

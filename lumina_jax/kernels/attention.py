@@ -7,33 +7,16 @@ softmax with its own denominator. Tokens that may see nothing get zeros.
 
 import logging
 import math
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from lumina_jax.kernels import flash
-
-Implementation = Literal["auto", "reference", "xla", "pallas"]
+from lumina_jax.kernels.arguments import HIDDEN, GatedText, Implementation, same_segment
+from lumina_jax.kernels.flash import call as flash
 
 logger = logging.getLogger(__name__)
-
-
-NEVER = -1e30
-"""Added to the logits of what may not be seen: far below any logit, and finite."""
-
-
-class GatedText(NamedTuple):
-    """Text to attend to: keys, values, a gate a head (before its tanh), and the sample each text token belongs to."""
-
-    keys: Float[Array, "b t k d"]
-    values: Float[Array, "b t k d"]
-    gate: Float[Array, " h"]
-    segment_ids: Int[Array, "b t"]
-    queries: Float[Array, "b l h d"] | None = None
-    """Queries of the text attention where they are not those of the self-attention."""
 
 
 def attend(
@@ -78,18 +61,14 @@ def attend(
     if implementation == "auto" and jax.default_backend() == "tpu":
         logger.warning("attention over %s by XLA, not by our kernel: %s", q.shape, why_not)
     softmax_attention = _reference if implementation == "reference" else _xla
-    visible = _same_segment(segment_ids, segment_ids)
+    visible = same_segment(segment_ids, segment_ids)
     out = softmax_attention(q, k, v, visible, scale)
     if text is None:
         return out
-    visible = _same_segment(segment_ids, text.segment_ids)
+    visible = same_segment(segment_ids, text.segment_ids)
     queries = q if text.queries is None else text.queries
     from_text = softmax_attention(queries, text.keys, text.values, visible, 1 / math.sqrt(q.shape[-1]))
     return out + jnp.tanh(text.gate).astype(out.dtype)[:, None] * from_text
-
-
-def _same_segment(queries: Int[Array, "b l"], keys: Int[Array, "b n"]) -> Bool[Array, "b l n"]:
-    return (queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0)
 
 
 def _reference(
@@ -126,7 +105,7 @@ def _xla(
     q = rearrange(q, "b l (k g) d -> b k (g l) d", g=group)
     k, v = rearrange(k, "b n k d -> b k n d"), rearrange(v, "b n k d -> b k n d")
     logits = jnp.einsum("bkld,bknd->bkln", q, k, preferred_element_type=jnp.float32) * scale
-    hidden = jnp.where(visible, 0.0, NEVER)[:, None, None]
+    hidden = jnp.where(visible, 0.0, HIDDEN)[:, None, None]
     logits = rearrange(logits, "b k (g l) n -> b k g l n", g=group) + hidden
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     total = rearrange(jnp.sum(weights, axis=-1), "b k g l -> b k (g l) 1")

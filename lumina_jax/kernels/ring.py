@@ -22,13 +22,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-NEVER = -1e30
-"""The logit of what may not be seen, and the lse of a query that sees nothing: far below any other, and finite."""
+from lumina_jax.kernels.arguments import HIDDEN, same_segment
+
 QUERIES_AT_ONCE = 1024
 """Queries whose logits exist together in the plain block; the others wait."""
 
 
-class Keys(NamedTuple):
+class KeyBlock(NamedTuple):
     """A block of keys and values, and the segment of each; it travels."""
 
     keys: Float[Array, "b n k d"]
@@ -45,7 +45,7 @@ class BlockAttention(NamedTuple):
 
 def ring_attention(
     q: Float[Array, "b l h d"],
-    block: Keys,
+    block: KeyBlock,
     segment_ids: Int[Array, "b l"],
     *,
     scale: float,
@@ -82,7 +82,7 @@ def _ring(
 def _ring_forward(
     scale: float, axes: tuple[str, ...], size: int, attention: BlockAttention, q: Any, k: Any, v: Any, *segments: Any
 ) -> tuple[Float[Array, "b l h d"], Any]:
-    q_segments, block = segments[0], Keys(k, v, segments[1])
+    q_segments, block = segments[0], KeyBlock(k, v, segments[1])
     merged = None
     for number in range(size):
         # The next block sets out before this one is used, so that it travels while this one is computed.
@@ -100,7 +100,7 @@ def _ring_backward(
     scale: float, axes: tuple[str, ...], size: int, attention: BlockAttention, residuals: Any, d_out: Array
 ) -> tuple[Array, Array, Array, None, None]:
     q, k, v, (q_segments, k_segments), out, lse = residuals
-    block = Keys(k, v, k_segments)
+    block = KeyBlock(k, v, k_segments)
     d_q, d_keys = jnp.zeros(q.shape, jnp.float32), None
     for number in range(size):
         following = _passed_on(block, axes, size) if number + 1 < size else block
@@ -148,7 +148,7 @@ def forward_block(
     *,
     scale: float,
 ) -> tuple[Float[Array, "b l h d"], Float[Array, "b h l"]]:
-    """softmax(scale q k^T) v within segments, and the log of its denominators, which is NEVER if nothing is seen."""
+    """softmax(scale q k^T) v within segments, and the log of its denominators, which is HIDDEN if nothing is seen."""
 
     def some(part: tuple[Array, Array]) -> tuple[Array, Array]:
         q, segments = part
@@ -159,7 +159,7 @@ def forward_block(
         total = jnp.sum(weights, axis=-1)
         out = jnp.einsum("bkgln,bnkd->blkgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         out = out.reshape(*q.shape[:3], -1) / _by_query(jnp.where(total > 0, total, 1))
-        lse = jnp.where(total > 0, largest[..., 0] + jnp.log(jnp.where(total > 0, total, 1)), NEVER)
+        lse = jnp.where(total > 0, largest[..., 0] + jnp.log(jnp.where(total > 0, total, 1)), HIDDEN)
         return out.astype(q.dtype), lse.reshape(q.shape[0], -1, q.shape[1])
 
     out, lse = _in_parts(some, (q, q_segments))
@@ -215,14 +215,14 @@ def _grouped(x: Float[Array, "b l h d"], key_heads: int) -> Float[Array, "b l k 
 
 
 def _visible(queries: Int[Array, "b l"], keys: Int[Array, "b n"]) -> Bool[Array, "b 1 1 l n"]:
-    return ((queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0))[:, None, None]
+    return same_segment(queries, keys)[:, None, None]
 
 
 def _logits(
     q: Float[Array, "b l h d"], k: Float[Array, "b n k d"], visible: Bool[Array, "b 1 1 l n"], scale: float
 ) -> Float[Array, "b k g l n"]:
     products = jnp.einsum("blkgd,bnkd->bkgln", _grouped(q, k.shape[2]), k, preferred_element_type=jnp.float32)
-    return jnp.where(visible, products * scale, NEVER)
+    return jnp.where(visible, products * scale, HIDDEN)
 
 
 def _by_query(x: Float[Array, "b k g l"]) -> Float[Array, "b l h 1"]:

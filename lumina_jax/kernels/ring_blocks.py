@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.kernels import flash
-from lumina_jax.kernels.attention import Implementation
-from lumina_jax.kernels.blocks import UNKNOWN, choose, known_chip, padded_length
-from lumina_jax.kernels.flash_backward import backward
-from lumina_jax.kernels.flash_forward import Interpret, forward
-from lumina_jax.kernels.plan import Plan
-from lumina_jax.kernels.ring import NEVER, PLAIN, BlockAttention
-from lumina_jax.kernels.softmax_tiles import HIDDEN, LOG2E
+from lumina_jax.kernels.arguments import HIDDEN, Implementation
+from lumina_jax.kernels.flash.backward import backward
+from lumina_jax.kernels.flash.call import apart, padded_rows, refusal, side_by_side
+from lumina_jax.kernels.flash.forward import ForwardOutputs, forward
+from lumina_jax.kernels.flash.plan import Interpret, kernel_plan
+from lumina_jax.kernels.flash.tiles import LOG2E
+from lumina_jax.kernels.ring import PLAIN, BlockAttention
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def block_attention(
     Args:
       implementation: `pallas`: our kernels; `auto`: our kernels where this is traced for a TPU and they take these
         arrays, else plain matrix products; else plain matrix products.
-      interpret: of the kernels: run on any device, slowly; see `flash.flash_attention`.
+      interpret: of the kernels: run on any device, slowly; see `flash.call.flash_attention`.
 
     Raises:
       ValueError: `pallas` where its kernels cannot run.
@@ -43,7 +42,7 @@ def block_attention(
     if q.shape[1] != k.shape[1]:
         why_not = f"a block has {k.shape[1]} keys for {q.shape[1]} queries, and the kernels take as many"
     elif not interpret:
-        why_not = flash.refusal(q, k, 0, auto=implementation == "auto")
+        why_not = refusal(q, k, 0, auto=implementation == "auto")
     if why_not is None:
         kernels = functools.partial(_forward, interpret=interpret), functools.partial(_backward, interpret=interpret)
         return BlockAttention(*kernels)
@@ -54,27 +53,6 @@ def block_attention(
     if jax.default_backend() == "tpu":
         logger.warning("ring attention over %s by plain matrix products, not by our kernel: %s", q.shape, why_not)
     return PLAIN
-
-
-def _plan(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], scale: float) -> Plan:
-    sizes, chip = flash.sizes_of(q, k, 0), known_chip() or UNKNOWN
-    length = padded_length(sizes.length)
-    return Plan(
-        batch=q.shape[0],
-        length=length,
-        keys=length,
-        text=0,
-        heads=sizes.heads,
-        key_heads=sizes.key_heads,
-        width=sizes.width,
-        scale=scale,
-        text_scale=scale,
-        own_queries=False,
-        blocks=choose(sizes, chip),
-        unit=chip.matrix_unit,
-        residuals=True,
-        vmem=int(0.95 * chip.vmem),
-    )
 
 
 def _forward(
@@ -88,14 +66,14 @@ def _forward(
     interpret: Interpret,
 ) -> tuple[Float[Array, "b l h d"], Float[Array, "b h l"]]:
     """As `ring.forward_block`."""
-    plan = _plan(q, k, scale)
-    ids, key_ids = (flash.padded_rows(x, plan.length) for x in (q_segments, k_segments))
-    rows, keys, values = (flash.side_by_side(x, plan, plan.length) for x in (q, k, v))
-    out, logs = forward(plan, rows, keys, values, ids, key_ids, None, interpret=interpret)
-    length = q.shape[1]
-    logs = logs[:, :, 0, :length]
+    plan = kernel_plan(q, k, scale=scale, residuals=True)
+    ids, key_ids = (padded_rows(x, plan.length) for x in (q_segments, k_segments))
+    rows, keys, values = (side_by_side(x, plan, plan.length) for x in (q, k, v))
+    found = forward(plan, rows, keys, values, ids, key_ids, None, interpret=interpret)
+    assert found.logs is not None
+    logs = found.logs[:, :, 0, : q.shape[1]]
     sees = (q_segments > 0)[:, None] & (logs < -HIDDEN / 2)
-    return flash.apart(out, plan, q), jnp.where(sees, logs / LOG2E, NEVER)
+    return apart(found.out, plan, q), jnp.where(sees, logs / LOG2E, HIDDEN)
 
 
 def _backward(
@@ -112,13 +90,15 @@ def _backward(
     interpret: Interpret,
 ) -> tuple[Float[Array, "b l h d"], Float[Array, "b l k d"], Float[Array, "b l k d"]]:
     """As `ring.backward_block`."""
-    plan = _plan(q, k, scale)
-    ids, key_ids = (flash.padded_rows(x, plan.length) for x in (q_segments, k_segments))
+    plan = kernel_plan(q, k, scale=scale, residuals=True)
+    ids, key_ids = (padded_rows(x, plan.length) for x in (q_segments, k_segments))
     # Padding, and what sees nothing, has to the kernels a huge denominator, so that its weights are 0.
-    sees = (q_segments > 0)[:, None] & (lse > NEVER / 2)
+    sees = (q_segments > 0)[:, None] & (lse > HIDDEN / 2)
     logs = jnp.where(sees, lse * LOG2E, -HIDDEN)[:, :, None]
     logs = jnp.pad(logs, [(0, 0)] * 3 + [(0, plan.length - q.shape[1])])
-    rows, keys, values, whole, given = (flash.side_by_side(x, plan, plan.length) for x in (q, k, v, out, d_out))
-    gradients = backward(plan, rows, keys, values, ids, key_ids, None, whole, [logs], given, interpret=interpret)
-    d_q, d_k, d_v = (flash.apart(x, plan, of) for x, of in zip(gradients, (q, k, v), strict=True))
-    return d_q, d_k, d_v
+    rows, keys, values, whole, given = (side_by_side(x, plan, plan.length) for x in (q, k, v, out, d_out))
+    found = ForwardOutputs(whole, logs, None)
+    gradients = backward(plan, rows, keys, values, ids, key_ids, None, found, given, interpret=interpret)
+    assert gradients.tokens is not None
+    d_k, d_v = gradients.tokens.keys, gradients.tokens.values
+    return apart(gradients.queries, plan, q), apart(d_k, plan, k), apart(d_v, plan, v)

@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.kernels.attention import GatedText, attend
+from lumina_jax.kernels.arguments import GatedText
+from lumina_jax.kernels.attention import attend
 from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, zeros
 from lumina_jax.models.rope import Rotation, rotate
 

@@ -19,8 +19,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.config import Modality, ModelConfig
-from lumina_jax.kernels.attention import GatedText
+from lumina_jax.config import ModalityConfig, ModelConfig
+from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.models.attention import (
     Attend,
     Attention,
@@ -319,7 +319,9 @@ def _by_modality(tokens: Tokens, values: list[Float[Array, "b l _"]]) -> Float[A
     return chosen
 
 
-def _in_order_of_input(output: Float[Array, "b l o"], modality: Modality, keep_sigma: bool) -> Float[Array, "b l p"]:
+def _in_order_of_input(
+    output: Float[Array, "b l o"], modality: ModalityConfig, keep_sigma: bool
+) -> Float[Array, "b l p"]:
     """Values ordered (channel, row, column) as in patches, from those of the projection: (row, column, channel)."""
     side = modality.patch_size
     output = rearrange(output, "b l (i j c) -> b l c (i j)", i=side, j=side)

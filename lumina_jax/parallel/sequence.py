@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.kernels.attention import GatedText, Implementation
-from lumina_jax.kernels.flash_forward import Interpret
-from lumina_jax.kernels.ring import Keys, ring_attention
+from lumina_jax.kernels.arguments import GatedText, Implementation
+from lumina_jax.kernels.flash.plan import Interpret
+from lumina_jax.kernels.ring import KeyBlock, ring_attention
 from lumina_jax.kernels.ring_blocks import block_attention
 from lumina_jax.parallel.mesh import AnyMesh, axes_of, axis_size
 
@@ -52,11 +52,11 @@ def _around(axes: tuple[str, ...], size: int, implementation: Implementation, in
         scale: float,
         text: GatedText | None = None,
     ) -> Float[Array, "b l h d"]:
-        own, attention = Keys(k, v, segment_ids), block_attention(q, k, implementation, interpret)
+        own, attention = KeyBlock(k, v, segment_ids), block_attention(q, k, implementation, interpret)
         out = ring_attention(q, own, segment_ids, scale=scale, axes=axes, size=size, attention=attention)
         if text is None:
             return out
-        queries, block = q if text.queries is None else text.queries, Keys(text.keys, text.values, text.segment_ids)
+        queries, block = q if text.queries is None else text.queries, KeyBlock(text.keys, text.values, text.segment_ids)
         from_text = ring_attention(queries, block, segment_ids, scale=1 / math.sqrt(q.shape[-1]), axes=(), size=1)
         return out + jnp.tanh(text.gate).astype(out.dtype)[:, None] * from_text
 

@@ -18,7 +18,8 @@ import json, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from lumina_jax.kernels.attention import GatedText, attend
+from lumina_jax.kernels.arguments import GatedText
+from lumina_jax.kernels.attention import attend
 
 topology, width, heads, key_heads, tokens, gradients = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices

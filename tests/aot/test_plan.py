@@ -56,7 +56,7 @@ def test_the_program_does_not_grow_with_depth():
 def test_the_load_of_a_plan_is_what_training_would_feed_it():
     config = load_config(ROOT / "configs" / "t2i_5b_1024.py")
     load = Plan(config=config, topology=parse_topology("v5e:16x16")).load
-    latents = dataclasses.replace(config.data, image_size=1024 // 8)
+    latents = config.data.replace(image_size=1024 // 8)
     assert load.tokens == row_tokens(latents, config.model) > 64 * 64
     assert (load.rows, load.samples, load.text_tokens) == (config.data.batch_rows, 1, 128)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import DataConfig, ModelConfig, PictureConfig
 from lumina_jax.data.batches import Stream, row_tokens
 from lumina_jax.data.emoji_source import EmojiSource
 from lumina_jax.data.file_sources import FolderSource
@@ -21,7 +21,7 @@ from tests.data.numbered import LABEL, PACKED, PATCH, TEXT, Lookup, Numbered, as
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 97])
 def test_the_order_is_a_permutation_that_differs_by_key(count):
-    orders = [[shuffled(place, count, f"0 {epoch}") for place in range(count)] for epoch in range(5)]
+    orders = [[shuffled(position, count, f"0 {epoch}") for position in range(count)] for epoch in range(5)]
     assert all(sorted(order) == list(range(count)) for order in orders)
     assert count < 10 or len({tuple(order) for order in orders}) == 5
 
@@ -29,7 +29,7 @@ def test_the_order_is_a_permutation_that_differs_by_key(count):
 def test_the_order_puts_every_sample_everywhere_equally_often():
     counts = np.zeros((10, 10))
     for epoch in range(2000):
-        counts[np.arange(10), [shuffled(place, 10, str(epoch)) for place in range(10)]] += 1
+        counts[np.arange(10), [shuffled(position, 10, str(epoch)) for position in range(10)]] += 1
     statistic = ((counts - 200) ** 2 / 200).sum()
     assert statistic < 135  # 99.9 % of chi-squared with 81 degrees of freedom is below 126
 
@@ -128,12 +128,12 @@ def test_the_oldest_waiting_sample_is_always_in_the_next_batch():
 
 
 def test_rows_hold_the_longest_bucket_unless_told_otherwise():
-    assert row_tokens(DataConfig(image_size=32), TEXT) == 8 * 9
-    assert row_tokens(DataConfig(image_size=32), LABEL) == 8 * 8
-    assert row_tokens(DataConfig(image_size=32, crop="buckets"), TEXT) == 16 * 5
-    assert row_tokens(DataConfig(image_size=32, row_tokens=200, samples_per_row=2), TEXT) == 200
+    assert row_tokens(DataConfig(media=PictureConfig(image_size=32)), TEXT) == 8 * 9
+    assert row_tokens(DataConfig(media=PictureConfig(image_size=32)), LABEL) == 8 * 8
+    assert row_tokens(DataConfig(media=PictureConfig(image_size=32, crop="buckets")), TEXT) == 16 * 5
+    assert row_tokens(DataConfig(media=PictureConfig(image_size=32), row_tokens=200, samples_per_row=2), TEXT) == 200
     with pytest.raises(ValueError, match="72 tokens"):
-        row_tokens(DataConfig(image_size=32, row_tokens=71), TEXT)
+        row_tokens(DataConfig(media=PictureConfig(image_size=32), row_tokens=71), TEXT)
 
 
 def test_captions_and_labels_are_dropped_at_the_stated_share():

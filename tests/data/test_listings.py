@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import DataConfig, FolderConfig
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, Record, contents
 from lumina_jax.data.file_sources import FolderSource
@@ -138,7 +138,7 @@ def test_training_reads_folders_of_classes(tmp_path, model, workers):
     for index in range(4):
         (tmp_path / f"class {index}").mkdir()
         Image.new("RGB", (8, 8), (index,) * 3).save(tmp_path / f"class {index}" / "picture.png")
-    source = open_source(DataConfig(source="folder", path=str(tmp_path)), model)
+    source = open_source(DataConfig(source=FolderConfig(path=str(tmp_path))), model)
     with Stream(source, small(workers=workers), model, seed=0) as stream:
         (batch,) = take(stream, 1)
     grays = ((batch.tokens.patches[:, 0, 0] + 1) * 127.5).round().tolist()
@@ -149,7 +149,7 @@ def test_training_reads_folders_of_classes(tmp_path, model, workers):
 
 def test_more_folders_than_the_model_has_classes_are_refused(tmp_path):
     put(tmp_path, *(f"{index:02}/1.png" for index in range(41)))
-    data = DataConfig(source="folder", path=str(tmp_path))
+    data = DataConfig(source=FolderConfig(path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"has 41 classes, but model\.classes=40"):
         open_source(data, LABEL)
     assert len(open_source(data, TEXT)) == 41
@@ -184,10 +184,10 @@ def test_the_metadata_of_hugging_face_are_read(tmp_path, ending):
 )
 def test_a_csv_of_another_kind_is_refused(tmp_path, content):
     put(tmp_path, "metadata.csv", content=content)
-    with pytest.raises(ValueError, match=r"metadata\.csv (must have a column|cannot be read|names no picture)"):
+    with pytest.raises(ValueError, match=r"metadata\.csv (must have a column|cannot be read|lists no sample)"):
         FolderSource(tmp_path)
     (tmp_path / "metadata.csv").rename(tmp_path / "names.csv")
-    with pytest.raises(ValueError, match=r"without a column file_name|cannot be read|names no picture"):
+    with pytest.raises(ValueError, match=r"without a column file_name|cannot be read|lists no sample"):
         FolderSource(tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_numbers_of_a_csv_are_numbers_or_bad_samples(tmp_path):
 
 
 def of_one_split(folder, split):
-    source = open_source(DataConfig(source="folder", path=str(folder), split=split), TEXT)
+    source = open_source(DataConfig(source=FolderConfig(path=str(folder), split=split)), TEXT)
     return [(record.name, record.caption) for record in map(source.__getitem__, range(len(source)))]
 
 
@@ -242,7 +242,10 @@ def test_scenes_are_taken_where_they_lie_beside_the_captions_they_come_from(tmp_
     ("names", "words"),
     [
         (["1.png", "2.png", "settings.json"], ["2 files but no captions", "captions.jsonl", "1.txt"]),
-        (["Val/cat/1.png", "test/cat/2.png"], ["parts of a data set (Val, test)", "data.split='train'", "--data.path"]),
+        (
+            ["Val/cat/1.png", "test/cat/2.png"],
+            ["splits of a data set (Val, test)", "data.split='train'", "--data.path"],
+        ),
         (["train/1.png"], ["1 files but no captions"]),
         (["inner/metadata.jsonl", "1.png"], ["name the file", "inner/metadata.jsonl"]),
         (["data/train-00000.parquet"], ["parquet"]),

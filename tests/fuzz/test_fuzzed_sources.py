@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import ClipConfig, DataConfig, ModelConfig, SoundConfig
 from lumina_jax.data.example import BadSample, Example
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
 from lumina_jax.data.sources import open_source
+from lumina_jax.modalities import modality_of_source
 from tests.fuzz.mutations import bytes_of, documents, fuzzed, texts_of, values
 
 pytestmark = pytest.mark.slow
@@ -86,14 +87,14 @@ def folder(tmp_path):
 
 def read(folder, *, source="folder", path=None, sounds=False):
     """Open a source, and prepare all of its samples."""
-    about = {"seconds": 0.5, "sample_rate": 16_000} if sounds else {"frames": 2}
+    media = SoundConfig(seconds=0.5, sample_rate=16_000) if sounds else ClipConfig(image_size=16, frames=2)
     model = ModelConfig(layers=1, heads=2, width=16, patch_size=1, channels=80) if sounds else MODEL
-    data = DataConfig(source=source, path=str(path or folder), image_size=16, **about)
+    data = DataConfig(media=media).replace(source=source, path=str(path or folder))
     try:
         opened = open_source(data, model)
     except ValueError:
         return
-    prepare = Preparation(data, model, 0, tuple(possible_sizes(data, model)))
+    prepare = Preparation(modality_of_source(data, model), model, 0)
     for index in range(len(opened)):
         _, sample = prepare((index, opened[index]))
         assert isinstance(sample, Example | BadSample)

@@ -15,8 +15,8 @@ from lumina_jax.kernel_bench.contestants import Contestant
 from lumina_jax.kernel_bench.estimate import Estimate
 from lumina_jax.kernel_bench.measurements import Measurement, Trial
 from lumina_jax.kernel_bench.problems import Problem
-from lumina_jax.kernels import tuned
-from lumina_jax.kernels.blocks import Sizes, choose
+from lumina_jax.kernels.flash import tuned
+from lumina_jax.kernels.flash.blocks import Sizes, choose
 
 TOPOLOGY = "v6e:2x2"
 FORWARD = [{"q": 128}, {"q": 256}, {"q": 512}]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from lumina_jax.kernels.attention import GatedText
+from lumina_jax.kernels.arguments import GatedText
 
 
 class Case(NamedTuple):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumina_jax.kernels.attention import GatedText, attend
+from lumina_jax.kernels.arguments import GatedText
+from lumina_jax.kernels.attention import attend
 
 B, L, T, H, K, D = 2, 9, 5, 4, 2, 8
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1] * 9])

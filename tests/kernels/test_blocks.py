@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from lumina_jax.chips import CHIPS
-from lumina_jax.kernels import runs, segments
-from lumina_jax.kernels.blocks import (
+from lumina_jax.kernels.flash import visits as steering
+from lumina_jax.kernels.flash.blocks import (
     UNKNOWN,
     BlockSizes,
     Sizes,
@@ -19,7 +19,7 @@ from lumina_jax.kernels.blocks import (
 
 
 def visits(queries, keys, **tiles):
-    return segments.visits(jnp.asarray(queries), jnp.asarray(keys), **tiles)
+    return steering.visits(jnp.asarray(queries), jnp.asarray(keys), most=0.4, **tiles)
 
 
 GOOD = {
@@ -125,9 +125,9 @@ def listed(ids, *, block, tile, keys=None, text=None):
     """Counts of tiles by block, and the tiles of all blocks."""
     keys = ids if keys is None else keys
     text = None if text is None else jnp.asarray(text)
-    found = runs.runs(jnp.asarray(ids), jnp.asarray(keys), text, block=block, tile=tile)
+    found = steering.runs(jnp.asarray(ids), jnp.asarray(keys), text, block=block, tile=tile)
     counts = np.asarray(found.counts)
-    tiles = np.asarray(found.tiles).reshape(len(counts), -1, runs.FIELDS)
+    tiles = np.asarray(found.tiles).reshape(len(counts), -1, len(steering.Tile._fields))
     return counts, [tuple(int(x) for x in row) for count, of in zip(counts, tiles) for row in of[: max(count, 0)]]
 
 

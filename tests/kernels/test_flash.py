@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from lumina_jax.kernels.attention import attend
-from lumina_jax.kernels.blocks import BlockSizes
-from lumina_jax.kernels.flash import flash_attention
+from lumina_jax.kernels.flash.blocks import BlockSizes
+from lumina_jax.kernels.flash.call import flash_attention
 from tests.kernels.flash_cases import arrays, by_definition, case, gated, relative
 
 SMALL = BlockSizes(
@@ -48,14 +48,7 @@ MANY_WORDS = np.repeat([[1, 1, 1, 0, 0], [1, 2, 3, 4, 0]], [30, 40, 60, 20, 10],
 def run(of, *inputs, blocks=SMALL, interpret=True):
     text = gated(of, *inputs[3:]) if of.text else None
     ids = jnp.asarray(of.segments)
-    return flash_attention(
-        *inputs[:3],
-        segment_ids=ids,
-        scale=of.scale,
-        text=None if text is None else tuple(text),
-        blocks=blocks,
-        interpret=interpret,
-    )
+    return flash_attention(*inputs[:3], segment_ids=ids, scale=of.scale, text=text, blocks=blocks, interpret=interpret)
 
 
 def output_and_gradients(of, gradient, **options):

@@ -7,7 +7,7 @@ import pytest
 
 from lumina_jax.kernels import ring
 from lumina_jax.kernels.attention import attend
-from lumina_jax.kernels.ring import Keys, ring_attention
+from lumina_jax.kernels.ring import KeyBlock, ring_attention
 
 SEGMENTS = np.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 16], np.int32)
 """Two rows of 16 tokens: two samples and padding, which cut the blocks of 4 anywhere; and one sample."""
@@ -25,7 +25,7 @@ def whole(q, k, v):
 
 def around(q, k, v, devices=4):
     def local(q, k, v, segments):
-        return ring_attention(q, Keys(k, v, segments), segments, scale=0.7, axes=("ring",), size=devices)
+        return ring_attention(q, KeyBlock(k, v, segments), segments, scale=0.7, axes=("ring",), size=devices)
 
     parts = [jnp.stack(jnp.split(x, devices, axis=1)) for x in (q, k, v, jnp.asarray(SEGMENTS))]
     return jnp.concatenate(list(jax.vmap(local, axis_name="ring")(*parts)), axis=1)

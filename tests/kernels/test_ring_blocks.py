@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumina_jax.kernels.ring import PLAIN, Keys, ring_attention
+from lumina_jax.kernels.ring import PLAIN, KeyBlock, ring_attention
 from lumina_jax.kernels.ring_blocks import block_attention
 from tests.kernels.flash_cases import arrays, by_definition, case, relative
 
@@ -19,7 +19,7 @@ devices each holds no multiple of 128 tokens."""
 def around(of, devices, q, k, v):
     def local(q, k, v, ids):
         attention = block_attention(q, k, "pallas", interpret=True)
-        block = Keys(k, v, ids)
+        block = KeyBlock(k, v, ids)
         return ring_attention(q, block, ids, scale=of.scale, axes=("ring",), size=devices, attention=attention)
 
     parts = [jnp.stack(jnp.split(x, devices, axis=1)) for x in (q, k, v, jnp.asarray(of.segments))]

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import ClipConfig, DataConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
 from lumina_jax.data.scenes import scenes, write_scenes
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.modalities.decoding.clips import read_frames
 from lumina_jax.modalities.decoding.frames import evenly, moments, read_pictures
 from lumina_jax.modalities.decoding.media import Clip, Views
@@ -60,17 +61,17 @@ def test_the_frame_of_a_moment_is_the_one_shown_then(tmp_path, ending):
 def test_only_what_lies_between_start_and_end_counts(tmp_path, ending):
     file = save(tmp_path / f"clip.{ending}", grays(12))
     clip = Clip(file, start=0.3, end=0.7)
-    assert levels(read_pictures(clip, DataConfig(frames=4), None)) == [3, 4, 5, 6]
+    assert levels(read_pictures(clip, ClipConfig(frames=4), None)) == [3, 4, 5, 6]
 
 
 def test_bytes_of_a_file_are_read_like_the_file(tmp_path):
     file = save(tmp_path / "clip.mp4", grays(5))
-    assert levels(read_pictures(Clip(file.read_bytes()), DataConfig(frames=5), None)) == [0, 1, 2, 3, 4]
+    assert levels(read_pictures(Clip(file.read_bytes()), ClipConfig(frames=5), None)) == [0, 1, 2, 3, 4]
 
 
 def test_a_video_of_one_frame_is_one_frame(tmp_path):
     file = save(tmp_path / "clip.mp4", grays(8)[7:])
-    found = read_pictures(Clip(file), DataConfig(frames=8, frame_rate=float(RATE)), None)
+    found = read_pictures(Clip(file), ClipConfig(frames=8, frame_rate=float(RATE)), None)
     assert levels(found) == [7]
 
 
@@ -99,11 +100,11 @@ def test_a_clip_turned_in_its_metadata_stands_upright(tmp_path):
 
 
 def test_without_a_rate_frames_are_spread_over_the_whole_clip():
-    assert moments(8.0, DataConfig(frames=4), None) == [1.0, 3.0, 5.0, 7.0]
+    assert moments(8.0, ClipConfig(frames=4), None) == [1.0, 3.0, 5.0, 7.0]
 
 
 def test_with_a_rate_frames_keep_their_distance_and_start_anywhere_the_clip_allows():
-    data = DataConfig(frames=4, frame_rate=2.0)
+    data = ClipConfig(frames=4, frame_rate=2.0)
     starts = []
     for seed in range(50):
         chosen = np.array(moments(10.0, data, random.Random(seed)))
@@ -123,18 +124,18 @@ def test_views_are_spread_evenly_around_the_object(tmp_path):
     for place, picture in enumerate(grays(12)):
         picture.save(tmp_path / f"{place}.png")
     views = Views(tuple(tmp_path / f"{place}.png" for place in range(12)))
-    assert levels(read_pictures(views, DataConfig(frames=6), None)) == [0, 2, 4, 6, 8, 10]
+    assert levels(read_pictures(views, ClipConfig(frames=6), None)) == [0, 2, 4, 6, 8, 10]
     Image.new("RGB", (8, 8)).save(tmp_path / "2.png")
     with pytest.raises(ValueError, match="must have one size"):
-        read_pictures(views, DataConfig(frames=6), None)
+        read_pictures(views, ClipConfig(frames=6), None)
 
 
 def test_all_frames_of_a_clip_are_cropped_alike(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (40, 90, 3), np.uint8)
     frames = [Image.fromarray(noise)] * 5
     frames[4] = Image.fromarray(255 - noise)  # else the animation is one frame
-    data = DataConfig(frames=5, image_size=16, crop="buckets")
-    prepare = Preparation(data, MODEL, 0, tuple(possible_sizes(data, MODEL)))
+    data = DataConfig(media=ClipConfig(frames=5, image_size=16, crop="buckets"))
+    prepare = Preparation(modality_of_source(data, MODEL), MODEL, 0)
     crops = set()
     for index in range(6):
         record = Record("clip", Clip(save(tmp_path / "clip.webp", frames)), "noise", None)
@@ -168,7 +169,7 @@ def test_a_clip_that_is_cut_off_is_refused_where_frames_are_missing(tmp_path, en
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"cannot be read|is broken|no frame"):
-        read_pictures(Clip(file), DataConfig(frames=12), None)
+        read_pictures(Clip(file), ClipConfig(frames=12), None)
 
 
 def test_a_broken_frame_is_refused_with_its_time_or_the_decoder_s_reason(tmp_path):
@@ -179,7 +180,7 @@ def test_a_broken_frame_is_refused_with_its_time_or_the_decoder_s_reason(tmp_pat
     content[start : start + 2000] = bytes(2000)
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken|cannot be read"):
-        read_pictures(Clip(file), DataConfig(frames=12), None)
+        read_pictures(Clip(file), ClipConfig(frames=12), None)
 
 
 def test_a_part_that_is_not_there_is_refused(tmp_path):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import ClipConfig
 from lumina_jax.evaluation.retrieval import motion, nearest
 from lumina_jax.generation.gallery import Gallery
 from lumina_jax.modalities.decoding.frames import read_pictures
 from lumina_jax.modalities.decoding.media import Clip
-from lumina_jax.modalities.files.movies import frame_sheet, moving_sheet, save_gif, save_mp4
+from lumina_jax.modalities.files.movies import FrameFiles, frame_sheet, moving_sheet, save_gif, save_mp4
 from lumina_jax.modalities.files.png import read_png_metadata
 
 
@@ -34,7 +34,7 @@ def test_a_gif_has_every_frame_and_their_rate(tmp_path):
 def test_a_video_shows_its_frames_again(tmp_path, size):
     frames = flat_colors(5, *size)
     save_mp4(tmp_path / "clip.mp4", frames, rate=6.0)
-    read = read_pictures(Clip(tmp_path / "clip.mp4"), DataConfig(frames=5), None)
+    read = read_pictures(Clip(tmp_path / "clip.mp4"), ClipConfig(frames=5), None)
     assert read[0].size == (size[1] + size[1] % 2, size[0] + size[0] % 2)
     for picture, frame in zip(read, frames, strict=True):
         assert np.abs(np.asarray(picture).astype(int).mean((0, 1)) - frame[0, 0]).max() <= 4
@@ -58,7 +58,7 @@ def test_a_shorter_clip_begins_again_on_a_moving_sheet():
 
 
 def save(folder, samples, prompts, settings):
-    gallery = Gallery(folder, prompts, settings, rate=8.0)
+    gallery = Gallery(folder, prompts, settings, FrameFiles(8.0))
     for index, sample in enumerate(samples):
         gallery.add(index, sample)
     gallery.sheet()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from lumina_jax.kernels.attention import GatedText, attend
+from lumina_jax.kernels.arguments import GatedText
+from lumina_jax.kernels.attention import attend
 from lumina_jax.parallel.sequence import attend_across
 
 SEGMENTS = np.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 16], np.int32)

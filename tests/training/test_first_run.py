@@ -28,7 +28,7 @@ def test_a_run_names_itself_and_its_phases_in_order(first):
     places = [f"\n{said}".find(f"\n{word}") for word in [*header, *phases]]
     assert -1 not in places
     assert places == sorted(places)
-    assert "images/s" in said
+    assert "pictures/s" in said
 
 
 def test_prompts_of_the_sheets_are_taken_from_the_data_and_saved(first):
@@ -36,7 +36,7 @@ def test_prompts_of_the_sheets_are_taken_from_the_data_and_saved(first):
     folder = Path(settings.run.root) / "tiny"
     saved = json.loads((folder / "config.json").read_text())["run"]["sample_prompts"]
     assert len(set(saved)) == 8
-    assert all(0 <= int(label) < settings.data.emoji_names for label in saved)
+    assert all(0 <= int(label) < settings.data.source.emoji_names for label in saved)
     assert [file.name for file in sorted((folder / "samples").iterdir())] == ["step_0000002.png", "step_0000004.png"]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import VisualConfig
 from lumina_jax.modalities.decoding.clips import read_frames
 from lumina_jax.modalities.decoding.media import Clip, LatentDistribution, Media, Sound, Views
 from lumina_jax.modalities.decoding.pictures import Finish, as_decoded, open_picture
@@ -20,7 +20,7 @@ ROUNDING = 1e-6
 
 
 def read_pictures(
-    media: Media, data: DataConfig, draws: random.Random | None, finish: Finish = as_decoded
+    media: Media, wanted: VisualConfig, draws: random.Random | None, finish: Finish = as_decoded
 ) -> list[Image.Image]:
     """The frames of a sample.
 
@@ -31,8 +31,8 @@ def read_pictures(
     Raises:
       ValueError: it cannot be read, or its frames have different sizes.
     """
-    if data.grid_columns is not None:
-        _check_views(media, data)
+    if wanted.grid_columns is not None:
+        _check_views(media, wanted)
     sizes: set[tuple[int, int]] = set()
 
     def checked(picture: Image.Image) -> Image.Image:
@@ -42,22 +42,22 @@ def read_pictures(
         return finish(picture)
 
     if isinstance(media, Clip):
-        return read_frames(media, lambda seconds: moments(seconds, data, draws), checked)
+        return read_frames(media, lambda seconds: moments(seconds, wanted, draws), checked)
     if isinstance(media, Views):
-        return [open_picture(media.files[place], checked) for place in evenly(len(media.files), data.frames)]
+        return [open_picture(media.files[place], checked) for place in evenly(len(media.files), wanted.frames)]
     if isinstance(media, np.ndarray) and media.ndim == 4:
-        return [open_picture(media[place], checked) for place in evenly(len(media), data.frames)]
+        return [open_picture(media[place], checked) for place in evenly(len(media), wanted.frames)]
     assert not isinstance(media, LatentDistribution | Sound)
     return [open_picture(media, checked)]
 
 
-def _check_views(media: Media, data: DataConfig) -> None:
+def _check_views(media: Media, wanted: VisualConfig) -> None:
     """Refuse what does not fill a grid: a clip, a picture, and an object of fewer views."""
     of_views = isinstance(media, Views) or (isinstance(media, np.ndarray) and media.ndim == 4)
     views = (len(media.files) if isinstance(media, Views) else len(media)) if of_views else 0  # type: ignore[arg-type]
-    if views < data.frames:
+    if views < wanted.frames:
         what = f"it has {views}" if of_views else "it is no object in views"
-        raise ValueError(f"a grid needs the {data.frames} views of an object, but {what}; see data.grid_columns")
+        raise ValueError(f"a grid needs the {wanted.frames} views of an object, but {what}; see data.grid_columns")
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -66,11 +66,11 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [place * count // wanted for place in range(wanted)]
 
 
-def moments(seconds: float, data: DataConfig, draws: random.Random | None) -> Sequence[float]:
-    """Times in a clip of so many seconds at which frames are taken."""
-    if data.frame_rate is None:
-        return [(place + 0.5) * seconds / data.frames for place in range(data.frames)]
-    count = max(1, min(data.frames, int(seconds * data.frame_rate + ROUNDING)))
-    spare = max(0.0, seconds - count / data.frame_rate)
+def moments(seconds: float, wanted: VisualConfig, draws: random.Random | None) -> Sequence[float]:
+    """Times in a clip of this length at which frames are taken."""
+    if wanted.frame_rate is None:
+        return [(frame + 0.5) * seconds / wanted.frames for frame in range(wanted.frames)]
+    count = max(1, min(wanted.frames, int(seconds * wanted.frame_rate + ROUNDING)))
+    spare = max(0.0, seconds - count / wanted.frame_rate)
     start = spare * (0.5 if draws is None else draws.random())
-    return [start + (place + 0.5) / data.frame_rate for place in range(count)]
+    return [start + (frame + 0.5) / wanted.frame_rate for frame in range(count)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import SoundConfig
 from lumina_jax.mel import load_librosa
 from lumina_jax.modalities.decoding.kinds import check_file, kind_of, mistaken
 from lumina_jax.modalities.decoding.media import Sound
@@ -32,21 +32,20 @@ SLACK = 0.1
 """Seconds by which a file that PyAV reads may end before it says it does."""
 
 
-def read_sound(sound: Sound, data: DataConfig) -> Float[np.ndarray, " n"]:
+def read_sound(sound: Sound, wanted: SoundConfig) -> Float[np.ndarray, " n"]:
     """The samples of a recording at data.sample_rate, channels averaged.
 
     Raises:
       ValueError: no such file, not a sound, nothing between start and end, silent, or longer than data.seconds.
     """
-    assert data.seconds is not None
-    samples, rate = _samples(sound, data.seconds)
+    samples, rate = _samples(sound, wanted.seconds)
     if not np.isfinite(samples).all():
         raise ValueError("the recording holds samples that are not finite numbers")
     if len(samples) < SHORTEST * rate:
         raise ValueError(f"the recording has {len(samples) / rate:.3f} s, but must have {SHORTEST} s at least")
     if np.abs(samples).max() < SILENCE:
         raise ValueError("the recording is silent; leave it out")
-    return load_librosa().resample(samples, orig_sr=rate, target_sr=data.sample_rate)
+    return load_librosa().resample(samples, orig_sr=rate, target_sr=wanted.sample_rate)
 
 
 def _samples(sound: Sound, most: float) -> tuple[Float[np.ndarray, " n"], int]:

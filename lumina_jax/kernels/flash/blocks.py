@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from jax.experimental.pallas import tpu as pltpu
 
 from lumina_jax.chips import CHIPS, LANES, MIB, Chip
-from lumina_jax.kernels.tuned import TUNED
+from lumina_jax.kernels.flash.tuned import TUNED
 
 ROWS_OF_A_REGISTER = 16
 """Rows of two bytes that a vector register holds: what starts within a block starts at a multiple of it."""
@@ -186,9 +186,9 @@ def padded_length(tokens: int) -> int:
     tokens are worth it where the exact multiple has only small divisors (a prime number of registers).
     """
     least = padded(tokens) // LANES
-    if _largest_divisor(least, 12) >= 6:
+    if largest_divisor(least, 12) >= 6:
         return LANES * least
-    return LANES * min(range(least, least + 4), key=lambda parts: parts * (1 + 0.3 / _largest_divisor(parts, 12)))
+    return LANES * min(range(least, least + 4), key=lambda parts: parts * (1 + 0.3 / largest_divisor(parts, 12)))
 
 
 def choose(sizes: Sizes, chip: Chip) -> BlockSizes:
@@ -275,14 +275,14 @@ def _block(length: int, q: int, together: bool) -> tuple[int, int]:
 
 def _of_window(tuned: Mapping[str, int], kv: int) -> dict[str, int]:
     parts = kv // LANES
-    likely = max(_largest_divisor(parts, 4), _largest_divisor(parts, 12) if _largest_divisor(parts, 4) == 1 else 1)
+    likely = max(largest_divisor(parts, 4), largest_divisor(parts, 12) if largest_divisor(parts, 4) == 1 else 1)
     compute = _divisor(kv, tuned.get("kv_compute_backward", likely * LANES) // LANES)
     return {"kv_backward": kv, "kv_compute_backward": compute, "tile_kv_backward": LANES * _tile(parts)}
 
 
 def _divisor(tokens: int, most: int) -> int:
     """The largest divisor of at most `most` registers."""
-    return LANES * _largest_divisor(tokens // LANES, most)
+    return LANES * largest_divisor(tokens // LANES, most)
 
 
 def _tile(parts: int) -> int:
@@ -290,7 +290,7 @@ def _tile(parts: int) -> int:
     return next(part for part in (3, 2, 4, 5, 1) if parts % part == 0)
 
 
-def _largest_divisor(parts: int, most: int) -> int:
+def largest_divisor(parts: int, most: int) -> int:
     return max(part for part in divisors(parts) if part <= max(most, 1))
 
 

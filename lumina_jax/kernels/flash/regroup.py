@@ -1,33 +1,37 @@
-"""Heads moved from registers that they share to registers of their own, and back, in one pass over HBM.
+"""Moves heads from registers that they share to registers that each has alone, and back, in one pass over HBM.
 
-In: heads side by side [b l lanes], of which every so many are filled up to whole registers. Out: the same, with another
-number filled up together. XLA would go through [b l heads width], whose tiles are others, and copy three times.
+In: heads side by side [b l lanes], in groups that are each padded to whole registers. Out: the same heads in groups of
+another size. XLA would go through [b l heads width], which is tiled differently, and copy three times.
 """
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lumina_jax.chips import LANES
-from lumina_jax.kernels.blocks import padded
-from lumina_jax.kernels.flash_forward import Interpret
-from lumina_jax.kernels.lanes import Head, Ref
+from lumina_jax.kernels.flash.blocks import padded
+from lumina_jax.kernels.flash.heads import Head
+from lumina_jax.kernels.flash.plan import Interpret
 
 ROWS = 256
 """Most tokens of a grid step."""
 
 
 def regrouped(
-    x: Float[Array, "b l lanes"], *, width: int, old: int, new: int, dtype: Any, interpret: Interpret
+    x: Float[Array, "b l lanes"], *, width: int, old: int, new: int, dtype: DTypeLike, interpret: Interpret
 ) -> Float[Array, "b l other"]:
-    """Heads of `width`, of which every `new` are filled up with zeros to whole registers instead of every `old`, as
-    values of `dtype`. `l` is a multiple of 128."""
+    """Heads of `width` values in groups of `new` instead of `old`, each padded with zeros to whole registers.
+
+    Args:
+      x: `l` is a multiple of 128.
+      dtype: type of the result.
+    """
     if old == new or (old * width % LANES == 0 and new * width % LANES == 0):
         return x.astype(dtype)
     together = math.lcm(old, new)
@@ -52,12 +56,12 @@ def regrouped(
     )(x)
 
 
-def _kernel(source: Ref, target: Ref, *, width: int, old: int, new: int) -> None:
+def _kernel(source: jax.Ref, target: jax.Ref, *, width: int, old: int, new: int) -> None:
     target[...] = jnp.zeros_like(target)
     for head in range(math.lcm(old, new)):
         here, there = _head(source, head, width, old), _head(target, head, width, new)
         there.write(slice(None), here.alone(slice(None)), here)
 
 
-def _head(block: Ref, index: int, width: int, group: int) -> Head:
+def _head(block: jax.Ref, index: int, width: int, group: int) -> Head:
     return Head(block, index // group * padded(group * width) + index % group * width, width)

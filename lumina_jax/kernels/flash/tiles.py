@@ -1,27 +1,26 @@
 """Sums of softmax attention over blocks of keys in VMEM: without a shift of the logits, or with a running maximum.
 
-In: queries scaled to logits of base 2, keys and values of a head as references, and who may see whom. Out: sums over
-values and of weights, which a division turns into attention.
+In: queries scaled to logits of base 2, keys and values of a head as references, and which keys are hidden. Out: sums
+over values and of weights, which a division turns into attention.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lumina_jax.chips import LANES
-from lumina_jax.kernels.blocks import ROWS_OF_A_REGISTER
-from lumina_jax.kernels.lanes import TRANSPOSED, Head, Heads, Ref, across, product, row_sums
+from lumina_jax.kernels.arguments import HIDDEN
+from lumina_jax.kernels.flash.blocks import ROWS_OF_A_REGISTER
+from lumina_jax.kernels.flash.heads import TRANSPOSED, Head, Heads, Index, Scalar, across, product, row_sums
 
-HIDDEN = -1e30
-"""The logit of what may not be seen."""
 LOWEST = -1e15
-"""Least maximum of a row: far below every logit, far above HIDDEN, so that a row that sees nothing sums to 0."""
+"""Least maximum of a row: far below every logit and far above HIDDEN, so that a row that sees nothing sums to 0."""
 SAFE = 2.0**60
 """A row whose sum, or its inverse, is greater is computed again with a running maximum."""
 UNROLL = 12
@@ -29,20 +28,27 @@ UNROLL = 12
 LOG2E = math.log2(math.e)
 
 
+Value = TypeVar("Value")
+
+
 class Carry(NamedTuple):
     """Sums of a tile of queries: over values, of weights (one for each lane), and the shift of the logits, if any."""
 
     values: Float[Array, "q d"]
     weights: Float[Array, "q 128"]
-    shift: Any = None
+    shift: Float[Array, "q 1"] | None = None
 
 
 class Keys(NamedTuple):
-    """Keys and values of one kind: of the tokens, or of the text."""
+    """Keys and values of the tokens, or of the text, and their segment ids: a row [1 n], or columns [n 128]."""
 
     keys: Heads
     values: Heads
-    ids: Ref
+    ids: jax.Ref
+
+    def head(self, index: Scalar) -> tuple[Head, Head]:
+        """Keys and values of one head."""
+        return self.keys.head(index), self.values.head(index)
 
 
 def scaled(q: Float[Array, "q d"], scale: float) -> Float[Array, "q d"]:
@@ -59,24 +65,23 @@ def unshifted(
     q: Float[Array, "q d"],
     keys: Head,
     values: Head,
-    hidden: Callable[[Any], Float[Array, "1 n"]],
+    hidden: Callable[[Scalar], Float[Array, "1 n"]],
     carry: Carry,
     chunk: int,
     *,
-    begin: Any = 0,
+    begin: Scalar = 0,
     count: int | None = None,
 ) -> tuple[Float[Array, "q d"], Float[Array, "q 128"]]:
     """Sums over `count` chunks of the keys from `begin`, a multiple of 16, without a shift.
 
     All of it is one straight piece of program, so that the compiler overlaps the chunks, and what follows.
-    `hidden` tells of the chunk at a place what to add to its logits: HIDDEN for keys that may not be seen, else 0.
+    `hidden(start)` is added to the logits of the chunk at `start`: HIDDEN for keys that may not be seen, else 0.
     """
-
     summed, total = carry.values, carry.weights
     for start in range(0, chunk * (keys.rows // chunk if count is None else count), chunk):
-        place = start if isinstance(begin, int) else pl.multiple_of(begin + start, ROWS_OF_A_REGISTER)
-        at = pl.ds(place, chunk)
-        weights = jnp.exp2(product(q, keys.read(at), TRANSPOSED) + hidden(place))
+        first = start if isinstance(begin, int) else pl.multiple_of(begin + start, ROWS_OF_A_REGISTER)
+        at = pl.ds(first, chunk)
+        weights = jnp.exp2(product(q, keys.read(at), TRANSPOSED) + hidden(first))
         summed, total = summed + product(weights.astype(q.dtype), values.read(at)), _by_lane(total, weights)
     return summed, total
 
@@ -85,7 +90,7 @@ def unshifted_with_text(
     q: Float[Array, "q d"],
     tokens: tuple[Head, Head],
     text: tuple[Head, Head],
-    hidden: Callable[[Any], Float[Array, "1 n"]],
+    hidden: Callable[[Scalar], Float[Array, "1 n"]],
     hidden_text: Float[Array, "1 t"],
     zeros: Carry,
     chunk: int,
@@ -122,21 +127,21 @@ def unshifted_with_text(
 
 
 def _by_lane(total: Float[Array, "q 128"], weights: Float[Array, "q n"]) -> Float[Array, "q 128"]:
-    """Weights added up, one sum for each lane."""
+    """Weights added to sums, one for each lane."""
     for lane in range(0, weights.shape[1], LANES):
         total = total + weights[:, lane : lane + LANES]
     return total
 
 
-def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value: Any) -> Any:
-    """step(start, value) for start = 0, size, ... , unrolled, so that the compiler overlaps the steps."""
+def unrolled_loop(count: int, size: int, step: Callable[[Scalar, Value], Value], value: Value) -> Value:
+    """step(start, value) for start = 0, size, ..., unrolled, so that the compiler overlaps the steps."""
     if count <= UNROLL:
         for index in range(count):
             value = step(index * size, value)
         return value
     parts = max(part for part in range(1, UNROLL + 1) if count % part == 0)
 
-    def some(index: Any, value: Any) -> Any:
+    def some(index: Index, value: Value) -> Value:
         for part in range(parts):
             value = step(pl.multiple_of((index * parts + part) * size, size), value)
         return value
@@ -147,20 +152,21 @@ def unrolled_loop(count: int, size: int, step: Callable[[Any, Any], Any], value:
 def online(
     queries: list[Array],
     keys: Keys,
-    key_heads: list[Any],
+    key_heads: list[Scalar],
     ids: Int[Array, "q 128"],
-    first: Any,
-    end: Any,
+    first: Scalar,
+    end: Scalar,
     carries: list[Carry],
     tile: int,
 ) -> list[Carry]:
     """Sums over tiles first..end of the keys, several heads side by side, with a running maximum."""
 
-    def step(index: Any, carries: list[Carry]) -> list[Carry]:
+    def step(index: Index, carries: list[Carry]) -> list[Carry]:
         at = pl.ds(pl.multiple_of(index * tile, tile), tile)
         visible = across(ids, tile) == jnp.where(keys.ids[:, at] > 0, keys.ids[:, at], -1)
         result = []
         for q, head, carry in zip(queries, key_heads, carries):
+            assert carry.shift is not None
             logits = product(q, keys.keys.head(head).read(at), TRANSPOSED)
             logits = jnp.where(visible, logits, HIDDEN)
             shift = jnp.maximum(carry.shift, jnp.max(logits, axis=1, keepdims=True))
@@ -179,16 +185,17 @@ def inverse(total: Float[Array, "q 1"]) -> Float[Array, "q 1"]:
 
 
 def logarithm(weights: Float[Array, "q 128"], shift: Float[Array, "q 1"] | None = None) -> Float[Array, "1 q"]:
-    """log2 of each row's denominator; huge for a row that saw nothing, so that its weights are 0 again."""
+    """log2 of each row's denominator; huge for a row that saw nothing, so that its weights become 0 again."""
     total = row_sums(weights)
     shifts = 0.0 if shift is None else jnp.broadcast_to(shift, weights.shape).T[:1]
     return jnp.where(total > 0, jnp.log2(jnp.where(total > 0, total, 1.0)) + shifts, -HIDDEN)
 
 
-def within_safety(totals: list[Float[Array, "q n"]]) -> Any:
+def within_safety(totals: list[Float[Array, "q n"]]) -> Bool[Array, ""]:
     """Whether sums without a shift are exact: nothing overflowed, and what vanished is too small to count.
 
-    `totals` are of rows, n = 1, or of their lanes, n = 128, which costs less; where those fail, the rows may not.
+    `totals` are those of rows, n = 1, or of their lanes, n = 128, which cost less; where those of the lanes fail, those
+    of the rows may still hold.
     """
     within = [jnp.where((total < SAFE) & (total > 1.0 / SAFE), 1.0, 0.0) for total in totals]
     return jnp.min(functools.reduce(jnp.minimum, within)) > 0.0

@@ -1,0 +1,162 @@
+"""What is fixed when the attention kernels for a call are built: sizes, factors of the logits, and how work is cut."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.chips import LANES
+from lumina_jax.kernels.flash.blocks import (
+    UNKNOWN,
+    BlockSizes,
+    Sizes,
+    choose,
+    known_chip,
+    largest_divisor,
+    padded,
+    padded_length,
+)
+from lumina_jax.kernels.flash.heads import Scalar
+
+Interpret = bool | pltpu.InterpretParams
+"""Whether to run a kernel on any device, slowly: True shows its values, parameters also races."""
+VMEM_LIMIT = 0.95
+"""The share of a core's vector memory that the compiler may give to a kernel."""
+
+
+class PaddedText(NamedTuple):
+    """Text as the kernels take it; `gate` is after its tanh, `queries` are None where those of the tokens serve."""
+
+    gate: Float[Array, " h"]
+    keys: Float[Array, "b t kd"]
+    values: Float[Array, "b t kd"]
+    segment_ids: Int[Array, "b t"]
+    queries: Float[Array, "b l hd"] | None
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """What is fixed when a kernel is built.
+
+    Attributes:
+      batch: rows.
+      length, keys, text: tokens of queries, of keys and of text in a row, padded; `text` is 0 where there is none.
+      heads, key_heads: of queries, and of keys and values.
+      width: values of a head.
+      scale: factor of the logits.
+      text_scale: factor of the text's logits where it has queries of its own.
+      text_has_queries: the text is seen by queries of its own.
+      blocks: how the work is cut.
+      unit: rows and columns of the chip's matrix units.
+      residuals: the forward pass writes what the backward pass needs.
+      vmem: bytes of vector memory that the kernel may use.
+    """
+
+    batch: int
+    length: int
+    keys: int
+    text: int
+    heads: int
+    key_heads: int
+    width: int
+    scale: float
+    text_scale: float
+    text_has_queries: bool
+    blocks: BlockSizes
+    unit: int
+    residuals: bool
+    vmem: int
+
+    @property
+    def repeats(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.key_heads
+
+    @property
+    def parts(self) -> int:
+        """Parts in which the forward pass streams the keys; 1: all keys stay in VMEM."""
+        return self.keys // self.blocks.kv
+
+    @property
+    def text_tile(self) -> int:
+        return self.text if self.text <= 2 * LANES else LANES
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the registers that hold a head."""
+        return padded(self.width)
+
+    def each_head(self, work: Callable[[list[Scalar]], None], *, side_by_side: int, count: int | None = None) -> None:
+        """Call `work` with all heads of a grid step (or with the first `count`), at most `side_by_side` at a time."""
+        count = count or self.blocks.heads
+        size = largest_divisor(count, side_by_side)
+        if size == count:
+            work(list(range(count)))
+            return
+
+        @pl.loop(0, count // size)
+        def _(index: Int[Array, ""]) -> None:
+            work([index * size + part for part in range(size)])
+
+    def cost(self, *, products: int, itemsize: int) -> pl.CostEstimate:
+        """The cost of `products` matrix products of queries, keys and width, when every token sees every other.
+
+        Arrays go through HBM once, streamed keys once for each block of queries.
+        """
+        pairs = self.batch * self.heads * self.length * (self.keys + self.text)
+        fetches = self.repeats * self.length // self.blocks.q if self.parts > 1 else 1
+        values = self.length * self.heads + (self.keys * fetches + self.text) * self.key_heads
+        return pl.CostEstimate(
+            flops=2 * products * pairs * self.width,
+            transcendentals=pairs,
+            bytes_accessed=products * self.batch * values * self.width * itemsize,
+        )
+
+
+def sizes_of(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens: int) -> Sizes:
+    """What the choice of blocks for these arrays depends on."""
+    return Sizes(q.shape[1], text_tokens, q.shape[2], k.shape[2], q.shape[3], q.dtype.itemsize)
+
+
+def kernel_plan(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b l k d"],
+    *,
+    scale: float,
+    text_tokens: int = 0,
+    text_has_queries: bool = False,
+    residuals: bool = False,
+    blocks: BlockSizes | None = None,
+) -> KernelPlan:
+    """The plan of a call with these arrays, whose rows will be padded.
+
+    Args:
+      blocks: how the work is cut; None: the best known for the chip.
+
+    Raises:
+      ValueError: blocks that do not divide the padded row, or that do not fit into the chip's vector memory.
+    """
+    sizes, chip = sizes_of(q, k, text_tokens), known_chip() or UNKNOWN
+    length = padded_length(sizes.length)
+    blocks = blocks or choose(sizes, chip)
+    blocks.check(length, sizes.key_heads, sizes.width)
+    return KernelPlan(
+        batch=q.shape[0],
+        length=length,
+        keys=length,
+        text=padded(text_tokens),
+        heads=sizes.heads,
+        key_heads=sizes.key_heads,
+        width=sizes.width,
+        scale=scale,
+        text_scale=1 / math.sqrt(sizes.width),
+        text_has_queries=text_has_queries,
+        blocks=blocks,
+        unit=chip.matrix_unit,
+        residuals=residuals,
+        vmem=int(VMEM_LIMIT * chip.vmem),
+    )
