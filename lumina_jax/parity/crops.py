@@ -133,7 +133,7 @@ def _recorded(path: Path) -> dict[str, Any]:
     try:
         recorded = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); crops need the .json beside the .safetensors") from error
+        raise ValueError(f"{path} cannot be read ({error}); crops need the .json next to the .safetensors") from error
     if "crop_size_list" not in recorded:
         raise ValueError(f"{path} has no 'crop_size_list'; it is not a recording of crops")
     return recorded
