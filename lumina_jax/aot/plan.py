@@ -38,7 +38,7 @@ from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, configured_mesh
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid
 from lumina_jax.training.state import abstract_state, parameter_count
-from lumina_jax.training.step import TrainBatch, batch_places, train_step
+from lumina_jax.training.step import TrainBatch, batch_shardings, train_step
 
 QUICK, QUICK_FROM_0_12 = ("jax_exec_time_optimization_effort", -1.0), ("jax_optimization_level", "O1")
 """The setting of jax that makes a quick compile: memory and collectives hold, speed does not."""
@@ -187,7 +187,7 @@ def compile_plan(plan: Plan) -> Report:
 
 def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
     """A batch as `training/feed.py` lays it on the mesh, without values."""
-    places, model = batch_places(mesh), config.model
+    places, model = batch_shardings(mesh), config.model
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((load.rows, *shape), dtype)

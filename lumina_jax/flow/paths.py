@@ -12,8 +12,8 @@ With the Wronskian W = alpha' sigma - alpha sigma', which vanishes nowhere, each
     v = (alpha' x - W noise) / alpha     v = (alpha' x + sigma W score) / alpha
 
 so that from a velocity the noise is finite everywhere and the score is finite at t = 0. What is infinite by nature
-stays so: the score at t = 1, where the density of x_t has no width, and a velocity made from a score or from noise at
-t = 0 where alpha = 0. `interval` says where to stop.
+stays infinite: the score at t = 1, where the density of x_t has no width, and a velocity from a score or from noise at
+t = 0 where alpha = 0. `interval` gives the times to stop at.
 
 A time has the leading axes of the array it belongs to ([b] for one sample a row, [b l] for tokens) or none at all.
 """
@@ -133,7 +133,7 @@ def velocity_from_noise(path: Path, noise: Values, x: Values, t: Times) -> Float
 
 
 def velocity_from(prediction: Prediction, path: Path, output: Values, x: Values, t: Times) -> Float[Array, "*values"]:
-    """The velocity that a network's output means, whatever it was trained to predict: the drift of the sampling ODE."""
+    """The drift of the sampling ODE, from the output of a network that was trained to predict `prediction`."""
     if prediction == "velocity":
         return jnp.asarray(output)
     return (velocity_from_score if prediction == "score" else velocity_from_noise)(path, output, x, t)
@@ -173,7 +173,7 @@ def interval(
     steps: int | None = None,
     margin: float | None = None,
 ) -> tuple[float, float]:
-    """First and last time at which the network may be asked, away from the ends where its use is infinite.
+    """The first and last time at which the network may be called: formulas can be infinite at t = 0 and t = 1.
 
     A velocity on the linear and gvp paths needs no margin in training and in the ODE. Otherwise the ends where a
     formula is infinite are left out by `margin`, by default the released one: 1e-5 for training on vp, else 1e-3.
@@ -181,7 +181,7 @@ def interval(
     Args:
       sde: form of the diffusion, when the times are those of the SDE sampler. 'sbdm' starts late, as it is infinite at
         t = 0, and by default not earlier than one step of `steps`, before which explicit steps are unstable.
-      last_step_size: what the last step of the SDE covers; the interval ends so much before t = 1.
+      last_step_size: the size of the last step of the SDE, with which the interval ends before t = 1.
     """
     chosen = margin
     if margin is None:

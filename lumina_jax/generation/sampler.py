@@ -10,6 +10,7 @@ each device has its own samples, or its own tokens of them, and gathers the weig
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +70,8 @@ def draw(
     task: Task, settings: SampleConfig, parameters: dict, noise: Latents, keys: Key[Array, " b"], prompt: Prompt
 ) -> Latents:
     """Noise to latents; `keys` are for the stochastic solvers' own noise."""
+    chex.assert_rank([noise, keys], [5, 1])
+    chex.assert_equal_shape_prefix([noise, keys], 1)
     if settings.solver not in STOCHASTIC:
         return _walked(task, settings, parameters, noise, prompt, backwards=False)
     tokens, grid = _tokens(noise, task)
@@ -108,6 +111,7 @@ def density(
     task: Task, settings: SampleConfig, parameters: dict, latents: Latents, signs: Latents, prompt: Prompt
 ) -> Float[Array, " b"]:
     """log p of latents in nats, by Hutchinson's estimate with these signs."""
+    chex.assert_equal_shape([latents, signs])
     tokens, grid = _tokens(latents, task)
     means = _means(task, grid.length)
 

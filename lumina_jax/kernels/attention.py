@@ -8,6 +8,7 @@ softmax with its own denominator. Tokens that may see nothing get zeros.
 import logging
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -44,6 +45,11 @@ def attend(
     Raises:
       ValueError: heads that key heads do not divide; `pallas` where its kernels cannot run.
     """
+    chex.assert_rank([q, k], 4)
+    chex.assert_equal_shape([k, v])
+    chex.assert_equal_shape([q, k], dims=[0, 1, 3])
+    chex.assert_shape(segment_ids, q.shape[:2])
+    chex.assert_type([q, segment_ids], [float, int])
     heads, key_heads = q.shape[2], k.shape[2]
     if heads % key_heads:
         raise ValueError(f"{heads} query heads must be a multiple of {key_heads} key/value heads")

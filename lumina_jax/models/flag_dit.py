@@ -13,6 +13,7 @@ stacked; one scan runs them, so compile time does not grow with depth.
 import dataclasses
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -223,6 +224,11 @@ class FlagDiT(nnx.Module):
           base_length: training length for proportional attention; None: the plain softmax scale.
           keep_sigma: return the second half of the channels too, which `model.predict_sigma` adds.
         """
+        chex.assert_rank([tokens.patches, tokens.positions, t], [3, 3, 2])
+        chex.assert_equal_shape_prefix([tokens.patches, tokens.positions, t], 1)
+        chex.assert_equal_shape([tokens.kinds, tokens.segment_ids])
+        chex.assert_equal_shape_prefix([tokens.patches, tokens.kinds, tokens.positions], 2)
+        chex.assert_axis_dimension(tokens.patches, 2, self.config.patch_values)
         config, segments = self.config, t.shape[1]
         dtype = jnp.dtype(config.compute_dtype)
         if isinstance(condition, TextFeatures):
