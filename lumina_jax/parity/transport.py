@@ -31,7 +31,7 @@ EXACT, LOSSY, SOLVED, ADAPTIVE, LIKELIHOOD = 1e-5, 1e-3, 1e-4, 2e-3, 1e-3
 LARGE, OF_LARGEST = 50.0, 5e-6
 """Noise and score predictions are divided by alpha, which is 0 at t = 0: states reach thousands and carry the rounding
 of the largest. Where a state exceeds the first number, all are held to the second times the largest."""
-FORMS: dict[str, paths.Diffusion] = {
+FORMS: dict[str, str] = {
     "constant": "constant",
     "SBDM": "sbdm",
     "sigma": "sigma",
