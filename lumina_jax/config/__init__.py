@@ -108,6 +108,12 @@ class Config(Section):
         return self.vae if index == 0 else self.vae.of(self.model.modalities[index].name)
 
     def replace(self, **sections: Any) -> "Config":
-        """A copy with settings changed: `config.replace(run={"steps": 10}, data={"image_size": 64})`."""
-        changed = {name: getattr(self, name).replace(**new) for name, new in sections.items()}
+        """A copy with settings changed: `config.replace(run={"steps": 10}, data={"image_size": 64})`.
+
+        A whole section may be given, too: `config.replace(model=preset("2B"))`.
+        """
+        changed: dict[str, Any] = {
+            name: new if isinstance(new, Section) else getattr(self, name).replace(**new)
+            for name, new in sections.items()
+        }
         return dataclasses.replace(self, **changed)
