@@ -37,7 +37,6 @@ Output = Callable[[Times, Float[Array, "b l p"]], Float[Array, "b l p"]]
 Velocity = Callable[[Times, Float[Array, "b l p"], Any], Float[Array, "b l p"]]
 Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
 """Of parameters, tokens, what else there is of each token, and a prompt."""
-STOCHASTIC = ("euler_maruyama", "sde_heun")
 
 
 class Task(NamedTuple):
@@ -72,7 +71,7 @@ def draw(
     """Noise to latents; `keys` are for the stochastic solvers' own noise."""
     chex.assert_rank([noise, keys], [5, 1])
     chex.assert_equal_shape_prefix([noise, keys], 1)
-    if settings.solver not in STOCHASTIC:
+    if settings.solver not in sde.STOCHASTIC:
         return _walked(task, settings, parameters, noise, prompt, backwards=False)
     tokens, grid = _tokens(noise, task)
     size = (settings.steps, *tokens.patches.shape[1:])
