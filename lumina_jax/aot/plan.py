@@ -26,7 +26,7 @@ from lumina_jax.aot.memory import Memory, memory
 from lumina_jax.aot.roofline import Estimate, estimate
 from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
-from lumina_jax.config import Config, MeshConfig, VisualConfig
+from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
@@ -68,10 +68,10 @@ class Plan:
     @property
     def extent(self) -> Extent:
         """Of the latents of a sample that is drawn."""
-        media = self.config.data.media
-        assert isinstance(media, VisualConfig)
-        side = media.image_size // (self.vae_factor if self.config.vae.path else 1)
-        return Extent(media.frames, side, side)
+        config = self.config
+        data, vae = config.data_of(None), config.vae_of(None)
+        modality = modality_of_source(data, config.model, vae, factor=self.vae_factor)
+        return Extent(*modality.latent_size(modality.trained_shape)[:3])
 
     @property
     def mesh(self) -> MeshConfig:
