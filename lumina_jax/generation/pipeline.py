@@ -195,7 +195,7 @@ class Pipeline:
 
     def modality(self, name: str | None = None) -> Modality:
         """A modality of the model; None: the first. Errors as `modality_of`."""
-        index = self.config.model.place(name)
+        index = self.config.model.modality_index(name)
         if index not in self._modalities:
             self._modalities[index] = modality_of(self.config, self.config.model.modalities[index].name)
         return self._modalities[index]
