@@ -91,7 +91,7 @@ class Trainer:
     def _batch(self, samples: np.ndarray, conditions: list[Any], name: str | None) -> tuple[Any, Any, Any]:
         """The fields of a `TrainBatch`, one sample to a row."""
         model = self.config.model
-        index = model.place(name)
+        index = model.modality_index(name)
         modality = model.modalities[index]
         samples = samples[:, None] if samples.ndim == 4 else samples
         _check_samples(samples, len(conditions), modality.channels, modality.patch_size)
