@@ -81,9 +81,9 @@ def evaluate(arguments: Arguments) -> int:
     files = modality.files(FRAME_RATE)
     source, prompts, true, is_held_out = true_samples(config, arguments.limit, arguments.modality)
     judge = modality.judge(lambda: [caption for caption in captions(source) if caption], files)
-    pipeline, step = open_run(arguments.run, arguments.step)
+    pipeline = open_run(arguments.run, arguments.step)
     shapes = [modality.shape_for(prompt, config.text) for prompt in prompts]
-    drawn, gallery = drawn_samples(arguments, config, pipeline, step, prompts, shapes, files)
+    drawn, gallery = drawn_samples(arguments, config, pipeline, prompts, shapes, files)
     chosen = [*drawn]
     for line in judge(
         [prompts[index] for index in chosen], [*drawn.values()], [true[index] for index in chosen], is_held_out[chosen]
@@ -100,7 +100,6 @@ def drawn_samples(
     arguments: Arguments,
     config: Config,
     pipeline: "Pipeline",
-    step: int,
     prompts: list[str],
     shapes: "list[Shape]",
     files: "Files",
@@ -110,13 +109,13 @@ def drawn_samples(
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.pipeline import NotDrawn
 
-    print(f"drawing {len(prompts)} captions at step {step}", flush=True)
+    print(f"drawing {len(prompts)} captions at step {pipeline.step}", flush=True)
     for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
     asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
     name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}"])
-    folder = writable(arguments.run / "samples" / f"{step}" / name)
-    settings = {"run": config.run.name, "step": step, **asked, **dataclasses.asdict(config.sample)}
+    folder = writable(arguments.run / "samples" / f"{pipeline.step}" / name)
+    settings = {"run": config.run.name, "step": pipeline.step, **asked, **dataclasses.asdict(config.sample)}
     gallery = Gallery(folder, prompts, settings, files)
     found: dict[int, Any] = {}
 

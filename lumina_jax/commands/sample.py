@@ -103,17 +103,17 @@ def draw(arguments: Arguments) -> int:
     files = modality.files(arguments.frame_rate)
 
     # The model
-    pipeline, step = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
+    pipeline = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
     for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
 
     # Samples, written as they come
     batch = min(arguments.batch, len(prompts))
     if arguments.out is None:
-        folder = writable(folder / f"{step}" / f"seed-{seed}")
+        folder = writable(folder / f"{pipeline.step}" / f"seed-{seed}")
     settings = {
         "run": config.run.name,
-        "step": step,
+        "step": pipeline.step,
         "modality": modality.config.name,
         "seed": seed,
         "batch": batch,
