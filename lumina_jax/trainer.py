@@ -22,7 +22,7 @@ from lumina_jax.models.division import parameter_shardings
 from lumina_jax.parallel.mesh import check_rows, check_tokens, configured_mesh
 from lumina_jax.tokens import TextFeatures, latent_grid, pack
 from lumina_jax.training.state import Parameters, create_state
-from lumina_jax.training.step import TrainBatch, batch_places, train_step
+from lumina_jax.training.step import TrainBatch, batch_shardings, train_step
 
 Samples = Num[jax.Array | np.ndarray, "b h w c"] | Num[jax.Array | np.ndarray, "b f h w c"]
 """Pictures, or clips of f frames; channels last."""
@@ -64,7 +64,7 @@ class Trainer:
           ValueError: there is not a condition for each sample, or the model has other channels or patches.
         """
         batch = self._batch(np.asarray(samples), [*conditions], modality)
-        laid = (jax.device_put(part, sharding) for part, sharding in zip(batch, batch_places(self._mesh)))
+        laid = (jax.device_put(part, sharding) for part, sharding in zip(batch, batch_shardings(self._mesh)))
         self._state, metrics = self._step(self._state, TrainBatch(*laid))
         return float(metrics.loss)
 

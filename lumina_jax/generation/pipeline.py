@@ -261,11 +261,6 @@ class Pipeline:
         prompt = self._prompt(prompts, settings)
         return self._compiled(modality).density(_static(settings), self.parameters, latents, signs, prompt)
 
-    @property
-    def compilations(self) -> int:
-        """Drawing programs compiled so far."""
-        return sum(programs.draw._cache_size() for programs in self._programs.values())
-
     def _prompt(self, prompts: Sequence[str], settings: SampleConfig) -> Prompt:
         scale, shift = jnp.float32(settings.guidance), jnp.float32(settings.time_shift)
         null = jax.tree.map(lambda x: jnp.repeat(x, len(prompts), axis=0), self._null)
