@@ -28,6 +28,7 @@ from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
+from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Prompt, Task, draw
@@ -288,5 +289,4 @@ def _model_flops(plan: Plan) -> float:
 
 def _calls(solver: str) -> int:
     """Of the network, in a step."""
-    of_stochastic = {"euler_maruyama": 1, "sde_heun": 2}
-    return SOLVERS[solver].calls if solver in SOLVERS else of_stochastic[solver]
+    return SOLVERS[solver].calls if solver in SOLVERS else STOCHASTIC[solver]

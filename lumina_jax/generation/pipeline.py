@@ -22,6 +22,7 @@ from PIL import Image
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
+from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
@@ -260,11 +261,6 @@ class Pipeline:
         prompt = self._prompt(prompts, settings)
         return self._compiled(modality).density(_static(settings), self.parameters, latents, signs, prompt)
 
-    @property
-    def compilations(self) -> int:
-        """Drawing programs compiled so far."""
-        return sum(programs.draw._cache_size() for programs in self._programs.values())
-
     def _prompt(self, prompts: Sequence[str], settings: SampleConfig) -> Prompt:
         scale, shift = jnp.float32(settings.guidance), jnp.float32(settings.time_shift)
         null = jax.tree.map(lambda x: jnp.repeat(x, len(prompts), axis=0), self._null)
@@ -323,7 +319,7 @@ def _lost_on_the_way(settings: SampleConfig) -> str:
 
 
 def _check_reversible(settings: SampleConfig) -> None:
-    if settings.solver in sampler.STOCHASTIC:
+    if settings.solver in STOCHASTIC:
         raise ValueError(
             f"only the probability flow can be walked back, but solver={settings.solver!r} is stochastic; choose an "
             "ODE solver such as midpoint or dopri5"

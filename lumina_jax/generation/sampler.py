@@ -37,7 +37,6 @@ Output = Callable[[Times, Float[Array, "b l p"]], Float[Array, "b l p"]]
 Velocity = Callable[[Times, Float[Array, "b l p"], Any], Float[Array, "b l p"]]
 Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
 """Of parameters, tokens, what else there is of each token, and a prompt."""
-STOCHASTIC = ("euler_maruyama", "sde_heun")
 
 
 class Task(NamedTuple):

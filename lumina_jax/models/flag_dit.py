@@ -142,10 +142,10 @@ class NextBlock(nnx.Module):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        y = self.attention_norm(x) * (1 + scale)
-        x = x + jnp.tanh(gate) * self.attention_out_norm(self.attention(y, tokens, text, attend))
-        y = self.mlp_norm(x) * (1 + mlp_scale)
-        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(self.mlp(y))
+        y = self.attention(self.attention_norm(x) * (1 + scale), tokens, text, attend)
+        x = x + jnp.tanh(gate) * self.attention_out_norm(y)
+        y = self.mlp(self.mlp_norm(x) * (1 + mlp_scale))
+        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
 
 
 Block = FlagBlock | NextBlock

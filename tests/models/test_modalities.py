@@ -25,6 +25,7 @@ from lumina_jax.modalities import Shape
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.tokens import TextFeatures, pack, pack_text, tokens_of, unpatchify
 from lumina_jax.training.step import TrainBatch, gradient, noise_and_times
+from tests.compiled import compiled
 from tests.models.random_models import random_parameters
 
 MODEL = ModelConfig(
@@ -126,7 +127,7 @@ class Silence:
         return TextFeatures(np.ones((len(captions), 2, 6), np.float32), np.ones((len(captions), 2), np.int32))
 
 
-def test_each_modality_is_drawn_in_its_own_shape_and_padding_changes_nothing():
+def test_each_modality_is_drawn_in_its_own_shape_and_padding_changes_nothing(caplog):
     parts = (
         Part(media=PictureConfig(image_size=8)),
         Part(source=PreparedConfig(path="clips"), media=ClipConfig(image_size=8, frames=2), modality="video"),
@@ -135,14 +136,16 @@ def test_each_modality_is_drawn_in_its_own_shape_and_padding_changes_nothing():
     config = Config(model=MODEL, data=DataConfig(mixture=parts))
     pipeline = Pipeline(config, abstract_model(MODEL)[0], random_parameters(MODEL), Silence())
     settings = SampleConfig(solver="euler", steps=2, guidance=2.0)
-    clips = pipeline(["a"], settings, seed=0, shape=Shape(8, 12, 3), batch=1, modality="video")
-    assert clips[0].shape == (3, 8, 12, 3)
-    assert pipeline(["a"], settings, seed=0, shape=Shape(8, 8), batch=1)[0].shape == (1, 8, 8, 3)
     noise = RANDOM.standard_normal((1, 1, 1, 7, 20)).astype(np.float32)
-    found = pipeline.latents(noise, ["a"], settings, modality="sound")
-    assert found.shape == noise.shape
-    assert np.isfinite(found).all()
-    assert pipeline.compilations == 3
+    with compiled(caplog) as programs:
+        clips = pipeline(["a"], settings, seed=0, shape=Shape(8, 12, 3), batch=1, modality="video")
+        pictures = pipeline(["a"], settings, seed=0, shape=Shape(8, 8), batch=1)
+        sounds = pipeline.latents(noise, ["a"], settings, modality="sound")
+    assert clips[0].shape == (3, 8, 12, 3)
+    assert pictures[0].shape == (1, 8, 8, 3)
+    assert sounds.shape == noise.shape
+    assert np.isfinite(sounds).all()
+    assert programs.count("draw") == 3
     with pytest.raises(ValueError, match="must be one of those of the model: image, video, sound"):
         pipeline(["a"], settings, seed=0, shape=Shape(8, 8), batch=1, modality="smell")
 
