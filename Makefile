@@ -14,16 +14,17 @@ install = if [ -t 1 ]; then \
 	    { printf "\r\033[K  %.70s", $$0; fflush() } END { printf "\r\033[K" }'; \
 	else $(PIP) --quiet $(1); fi
 
-.PHONY: help setup aot-setup demo test aot lint bench clean
+.PHONY: help setup aot-setup demo test slow aot lint bench clean
 
 help:
 	@echo "make demo    train on captioned emoji and draw a sheet of samples (15 minutes on 2 cores)"
 	@echo "make test    run the tests"
-	@echo "make aot     compile a train step for TPUs that are not here: does it fit"
+	@echo "make slow    run the long tests: fuzzing, a hundred kills, several hosts, races in kernels (hours)"
+	@echo "make aot     compile train steps and kernels for TPUs that are not here"
 	@echo "make lint    check style and types"
 	@echo "make bench   time a training step"
 	@echo "make setup   install into $(VENV); the others do it when needed"
-	@echo "make aot-setup   install the TPU compiler, for python -m lumina_jax aot and bench kernels"
+	@echo "make aot-setup   install the TPU compiler, for lumina aot and lumina bench kernels"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
 setup: $(VENV)/.installed
@@ -31,11 +32,14 @@ setup: $(VENV)/.installed
 aot-setup: $(VENV)/.installed-aot
 
 demo: $(VENV)/.installed
-	$(BIN)/python train.py configs/emoji.py
-	$(BIN)/python -m lumina_jax evaluate $(RUN)
+	$(BIN)/lumina train emoji
+	$(BIN)/lumina evaluate $(RUN)
 
 test: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+slow: $(VENV)/.installed-dev
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 0 -s -m slow
 
 aot: $(VENV)/.installed-dev $(VENV)/.installed-aot
 	PYTHONPATH=$(abspath $(VENV))/aot $(BIN)/python -m pytest -m aot -n 0 tests/aot/test_plan.py tests/kernel_bench

@@ -1,4 +1,4 @@
-"""Draw from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style" """
+"""The command `lumina sample`, from a clone that is not installed: python sample.py runs/emoji "red heart" """
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train a Lumina model: python train.py configs/emoji.py [--section.field value ...]"""
+"""The command `lumina train`, from a clone that is not installed: python train.py emoji"""
 
 import sys
 

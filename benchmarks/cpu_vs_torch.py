@@ -224,7 +224,7 @@ def jax_task(work: Path, size: Size, task: str, kind: str) -> Callable[[], Any]:
     from einops import rearrange
     from flax import nnx
 
-    from lumina_jax.config import Config, DataConfig, SampleConfig
+    from lumina_jax.config import Config, DataConfig, PictureConfig, SampleConfig
     from lumina_jax.generation import sampler
     from lumina_jax.generation.extrapolation import Extent
     from lumina_jax.interop.layouts import LAYOUTS, load_model
@@ -251,7 +251,9 @@ def jax_task(work: Path, size: Size, task: str, kind: str) -> Callable[[], Any]:
             jax.tree.map(lambda x, part=part: x[part], text) for part in (slice(half), slice(half, None))
         )
         whole = sampler.Task(
-            graph, Config(model=config, data=DataConfig(image_size=size.side)), trained=Extent(1, size.side, size.side)
+            graph,
+            Config(model=config, data=DataConfig(media=PictureConfig(image_size=size.side))),
+            trained=Extent(1, size.side, size.side),
         )
         draw = jax.jit(lambda *given: sampler.draw(whole, settings, *given))
         prompt = sampler.Prompt(condition, null, jnp.float32(GUIDANCE), jnp.float32(1.0))

@@ -16,9 +16,10 @@ import numpy as np
 import tyro
 
 from lumina_jax.config import Config
+from lumina_jax.config_files import load_config
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.sources import open_source
-from lumina_jax.run import load_config, run_folder
+from lumina_jax.run import run_folder
 from lumina_jax.training.metrics import OF_MODALITY, read_metrics
 
 TRAIN = Path(__file__).parents[1] / "train.py"

@@ -6,48 +6,52 @@ What Lumina-T2X proposes as one framework, trained as one network: each kind of 
 projection and all else in common. Samples of all kinds share rows of 640 tokens, each with its own time and caption,
 and one compiled step trains them. Captions of all kinds, words to be spoken included, go through one frozen MiniLM.
 
-Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare NAME for fluent-animated, furniture and flite-speech
-Run: python train.py configs/any_modality.py
-     python sample.py runs/any_modality "pizza, noto style"
-     python sample.py runs/any_modality "dragon" --modality video --video-frames 8
-     python sample.py runs/any_modality "armchair" --modality views --views 6
-     python sample.py runs/any_modality "[170 Hz] banana" --modality speech
+Hardware: 2 CPU cores. Before: lumina data prepare NAME for fluent-animated, furniture and flite-speech
+Run: lumina train any_modality
+     lumina sample runs/any_modality "pizza, noto style"
+     lumina sample runs/any_modality "dragon" --modality video --video-frames 8
+     lumina sample runs/any_modality "armchair" --modality views --views 6
+     lumina sample runs/any_modality "[170 Hz] banana" --modality speech
 Each kind alone, at equal tokens: python benchmarks/joint_training.py
 """
 
 from lumina_jax.config import (
+    ClipConfig,
     Config,
     DataConfig,
+    EmojiConfig,
     FlowConfig,
-    Modality,
+    ModalityConfig,
     ModelConfig,
     OptimizerConfig,
     Part,
+    PictureConfig,
+    PreparedConfig,
     RunConfig,
     SampleConfig,
+    SoundConfig,
     TextConfig,
+    ViewsConfig,
 )
 
 MIXTURE = (
-    Part(source="emoji", emoji_names=24, image_size=32, weight=0.49),
+    Part(source=EmojiConfig(emoji_names=24), media=PictureConfig(image_size=32), weight=0.49),
     Part(
-        source="prepared",
-        path="data/fluent-animated",
+        source=PreparedConfig(path="data/fluent-animated", limit=16),
+        media=ClipConfig(frames=8, image_size=32),
         modality="video",
-        limit=16,
-        frames=8,
-        image_size=32,
         weight=0.07,
     ),
-    Part(source="prepared", path="data/furniture", modality="views", limit=16, frames=6, image_size=32, weight=0.09),
     Part(
-        source="prepared",
-        path="data/flite-speech",
+        source=PreparedConfig(path="data/furniture", limit=16),
+        media=ViewsConfig(frames=6, image_size=32),
+        modality="views",
+        weight=0.09,
+    ),
+    Part(
+        source=PreparedConfig(path="data/flite-speech"),
+        media=SoundConfig(seconds=0.9, pitch=True, seconds_per_phoneme=0.046, pause=0.35),
         modality="speech",
-        seconds=0.9,
-        pitch=True,
-        seconds_per_phoneme=0.046,
-        pause=0.35,
         weight=0.35,
     ),
 )
@@ -64,9 +68,9 @@ def get_config() -> Config:
             channels=3,
             modality="image",
             others=(
-                Modality(name="video", patch_size=4, channels=3),
-                Modality(name="views", patch_size=4, channels=3),
-                Modality(name="speech", patch_size=1, channels=80),
+                ModalityConfig(name="video", patch_size=4, channels=3),
+                ModalityConfig(name="views", patch_size=4, channels=3),
+                ModalityConfig(name="speech", patch_size=1, channels=80),
             ),
             text_width=384,
             mlp_multiple_of=32,

@@ -3,15 +3,17 @@
 The main job at its smallest: captions through a frozen MiniLM, pixels as latents, a Flag-DiT of 1.7M parameters with
 patches of 4 x 4. One pair in eight of (name, style) is held out; its name is seen in the other style only.
 
-Hardware: 2 CPU cores. Run: python train.py configs/emoji.py
+Hardware: 2 CPU cores. Run: lumina train emoji
 """
 
 from lumina_jax.config import (
     Config,
     DataConfig,
+    EmojiConfig,
     FlowConfig,
     ModelConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -45,7 +47,7 @@ def get_config() -> Config:
         ),
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="minilm", max_tokens=16),
-        data=DataConfig(source="emoji", emoji_names=40, image_size=32, batch_rows=32),
+        data=DataConfig(source=EmojiConfig(emoji_names=40), media=PictureConfig(image_size=32), batch_rows=32),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-3,
             schedule="cosine",

@@ -5,16 +5,18 @@ No PyTorch layout holds the trained model: the authors never released code for v
 Text to video at its smallest: captions through a frozen MiniLM, pixels as latents, a Flag-DiT with patches of 4 x 4,
 [nextline] after each row and [nextframe] after each frame: 584 tokens a clip.
 
-Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare fluent-animated
-Run: python train.py configs/emoji_video.py
+Hardware: 2 CPU cores. Before: lumina data prepare fluent-animated
+Run: lumina train emoji_video
 """
 
 from lumina_jax.config import (
+    ClipConfig,
     Config,
     DataConfig,
     FlowConfig,
     ModelConfig,
     OptimizerConfig,
+    PreparedConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -37,7 +39,9 @@ def get_config() -> Config:
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="minilm", max_tokens=16),
         data=DataConfig(
-            source="prepared", path="data/fluent-animated", limit=24, frames=8, image_size=32, batch_rows=4
+            source=PreparedConfig(path="data/fluent-animated", limit=24),
+            media=ClipConfig(frames=8, image_size=32),
+            batch_rows=4,
         ),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-3,

@@ -4,14 +4,16 @@ A folder with images and one .jsonl of captions (docs/data.md); pixels as latent
 parameters with patches of 4 x 4, on pictures in their own aspect ratio, several to a row. On CPUs one of 4M parameters
 with patches of 8 x 8, on the middle square of each picture: a quarter of the tokens, so that a hundred pictures can be
 recognised after ten minutes on 2 cores. A run that was begun with one of them keeps it, wherever it goes on.
-Run: python train.py configs/folder.py --data.path FOLDER --run.name NAME
+Run: lumina train folder --data.path FOLDER --run.name NAME
 """
 
 from lumina_jax.config import (
     Config,
     DataConfig,
+    FolderConfig,
     ModelConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -34,10 +36,8 @@ def get_config(on_cpu: bool) -> Config:
         ),
         text=TextConfig(encoder="minilm", max_tokens=32),
         data=DataConfig(
-            source="folder",
-            path="pictures",
-            image_size=64,
-            crop="buckets",
+            source=FolderConfig(path="pictures"),
+            media=PictureConfig(image_size=64, crop="buckets"),
             batch_rows=8,
             row_tokens=640,
             samples_per_row=2,

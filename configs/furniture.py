@@ -5,8 +5,8 @@ No PyTorch layout holds the trained model: the authors never released code for v
 Text to views at its smallest (Lumina-T2MV: 12 views, elevation 30 degrees, even azimuths, white ground, no camera
 input): every view is a frame. Patches of 8 x 8 pixels make 252 tokens of an object, so that 12 views are soon learned.
 
-Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare furniture
-Run: python train.py configs/furniture.py; python sample.py runs/furniture "grand piano" armchair --views 12
+Hardware: 2 CPU cores. Before: lumina data prepare furniture
+Run: lumina train furniture; lumina sample runs/furniture "grand piano" armchair --views 12
 """
 
 from lumina_jax.config import (
@@ -15,9 +15,11 @@ from lumina_jax.config import (
     FlowConfig,
     ModelConfig,
     OptimizerConfig,
+    PreparedConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
+    ViewsConfig,
 )
 
 
@@ -37,7 +39,11 @@ def get_config() -> Config:
         ),
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="minilm", max_tokens=16),
-        data=DataConfig(source="prepared", path="data/furniture", limit=16, frames=12, image_size=32, batch_rows=4),
+        data=DataConfig(
+            source=PreparedConfig(path="data/furniture", limit=16),
+            media=ViewsConfig(frames=12, image_size=32),
+            batch_rows=4,
+        ),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-3,
             schedule="cosine",

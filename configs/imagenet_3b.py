@@ -4,18 +4,14 @@
 guidance, inception score 284.8, precision 0.82, recall 0.61; a DiT-XL/2 needs seven times as many for 2.27.
 Hardware: v5p:4x4x4 (64 chips), FSDP over all of them; docs/scaling.md has estimates of speed.
 Recommended on v5p:4x4x4: --mesh.fsdp 32 --mesh.tensor 2 --model.remat none
-Run: python train.py configs/imagenet_3b.py
+Run: lumina train imagenet_3b
 At 512 pixels (Large-DiT-3B-G, the same size trained by DDPM: 2.52): --data.image-size 512 --run.name imagenet_3b_512
 """
 
-from pathlib import Path
-
 from lumina_jax.config import Config
+from lumina_jax.config_files import load_config
 from lumina_jax.models.presets import SIZES
-from lumina_jax.run import load_config
 
 
 def get_config() -> Config:
-    return load_config(Path(__file__).with_name("imagenet_600m.py")).replace(
-        model=SIZES["3B"], run={"name": "imagenet_3b"}
-    )
+    return load_config("imagenet_600m").replace(model=SIZES["3B"], run={"name": "imagenet_3b"})

@@ -7,8 +7,8 @@ pictures, the length of the report's 3B run. The parameters have the layout of t
 Hardware: v5e:4x4 (16 chips), FSDP over all of them; docs/scaling.md has estimates of speed.
 Before: prepare imagenet2012 as array_record (docs/data.md); hf download stabilityai/sd-vae-ft-ema
 Recommended on v5e:4x4: --mesh.fsdp 16 --model.remat dots
-Run: python train.py configs/imagenet_600m.py
-At 512 pixels: python train.py configs/imagenet_600m.py --data.image-size 512 --run.name imagenet_600m_512
+Run: lumina train imagenet_600m
+At 512 pixels: lumina train imagenet_600m --data.image-size 512 --run.name imagenet_600m_512
 """
 
 from lumina_jax.config import (
@@ -16,8 +16,10 @@ from lumina_jax.config import (
     DataConfig,
     MeshConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
+    TfdsConfig,
     VaeConfig,
 )
 from lumina_jax.models.presets import preset
@@ -28,10 +30,8 @@ def get_config() -> Config:
         model=preset("600M", conditioning="label", nextline=False, nextframe=False, predict_sigma=True),
         vae=VaeConfig(path="stabilityai/sd-vae-ft-ema"),
         data=DataConfig(
-            source="tfds",
-            path="imagenet2012:5.*.*",
-            caption_key="label",
-            image_size=256,
+            source=TfdsConfig(path="imagenet2012:5.*.*", caption_key="label"),
+            media=PictureConfig(image_size=256),
             batch_rows=256,
             workers=8,
             prefetch=64,

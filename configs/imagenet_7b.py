@@ -4,18 +4,14 @@
 reaches FID-50K 6.09 without guidance; the report trains at 120 pictures a second on 8 A100.
 Hardware: v5p:4x4x4 (64 chips) or more, FSDP over all of them; docs/scaling.md has estimates of speed.
 Recommended on v5p:4x4x4: --mesh.fsdp 32 --mesh.tensor 2 --model.remat none
-Run: python train.py configs/imagenet_7b.py
-At 512 pixels: python train.py configs/imagenet_7b.py --data.image-size 512 --run.name imagenet_7b_512
+Run: lumina train imagenet_7b
+At 512 pixels: lumina train imagenet_7b --data.image-size 512 --run.name imagenet_7b_512
 """
 
-from pathlib import Path
-
 from lumina_jax.config import Config
+from lumina_jax.config_files import load_config
 from lumina_jax.models.presets import SIZES
-from lumina_jax.run import load_config
 
 
 def get_config() -> Config:
-    return load_config(Path(__file__).with_name("imagenet_600m.py")).replace(
-        model=SIZES["7B"], run={"name": "imagenet_7b"}
-    )
+    return load_config("imagenet_600m").replace(model=SIZES["7B"], run={"name": "imagenet_7b"})

@@ -3,9 +3,9 @@
 24 layers of 2304 with 8 key heads shared by 32 query heads, latents of the SDXL autoencoder, captions through Gemma-2B.
 Fine-tune the released checkpoint:
   hf download Alpha-VLLM/Lumina-Next-SFT-diffusers; hf download stabilityai/sdxl-vae; hf download google/gemma-2b
-  python -m lumina_jax convert Alpha-VLLM/Lumina-Next-SFT-diffusers lumina_next --from diffusers --to jax
-  python train.py configs/next_dit_2b.py --data.path pictures.yaml --run.init-from lumina_next
-Draw from it as it is: python sample.py lumina_next "a painting of a whale" --config configs/next_dit_2b.py
+  lumina convert Alpha-VLLM/Lumina-Next-SFT-diffusers lumina_next --from diffusers --to jax
+  lumina train next_dit_2b --data.path pictures.yaml --run.init-from lumina_next
+Draw from it as it is: lumina sample lumina_next "a painting of a whale" --config next_dit_2b
 Hardware: for training a TPU slice of 16 chips or more, or one device of 80 GB with --data.batch-rows 8, which
 takes 49 GB, and the encoders of pictures and captions 6; for drawing one chip.
 """
@@ -13,8 +13,10 @@ takes 49 GB, and the encoders of pictures and captions 6; for drawing one chip.
 from lumina_jax.config import (
     Config,
     DataConfig,
+    LuminaYamlConfig,
     MeshConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -29,10 +31,8 @@ def get_config() -> Config:
         text=TextConfig(encoder="google/gemma-2b", max_tokens=256, dtype="bfloat16"),
         vae=VaeConfig(path="stabilityai/sdxl-vae"),
         data=DataConfig(
-            source="lumina",
-            path="pictures.yaml",
-            image_size=1024,
-            crop="buckets",
+            source=LuminaYamlConfig(path="pictures.yaml"),
+            media=PictureConfig(image_size=1024, crop="buckets"),
             batch_rows=256,
             workers=8,
             prefetch=64,

@@ -5,8 +5,8 @@ No PyTorch layout holds the trained model: the authors never released code for s
 Text to speech at its smallest: phonemes through a text encoder that is trained from scratch, and the mel spectrogram
 itself as a sequence of one token for each of its frames. Griffin and Lim's iteration makes it audible.
 
-Hardware: 2 CPU cores. Before: python -m lumina_jax data prepare flite-speech
-Run: python train.py configs/speech.py; python sample.py runs/speech "[150 Hz] good morning" morning --seconds 0.8
+Hardware: 2 CPU cores. Before: lumina data prepare flite-speech
+Run: lumina train speech; lumina sample runs/speech "[150 Hz] good morning" morning --seconds 0.8
 """
 
 from lumina_jax.config import (
@@ -15,8 +15,10 @@ from lumina_jax.config import (
     FlowConfig,
     ModelConfig,
     OptimizerConfig,
+    PreparedConfig,
     RunConfig,
     SampleConfig,
+    SoundConfig,
     TextConfig,
 )
 
@@ -39,12 +41,8 @@ def get_config() -> Config:
         flow=FlowConfig(times="lognorm"),
         text=TextConfig(encoder="phonemes", max_tokens=16),
         data=DataConfig(
-            source="prepared",
-            path="data/flite-speech",
-            seconds=0.9,
-            pitch=True,
-            seconds_per_phoneme=0.046,
-            pause=0.35,
+            source=PreparedConfig(path="data/flite-speech"),
+            media=SoundConfig(seconds=0.9, pitch=True, seconds_per_phoneme=0.046, pause=0.35),
             batch_rows=6,
             row_tokens=256,
             samples_per_row=6,

@@ -7,18 +7,20 @@ Hardware: a TPU v5e-8. Before, on every host:
   hf download Alpha-VLLM/Lumina-T2Audio --local-dir released
   hf download google-bert/bert-base-uncased config.json tokenizer.json --local-dir released/CLAP
   cp lumina-text2audio.yaml released/maa2/          # of the authors' code; add a line to it: scale_factor: NUMBER
-Run: python train.py configs/t2audio.py --data.path sounds
-     python sample.py runs/t2audio "a telephone bell rings <telephone bell ringing& all>" --seconds 9.9
+Run: lumina train t2audio --data.path sounds
+     lumina sample runs/t2audio "a telephone bell rings <telephone bell ringing& all>" --seconds 9.9
 """
 
 from lumina_jax.config import (
     Config,
     DataConfig,
     FlowConfig,
+    FolderConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
     SampleConfig,
+    SoundConfig,
     TextConfig,
     VaeConfig,
 )
@@ -32,10 +34,8 @@ def get_config() -> Config:
         text=TextConfig(encoder="released/CLAP,google/t5-v1_1-large", max_tokens=77, see_padding=True),
         vae=VaeConfig(path="released/maa2", vocoder="released/bigvnat"),
         data=DataConfig(
-            source="folder",
-            path="sounds",
-            seconds=9.984,
-            sample_rate=16_000,
+            source=FolderConfig(path="sounds"),
+            media=SoundConfig(seconds=9.984, sample_rate=16_000),
             batch_rows=32,
             workers=8,
             prefetch=64,

@@ -1,19 +1,17 @@
 """Lumina-T2I 5B, third stage: 1024 pixels, starting from the stage at 512; the rest as in configs/t2i_5b_256.py.
 
 Recommended on v5p:4x4x4: --mesh.fsdp 64 --model.remat none --optimizer.accumulate 2
-Run: python train.py configs/t2i_5b_1024.py --data.path pictures.yaml
-From the released checkpoint instead: python -m lumina_jax convert CHECKPOINT lumina_t2i --from lumina --to jax, then
+Run: lumina train t2i_5b_1024 --data.path pictures.yaml
+From the released checkpoint instead: lumina convert CHECKPOINT lumina_t2i --from lumina --to jax, then
 --run.init-from lumina_t2i
 """
 
-from pathlib import Path
-
 from lumina_jax.config import Config
-from lumina_jax.run import load_config
+from lumina_jax.config_files import load_config
 
 
 def get_config() -> Config:
-    return load_config(Path(__file__).with_name("t2i_5b_256.py")).replace(
+    return load_config("t2i_5b_256").replace(
         data={"image_size": 1024, "batch_rows": 128},
         run={"name": "t2i_5b_1024", "init_from": "runs/t2i_5b_512"},
     )

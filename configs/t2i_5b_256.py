@@ -6,15 +6,17 @@ parameters have the layout of the released checkpoint, so either can start from 
 Hardware: v5p:4x4x4 (64 chips) or more, FSDP over all of them (docs/scaling.md). Before, on every host:
   hf download stabilityai/sdxl-vae; hf download meta-llama/Llama-2-7b-hf
 Recommended on v5p:4x4x4: --mesh.fsdp 32 --mesh.tensor 2 --model.remat none
-Run: python train.py configs/t2i_5b_256.py --data.path pictures.yaml
+Run: lumina train t2i_5b_256 --data.path pictures.yaml
 Next: configs/t2i_5b_512.py, which starts from runs/t2i_5b_256.
 """
 
 from lumina_jax.config import (
     Config,
     DataConfig,
+    LuminaYamlConfig,
     MeshConfig,
     OptimizerConfig,
+    PictureConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -29,10 +31,8 @@ def get_config() -> Config:
         text=TextConfig(encoder="meta-llama/Llama-2-7b-hf", max_tokens=128, dtype="bfloat16"),
         vae=VaeConfig(path="stabilityai/sdxl-vae"),
         data=DataConfig(
-            source="lumina",
-            path="pictures.yaml",
-            image_size=256,
-            crop="buckets",
+            source=LuminaYamlConfig(path="pictures.yaml"),
+            media=PictureConfig(image_size=256, crop="buckets"),
             batch_rows=512,
             workers=8,
             prefetch=64,

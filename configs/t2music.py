@@ -8,18 +8,20 @@ Hardware: a TPU v5e-8. Before, on every host:
   hf download google/flan-t5-large --include config.json 'token*' spiece.model model.safetensors
   hf download Alpha-VLLM/Lumina-T2Music --local-dir released
   cp lumina-text2music.yaml released/maa2/          # of the authors' code; add a line to it: scale_factor: NUMBER
-Run: python train.py configs/t2music.py --data.path music
-     python sample.py runs/t2music "a bagpipe ensemble plays a quick melody" --seconds 9.9
+Run: lumina train t2music --data.path music
+     lumina sample runs/t2music "a bagpipe ensemble plays a quick melody" --seconds 9.9
 """
 
 from lumina_jax.config import (
     Config,
     DataConfig,
     FlowConfig,
+    FolderConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
     SampleConfig,
+    SoundConfig,
     TextConfig,
     VaeConfig,
 )
@@ -33,10 +35,8 @@ def get_config() -> Config:
         text=TextConfig(encoder="google/flan-t5-large", max_tokens=77, see_padding=True),
         vae=VaeConfig(path="released/maa2", vocoder="released/bigvnat"),
         data=DataConfig(
-            source="folder",
-            path="music",
-            seconds=9.984,
-            sample_rate=16_000,
+            source=FolderConfig(path="music"),
+            media=SoundConfig(seconds=9.984, sample_rate=16_000),
             batch_rows=32,
             workers=8,
             prefetch=64,

@@ -4,19 +4,21 @@ No PyTorch layout holds the trained model: the authors never released code for v
 
 Flag-DiT of 24 layers of 2304; every frame through the SD-1.5 autoencoder on its own, [nextline] after rows, [nextframe]
 after frames: 33,824 tokens a clip. Captions through CLIP-L and CLIP-bigG side by side, as SDXL has them. 15M clips of
-Panda-70M; cut your own videos into scenes first (`python -m lumina_jax data scenes`). 8 frames a second are taken of
+Panda-70M; cut your own videos into scenes first (`lumina data scenes`). 8 frames a second are taken of
 each from a random moment on, and fewer of shorter ones.
 Hardware: v5p:4x4x4 (64 chips) or more, FSDP over all of them (docs/scaling.md). Before, on every host:
   hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --include 'vae/*'
   hf download stabilityai/stable-diffusion-xl-base-1.0 --include 'text_encoder*/*' 'tokenizer*/*'
 Recommended on v5p:4x4x4: --mesh.fsdp 32 --mesh.sequence 2 --model.remat none --optimizer.accumulate 4
-Run: python train.py configs/t2v_2b_stage1.py --data.path clips
+Run: lumina train t2v_2b_stage1 --data.path clips
 Next: configs/t2v_2b_stage2.py, which starts from runs/t2v_2b_stage1.
 """
 
 from lumina_jax.config import (
+    ClipConfig,
     Config,
     DataConfig,
+    FolderConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
@@ -39,11 +41,8 @@ def get_config() -> Config:
         ),
         vae=VaeConfig(path="stable-diffusion-v1-5/stable-diffusion-v1-5"),
         data=DataConfig(
-            source="folder",
-            path="clips",
-            image_size=512,
-            frames=32,
-            frame_rate=8.0,
+            source=FolderConfig(path="clips"),
+            media=ClipConfig(image_size=512, frames=32, frame_rate=8.0),
             batch_rows=128,
             workers=8,
             prefetch=16,

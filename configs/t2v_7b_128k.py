@@ -8,18 +8,16 @@ in configs/t2v_2b_stage2.py: clips of up to 120 frames of the area of 512 x 512,
 Hardware: v5p:4x4x4 (64 chips) at 16 rows, or v6e:16x16 with --mesh.fsdp 8 --mesh.sequence 32; docs/scaling.md has the
 estimates of memory and speed.
 Recommended on v5p:4x4x4: --mesh.fsdp 16 --mesh.sequence 4 --model.remat attention
-Run: python train.py configs/t2v_7b_128k.py --data.path clips
+Run: lumina train t2v_7b_128k --data.path clips
 """
 
-from pathlib import Path
-
 from lumina_jax.config import Config
+from lumina_jax.config_files import load_config
 from lumina_jax.models.presets import SIZES
-from lumina_jax.run import load_config
 
 
 def get_config() -> Config:
-    return load_config(Path(__file__).with_name("t2v_2b_stage2.py")).replace(
+    return load_config("t2v_2b_stage2").replace(
         model=SIZES["7B"] | {"remat": "attention"},
         data={"batch_rows": 16, "samples_per_row": 1},
         mesh={"sequence": 4},

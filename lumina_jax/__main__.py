@@ -1,21 +1,22 @@
-"""lumina COMMAND, or python -m lumina_jax COMMAND: everything there is to do.
+"""lumina COMMAND, or python -m lumina_jax COMMAND
 
-train CONFIG     train a model; the same command continues a run
-sample RUN PROMPT...  draw from a trained run
-parity FILE...   run recorded cases of the authors' models and compare
-evaluate RUN     draw every caption of a run's data and count the pictures that match theirs
-convert SRC DST  weights from one layout to another: the authors', diffusers', ours
-aot CONFIG       compile for TPUs that are not here: does it fit, how fast can it be
-data prepare NAME  fetch a free data set and make it ready for training
-bench kernels    attention kernels against each other, compiled for TPUs that need not be there
+train CONFIG           train a model; the same command continues a run
+sample RUN PROMPT...   draw from a trained run
+evaluate RUN           draw every caption of a run's data, and count the samples that match theirs
+convert SRC DST        weights from one layout to another: the authors', diffusers', ours
+data prepare NAME      fetch a free data set and make it ready for training
+parity FILE...         run recorded cases of the authors' models and compare
+aot CONFIG             compile for TPUs that are not here: does it fit, how fast can it be
+bench kernels          compare attention kernels, compiled for TPUs that are not here
 
-In the repository, train.py and sample.py are the first two. Each command explains its flags with --help.
+CONFIG is a .py or .json file, or the name of a configuration that comes with lumina_jax, such as emoji. Each command
+explains its flags with --help.
 """
 
 import importlib
 import sys
 
-COMMANDS = ("train", "sample", "parity", "evaluate", "convert", "data", "bench", "aot")
+COMMANDS = ("train", "sample", "evaluate", "convert", "data", "parity", "aot", "bench")
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     if command in ("-h", "--help"):
         print(__doc__)
     elif command not in COMMANDS:
-        print(f"error: {command!r} is no command of lumina_jax\n\n{__doc__}", file=sys.stderr)
+        print(f"error: {command!r} is no command of lumina\n\n{__doc__}", file=sys.stderr)
         raise SystemExit(2)
     else:
         raise SystemExit(importlib.import_module(f"lumina_jax.commands.{command}").main(sys.argv[2:]))

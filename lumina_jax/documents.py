@@ -1,32 +1,34 @@
 """JSON and YAML files as typed values.
 
-In: a file, and the type that its content must have: a dataclass, a TypedDict, `dict[str, Any]`, or anything else that
-pydantic knows. Out: a value of that type, or one ValueError that names the file, the key, the rule and what came.
-Unknown keys are ignored unless the type forbids them. Numbers and strings are not turned into one another.
+In: a file and the type of its content, such as a dataclass, a TypedDict, `dict[str, Any]`, or another type that
+pydantic supports. Out: a value of that type, or a ValueError with the file, the key, the rule and the value. Unknown
+keys are ignored unless the type forbids them. Numbers and strings are not converted to each other.
 """
 
 import functools
 import json
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
 LFS_POINTER = b"version https://git-lfs"
-POINTS = (
-    "is a pointer of git-LFS, which stands for the real file; fetch that with `git lfs pull` in its folder, or with "
+LFS_REMEDY = (
+    "is a git-LFS pointer instead of the file itself; download the file with `git lfs pull` in its folder, or with "
     "`hf download`"
 )
-SHOWN_ERRORS, SHOWN_LETTERS = 3, 80
-MOST_VALUES = 10**6
-"""Of a YAML file, whose aliases count as often as they are used."""
+MAX_ERRORS, MAX_CHARACTERS = 3, 80
+"""How many errors a message lists, and how long the text of each may be."""
+MAX_VALUES = 10**6
+"""The greatest number of values in a YAML file, counting an alias each time that it is used."""
 
 
 def read_json(file: PathLike[str] | str, kind: Any) -> Any:
-    """The content of a JSON file; errors as `parse_json`, and OSError when it cannot be read."""
+    """Read a JSON file. It raises the errors of `parse_json`, and OSError if the file is not readable."""
     return parse_json(_read(file), kind, str(file))
 
 
 def read_yaml(file: PathLike[str] | str, kind: Any) -> Any:
-    """The content of a YAML file; errors as `parse_json`, and OSError when it cannot be read."""
+    """Read a YAML file. It raises the errors of `parse_json`, and OSError if the file is not readable."""
     import yaml
 
     try:
@@ -34,33 +36,41 @@ def read_yaml(file: PathLike[str] | str, kind: Any) -> Any:
         _check_size(content)
         text = json.dumps(content, default=str)
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} must be YAML, but cannot be read as such ({_short(error)})") from None
+        raise ValueError(f"{file} must be a YAML file, but is not valid ({_short(error)}); correct it") from None
     return parse_json(text, kind, str(file))
 
 
-def parse_json(text: str | bytes, kind: Any, origin: str) -> Any:
-    """A value of the type from JSON text.
+def parse_json(text: str | bytes, kind: Any, origin: str, migrate: Callable[[Any], Any] | None = None) -> Any:
+    """Parse JSON text as a value of a type.
 
     Args:
-      origin: what error messages call the text, such as the name of its file.
+      origin: the source of the text for error messages, such as the path of its file.
+      migrate: turns the content of an older version into that of this one.
 
     Raises:
-      ValueError: it is not JSON, or not of that type; the message names the origin and the key.
+      ValueError: the text is not JSON, or its value does not have the type; the message names the origin and the key.
     """
     from pydantic import ValidationError
 
     if isinstance(text, bytes):
         text = text.removeprefix(b"\xef\xbb\xbf")
         if text.startswith(LFS_POINTER):
-            raise ValueError(f"{origin} {POINTS}")
+            raise ValueError(f"{origin} {LFS_REMEDY}")
     try:
+        if migrate is not None:
+            text = json.dumps(migrate(_adapter(Any).validate_json(text)))
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(f"{origin} {_reasons(error)}") from None
 
 
+def forget_types() -> None:
+    """Look at every type anew: a class was defined that may stand in a field of another."""
+    _adapter.cache_clear()
+
+
 def _check_size(content: Any) -> None:
-    """Refuse what a few lines of aliases expand to without end."""
+    """Refuse YAML aliases that expand to too many values, or without end."""
     waiting, count = [content], 0
     while waiting:
         value = waiting.pop()
@@ -68,14 +78,14 @@ def _check_size(content: Any) -> None:
             [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
         )
         count += len(inner)
-        if count > MOST_VALUES:
-            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+        if count > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_VALUES:,} values")
         waiting.extend(inner)
 
 
 @functools.lru_cache(maxsize=64)
 def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter  # slow to import, and --help never needs it
+    from pydantic import TypeAdapter  # slow to import, and not needed for --help
 
     return TypeAdapter(kind)
 
@@ -86,14 +96,12 @@ def _read(file: PathLike[str] | str) -> bytes:
 
 
 def _reasons(error: Any) -> str:
-    """What pydantic found: each key with the rule and what came."""
+    """Describe the errors that pydantic found: each key with the rule and the value."""
     found = error.errors(include_url=False)
     if found[0]["type"] == "json_invalid":
         return f"must be JSON, but is not ({found[0]['msg'].removeprefix('Invalid JSON: ')})"
-    shown = "; ".join(_reason(one) for one in found[:SHOWN_ERRORS])
-    return f"is not as it should be: {shown}" + (
-        f"; and {len(found) - SHOWN_ERRORS} more" if len(found) > SHOWN_ERRORS else ""
-    )
+    shown = "; ".join(_reason(one) for one in found[:MAX_ERRORS])
+    return f"has wrong values: {shown}" + (f"; and {len(found) - MAX_ERRORS} more" if len(found) > MAX_ERRORS else "")
 
 
 def _reason(one: dict[str, Any]) -> str:
@@ -104,4 +112,4 @@ def _reason(one: dict[str, Any]) -> str:
 
 def _short(text: object) -> str:
     line = " ".join(str(text).split())
-    return line if len(line) <= SHOWN_LETTERS else line[: SHOWN_LETTERS - 3] + "..."
+    return line if len(line) <= MAX_CHARACTERS else line[: MAX_CHARACTERS - 3] + "..."

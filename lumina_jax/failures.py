@@ -1,7 +1,7 @@
-"""How a command ends when something goes wrong: one line that says what, and a status that is not 0.
+"""Reporting errors of commands: one line on standard error, and an exit status other than 0.
 
-In: whatever a command raises. Out: on standard error, "error: ..." without a traceback; LUMINA_TRACEBACK=1 shows it. An
-error that no code foresaw is shown in the same way and called a fault of lumina_jax.
+In: an exception raised by a command. Out: "error: ..." without a traceback, which LUMINA_TRACEBACK=1 shows. An
+unexpected exception is reported in the same way, and described as a bug in lumina_jax.
 """
 
 import contextlib
@@ -13,24 +13,26 @@ import traceback
 from collections.abc import Iterator
 
 EXPECTED = (ValueError, OSError, ImportError, RuntimeError)
-"""Errors whose text is meant for the user."""
+"""Exceptions whose message is written for the user."""
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""System errors of a disk that takes no more, or nothing at all."""
+"""Error numbers of a full or read-only disk."""
 INTERRUPTED = 130
-"""Status of a command that Ctrl-C ended."""
+"""The exit status after Ctrl-C."""
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turns what the block raises into a line on standard error and a SystemExit."""
+    """Turn exceptions of the block into a line on standard error and a SystemExit."""
     try:
         yield
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # otherwise Python prints an error when it flushes
         raise SystemExit(1) from None
     except Exception as error:
         report(error)
@@ -39,14 +41,14 @@ def reported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def written_to(folder: str | os.PathLike[str], what: str, setting: str) -> Iterator[None]:
-    """Names the folder, which the system does not, when a disk takes no more.
+    """Add the folder to errors of a full or read-only disk, in which the system does not name it.
 
     Args:
-      what: is written there.
-      setting: chooses the folder.
+      what: what the block writes, for the message.
+      setting: the setting that chooses the folder, for the message.
 
     Raises:
-      OSError: the disk is full, or may not be written to; other errors stay as they are.
+      OSError: the disk is full or read-only; other errors are not changed.
     """
     try:
         yield
@@ -55,34 +57,34 @@ def written_to(folder: str | os.PathLike[str], what: str, setting: str) -> Itera
         if reason is None:
             raise
         raise OSError(
-            f"{what} cannot be written to {folder} ({reason}); free space there, or choose another {setting}, and "
-            "start the same command again"
+            f"{what} cannot be written to {folder} ({reason}); free space there, or choose another {setting}, and run "
+            "the same command again"
         ) from error
 
 
 def report(error: BaseException) -> None:
-    """Print what went wrong."""
+    """Print an error."""
     if os.environ.get("LUMINA_TRACEBACK"):
         traceback.print_exception(error)
     else:
-        print(f"error: {message(error)}\n(LUMINA_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
+        print(f"error: {message(error)}\n(set LUMINA_TRACEBACK=1 for a traceback)", file=sys.stderr, flush=True)
 
 
 def message(error: BaseException) -> str:
-    """What went wrong, for a reader who does not know the code."""
+    """Describe an error to a user who does not know the code."""
     text = str(error)
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):
         first = text.splitlines()[0] if text else type(error).__name__
-        return f"memory is exhausted ({first[:200]}); use smaller pictures, a smaller batch or shorter rows"
+        return f"out of memory ({first[:200]}); use smaller pictures, a smaller batch or shorter rows"
     if isinstance(error, EXPECTED) and not isinstance(error, RecursionError | NotImplementedError) and text:
         return text
-    return f"{type(error).__name__}: {text}\nThis is a fault of lumina_jax: no check refused what led here"
+    return f"{type(error).__name__}: {text}\nThis is a bug in lumina_jax: a check should have refused the input earlier"
 
 
 def _reason_of_disk(error: Exception) -> str | None:
-    """What the system said, if an error is of a disk that takes no more; safetensors gives it as text."""
-    said = re.search(r"os error (\d+)", str(error))
-    number = error.errno if isinstance(error, OSError) and error.errno else said and int(said[1])
+    """Return the system's message if the disk is full or read-only; safetensors has the number in its text only."""
+    match = re.search(r"os error (\d+)", str(error))
+    number = error.errno if isinstance(error, OSError) and error.errno else match and int(match[1])
     return os.strerror(number) if number in FULL else None

@@ -1,8 +1,8 @@
-"""The files of a cache: each appears when it is complete, and holds what it was made from by digest.
+"""Writing the files of a cache atomically, and finding entries by digest.
 
-In: a folder that several processes and runs may share, and the content of a file. Out: the file under its name, or an
-error that names the folder and what can be done. A process that writes locks its temporary file, so what a killed one
-left behind is told from what is being written at this moment.
+In: a folder that several processes and runs may share, and the content of a file. Out: the complete file, or an error
+that names the folder and a remedy. A process locks the temporary file that it writes, so that files which a killed
+process left behind can be distinguished from files that are being written.
 """
 
 import contextlib
@@ -20,35 +20,40 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-LAYOUT = "v2"
-"""Folder within a cache of what is written like this; what lies beside it is of earlier versions, and not read."""
+CACHE_VERSION = "v2"
+"""The folder within a cache that holds this version of it; other versions are neither read nor deleted."""
 PARTIAL = ".partial-"
-"""Beginning of the names of files that are being written."""
+"""The prefix of temporary files."""
 FOREIGN_SECONDS = 24 * 3600
-"""Age from which a temporary file of another machine, whose locks may not be seen here, counts as left behind."""
+"""A temporary file of another machine counts as abandoned after this time, because its lock may not be visible."""
 DIGEST = 16
+"""The length of a digest in bytes."""
 Digests = Shaped[np.ndarray, " n"]
-"""Digests as strings of DIGEST bytes, type S16; zeros at their ends are dropped by numpy, and compare as if there."""
+"""An array of digests of type S16. numpy drops trailing zero bytes, but compares as if they were present."""
 
 
 class UnwritableError(OSError):
-    """A folder that cannot be written to, for want of room or of permission; `why` comes before the message."""
+    """A folder is not writable, because the disk is full or for lack of permission.
+
+    Args:
+      why: text that is put before the message.
+    """
 
     def __init__(self, folder: Path, error: OSError, why: str = ""):
         super().__init__(
-            f"{why}{folder} cannot be written to ({error.strerror or error}); what is complete there is kept, and the "
-            "next start goes on from it: free space on its disk, make it writable, or name another folder"
+            f"{why}{folder} cannot be written to ({error.strerror or error}); complete files are kept, and the next "
+            "run continues from them: free space on its disk, make it writable, or choose another folder"
         )
         self.errno = error.errno
 
     @property
     def is_forbidden(self) -> bool:
-        """Whether nothing may be written at all, as on a file system that is mounted read-only."""
+        """Whether writing is forbidden, for example because the file system is mounted read-only."""
         return self.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def digest(*parts: bytes) -> bytes:
-    """The digest of parts, each with its length, so that no two lists of parts read the same."""
+    """Hash parts together with their lengths, so that different lists of parts have different digests."""
     total = hashlib.blake2b(digest_size=DIGEST)
     for part in parts:
         total.update(len(part).to_bytes(8, "little"))
@@ -56,12 +61,12 @@ def digest(*parts: bytes) -> bytes:
     return total.digest()
 
 
-def as_array(digests: Sequence[bytes]) -> Digests:
+def digest_array(digests: Sequence[bytes]) -> Digests:
     return np.frombuffer(b"".join(digests), f"S{DIGEST}")
 
 
-class Table:
-    """Positions in an array of digests by digest, as it came; of several equal ones the first."""
+class DigestIndex:
+    """Finds the position of a digest in an array; for equal digests it is the first one."""
 
     def __init__(self, digests: Digests):
         self._order = np.argsort(digests, kind="stable")
@@ -71,45 +76,45 @@ class Table:
         return len(self._sorted)
 
     def positions(self, wanted: Digests) -> Int[np.ndarray, " m"]:
-        """The position of each; -1 where there is none."""
+        """Return the position of each wanted digest, or -1 if it is missing."""
         if not len(self._sorted):
             return np.full(len(wanted), -1)
-        places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
-        return np.where(self._sorted[places] == wanted, self._order[places], -1)
+        nearest = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(self._sorted[nearest] == wanted, self._order[nearest], -1)
 
     def position(self, wanted: bytes) -> int:
-        return int(self.positions(as_array([wanted]))[0])
+        return int(self.positions(digest_array([wanted]))[0])
 
 
-def ready_folder(folder: Path) -> None:
-    """Make the folder of a cache if it is missing, and remove what killed processes left in it.
+def prepare_folder(folder: Path) -> None:
+    """Create the folder of a cache if it is missing, and delete the temporary files of killed processes.
 
     Raises:
-      UnwritableError: it is missing and cannot be made.
+      UnwritableError: the folder is missing and cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableError(folder, error) from error
     for path in folder.glob(f"{PARTIAL}*"):
-        with contextlib.suppress(OSError), path.open("r+b") as file:  # an error: it is gone, or belongs to someone else
+        with contextlib.suppress(OSError), path.open("r+b") as file:  # the file is gone, or has another owner
             if _is_abandoned(path, file):
                 path.unlink()
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UnwritableError if no file can be made in a folder."""
+    """Raise UnwritableError if no file can be created in a folder."""
     with _errors_of(folder):
         probe = folder / _partial_name(uuid.uuid4().hex)
         probe.touch()
         probe.unlink()
 
 
-def write(folder: Path, name: str, content: bytes | Iterable[bytes]) -> None:
-    """A file under its name, complete; one that is there is replaced.
+def write_file(folder: Path, name: str, content: bytes | Iterable[bytes]) -> None:
+    """Write a file atomically; an existing file is replaced.
 
     Raises:
-      UnwritableError: the disk is full, or the folder may not be written to; nothing is left behind then.
+      UnwritableError: the disk is full, or the folder is not writable. No temporary file is left behind.
     """
     partial = folder / _partial_name(uuid.uuid4().hex)
     with _errors_of(folder):
@@ -125,15 +130,15 @@ def write(folder: Path, name: str, content: bytes | Iterable[bytes]) -> None:
 
 
 def _is_abandoned(path: Path, file: Any) -> bool:
-    """Whether no process is writing a temporary file, as far as locks and, where they say nothing, its age tell."""
-    locks_tell = path.name.rpartition("-")[0] == _partial_name("").rpartition("-")[0]
+    """Whether no process is writing a temporary file, judged by its lock or, without locks, by its age."""
+    locks_are_visible = path.name.rpartition("-")[0] == _partial_name("").rpartition("-")[0]
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
-        locks_tell = False
-    return locks_tell or time.time() - path.stat().st_mtime > FOREIGN_SECONDS
+        locks_are_visible = False
+    return locks_are_visible or time.time() - path.stat().st_mtime > FOREIGN_SECONDS
 
 
 @contextlib.contextmanager
@@ -145,7 +150,7 @@ def _errors_of(folder: Path) -> Any:
 
 
 def _locked(path: Path) -> Any:
-    """A new file, locked; again if another process took it for one left behind, before the lock."""
+    """Open and lock a new file; try again if another process deleted it before it was locked."""
     while True:
         file = path.open("wb")
         with contextlib.suppress(OSError):  # a file system without locks

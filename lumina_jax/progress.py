@@ -1,4 +1,4 @@
-"""How far long work is: a bar with the time left, or a line now and then where the output is not a terminal."""
+"""Progress of long work: a bar with the time left, or a line every few seconds if the output is not a terminal."""
 
 import contextlib
 import sys
@@ -12,15 +12,16 @@ SECONDS_BETWEEN_LINES = 10.0
 def counted(
     description: str, total: int, *, is_shown: bool = True, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many of `total` are done; nothing is shown of work that is done at once.
+    """Yield a function to call with the number of items done so far, which shows the progress.
 
         with counted("encoding captions", len(captions)) as show:
-            show(32)    # 32 in all
+            show(32)  # 32 captions are done
 
     Args:
-      description: what is being done.
-      is_shown: False: say nothing, as all but one process of a job do.
-      clock: gives seconds.
+      description: the text to show.
+      total: the number of items.
+      is_shown: False prints nothing; it is true in one process of a job only.
+      clock: a function that returns seconds.
     """
     if not is_shown:
         yield lambda done: None

@@ -1,7 +1,7 @@
-"""Seeds of 64 bits, and the random keys they stand for.
+"""64-bit seeds and their random keys.
 
-`jax.random.key` keeps only the lower 32 bits of a seed, unless jax computes in 64 bits, and counts negative seeds from
-the top, so that different seeds would draw the same picture.
+Unless jax runs with 64-bit types, `jax.random.key` uses only the lower 32 bits of a seed, and negative seeds wrap
+around. Different seeds would then draw the same picture.
 """
 
 import operator
@@ -15,15 +15,15 @@ LARGEST_SEED = 2**64 - 1
 
 
 def check_seed(seed: SupportsIndex, name: str = "seed") -> int:
-    """The seed as an integer of Python; ValueError unless 0 <= seed <= LARGEST_SEED."""
+    """Return the seed as a Python integer; raise ValueError unless 0 <= seed <= LARGEST_SEED."""
     value = operator.index(seed)
     if not 0 <= value <= LARGEST_SEED:
-        raise ValueError(f"{name}={value} must lie between 0 and 2**64 - 1; other seeds would repeat these")
+        raise ValueError(f"{name}={value} must be between 0 and 2**64 - 1; choose a seed in that range")
     return value
 
 
 def key_of_seed(seed: SupportsIndex) -> jax.Array:
-    """The random key of a seed, a different one for each; below 2**32 that of `jax.random.key`."""
+    """Return a different random key for each seed; below 2**32 it is that of `jax.random.key`."""
     value = check_seed(seed)
     words = np.array([value >> 32, value & 0xFFFFFFFF], np.uint32)
     return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")

@@ -4,7 +4,6 @@ In: the folder of a run, or one made by `convert --to jax`. Out: its parameters 
 this machine's devices, whatever mesh the model was trained on.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,10 @@ def check_as_trained(folder: str | Path, config: Config, step: int | None, secti
     changed = changed_fields("model", saved.model, config.model, but=EXECUTION_FIELDS)
     for section, fields in sections.items():
         before, now = getattr(saved, section), getattr(config, section)
-        others = frozenset(field.name for field in dataclasses.fields(before)) - fields
         pairs = zip(before.parts, now.parts) if section == "data" else [(before, now)]
-        changed += [change for pair in pairs for change in changed_fields(section, *pair, but=others)]
+        for one, other in pairs:
+            others = frozenset({*one.settings(), *other.settings()}) - fields
+            changed += changed_fields(section, one, other, but=others)
     if changed:
         raise ValueError(
             f"a model draws as it was trained, but since step {step} {'; '.join(changed)}; restore these settings in "

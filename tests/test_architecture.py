@@ -18,8 +18,11 @@ FLOORS = {
     "failures": 0,
     "parts": 0,
     "progress": 0,
+    "prompts": 0,
+    "config_files": 1,
     "run": 1,
     "seeds": 1,
+    "flags": 2,
     "start": 2,
     "mel": 1,
     "tokens": 1,
@@ -29,18 +32,21 @@ FLOORS = {
     "weights": 2,
     "models": 3,
     "encoders": 3,
-    "data": 4,
-    "training": 4,
-    "generation": 4,
-    "interop": 4,
     "evaluation": 4,
-    "parity": 5,
-    "aot": 5,
-    "kernel_bench": 5,
-    "trained": 5,
-    "commands": 5,
-    "__main__": 5,
-    "configs": 5,
+    "modalities": 5,
+    "data": 6,
+    "training": 6,
+    "generation": 6,
+    "interop": 6,
+    "parity": 7,
+    "aot": 7,
+    "kernel_bench": 7,
+    "sheet_prompts": 7,
+    "trained": 7,
+    "training_data": 7,
+    "commands": 7,
+    "__main__": 7,
+    "configs": 7,
 }
 SIDEWAYS = {("training", "generation"), ("encoders", "models"), ("flow", "tokens"), ("config", "documents")}
 """Besides downwards and within itself, what may import what."""
@@ -91,7 +97,7 @@ def violations(importer, targets):
         if target != importer
         and (importer, target) not in SIDEWAYS
         and not FLOORS[target] < FLOORS[importer]
-        and FLOORS[importer] < 5
+        and FLOORS[importer] < 7
     )
 
 

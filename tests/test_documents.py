@@ -54,11 +54,11 @@ def test_a_wrong_document_is_refused_by_origin_and_key(text, words):
 def test_what_is_no_yaml_is_refused(tmp_path, text):
     file = tmp_path / "list.yaml"
     file.write_text(text)
-    with pytest.raises(ValueError, match="must be YAML"):
+    with pytest.raises(ValueError, match="must be a YAML file"):
         read_yaml(file, dict[str, Any])
 
 
-def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
+def test_a_git_lfs_pointer_is_recognised(tmp_path):
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is a pointer of git-LFS, which stands for the real file"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is a git-LFS pointer instead of the file itself"):
         read_json(tmp_path / "tokenizer.json", dict)

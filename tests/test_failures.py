@@ -7,7 +7,7 @@ from lumina_jax.failures import message, reported
 
 
 @pytest.mark.parametrize("error", [ValueError("size=0 must be positive"), FileNotFoundError(2, "missing", "a.png")])
-def test_foreseen_errors_are_one_line_and_status_1(error, capsys):
+def test_expected_errors_are_one_line_and_status_1(error, capsys):
     with pytest.raises(SystemExit) as end, reported():
         raise error
     assert end.value.code == 1
@@ -15,20 +15,20 @@ def test_foreseen_errors_are_one_line_and_status_1(error, capsys):
 
 
 @pytest.mark.parametrize("error", [OverflowError("too large"), TypeError("no len"), KeyError("x"), IndexError("i")])
-def test_errors_that_nothing_foresaw_are_called_faults_of_the_program(error, capsys):
+def test_unexpected_errors_are_reported_as_bugs(error, capsys):
     with pytest.raises(SystemExit), reported():
         raise error
     shown = capsys.readouterr().err
     assert type(error).__name__ in shown
-    assert "fault of lumina_jax" in shown
+    assert "bug in lumina_jax" in shown
     assert "Traceback" not in shown
 
 
-def test_exhausted_memory_is_named_with_a_remedy():
+def test_running_out_of_memory_is_reported_with_a_remedy():
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore")
-    assert message(error).startswith("memory is exhausted (RESOURCE_EXHAUSTED")
+    assert message(error).startswith("out of memory (RESOURCE_EXHAUSTED")
     assert "smaller batch" in message(error)
-    assert message(MemoryError()).startswith("memory is exhausted (MemoryError")
+    assert message(MemoryError()).startswith("out of memory (MemoryError")
 
 
 def test_ctrl_c_ends_with_the_usual_status():
@@ -37,7 +37,7 @@ def test_ctrl_c_ends_with_the_usual_status():
     assert end.value.code == 130
 
 
-def test_ctrl_c_is_no_fault_of_the_program():
+def test_ctrl_c_is_not_reported_as_a_bug():
     assert message(KeyboardInterrupt()) == "stopped by Ctrl-C"
 
 

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumina_jax import parts
-from lumina_jax.parts import Table, UnwritableError, as_array, check_writable, digest, ready_folder, write
+from lumina_jax.parts import (
+    DigestIndex,
+    UnwritableError,
+    check_writable,
+    digest,
+    digest_array,
+    prepare_folder,
+    write_file,
+)
 
 WRITING = """
 import sys, time
@@ -25,7 +33,7 @@ def endless():
         print("writes", flush=True)
         time.sleep(0.01)
 
-parts.write(Path(sys.argv[1]), "a", endless())
+parts.write_file(Path(sys.argv[1]), "a", endless())
 """
 
 
@@ -42,9 +50,9 @@ def test_a_file_is_there_when_it_is_complete_and_replaces_an_older_one(tmp_path)
         assert not (tmp_path / "a").exists()
         yield b"two"
 
-    write(tmp_path, "a", pieces())
+    write_file(tmp_path, "a", pieces())
     assert (tmp_path / "a").read_bytes() == b"one two"
-    write(tmp_path, "a", b"three")
+    write_file(tmp_path, "a", b"three")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a", b"three")]
 
 
@@ -54,7 +62,7 @@ def test_what_raises_while_it_is_written_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, "a", pieces())
+        write_file(tmp_path, "a", pieces())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,8 +72,8 @@ def test_a_full_disk_is_one_message_that_names_the_folder_and_what_is_kept(tmp_p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(UnwritableError) as caught:
-        write(tmp_path, "a", pieces())
-    assert str(caught.value).startswith(f"{tmp_path} cannot be written to (No space left on device); what is complete ")
+        write_file(tmp_path, "a", pieces())
+    assert str(caught.value).startswith(f"{tmp_path} cannot be written to (No space left on device); complete files ")
     assert not caught.value.is_forbidden
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +82,7 @@ def test_a_full_disk_is_one_message_that_names_the_folder_and_what_is_kept(tmp_p
 def test_a_disk_that_is_found_full_when_the_file_is_closed_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "_locked", lambda path: open("/dev/full", "wb"))  # noqa: SIM115
     with pytest.raises(UnwritableError, match="No space left"):
-        write(tmp_path, "a", b"one")
+        write_file(tmp_path, "a", b"one")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,7 +91,7 @@ def test_a_folder_that_is_missing_or_a_file_cannot_be_written_to(tmp_path):
         check_writable(tmp_path / "missing")
     (tmp_path / "file").touch()
     with pytest.raises(UnwritableError, match="cannot be written to"):
-        ready_folder(tmp_path / "file" / "within")
+        prepare_folder(tmp_path / "file" / "within")
     check_writable(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
@@ -91,23 +99,23 @@ def test_a_folder_that_is_missing_or_a_file_cannot_be_written_to(tmp_path):
 def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
     process = writing(tmp_path)
     try:
-        ready_folder(tmp_path)
+        prepare_folder(tmp_path)
         assert len(list(tmp_path.iterdir())) == 1
     finally:
         process.kill()
         process.wait()
-    ready_folder(tmp_path)
+    prepare_folder(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_temporary_files_of_another_machine_are_left_alone_for_a_day(tmp_path):
     foreign = tmp_path / parts._partial_name("more-1")  # of a machine whose name begins like that of this one
     foreign.write_bytes(b"half")
-    ready_folder(tmp_path)
+    prepare_folder(tmp_path)
     assert foreign.exists()
     long_ago = time.time() - parts.FOREIGN_SECONDS - 1
     os.utime(foreign, (long_ago, long_ago))
-    ready_folder(tmp_path)
+    prepare_folder(tmp_path)
     assert not foreign.exists()
 
 
@@ -118,12 +126,12 @@ def test_without_locks_temporary_files_are_left_alone_for_a_day(tmp_path, monkey
     monkeypatch.setattr(parts.fcntl, "flock", unsupported)
     leftover = tmp_path / parts._partial_name("1")
     leftover.touch()
-    ready_folder(tmp_path)
+    prepare_folder(tmp_path)
     assert leftover.exists()
     os.utime(leftover, (0, 0))
-    ready_folder(tmp_path)
+    prepare_folder(tmp_path)
     assert not leftover.exists()
-    write(tmp_path, "a", b"one")
+    write_file(tmp_path, "a", b"one")
     assert (tmp_path / "a").read_bytes() == b"one"
 
 
@@ -135,13 +143,13 @@ def test_no_two_lists_of_parts_have_one_digest():
 def test_a_table_finds_the_first_of_equal_digests_and_nothing_else(known, picks):
     zeros = [bytes(16), b"\0" * 15 + b"\1", b"\1" + bytes(15)]
     wanted = [*zeros, *(known[pick % len(known)] for pick in picks if known)]
-    table = Table(as_array(known))
+    index = DigestIndex(digest_array(known))
     expected = [known.index(one) if one in known else -1 for one in wanted]
-    assert table.positions(as_array(wanted)).tolist() == expected
-    assert [table.position(one) for one in wanted] == expected
-    assert len(table) == len(known)
+    assert index.positions(digest_array(wanted)).tolist() == expected
+    assert [index.position(one) for one in wanted] == expected
+    assert len(index) == len(known)
 
 
 def test_an_empty_table_finds_nothing():
-    assert Table(as_array([])).positions(as_array([bytes(16)])).tolist() == [-1]
-    assert Table(np.zeros(0, "S16")).position(b"x" * 16) == -1
+    assert DigestIndex(digest_array([])).positions(digest_array([bytes(16)])).tolist() == [-1]
+    assert DigestIndex(np.zeros(0, "S16")).position(b"x" * 16) == -1

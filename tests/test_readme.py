@@ -11,10 +11,13 @@ import tyro
 from lumina_jax.__main__ import COMMANDS
 from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
-from lumina_jax.run import parse_config
+from lumina_jax.config_files import config_file
+from lumina_jax.flags import parse_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STARTS = ("&&", ";", "do", "nohup", "exec")
+"""Words after which a command begins."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
@@ -29,7 +32,8 @@ def commands(page, *program):
         except ValueError:  # an apostrophe: no code
             continue
         for index in range(len(words)):
-            if words[index : index + len(program)] == list(program):
+            is_start = index == 0 or words[index - 1] in STARTS or words[index - 1].endswith(";")
+            if is_start and words[index : index + len(program)] == list(program):
                 rest = words[index + len(program) :]
                 ends = [rest.index(end) for end in (">", ";", "&&", "&", "|") if end in rest]
                 yield rest[: min(ends, default=len(rest))]
@@ -43,25 +47,36 @@ def found(*program):
     ]
 
 
-@pytest.mark.parametrize("words", found("python", "train.py"))
+@pytest.mark.parametrize("words", found("lumina", "train") + found("python", "-m", "lumina_jax", "train"))
 def test_training_commands_have_settings_that_work(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     config, *flags = words
     if config == "CONFIG":
-        config = "configs/emoji.py"
+        config = "emoji"
     parse_config([config, *("0" if flag == "$index" else flag for flag in flags)], "")
 
 
-@pytest.mark.parametrize("words", found("python", "sample.py"))
+@pytest.mark.parametrize("words", found("lumina", "sample"))
 def test_sampling_commands_have_flags_that_exist(words):
     default = sample.Arguments(run=Path("."), sample=SampleConfig())
     parsed = tyro.cli(sample.Arguments, default=default, args=words)
     assert parsed.prompts or parsed.prompts_file
 
 
-@pytest.mark.parametrize("words", found("python", "-m", "lumina_jax"))
+@pytest.mark.parametrize("words", found("lumina"))
 def test_commands_of_the_package_exist(words):
     assert words[0] in COMMANDS
+
+
+@pytest.mark.parametrize("words", found("lumina", "aot") + found("lumina", "data", "packing"))
+def test_configurations_of_other_commands_exist(words):
+    assert words[0] == "CONFIG" or config_file(words[0]).is_file()
+
+
+def test_commands_are_named_in_one_way_on_every_page_and_in_every_message():
+    files = [*PAGES, *(ROOT / "lumina_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+    other = re.compile(r"python (?:train|sample)\.py|`(?:train|sample)\.py`|-m lumina_jax (?!COMMAND|train)")
+    assert not {str(file): found for file in files if (found := other.findall(file.read_text()))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import lumina_jax.run
+import lumina_jax.config_files
+import lumina_jax.flags
 from lumina_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig
-from lumina_jax.run import has_sizes, load_config, parse_config, write_config
+from lumina_jax.config_files import config_file, config_names, depends_on_device, load_config
+from lumina_jax.flags import parse_config
+from lumina_jax.run import write_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -18,7 +21,12 @@ FOLDER = str(ROOT / "configs" / "folder.py")
 @pytest.fixture
 def device(monkeypatch):
     """A function that says which device this machine has."""
-    return lambda name: monkeypatch.setattr(lumina_jax.run, "runs_on_cpu", lambda: name == "cpu")
+
+    def choose(name):
+        for module in (lumina_jax.config_files, lumina_jax.flags):
+            monkeypatch.setattr(module, "runs_on_cpu", lambda: name == "cpu")
+
+    return choose
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -29,6 +37,38 @@ def test_every_configuration_can_be_tried_for_a_few_steps(path, steps, capsys):
     is_short = given.schedule != "constant" and given.warmup_steps >= steps
     assert config.optimizer.warmup_steps == (steps // 10 if is_short else given.warmup_steps)
     assert ("optimizer.warmup_steps is" in capsys.readouterr().out) == is_short
+
+
+def test_a_configuration_is_found_by_name_from_any_folder_and_by_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_names() == [path.stem for path in CONFIGS]
+    assert load_config("emoji") == load_config(ROOT / "configs" / "emoji.py") == parse_config(["emoji"], "")
+    (tmp_path / "mine.py").write_text("from lumina_jax.config_files import load_config\n\n")
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("def get_config():\n    return load_config('emoji').replace(run={'steps': 3})\n")
+    assert load_config("mine.py").run.steps == 3
+    (tmp_path / "emoji.json").write_text(load_config("mine.py").to_json())
+    assert load_config(tmp_path / "emoji.json").run.steps == 3
+    assert load_config("emoji").run.steps == 1100
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("configs/emoji.py", r"no configuration file configs/emoji\.py; did you mean emoji\? name a file"),
+        (
+            "emojis",
+            r"no configuration 'emojis'; name a file that ends in \.py or \.json, or .*: any_modality, emoji",
+        ),
+        ("../emoji", r"no configuration '\.\./emoji'; did you mean emoji\?"),
+        ("mine.txt", r"no configuration 'mine\.txt'"),
+    ],
+)
+def test_a_configuration_that_is_not_there_is_refused_with_those_that_are(tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match=reason):
+        config_file(name)
 
 
 def test_a_warmup_that_is_shortened_is_said_with_its_reason_and_saved(tmp_path, capsys):
@@ -57,7 +97,7 @@ def test_a_folder_is_learned_by_a_small_model_on_cpus_and_a_larger_one_elsewhere
         found[name] = parse_config([FOLDER, "--data.path", "mine"], "")
         assert capsys.readouterr().out == f"{FOLDER}: the settings for {words}\n"
     assert found["cpu"].model.width < found["gpu"].model.width
-    assert all(config.data.image_size == 64 and config.run.sample_every for config in found.values())
+    assert all(config.data.media.image_size == 64 and config.run.sample_every for config in found.values())
     assert load_config(FOLDER, on_cpu=False).model == found["gpu"].model
 
 
@@ -82,7 +122,7 @@ def test_another_run_in_the_same_folder_does_not_change_the_choice(device, tmp_p
 
 
 def test_only_files_that_ask_for_the_device_have_settings_for_either():
-    assert [path.stem for path in CONFIGS if has_sizes(path)] == ["folder"]
+    assert [name for name in config_names() if depends_on_device(name)] == ["folder"]
 
 
 @pytest.mark.parametrize("profile", ["10:15", "1:2", "99:100"])

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lumina_jax.config import Config, DataConfig, ModelConfig
+from lumina_jax.config import Config, DataConfig, ModelConfig, PictureConfig
 from lumina_jax.run import read_model, run_folder
 from lumina_jax.start import with_started_model
 
@@ -16,7 +16,7 @@ TRAINED = ModelConfig(layers=2, heads=2, width=48, patch_size=2, pad_token=True,
 
 def configured(folder, **run):
     settings = {"root": str(folder / "runs"), "init_from": str(folder / "start"), **run}
-    return Config(model=FILE_MODEL, data=DataConfig(image_size=32)).replace(run=settings)
+    return Config(model=FILE_MODEL, data=DataConfig(media=PictureConfig(image_size=32))).replace(run=settings)
 
 
 @pytest.fixture
@@ -108,14 +108,14 @@ def test_checkpoints_tell_where_both_folders_are_gone(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (shutil.rmtree, r"start does not exist; name the folder of a run of train\.py, such as runs/emoji, or one"),
+        (shutil.rmtree, r"start does not exist; name the folder of a run, such as runs/emoji, or one"),
         (
             lambda start: (start / "config.json").unlink(),
             r"start has no config\.json of a model of ours; name the folder of a run",
         ),
         (
             lambda start: (start / "config.json").rename(start / "model_index.json"),
-            r"start holds weights of the diffusers layout; convert them first: python -m lumina_jax convert \S+ NEW",
+            r"start holds weights of the diffusers layout; convert them first: lumina convert \S+ NEW",
         ),
         (
             lambda start: (start / "config.json").rename(start / "consolidated.00-of-01.pth"),

@@ -26,7 +26,7 @@ from lumina_jax.aot.memory import Memory, memory
 from lumina_jax.aot.roofline import Estimate, estimate
 from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
-from lumina_jax.config import Config, MeshConfig
+from lumina_jax.config import Config, MeshConfig, VisualConfig
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.data.latents import latent_data
 from lumina_jax.flow.solvers import SOLVERS
@@ -67,9 +67,10 @@ class Plan:
     @property
     def extent(self) -> Extent:
         """Of the latents of a sample that is drawn."""
-        data = self.config.data
-        side = data.image_size // (self.vae_factor if self.config.vae.path else 1)
-        return Extent(data.frames, side, side)
+        media = self.config.data.media
+        assert isinstance(media, VisualConfig)
+        side = media.image_size // (self.vae_factor if self.config.vae.path else 1)
+        return Extent(media.frames, side, side)
 
     @property
     def mesh(self) -> MeshConfig:
@@ -80,7 +81,8 @@ class Plan:
     def load(self) -> Load:
         """The batch of `config`; of a sampler, as many samples as it has rows."""
         config = self.config
-        data = latent_data(config.data, self.vae_factor) if config.vae.path else config.data
+        are_latents = config.vae.path and isinstance(config.data.media, VisualConfig)
+        data = latent_data(config.data, self.vae_factor) if are_latents else config.data
         text = config.text.max_tokens if config.model.conditioning == "text" else 0
         tokens, samples = row_tokens(data, config.model), config.data.samples_per_row
         if self.sampler:

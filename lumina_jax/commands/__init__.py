@@ -1,1 +1,1 @@
-"""The commands of `python -m lumina_jax`, one a file."""
+"""The commands of `lumina`, one a file."""

@@ -1,7 +1,7 @@
-"""python -m lumina_jax aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not here.
+"""lumina aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not here.
 
 Prints what of a device's memory goes where, which collectives a step runs, and how long a step takes at least; fails
-if it does not fit, and says what would help. Any setting of the configuration is a flag, as for train.py:
+if it does not fit, and says what would help. Any setting of the configuration is a flag, as for `lumina train`:
 --model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, but libtpu: make aot-setup
 """
 
@@ -19,8 +19,8 @@ import tyro
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config
 from lumina_jax.failures import reported
+from lumina_jax.flags import parse_config
 from lumina_jax.libtpu import add_libtpu
-from lumina_jax.run import parse_config
 
 if TYPE_CHECKING:
     from lumina_jax.aot.plan import Plan, Report
@@ -50,11 +50,11 @@ class Arguments:
 
 def main(words: Sequence[str]) -> int:
     arguments, rest = tyro.cli(
-        Arguments, args=_without_config(words), prog="python -m lumina_jax aot CONFIG", description=__doc__,
+        Arguments, args=_without_config(words), prog="lumina aot CONFIG", description=__doc__,
         return_unknown_args=True,
     )  # fmt: skip
     with reported():
-        config = parse_config([*words[:1], *rest], __doc__ or "", on_cpu=False)
+        config = parse_config([*words[:1], *rest], __doc__ or "", command="aot", on_cpu=False)
         os.environ.update(parse_topology(arguments.topology).environment)
         for name in ("vae_factor", "compiles"):
             if getattr(arguments, name) < 1:

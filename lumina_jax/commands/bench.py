@@ -1,4 +1,4 @@
-"""python -m lumina_jax bench kernels: attention kernels against each other, by the compiler's own schedule.
+"""lumina bench kernels: attention kernels against each other, by the compiler's own schedule.
 
 Compiles ours and every installed peer (jax flash, jax splash, tokamax) ahead of time for a TPU topology that need not
 be there, and prints what the compiler scheduled: estimated cycles, their share of the matrix units' floor, the main
@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> int:
     if not words or words[0] != "kernels":
         print(__doc__)
         return 0 if words and words[0] in ("-h", "--help") else 2
-    arguments = tyro.cli(Kernels, args=words[1:], prog="python -m lumina_jax bench kernels", description=__doc__)
+    arguments = tyro.cli(Kernels, args=words[1:], prog="lumina bench kernels", description=__doc__)
     with reported():
         kernels(arguments)
     return 0

@@ -1,7 +1,7 @@
-"""python -m lumina_jax convert SRC DST --from LAYOUT --to LAYOUT: weights from one layout to another.
+"""lumina convert SRC DST --from LAYOUT --to LAYOUT: weights from one layout to another.
 
 lumina: the authors' checkpoints, consolidated.00-of-01 with model_args.pth or config.json beside it, or one file.
-diffusers: a pipeline or its transformer/. jax: our own; as a source also the folder of a run of train.py.
+diffusers: a pipeline or its transformer/. jax: our own; as a source also the folder of a run.
 The tensors go through memory one at a time, and DST appears when all is written.
 """
 
@@ -59,7 +59,7 @@ class Arguments:
 
 
 def main(words: Sequence[str]) -> int:
-    arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax convert", description=__doc__)
+    arguments = tyro.cli(Arguments, args=words, prog="lumina convert", description=__doc__)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with reported():
         convert(arguments)
@@ -109,14 +109,14 @@ def convert(arguments: Arguments) -> None:
 
 
 def opened(arguments: Arguments) -> "Source":
-    """The source that the arguments name: a checkpoint, or a run of train.py."""
+    """The source that the arguments name: a checkpoint, or a run."""
     from lumina_jax.interop.sources import open_source
 
     folder = arguments.source
     if arguments.source_layout == "jax" and epath.Path(checkpoints_of(folder)).is_dir():
         return open_run(folder, arguments.step, arguments.weights or "ema", keeps_all=arguments.layout == "jax")
     if arguments.step is not None:
-        raise ValueError(f"--step {arguments.step} needs the folder of a run of train.py, but {folder} is none")
+        raise ValueError(f"--step {arguments.step} needs the folder of a run, but {folder} is none")
     return open_source(folder, arguments.source_layout, arguments.weights)
 
 
@@ -130,6 +130,7 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], 
     import jax.numpy as jnp
     import numpy as np
 
+    from lumina_jax.config import PictureConfig
     from lumina_jax.interop.converted import parameter_shapes
     from lumina_jax.interop.sources import Source
     from lumina_jax.training.checkpoint import Checkpoints
@@ -139,7 +140,7 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], 
     step = checkpoints.chosen(step)
     trained = checkpoints.restore_config(step)
     config, notes = trained.model, [trained_with(trained)]
-    if not keeps_all and config.nextframe and all(part.frames == 1 for part in trained.data.parts):
+    if not keeps_all and config.nextframe and all(isinstance(part.media, PictureConfig) for part in trained.data.parts):
         config = dataclasses.replace(config, nextframe=False)
         notes.append("left out: nextframe_token, which follows the frames of clips; the model has learned single ones")
     here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
@@ -158,10 +159,12 @@ def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], 
 
 def trained_with(config: "Config") -> str:
     """What somebody who draws with the weights must know, and no tensor tells."""
+    media = config.data.media
     settings = {
         "flow.path": config.flow.path,
         "flow.prediction": config.flow.prediction,
-        "data.image_size": config.data.image_size,
+        "data.media": media.kind,
+        **{f"data.{name}": getattr(media, name) for name in media.setting_names()},
         "vae.path": config.vae.path or "none (pixels)",
     }
     if config.model.conditioning == "text":

@@ -1,4 +1,4 @@
-"""python -m lumina_jax data COMMAND: data made ready for training.
+"""lumina data COMMAND: data made ready for training.
 
 prepare NAME    fetch a free data set through the package manager's ordinary client; the result is a folder for
                 data.source=prepared, with a card (what it is, under which licence) and a sheet of samples
@@ -29,7 +29,8 @@ import tyro
 from lumina_jax.failures import reported
 
 if TYPE_CHECKING:
-    from lumina_jax.data.example import Media, Source
+    from lumina_jax.data.example import Source
+    from lumina_jax.modalities.decoding.media import Media
 
 MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture", "flite-speech": "flite_speech"}
 LARGEST_SIZE = 16_384
@@ -74,8 +75,8 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Packing:
-    config: Annotated[Path, tyro.conf.Positional]
-    """A configuration file."""
+    config: Annotated[str, tyro.conf.Positional]
+    """A configuration, by name or by path."""
     samples: int = 1000
     """Samples to look at, at least."""
 
@@ -87,9 +88,7 @@ def main(words: Sequence[str]) -> int:
         "scenes": Scenes,
         "packing": Packing,
     }
-    arguments = tyro.extras.subcommand_cli_from_dict(
-        commands, args=words, prog="python -m lumina_jax data", description=__doc__
-    )
+    arguments = tyro.extras.subcommand_cli_from_dict(commands, args=words, prog="lumina data", description=__doc__)
     with reported():
         match arguments:
             case Prepare():
@@ -167,9 +166,9 @@ def cut(arguments: Scenes) -> None:
 
 
 def count(arguments: Packing) -> None:
+    from lumina_jax.config_files import load_config
     from lumina_jax.data.batches import Stream
     from lumina_jax.data.sources import open_source
-    from lumina_jax.run import load_config
 
     check_range("samples", arguments.samples, 1, 10**9)
     config = load_config(arguments.config)
@@ -196,7 +195,8 @@ def count(arguments: Packing) -> None:
 def sheet(source: "Source", path: Path) -> None:
     """Some samples of a source with their captions."""
     from lumina_jax.data.example import Record
-    from lumina_jax.generation.media import contact_sheet, save_png
+    from lumina_jax.modalities.files.contact_sheet import contact_sheet
+    from lumina_jax.modalities.files.png import save_png
 
     chosen = random.Random(0).sample(range(len(source)), min(SHEET_SAMPLES, len(source)))
     records = [record for record in map(source.__getitem__, chosen) if isinstance(record, Record)]
@@ -206,15 +206,15 @@ def sheet(source: "Source", path: Path) -> None:
 
 def _picture(media: "Media") -> np.ndarray:
     """Some frames side by side, or the spectrogram of a sound."""
-    from lumina_jax.config import DataConfig
-    from lumina_jax.data.example import Sound
-    from lumina_jax.data.frames import read_pictures
-    from lumina_jax.data.sounds import read_sound
-    from lumina_jax.generation.movies import frame_sheet
-    from lumina_jax.generation.sounds import spectrogram_picture
+    from lumina_jax.config import ClipConfig, SoundConfig
     from lumina_jax.mel import log_mel
+    from lumina_jax.modalities.decoding.frames import read_pictures
+    from lumina_jax.modalities.decoding.media import Sound
+    from lumina_jax.modalities.decoding.sounds import read_sound
+    from lumina_jax.modalities.files.movies import frame_sheet
+    from lumina_jax.modalities.files.sounds import spectrogram_picture
 
     if isinstance(media, Sound):
-        shown = DataConfig(seconds=SHEET_SECONDS)
+        shown = SoundConfig(seconds=SHEET_SECONDS)
         return spectrogram_picture(log_mel(read_sound(media, shown), shown.sample_rate))
-    return frame_sheet(np.stack([*map(np.asarray, read_pictures(media, DataConfig(frames=SHEET_FRAMES), None))]))
+    return frame_sheet(np.stack([*map(np.asarray, read_pictures(media, ClipConfig(frames=SHEET_FRAMES), None))]))

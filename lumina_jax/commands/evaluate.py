@@ -1,4 +1,4 @@
-"""python -m lumina_jax evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
+"""lumina evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
 
 Samples and a sheet of them go into samples/STEP/evaluated-seed-SEED of the run, as they are drawn.
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, EmojiConfig, SoundConfig
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.progress import counted
@@ -49,7 +49,7 @@ class Arguments:
 
 
 def main(words: Sequence[str]) -> int:
-    arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax evaluate", description=__doc__)
+    arguments = tyro.cli(Arguments, args=words, prog="lumina evaluate", description=__doc__)
     keep_memory_on_cpu()
     with reported():
         status = evaluate(arguments)
@@ -73,8 +73,9 @@ def evaluate(arguments: Arguments) -> int:
     writable(arguments.run / "samples")
     if arguments.likelihood and config.vae.path:
         raise ValueError("--likelihood needs a model of pixels, but this one draws latents (vae.path); leave it out")
-    if config.data_of(arguments.modality).seconds is not None:
-        return evaluate_speech(arguments, config)
+    media = config.data_of(arguments.modality).media
+    if isinstance(media, SoundConfig):
+        return evaluate_speech(arguments, config, media)
     prompts, true, is_held_out = true_samples(config, arguments.limit, arguments.modality)
     pipeline, step = open_run(arguments.run, arguments.step)
     shapes = [trained_shape(config, arguments.modality)] * len(prompts)
@@ -97,12 +98,12 @@ def drawn_samples(
     **of_sounds: Any,
 ) -> "tuple[dict[int, Any], Gallery]":
     """The samples that could be drawn by their index, in order, and where they are; errors if there are none."""
-    from lumina_jax.encoders.cuts import notices
+    from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.pipeline import NotDrawn
 
     print(f"drawing {len(prompts)} captions at step {step}", flush=True)
-    for notice in notices(pipeline.encoder, prompts, config.text.max_tokens):
+    for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
     asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
     name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}"])
@@ -138,19 +139,18 @@ def compare(drawn: np.ndarray, true: np.ndarray, is_held_out: np.ndarray) -> Non
         compare_frames(drawn, true)
 
 
-def evaluate_speech(arguments: Arguments, config: Config) -> int:
+def evaluate_speech(arguments: Arguments, config: Config, media: SoundConfig) -> int:
     """Which texts are heard in what is drawn from them, and in a true recording of each."""
     from lumina_jax.data.example import BadSample
-    from lumina_jax.data.sounds import read_sound
     from lumina_jax.data.sources import open_source
     from lumina_jax.evaluation.speech import Recogniser, spoken_text
     from lumina_jax.generation.sheets import shape_for
-    from lumina_jax.generation.sounds import voice_of
     from lumina_jax.mel import log_mel
+    from lumina_jax.modalities.decoding.sounds import read_sound
+    from lumina_jax.modalities.files.sounds import voice_of
     from lumina_jax.trained import open_run
 
-    data = config.data_of(arguments.modality)
-    source, voice = open_source(data, config.model), voice_of(config)
+    source, voice = open_source(config.data_of(arguments.modality), config.model), voice_of(config)
     records = [record for record in map(source.__getitem__, range(len(source))) if not isinstance(record, BadSample)]
     true = {record.caption: record.media for record in reversed(records) if record.caption}
     prompts = list(true)[: arguments.limit]
@@ -158,13 +158,13 @@ def evaluate_speech(arguments: Arguments, config: Config) -> int:
     recogniser = Recogniser([spoken_text(caption) for caption in true])
     pipeline, step = open_run(arguments.run, arguments.step)
     shapes = [shape_for(config, prompt, arguments.modality) for prompt in prompts]
-    of_sounds = {"voice": voice, "rate": data.sample_rate}
+    of_sounds = {"voice": voice, "rate": media.sample_rate}
     found, gallery = drawn_samples(arguments, config, pipeline, step, prompts, shapes, **of_sounds)
     drawn, total = [*found.values()], len(prompts)
     prompts, wanted = [prompts[index] for index in found], [wanted[index] for index in found]
-    recorded = [log_mel(read_sound(true[prompt], data), data.sample_rate) for prompt in prompts]
+    recorded = [log_mel(read_sound(true[prompt], media), media.sample_rate) for prompt in prompts]
     for name, spectrograms in (("drawn", drawn), ("recorded", recorded)):
-        heard = [recogniser(voice(spectrogram, data.sample_rate), data.sample_rate) for spectrogram in spectrograms]
+        heard = [recogniser(voice(spectrogram, media.sample_rate), media.sample_rate) for spectrogram in spectrograms]
         wrong = [f"{text} ({other or 'nothing'})" for text, other in zip(wanted, heard) if text != other]
         share = 1 - len(wrong) / len(wanted)
         print(f"  {name:<9} {len(wanted) - len(wrong):4} of {len(wanted):4} heard: {share:.1%}")
@@ -232,12 +232,14 @@ def true_samples(config: Config, limit: int, modality: str | None = None) -> tup
     from lumina_jax.data.sources import open_source
     from lumina_jax.tokens import unit_to_pixels
 
-    data = dataclasses.replace(config.data_of(modality), caption_dropout=0.0, crop="square")
+    data = config.data_of(modality).replace(caption_dropout=0.0)
+    if "crop" in data.media.setting_names():
+        data = data.replace(crop="square")
     held_out: set[str] = set()
-    if data.source == "emoji":
-        hidden = open_source(dataclasses.replace(data, split="held_out"), config.model)
+    if isinstance(data.source, EmojiConfig):
+        hidden = open_source(data.replace(split="held_out"), config.model)
         held_out = {hidden[index].name for index in range(len(hidden))}
-        data = dataclasses.replace(data, split="all")
+        data = data.replace(split="all")
     source = open_source(data, config.model)
     prepare = Preparation(data, config.model, 0, tuple(possible_sizes(data, config.model)))
     prepared = [prepare((index, source[index]))[1] for index in range(min(limit, len(source)))]

@@ -1,4 +1,4 @@
-"""python -m lumina_jax parity FILE...: recorded runs of the authors' models against ours, a row for each case.
+"""lumina parity FILE...: recorded runs of the authors' models against ours, a row for each case.
 
 Each row shows the number that uses most of its tolerance: how much ours and theirs differ there, how much they may,
 and the one in percent of the other. A case passes when none uses more than 100 %.
@@ -26,7 +26,7 @@ class Arguments:
 
 def main(words: Sequence[str]) -> int:
     """0 when every case of every file passes, else 1."""
-    arguments = tyro.cli(Arguments, args=words, prog="python -m lumina_jax parity", description=__doc__)
+    arguments = tyro.cli(Arguments, args=words, prog="lumina parity", description=__doc__)
     if not arguments.files:
         print("name at least one golden file")
         return 2

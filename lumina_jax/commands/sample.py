@@ -1,4 +1,4 @@
-"""Draw from a trained run: python sample.py runs/emoji "red heart, noto style" "pizza, fluent style"
+"""lumina sample runs/emoji "red heart, noto style" "pizza, fluent style"
 
 Each picture is a PNG that carries its settings, written as soon as it is drawn; sheet.png shows them all with their
 captions. Clips and turntables are gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lumina_jax.config import Config, DataConfig, SampleConfig
+from lumina_jax.config import Config, SampleConfig, SoundConfig, VisualConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import load_config, read_model, read_prompts, read_run
+from lumina_jax.prompts import read_prompts
+from lumina_jax.run import read_model, read_run
 
 if TYPE_CHECKING:
     from lumina_jax.generation.request import Shape
@@ -32,8 +34,8 @@ class Arguments:
     """Folder of the run, or of weights made by `convert --to jax`."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Captions to draw."""
-    config: Path | None = None
-    """A configuration file, for converted weights: all but the model, which is theirs."""
+    config: str | None = None
+    """A configuration, by name or by path, for converted weights: all but the model, which is theirs."""
     prompts_file: Path | None = None
     """A text file with more captions, one a line; - is standard input."""
     out: Path | None = None
@@ -71,7 +73,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def parse(words: Sequence[str], default: Arguments) -> Arguments:
-    return tyro.cli(Arguments, args=list(words), prog="sample.py", description=__doc__, default=default)
+    return tyro.cli(Arguments, args=list(words), prog="lumina sample", description=__doc__, default=default)
 
 
 def configuration(arguments: Arguments) -> Config:
@@ -87,14 +89,14 @@ def draw(arguments: Arguments) -> int:
     check_arguments(arguments)
     prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
     if not prompts:
-        raise ValueError('there is nothing to draw; name captions after the run, as in: sample.py RUN "red heart"')
+        raise ValueError('there is nothing to draw; name captions after the run, as in: lumina sample RUN "red heart"')
 
     # What can be refused without a look at the weights
-    from lumina_jax.encoders.cuts import notices
+    from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.request import check_request
     from lumina_jax.generation.sheets import patch_pixels
-    from lumina_jax.generation.sounds import voice_of
+    from lumina_jax.modalities.files.sounds import voice_of
     from lumina_jax.trained import open_run
 
     seed, modality = arguments.seed, arguments.modality
@@ -104,10 +106,10 @@ def draw(arguments: Arguments) -> int:
     folder = writable(arguments.out or arguments.run / "samples")
 
     # The model
-    data = config.data_of(modality)
-    voice = voice_of(config) if data.seconds is not None else None
+    media = config.data_of(modality).media
+    voice = voice_of(config) if isinstance(media, SoundConfig) else None
     pipeline, step = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
-    for notice in notices(pipeline.encoder, prompts, config.text.max_tokens):
+    for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
 
     # Samples, written as they come
@@ -124,8 +126,9 @@ def draw(arguments: Arguments) -> int:
         **dataclasses.asdict(arguments.sample),
         **of_media,
     }
-    rate = data.sample_rate if voice else arguments.frame_rate
-    gallery = Gallery(folder, prompts, settings, rate=rate, voice=voice, columns=data.grid_columns)
+    rate = media.sample_rate if isinstance(media, SoundConfig) else arguments.frame_rate
+    columns = media.grid_columns if isinstance(media, VisualConfig) else None
+    gallery = Gallery(folder, prompts, settings, rate=rate, voice=voice, columns=columns)
     drawn = pipeline.drawn(prompts, arguments.sample, seed=seed, shape=shapes, batch=batch, modality=modality)
     saved = save_as_drawn(gallery, drawn, prompts)
     what = "sounds" if voice else "clips" if gallery.is_moving else "pictures"
@@ -153,38 +156,39 @@ def shapes_of(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "
     from lumina_jax.generation.sheets import patch_pixels, shape_for
     from lumina_jax.mel import frames_of
 
-    data = config.data_of(arguments.modality)
+    media = config.data_of(arguments.modality).media
     of_pictures = {
         f"--{name.replace('_', '-')}": getattr(arguments, name)
         for name in ("size", "height", "width", "video_frames", "views")
     }
     given = [name for name, value in of_pictures.items() if value is not None]
-    if data.seconds is not None and given:
+    if isinstance(media, SoundConfig) and given:
         raise ValueError(f"{' and '.join(given)} say how large a picture is, but this draws sounds; use --seconds")
-    if data.seconds is None and arguments.seconds is not None:
+    if not isinstance(media, SoundConfig) and arguments.seconds is not None:
         raise ValueError("--seconds says how long a sound is, but this draws pictures; use --video-frames")
-    if arguments.seconds is not None:
+    if isinstance(media, SoundConfig) and arguments.seconds is not None:
         unit = patch_pixels(config, arguments.modality)[1]
-        return [Shape(1, -(-frames_of(arguments.seconds, data.sample_rate) // unit) * unit)] * len(prompts)
-    if data.seconds is not None:
+        return [Shape(1, -(-frames_of(arguments.seconds, media.sample_rate) // unit) * unit)] * len(prompts)
+    if isinstance(media, SoundConfig):
         return [shape_for(config, prompt, arguments.modality) for prompt in prompts]
-    return [_picture_shape(arguments, data)] * len(prompts)
+    assert isinstance(media, VisualConfig)
+    return [_picture_shape(arguments, media)] * len(prompts)
 
 
-def _picture_shape(arguments: Arguments, data: DataConfig) -> "Shape":
+def _picture_shape(arguments: Arguments, media: VisualConfig) -> "Shape":
     """Of every picture, clip or grid of views."""
     from lumina_jax.generation.request import Shape
 
     def first(*values: int | None) -> int:
         return next(value for value in values if value is not None)
 
-    size, columns = first(arguments.size, data.image_size), data.grid_columns
-    frames = first(arguments.video_frames, arguments.views, data.frames)
+    size, columns = first(arguments.size, media.image_size), media.grid_columns
+    frames = first(arguments.video_frames, arguments.views, media.frames)
     if columns is None:
         return Shape(first(arguments.height, size), first(arguments.width, size), frames)
     if (arguments.height, arguments.width, arguments.video_frames) != (None, None, None):
         raise ValueError("this draws a grid of views; use --size for the pixels of a view, and --views")
     if frames % columns:
         raise ValueError(f"--views {frames} must be a multiple of the {columns} columns of the grid")
-    frames, height, width = dataclasses.replace(data, image_size=size).extent(frames)
+    frames, height, width = dataclasses.replace(media, image_size=size).extent(frames)
     return Shape(height, width, frames)

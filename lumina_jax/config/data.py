@@ -1,113 +1,104 @@
-"""The data of an experiment: where samples come from, and how they become rows of tokens."""
+"""The data of an experiment: where samples come from, what they are, and how they become rows of tokens."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
 
+from lumina_jax.config.choice import Choice
+from lumina_jax.config.media import MediaConfig, PictureConfig
+from lumina_jax.config.migration import check_current_names
 from lumina_jax.config.section import Section, require, require_between
+from lumina_jax.config.sources import EmojiConfig, SourceConfig
+
+CHOICES: dict[str, type[Choice]] = {"source": SourceConfig, "media": MediaConfig}
+"""The fields that hold one of several kinds. Flags and `replace` name the settings of a kind like those beside them."""
+
+Same = TypeVar("Same", bound="Origin")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig(Section):
-    """Where samples come from, and what is taken of each."""
+class Origin(Section):
+    """A source, and what its samples are."""
 
     called: ClassVar[str] = "data."
 
-    source: Literal["emoji", "folder", "lumina", "tfds", "prepared"] = "emoji"
-    """emoji: embedded. folder: images, clips, views or sounds, with a captions .jsonl, texts beside them, or one folder
-    for each class. lumina: the authors' YAML. tfds: a builder. prepared: what `data prepare` made."""
-    path: str = ""
-    """emoji: nothing, or a folder that tools/build_emoji.py filled. folder: the folder, or its .jsonl file. lumina: the
-    .yaml file. tfds: a builder, such as cifar10:3.*.*. prepared: the folder"""
-    split: str = "train"
-    """emoji: train, held_out or all. tfds: any split expression. folder: which of its folders train, test, ..."""
-    limit: int | None = None
-    """How many samples of the source are used, the first ones; None: all."""
+    source: SourceConfig = field(default_factory=EmojiConfig)
+    """Where samples come from."""
+    media: MediaConfig = field(default_factory=PictureConfig)
+    """What samples are."""
     modality: str | None = None
-    """Which of the model's modalities the samples are of; None: its own, model.modality."""
-    image_size: int = 32
-    """Pixels of a square image; with buckets, the side of a square of equal area."""
-    frames: int = 1
-    """Frames of a clip, or views of an object, at most."""
-    grid_columns: int | None = None
-    """Lay the data.frames views of an object out as one picture with this number of columns of image_size pixels
-    (Lumina-T2MV: 12 views, 4 columns); None: each view is a frame."""
-    frame_rate: float | None = None
-    """Frames taken of each second of a clip, from a random moment on; None: evenly over all of it."""
-    seconds: float | None = None
-    """Greatest length of a sound, which makes the source one of sounds; None: one of pictures. A sound's channels are
-    80 mel bins, or those of an autoencoder of sounds, and its patch_size is 1."""
-    sample_rate: int = 22_050
-    """Samples of a sound a second (the released audio models: 16000)."""
-    pitch: bool = False
-    """Put the pitch of each sound before its caption, "[180 Hz] seven", where the source knows it; so that it can be
-    asked for."""
-    seconds_per_phoneme: float | None = None
-    """Length of a sound that is drawn without a given one, by the phonemes of its text; None: data.seconds."""
-    pause: float = 0.0
-    """Seconds added to that."""
-    crop: Literal["square", "buckets"] = "square"
-    """square: shorter side resized, centre cropped. buckets: the authors' aspect-ratio buckets."""
-    emoji_names: int = 48
-    """Number of emoji names in the embedded set; each name is drawn in two styles."""
-    image_key: str = "image"
-    """Feature of a tfds builder that holds the picture."""
-    caption_key: str = "caption"
-    """Feature that holds the caption, or a class label whose name is the caption."""
-    label_key: str = "label"
-    """Feature that holds the label of a label-conditional model."""
-    data_dir: str | None = None
-    """Folder of prepared tfds data; None: the default of tensorflow-datasets."""
+    """Which of the model's modalities the samples have; None: the first, model.modality."""
+
+    def __new__(cls, **settings: Any) -> Any:
+        check_current_names(cls.__name__, settings)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image_size", "frames", "emoji_names"):
-            require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
-        require(
-            self.limit is None or self.limit >= 1, f"data.limit={self.limit} must be at least 1, or None for no limit"
-        )
-        require(
-            self.frame_rate is None or 1e-3 <= self.frame_rate <= 1e3,
-            f"data.frame_rate={self.frame_rate} must be between 0.001 and 1000, or None for frames spread over the "
-            "whole clip",
-        )
-        for name in ("image_size", "frames"):
-            require_between(f"data.{name}", getattr(self, name), 1, 65_536)
-        require(
-            self.grid_columns is None or (self.grid_columns >= 1 and self.frames % self.grid_columns == 0),
-            f"data.grid_columns={self.grid_columns} must divide the data.frames={self.frames} views of the grid",
-        )
-        require(
-            self.grid_columns is None or self.crop == "square",
-            "the views of a grid are square; leave data.crop at 'square', or data.grid_columns out",
-        )
-        for name in ("seconds", "seconds_per_phoneme"):
+        for name, base in CHOICES.items():
             value = getattr(self, name)
-            require(
-                value is None or 1e-3 <= value <= 86_400,
-                f"data.{name}={value} must be positive, from 0.001 to 86400, or None",
-            )
-        require_between("data.sample_rate", self.sample_rate, 1000, 1_000_000, "it counts samples a second")
-        require_between("data.pause", self.pause, 0, 86_400)
-        require(
-            self.source == "emoji" or bool(self.path),
-            f"data.source={self.source!r} needs data.path; see --help for what it names",
-        )
+            require(isinstance(value, base), f"data.{name}={value!r} must be one of {base.choices()}")
 
-    def extent(self, views: int | None = None) -> tuple[int, int, int]:
-        """Frames, height and width in pixels of a sample of square pictures.
+    def replace(self: Same, **changed: Any) -> Same:
+        """A copy with settings changed; those of source and media have the names of their flags.
 
-        Args:
-          views: frames of the sample, or views of the grid; None: data.frames.
+        `data.replace(path="pictures", image_size=64)`; `data.replace(source="folder", path="pictures")` chooses another
+        kind of source, which keeps the settings that both kinds have.
+
+        Raises:
+          ValueError: neither the source nor the media nor this section has such a setting.
         """
-        views, side = self.frames if views is None else views, self.image_size
-        if self.grid_columns is None:
-            return views, side, side
-        return 1, views // self.grid_columns * side, self.grid_columns * side
+        chosen: dict[str, Any] = {}
+        for name in CHOICES:
+            given = changed.pop(name, getattr(self, name))
+            before = getattr(self, name) if isinstance(given, str) else given
+            kind = kind_of(name, given) if isinstance(given, str) else type(given)
+            new = {setting: changed.pop(setting) for setting in kind.setting_names() if setting in changed}
+            chosen[name] = kind(**(kept(before, kind) | new))
+        for name in changed.keys() - {one.name for one in dataclasses.fields(self)}:
+            raise ValueError(misplaced(name, {choice: one.kind for choice, one in chosen.items()}))
+        return dataclasses.replace(self, **chosen, **changed)
+
+    def settings(self) -> dict[str, Any]:
+        """Each setting under the name of its flag, those of source and media included."""
+        found: dict[str, Any] = {}
+        for name, value in super().settings().items():
+            found |= {name: value.kind} | kept(value, type(value)) if name in CHOICES else {name: value}
+        return found
+
+
+def kind_of(name: str, kind: str) -> type[Choice]:
+    """The class of a kind of source or media.
+
+    Raises:
+      ValueError: there is no such kind.
+    """
+    base = CHOICES[name]
+    require(kind in base.kinds, f"data.{name}={kind!r} must be one of {', '.join(map(repr, base.kinds))}")
+    return base.kinds[kind]
+
+
+def kept(before: Choice, kind: type[Choice]) -> dict[str, Any]:
+    """The settings of `before` that `kind` has, too."""
+    common = [name for name in kind.setting_names() if name in before.setting_names()]
+    return {name: getattr(before, name) for name in common}
+
+
+def misplaced(name: str, kinds: Mapping[str, str]) -> str:
+    """Why there is no setting of that name where these kinds of source and media are chosen."""
+    for choice, base in CHOICES.items():
+        if having := base.kinds_with(name):
+            here, others = ", ".join(kind_of(choice, kinds[choice]).setting_names()), " or ".join(map(repr, having))
+            return (
+                f"data.{name} is a setting of data.{choice}={others}, but data.{choice} is {kinds[choice]!r}, whose "
+                f"settings are {here}; choose the kind with it, as in --data.{choice} {having[0]}"
+            )
+    return f"data has no setting {name!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part(SourceConfig):
+class Part(Origin):
     """One source of a mixture."""
 
     weight: float = 1.0
@@ -122,15 +113,15 @@ class Part(SourceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(SourceConfig):
+class DataConfig(Origin):
     """Where the examples come from, and how they become rows of tokens."""
 
     mixture: tuple[Part, ...] = ()
-    """Several sources whose samples share the rows; the settings of one source above are then those of each part."""
+    """Several sources whose samples share the rows; source, media and modality above are then those of each part."""
     batch_rows: int = 32
     """Rows of tokens in a batch, over all devices."""
     row_tokens: int | None = None
-    """Tokens in a row; None: as many as one sample of image_size needs. More packs several samples into a row."""
+    """Tokens in a row; None: as many as the longest sample needs. More packs several samples into a row."""
     samples_per_row: int = 1
     """The most samples that share a row."""
     caption_dropout: float = 0.1
@@ -165,8 +156,8 @@ class DataConfig(SourceConfig):
     @property
     def parts(self) -> "tuple[DataConfig, ...]":
         """These settings with each source of the mixture in turn; without a mixture, these alone."""
-        own = [field.name for field in dataclasses.fields(SourceConfig)]
+        names = [one.name for one in dataclasses.fields(Origin)]
         return tuple(
-            dataclasses.replace(self, mixture=(), **{name: getattr(part, name) for name in own})
+            dataclasses.replace(self, mixture=(), **{name: getattr(part, name) for name in names})
             for part in self.mixture
         ) or (self,)

@@ -10,15 +10,17 @@ EXECUTION_FIELDS = frozenset({"compute_dtype", "remat", "unroll", "attention"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modality(Section):
+class ModalityConfig(Section):
     """A kind of data with its own latents, and its own projections into and out of the network."""
 
     called: ClassVar[str] = "model.others: "
 
     name: str
+    """By which sources and prompts choose it."""
     patch_size: int
-    """1 for sound, whose latents have one row."""
+    """Values of the latent along each side of a patch; 1 for sound, whose latents have one row."""
     channels: int
+    """Channels of the latent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +70,7 @@ class ModelConfig(Section):
     """Channels of the latent (3 when training on pixels)."""
     modality: str = "image"
     """What latents of model.patch_size and model.channels are called."""
-    others: tuple[Modality, ...] = ()
+    others: tuple[ModalityConfig, ...] = ()
     """Further modalities that the same network learns, each with projections of its own."""
     conditioning: Literal["text", "label"] = "text"
     """What a sample is described by: a caption, or the number of a label."""
@@ -172,9 +174,9 @@ class ModelConfig(Section):
         return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)
 
     @property
-    def modalities(self) -> tuple[Modality, ...]:
+    def modalities(self) -> tuple[ModalityConfig, ...]:
         """All of them, the model's own first."""
-        return (Modality(name=self.modality, patch_size=self.patch_size, channels=self.channels), *self.others)
+        return (ModalityConfig(name=self.modality, patch_size=self.patch_size, channels=self.channels), *self.others)
 
     @property
     def patch_values(self) -> int:
@@ -193,6 +195,6 @@ class ModelConfig(Section):
         require(modality in names, f"modality={modality!r} must be one of those of the model: {', '.join(names)}")
         return names.index(modality)
 
-    def modality_of(self, name: str | None) -> Modality:
+    def modality_of(self, name: str | None) -> ModalityConfig:
         """The modality of that name; errors as `place`."""
         return self.modalities[self.place(name)]

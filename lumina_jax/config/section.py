@@ -9,7 +9,9 @@ import numbers
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeVar
+
+Same = TypeVar("Same", bound="Section")
 
 LARGEST_INTEGER = 2**31 - 1
 LARGEST, SMALLEST = 3e38, 2e-38
@@ -25,8 +27,12 @@ KINDS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real, bool: bool
 """What may stand in a field of a plain type. Files of Python code are the only source that nothing else checks."""
 
 
-def check_kind(name: str, value: object, declared: Any) -> None:
-    """Refuse a value of another plain type than the declared one or one of its alternatives."""
+def check_type(name: str, value: object, declared: Any) -> None:
+    """Refuse a value of another plain type than the declared one, and one that is none of its alternatives."""
+    if typing.get_origin(declared) is Literal:
+        choices = typing.get_args(declared)
+        require(value in choices, f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+        return
     is_plain = declared in KINDS or typing.get_origin(declared) in (types.UnionType, typing.Union)
     plain = (typing.get_args(declared) or (declared,)) if is_plain else ()
     if plain and all(one in KINDS for one in plain):
@@ -69,6 +75,14 @@ class Section:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             name, value = f"{self.called}{field.name}", getattr(self, field.name)
-            check_kind(name, value, field.type)
+            check_type(name, value, field.type)
             if field.name not in self.wide:
                 check_number(name, value)
+
+    def replace(self: Same, **changed: Any) -> Same:
+        """A copy with settings changed."""
+        return dataclasses.replace(self, **changed)
+
+    def settings(self) -> dict[str, Any]:
+        """Each setting under the name of its flag."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from lumina_jax.config import DataConfig, Modality, ModelConfig
+from lumina_jax.config import DataConfig, ModalityConfig, ModelConfig, SoundConfig, VisualConfig
 from lumina_jax.data.example import BadSample, Example, Source, contents
 from lumina_jax.data.latents import LatentSource
 from lumina_jax.data.order import EndlessSource
@@ -68,14 +68,14 @@ def row_tokens(data: DataConfig, model: ModelConfig) -> int:
       ValueError: a sample of data.image_size is longer than data.row_tokens.
     """
     longest = max(
-        _length((part.extent()[0], height, width), model, model.modality_of(part.modality))
+        _length((_frames(part), height, width), model, model.modality_of(part.modality))
         for part in data.parts
         for width, height in possible_sizes(part, model)
     )
     if data.row_tokens is not None and data.row_tokens < longest:
         raise ValueError(
-            f"data.row_tokens={data.row_tokens} is too short: with data.image_size={data.image_size}, "
-            f"data.crop={data.crop!r} and data.frames={data.frames} a sample has up to {longest} tokens"
+            f"data.row_tokens={data.row_tokens} is too short: a sample has up to {longest} tokens with "
+            + " or ".join(str(part.media) for part in data.parts)
         )
     return data.row_tokens or longest
 
@@ -84,7 +84,7 @@ class Stream:
     """An endless iterator of batches, of which this process makes some rows.
 
     Args:
-      source: records by index; of a `LatentSource`, data.image_size is that of the latents (`latent_data`).
+      source: records by index; of a `LatentSource`, the size of media is that of the latents (`latent_data`).
       seed: of the order, the crops and the dropped captions.
       features: encoded captions, for text-conditional models; None: batches carry no text.
       rows: the rows of the batch that this process makes, in the order in which they come; None: all.
@@ -293,7 +293,7 @@ def _check_channels(source: Source, data: DataConfig, model: ModelConfig) -> Non
         return
     for part in data.parts:
         channels = model.modality_of(part.modality).channels
-        what, own = ("pictures", 3) if part.seconds is None else ("mel spectrograms", BINS)
+        what, own = ("pictures", 3) if not isinstance(part.media, SoundConfig) else ("mel spectrograms", BINS)
         if channels != own:
             raise ValueError(
                 f"{what} have {own} channels, but model.channels={channels}; set it to {own}, or name an autoencoder "
@@ -301,7 +301,12 @@ def _check_channels(source: Source, data: DataConfig, model: ModelConfig) -> Non
             )
 
 
-def _length(extent: tuple[int, ...], model: ModelConfig, modality: Modality) -> int:
+def _frames(part: DataConfig) -> int:
+    """The most frames of a sample."""
+    return part.media.extent()[0] if isinstance(part.media, VisualConfig) else 1
+
+
+def _length(extent: tuple[int, ...], model: ModelConfig, modality: ModalityConfig) -> int:
     frames, height, width = extent
     grid = latent_grid(
         frames,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_jax.data.example import Clip, LatentDistribution, Media, Sound, Views
-from lumina_jax.parts import DIGEST, UnwritableError, digest, ready_folder, write
+from lumina_jax.modalities.decoding.media import Clip, LatentDistribution, Media, Sound, Views
+from lumina_jax.parts import DIGEST, UnwritableError, digest, prepare_folder, write_file
 
 _ENDING = ".files"
 MANY_FILES = 32
@@ -33,7 +33,7 @@ class Fingerprints:
         self._known: dict[bytes, bytes] = {}
         self._new: list[bytes] = []
         with contextlib.suppress(UnwritableError):
-            ready_folder(folder)
+            prepare_folder(folder)
         files = list(folder.glob(f"*{_ENDING}"))
         for file in files:
             with contextlib.suppress(OSError):  # another process has just joined it with others
@@ -62,7 +62,7 @@ class Fingerprints:
         if new:
             content = b"".join(new)
             with contextlib.suppress(UnwritableError):
-                write(self._folder, f"{uuid.uuid4().hex}{_ENDING}", digest(content) + content)
+                write_file(self._folder, f"{uuid.uuid4().hex}{_ENDING}", digest(content) + content)
 
     def _digest(self, media: Media) -> bytes | None:
         assert not isinstance(media, LatentDistribution)

@@ -12,9 +12,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source, reason_of
+from lumina_jax.data.example import BadSample, Record, Source, reason_of
 from lumina_jax.data.fingerprints import Fingerprints
 from lumina_jax.data.latent_parts import LatentParts
+from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.parts import DIGEST, UnwritableError, check_writable
 
 THREADS = 16

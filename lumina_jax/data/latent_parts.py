@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lumina_jax.parts import ready_folder, write
+from lumina_jax.parts import prepare_folder, write_file
 
 _ENDING, _DAMAGED = ".safetensors", ".damaged"
 _CHECKSUM = "checksum {}"
@@ -34,7 +34,7 @@ class LatentParts:
     """
 
     def __init__(self, folder: Path) -> None:
-        ready_folder(folder)
+        prepare_folder(folder)
         self.folder = folder
         self.names: list[str] = []
         """Of the files, in the order in which they were found."""
@@ -81,7 +81,7 @@ class LatentParts:
         """
         tensors = {key.hex(): np.ascontiguousarray(moments) for key, moments in latents.items()}
         checksums = {_CHECKSUM.format(name): f"{_checksum(moments)}" for name, moments in tensors.items()}
-        write(self.folder, f"{uuid.uuid4().hex}{_ENDING}", save(tensors, checksums))
+        write_file(self.folder, f"{uuid.uuid4().hex}{_ENDING}", save(tensors, checksums))
         self.refresh()
 
     def remove_damaged(self) -> None:

@@ -18,17 +18,18 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
-from lumina_jax.data.buckets import Size, best_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, LatentDistribution, Record, Source, contents
+from lumina_jax.config import DataConfig, ModelConfig, VisualConfig
+from lumina_jax.data.example import BadSample, Record, Source, contents
 from lumina_jax.data.fingerprints import Fingerprints
-from lumina_jax.data.frames import read_pictures
 from lumina_jax.data.latent_encoding import NO_DIGEST, WINDOW, Encoding, Scale, Work, distribution
 from lumina_jax.data.latent_parts import DamagedError, LatentParts, mark_damaged, read_moments
-from lumina_jax.data.pictures import check_resizable
 from lumina_jax.encoders.image_vae import ImageVae
+from lumina_jax.modalities.decoding.buckets import Size, best_crop, center_square, crop_sizes
+from lumina_jax.modalities.decoding.frames import read_pictures
+from lumina_jax.modalities.decoding.media import LatentDistribution
+from lumina_jax.modalities.decoding.pictures import check_resizable
 from lumina_jax.parallel.multihost import is_first
-from lumina_jax.parts import LAYOUT, Digests, as_array
+from lumina_jax.parts import CACHE_VERSION, Digests, digest_array
 from lumina_jax.progress import counted
 from lumina_jax.tokens import pixels_to_unit, tile_views
 
@@ -85,7 +86,8 @@ class LatentSource:
 
 def latent_data(data: DataConfig, factor: int) -> DataConfig:
     """The same settings with data.image_size counted in values of the latent, as a stream of latents needs them."""
-    return dataclasses.replace(data, image_size=data.image_size // factor)
+    assert isinstance(data.media, VisualConfig)
+    return data.replace(image_size=data.media.image_size // factor)
 
 
 def encode_pictures(
@@ -125,8 +127,8 @@ def encode(
         samples are missing in a folder that may not be written to, they are bad ones.
       ValueError: the autoencoder gives no finite latents at all.
     """
-    parts = LatentParts(Path(cache_folder) / LAYOUT / encoding.folder)
-    work = Work(source, encoding, parts, Fingerprints(Path(cache_folder) / LAYOUT / "files"))
+    parts = LatentParts(Path(cache_folder) / CACHE_VERSION / encoding.folder)
+    work = Work(source, encoding, parts, Fingerprints(Path(cache_folder) / CACHE_VERSION / "files"))
     keys = [NO_DIGEST] * len(source)
     offset = shard[0] * len(source) // shard[1]
     order = [*range(offset, len(source)), *range(offset)]
@@ -139,14 +141,14 @@ def encode(
             if is_due or done % WINDOW == 0:
                 show(done)
     parts.remove_damaged()
-    return LatentSource(source, parts, as_array(keys), work.reasons, encoding.scale, encoding.channels)
+    return LatentSource(source, parts, digest_array(keys), work.reasons, encoding.scale, encoding.channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
     """The one crop of a sample: from a record to pixels whose sides the autoencoder and the patches divide."""
 
-    data: DataConfig
+    wanted: VisualConfig
     unit: int
     """Pixels of a patch."""
     sizes: tuple[Size, ...]
@@ -154,9 +156,10 @@ class Crop:
 
     @staticmethod
     def of(data: DataConfig, model: ModelConfig, factor: int) -> "Crop":
-        unit = model.patch_size * factor
-        sizes = crop_sizes((data.image_size // unit) ** 2, unit) if data.crop == "buckets" else []
-        return Crop(data, unit, tuple(sizes))
+        wanted, unit = data.media, model.patch_size * factor
+        assert isinstance(wanted, VisualConfig)
+        sizes = crop_sizes((wanted.image_size // unit) ** 2, unit) if wanted.crop == "buckets" else []
+        return Crop(wanted, unit, tuple(sizes))
 
     def __call__(self, record: Record | BadSample) -> UInt8[np.ndarray, "f h w 3"] | str:
         """The pixels, or why there are none."""
@@ -165,13 +168,13 @@ class Crop:
         try:
             if isinstance(record.media, LatentDistribution):
                 raise ValueError("the record holds latents already")
-            frames = np.stack([*map(np.asarray, read_pictures(record.media, self.data, None, self._cropped))])
-            return frames if self.data.grid_columns is None else tile_views(frames, self.data.grid_columns)
+            frames = np.stack([*map(np.asarray, read_pictures(record.media, self.wanted, None, self._cropped))])
+            return frames if self.wanted.grid_columns is None else tile_views(frames, self.wanted.grid_columns)
         except ValueError as error:
             return str(error)
 
     def _cropped(self, picture: Image.Image) -> Image.Image:
-        side = self.data.image_size
+        side = self.wanted.image_size
         check_resizable(picture, least=self.unit, side=side)
         return best_crop(picture, self.sizes) if self.sizes else center_square(picture, side)
 
@@ -182,10 +185,11 @@ class PictureEncoding:
     def __init__(self, vae: ImageVae, data: DataConfig, model: ModelConfig):
         self._vae, self._crop = vae, Crop.of(data, model, vae.factor)
         self.devices, self.channels = vae.devices, vae.channels
-        frames = f"{data.frames}x{data.frame_rate or 'all'}"
-        frames += "" if data.grid_columns is None else f"-grid{data.grid_columns}"
-        self.folder = f"{vae.fingerprint}-{data.crop}-{data.image_size}-{self._crop.unit}-{frames}"
-        self.part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (data.frames * data.image_size**2)))
+        wanted = self._crop.wanted
+        frames = f"{wanted.frames}x{wanted.frame_rate or 'all'}"
+        frames += "" if wanted.grid_columns is None else f"-grid{wanted.grid_columns}"
+        self.folder = f"{vae.fingerprint}-{wanted.crop}-{wanted.image_size}-{self._crop.unit}-{frames}"
+        self.part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (wanted.frames * wanted.image_size**2)))
         self.scale = Scale(vae.config.shift, vae.config.scaling)
 
     def __call__(self, record: Record | BadSample) -> UInt8[np.ndarray, "f h w 3"] | str:

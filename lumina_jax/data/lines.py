@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from lumina_jax.data.example import BadSample, Clip, Media, Record, Sound, Views, is_unicode, record_of
-from lumina_jax.data.kinds import Medium
+from lumina_jax.data.example import BadSample, Record, is_unicode, record_of
+from lumina_jax.modalities.decoding.kinds import Medium
+from lumina_jax.modalities.decoding.media import Clip, Media, Sound, Views
 
 ENDINGS: dict[Medium, str] = {
     "image": ".png .jpg .jpeg .jfif .webp .bmp .tif .tiff .avif .heic .heif .ppm",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from lumina_jax.data.kinds import check_file
+from lumina_jax.modalities.decoding.kinds import check_file
 
 ELEVATION = 30.0
 """Degrees above the horizon from which the camera looks down."""

@@ -12,25 +12,28 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
-from lumina_jax.data.buckets import Size, bucket_crop, center_square, crop_sizes
-from lumina_jax.data.example import BadSample, Example, LatentDistribution, Media, Record, Sound, reason_of
-from lumina_jax.data.frames import read_pictures
-from lumina_jax.data.pictures import check_resizable
-from lumina_jax.data.sounds import read_sound
+from lumina_jax.config import DataConfig, MediaConfig, ModelConfig, SoundConfig, VisualConfig
+from lumina_jax.data.example import BadSample, Example, Record, reason_of
 from lumina_jax.mel import frames_of, log_mel, mel_to_unit
+from lumina_jax.modalities.decoding.buckets import Size, bucket_crop, center_square, crop_sizes
+from lumina_jax.modalities.decoding.frames import read_pictures
+from lumina_jax.modalities.decoding.media import LatentDistribution, Media, Sound
+from lumina_jax.modalities.decoding.pictures import check_resizable
+from lumina_jax.modalities.decoding.sounds import read_sound
 from lumina_jax.tokens import pixels_to_unit, tile_views
 
 
 def possible_sizes(data: DataConfig, model: ModelConfig) -> list[Size]:
     """All (width, height) that a sample may have after cropping; of sounds the greatest."""
-    if data.seconds is not None:
-        return [(frames_of(data.seconds, data.sample_rate), 1)]
-    if data.crop == "square":
-        _, height, width = data.extent()
+    media = data.media
+    if isinstance(media, SoundConfig):
+        return [(frames_of(media.seconds, media.sample_rate), 1)]
+    assert isinstance(media, VisualConfig)
+    if media.crop == "square":
+        _, height, width = media.extent()
         return [(width, height)]
     patch_size = model.modality_of(data.modality).patch_size
-    return crop_sizes((data.image_size // patch_size) ** 2, patch_size)
+    return crop_sizes((media.image_size // patch_size) ** 2, patch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,42 +73,47 @@ class Preparation:
     def _latents(self, media: Media, draws: random.Random) -> Float[np.ndarray, "f h w c"]:
         if isinstance(media, LatentDistribution):
             return _drawn(media, draws)
-        check_kind(media, self.data)
+        wanted = self.data.media
+        check_kind(media, wanted)
         if isinstance(media, Sound):
-            return mel_to_unit(log_mel(read_sound(media, self.data), self.data.sample_rate))[None, None]
-        return pixels_to_unit(self._pixels(media, draws))
+            assert isinstance(wanted, SoundConfig)
+            return mel_to_unit(log_mel(read_sound(media, wanted), wanted.sample_rate))[None, None]
+        assert isinstance(wanted, VisualConfig)
+        return pixels_to_unit(self._pixels(media, wanted, draws))
 
-    def _pixels(self, media: Media, draws: random.Random) -> UInt8[np.ndarray, "f h w 3"]:
+    def _pixels(self, media: Media, wanted: VisualConfig, draws: random.Random) -> UInt8[np.ndarray, "f h w 3"]:
         """The frames that are trained on, all cropped alike, or the grid of an object's views."""
         state: list[object] = []
 
         def cropped(picture: Image.Image) -> Image.Image:
             state.append(draws.getstate())
             draws.setstate(state[0])  # type: ignore[arg-type]
-            return self._crop(picture, draws)
+            return self._crop(picture, wanted, draws)
 
-        frames = [np.asarray(picture) for picture in read_pictures(media, self.data, draws, cropped)]
-        columns = self.data.grid_columns
+        frames = [np.asarray(picture) for picture in read_pictures(media, wanted, draws, cropped)]
+        columns = wanted.grid_columns
         return np.stack(frames) if columns is None else tile_views(np.stack(frames), columns)
 
-    def _crop(self, picture: Image.Image, draws: random.Random) -> Image.Image:
+    def _crop(self, picture: Image.Image, wanted: VisualConfig, draws: random.Random) -> Image.Image:
         patch_size = self.model.modality_of(self.data.modality).patch_size
-        check_resizable(picture, least=patch_size, side=self.data.image_size)
-        if self.data.crop == "square":
-            return center_square(picture, self.data.image_size)
+        check_resizable(picture, least=patch_size, side=wanted.image_size)
+        if wanted.crop == "square":
+            return center_square(picture, wanted.image_size)
         return bucket_crop(picture, self.sizes, draws)
 
 
-def check_kind(media: Media, data: DataConfig) -> None:
+def check_kind(media: Media, wanted: MediaConfig) -> None:
     """Refuse sounds in a source of pictures, and pictures in one of sounds.
 
     Raises:
       ValueError: it is one.
     """
-    if isinstance(media, Sound) and data.seconds is None:
-        raise ValueError("the sample is a sound, but its source is of pictures; set data.seconds")
-    if not isinstance(media, Sound) and data.seconds is not None:
-        raise ValueError(f"the sample is no sound, but data.seconds={data.seconds} says so; leave it out for pictures")
+    if isinstance(media, Sound) and not isinstance(wanted, SoundConfig):
+        raise ValueError(f"the sample is a sound, but data.media is {wanted.kind!r}; set it to 'sounds'")
+    if not isinstance(media, Sound) and isinstance(wanted, SoundConfig):
+        raise ValueError(
+            "the sample is not a sound, but data.media is 'sounds'; set it to 'pictures', 'clips' or 'views'"
+        )
 
 
 def _drawn(latents: LatentDistribution, draws: random.Random) -> Float[np.ndarray, "f h w c"]:

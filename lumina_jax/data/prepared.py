@@ -1,4 +1,4 @@
-"""Data sets made once by `python -m lumina_jax data prepare`, ready to be read at random.
+"""Data sets made once by `lumina data prepare`, ready to be read at random.
 
 On disk: a folder with samples.array_record (compressed pixels or sound, name and caption for each sample), card.json
 (what the set is, from where, under which licence), README.md (the same to read) and sheet.png. The folder appears when
@@ -20,7 +20,8 @@ import numpy as np
 from flax import serialization
 from jaxtyping import UInt8
 
-from lumina_jax.data.example import BadSample, Record, Sound, described, printable, record_of
+from lumina_jax.data.example import BadSample, Record, described, printable, record_of
+from lumina_jax.modalities.decoding.media import Sound
 
 SAMPLES, CARD, README, SHEET = "samples.array_record", "card.json", "README.md", "sheet.png"
 _OLD_FORMAT = b"PK"
@@ -72,7 +73,7 @@ class PreparedSource:
         self.folder = Path(folder)
         if not (self.folder / SAMPLES).is_file():
             raise ValueError(
-                f"data.path={str(folder)!r} must be a folder made by `python -m lumina_jax data prepare NAME`, but it "
+                f"data.path={str(folder)!r} must be a folder made by `lumina data prepare NAME`, but it "
                 f"has no {SAMPLES}"
             )
         try:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lumina_jax.data.annotations import open_annotations
-from lumina_jax.data.clips import ANIMATIONS
-from lumina_jax.data.example import BadSample, Clip, is_unicode
+from lumina_jax.data.example import BadSample, is_unicode
 from lumina_jax.data.file_sources import FolderSource
+from lumina_jax.modalities.decoding.clips import ANIMATIONS
+from lumina_jax.modalities.decoding.media import Clip
 
 
 @dataclasses.dataclass

@@ -5,20 +5,20 @@ latents [1 1 l c]. A sound is filled up with silence to a length that the autoen
 most, and a batch of one length is encoded at once.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from lumina_jax.config import DataConfig
-from lumina_jax.data.example import BadSample, LatentDistribution, Record, Sound, Source
+from lumina_jax.config import DataConfig, SoundConfig
+from lumina_jax.data.example import BadSample, Record, Source
 from lumina_jax.data.latents import PART_SAMPLES, LatentSource, Scale, encode
 from lumina_jax.data.preparation import check_kind
-from lumina_jax.data.sounds import read_sound
 from lumina_jax.encoders.sound_vae import SoundVae
 from lumina_jax.mel import HOP, frames_of, log_mel, seconds_of, whole_frames
+from lumina_jax.modalities.decoding.media import LatentDistribution, Sound
+from lumina_jax.modalities.decoding.sounds import read_sound
 
 BATCH_FRAMES = 4096
 """Frames that each device encodes at once, or those of one sound if it has more."""
@@ -27,14 +27,14 @@ BATCH_FRAMES = 4096
 def sound_latent_data(data: DataConfig, factor: int) -> DataConfig:
     """The same settings with data.seconds as long as if each value of the latent were a frame, as a stream of latents
     needs them."""
-    frames = longest_frames(data, factor) // factor
-    return dataclasses.replace(data, seconds=seconds_of(frames, data.sample_rate))
+    assert isinstance(data.media, SoundConfig)
+    frames = longest_frames(data.media, factor) // factor
+    return data.replace(seconds=seconds_of(frames, data.media.sample_rate))
 
 
-def longest_frames(data: DataConfig, factor: int) -> int:
+def longest_frames(wanted: SoundConfig, factor: int) -> int:
     """Frames of the longest sound, filled up."""
-    assert data.seconds is not None
-    return whole_frames(frames_of(data.seconds, data.sample_rate), factor)
+    return whole_frames(frames_of(wanted.seconds, wanted.sample_rate), factor)
 
 
 def encode_sounds(
@@ -54,23 +54,25 @@ class SoundEncoding:
     """An `Encoding` of `latents.py`."""
 
     def __init__(self, vae: SoundVae, data: DataConfig):
-        self._vae, self._data = vae, data
-        self._longest = longest_frames(data, vae.factor)
+        wanted = data.media
+        assert isinstance(wanted, SoundConfig)
+        self._vae, self._wanted = vae, wanted
+        self._longest = longest_frames(wanted, vae.factor)
         self.devices, self.channels, self.part_samples = vae.devices, vae.channels, PART_SAMPLES
-        self.folder = f"{vae.fingerprint}-{data.seconds}-{data.sample_rate}"
+        self.folder = f"{vae.fingerprint}-{wanted.seconds}-{wanted.sample_rate}"
         self.scale = Scale(0.0, vae.config.scaling)
 
     def __call__(self, record: Record | BadSample) -> Float[np.ndarray, "t 80"] | str:
         """The spectrogram with silence after it, or why there is none."""
         if isinstance(record, BadSample):
             return record.reason
-        rate = self._data.sample_rate
+        rate = self._wanted.sample_rate
         try:
             if isinstance(record.media, LatentDistribution):
                 raise ValueError("the record holds latents already")
-            check_kind(record.media, self._data)
+            check_kind(record.media, self._wanted)
             assert isinstance(record.media, Sound)
-            samples = read_sound(record.media, self._data)
+            samples = read_sound(record.media, self._wanted)
         except ValueError as error:
             return str(error)
         samples = samples[: self._longest * HOP]  # resampling may round up

@@ -1,10 +1,23 @@
-"""The sources by name, as `data.source` chooses them."""
+"""Every kind of source, opened as `data.source` describes it."""
 
 import bisect
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import (
+    DataConfig,
+    EmojiConfig,
+    FolderConfig,
+    LuminaYamlConfig,
+    MediaConfig,
+    ModelConfig,
+    PreparedConfig,
+    SoundConfig,
+    SourceConfig,
+    TfdsConfig,
+    VisualConfig,
+)
 from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
 from lumina_jax.data.example import BadSample, Record, Source, combined, contents
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
@@ -19,10 +32,10 @@ def open_source(data: DataConfig, model: ModelConfig) -> Source:
     """
     if data.mixture:
         return MixedSource([open_source(part, model) for part in data.parts])
-    source = OPENERS[data.source](data, model)
-    if data.pitch:
+    source, limit = opened(data.source, data.media, model), data.source.limit
+    if isinstance(data.media, SoundConfig) and data.media.pitch:
         source = PitchedSource(source)
-    return source if data.limit is None else FirstSamples(source, data.limit)
+    return source if limit is None else FirstSamples(source, limit)
 
 
 class MixedSource:
@@ -84,46 +97,54 @@ class PitchedSource:
         return f"PitchedSource({self._source!r})"
 
 
-def _emoji(data: DataConfig, model: ModelConfig) -> Source:
-    return EmojiSource(data.emoji_names, data.split, data.image_size, folder=data.path or EMBEDDED)
+@functools.singledispatch
+def opened(source: SourceConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    """The whole source that its settings name; each kind of source registers a function for its settings.
+
+    Raises:
+      ValueError: it is not there, or not of the expected form.
+    """
+    raise ValueError(f"nothing opens {source!r}; register a function with lumina_jax.data.sources.opened")
 
 
-def _folder(data: DataConfig, model: ModelConfig) -> Source:
-    source, classes = FolderSource(data.path, data.split), model.classes
-    if model.conditioning == "label" and len(source.classes) > classes:
+@opened.register
+def _open_emoji(source: EmojiConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    if not isinstance(media, VisualConfig):
+        raise ValueError(f"data.source='emoji' has pictures, but data.media is {media.kind!r}; choose pictures")
+    return EmojiSource(source.emoji_names, source.split, media.image_size, folder=source.path or EMBEDDED)
+
+
+@opened.register
+def _open_folder(source: FolderConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    folder, classes = FolderSource(source.path, source.split), model.classes
+    if model.conditioning == "label" and len(folder.classes) > classes:
         raise ValueError(
-            f"the folder {source.path} has {len(source.classes)} classes, but model.classes={classes}; set it to "
-            f"{len(source.classes)}"
+            f"the folder {folder.path} has {len(folder.classes)} classes, but model.classes={classes}; set it to "
+            f"{len(folder.classes)}"
         )
-    return source
+    return folder
 
 
-def _lumina(data: DataConfig, model: ModelConfig) -> Source:
-    return LuminaSource(data.path)
+@opened.register
+def _open_lumina(source: LuminaYamlConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    return LuminaSource(source.path)
 
 
-def _prepared(data: DataConfig, model: ModelConfig) -> Source:
-    return PreparedSource(data.path)
+@opened.register
+def _open_prepared(source: PreparedConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    return PreparedSource(source.path)
 
 
-def _tfds(data: DataConfig, model: ModelConfig) -> Source:
+@opened.register
+def _open_tfds(source: TfdsConfig, media: MediaConfig, model: ModelConfig) -> Source:
     from lumina_jax.data.tfds_source import TfdsSource  # only this source pays for importing tensorflow-datasets
 
     is_text = model.conditioning == "text"
     return TfdsSource(
-        data.path,
-        data.split,
-        image_key=data.image_key,
-        caption_key=data.caption_key if is_text else None,
-        label_key=None if is_text else data.label_key,
-        data_dir=data.data_dir,
+        source.path,
+        source.split,
+        image_key=source.image_key,
+        caption_key=source.caption_key if is_text else None,
+        label_key=None if is_text else source.label_key,
+        data_dir=source.data_dir,
     )
-
-
-OPENERS: dict[str, Callable[[DataConfig, ModelConfig], Source]] = {
-    "emoji": _emoji,
-    "folder": _folder,
-    "lumina": _lumina,
-    "prepared": _prepared,
-    "tfds": _tfds,
-}

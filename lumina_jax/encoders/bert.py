@@ -1,8 +1,8 @@
-"""BERT, read from its published files: token ids in, a hidden state of every token out.
+"""The BERT text encoder, read from its published files.
 
-In: token ids [b t] and a mask [b t] of the real tokens. Out: features [b t m], unpooled, in float32.
-The encoder of Devlin et al., arXiv 1810.04805: learned absolute positions, LayerNorm after each residual sum, the exact
-(erf) GELU. Published layout: config.json and model.safetensors as Hugging Face writes them (`model_type: bert`).
+In: token ids [b t] and a mask [b t], which is true at real tokens. Out: unpooled features [b t m] in float32. The
+encoder of Devlin et al., arXiv 1810.04805, has learned absolute positions, a LayerNorm after each residual sum, and the
+exact (erf) GELU. It is read from config.json and model.safetensors as Hugging Face writes them (`model_type: bert`).
 """
 
 import dataclasses
@@ -16,22 +16,22 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lumina_jax.encoders.published import (
-    AS_USUAL,
+    DEFAULT_OPTIONS,
     EncoderConfig,
-    Loading,
-    attend,
+    LoadOptions,
+    apply_layers,
+    attention_mask,
     check_rules,
     check_settings,
-    layers_of_state,
-    load,
-    settings,
-    sizes,
+    heads_divide_width,
+    layers_needed,
+    load_network,
+    masked_attention,
+    read_config,
+    read_sizes,
     split_heads,
-    stacked,
-    through,
-    unused_layer,
-    visible,
-    whole_heads,
+    stack_layers,
+    unused_layer_prefix,
 )
 from lumina_jax.models.layers import LayerNorm, Linear, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
@@ -64,54 +64,61 @@ class BertLayer(nnx.Module):
         self.mlp_norm = LayerNorm(rngs, width, eps=config.norm_eps)
         self.heads = config.heads
 
-    def __call__(self, x: Float[Array, "b t m"], seen: Bool[Array, "b t t"]) -> Float[Array, "b t m"]:
+    def __call__(self, x: Float[Array, "b t m"], allowed: Bool[Array, "b t t"]) -> Float[Array, "b t m"]:
         q, k, v = (split_heads(part(x), self.heads) for part in (self.query, self.key, self.value))
-        x = self.attention_norm(x + self.output(attend(q, k, v, seen, scale=1 / math.sqrt(q.shape[-1]))))
+        x = self.attention_norm(x + self.output(masked_attention(q, k, v, allowed, scale=1 / math.sqrt(q.shape[-1]))))
         return self.mlp_norm(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
 
 
 class Bert(nnx.Module):
-    """The encoder; its layers are stacked, and one scan runs them."""
+    """The encoder. Its layers are stacked along the first axis and run by one scan."""
 
     def __init__(self, rngs: nnx.Rngs, config: BertConfig):
         self.words = param(rngs, (config.vocabulary, config.width), small_normal, axes=("vocab", "embed"))
         self.positions = param(rngs, (config.positions, config.width), small_normal, axes=(None, "embed"))
         self.token_types = param(rngs, (config.token_types, config.width), small_normal, axes=(None, "embed"))
         self.norm = LayerNorm(rngs, config.width, eps=config.norm_eps)
-        self.layers = stacked(lambda rngs: BertLayer(rngs, config), rngs, config.layers)
+        self.layers = stack_layers(lambda rngs: BertLayer(rngs, config), rngs, config.layers)
         self.config = config
 
     def __call__(self, token_ids: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t m"]:
-        """The hidden state of each token; real tokens see only real tokens, and `mask` says which those are."""
+        """Return the hidden state of each token. Every token attends to the real tokens only."""
         tokens = token_ids.shape[1]
         if tokens > self.config.positions:
-            raise ValueError(f"{tokens=} of a caption exceed the {self.config.positions} positions of this encoder")
+            raise ValueError(
+                f"a caption has {tokens=}, but this encoder has only {self.config.positions} positions; set a lower "
+                "max_tokens"
+            )
         with jax.default_matmul_precision("highest"):
             x = self.norm(self.words[...][token_ids] + self.positions[...][:tokens] + self.token_types[...][0])
-            return through(self.layers, x, visible(mask, is_causal=False)).astype(jnp.float32)
+            return apply_layers(self.layers, x, attention_mask(mask, is_causal=False)).astype(jnp.float32)
 
 
-def load_bert(folder: Path, loading: Loading = AS_USUAL) -> Bert:
-    """The encoder in `folder`; its state is the last one, unless `loading` asks for another.
+def load_bert(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> Bert:
+    """Read the encoder in `folder`. Its features are the last state unless `options` asks for another.
 
     Raises:
-      ValueError: a file is missing or unreadable; the configuration asks for another network than this one; names or
-        shapes of the tensors are not those that the configuration promises. The message lists them.
+      ValueError: a file is missing or unreadable, the configuration describes a network that is not implemented here,
+        or names or shapes of the tensors do not match the configuration. The message lists them.
     """
-    config = bert_config(folder, loading)
+    config = bert_config(folder, options)
 
     def rename(stored: str) -> str | None:
         return bert_name(stored, config)
 
-    return load(lambda: Bert(nnx.Rngs(0), config), BERT_RULES, rename, folder, config=config, loading=loading)
+    return load_network(lambda: Bert(nnx.Rngs(0), config), BERT_RULES, rename, folder, config=config, options=options)
 
 
 def bert_name(stored: str, config: BertConfig) -> str | None:
-    """The name in the rules of a stored one; None for what is not used."""
+    """Return the name that the rules use for a stored tensor, or None if the tensor is not used."""
     name = stored.removeprefix("bert.")
-    for first, now in _FIRST_NAMES.items():
-        name = name.replace(first, now)
-    return None if name.startswith((*_UNUSED, *unused_layer(config.layers, "encoder.layer", config.state))) else name
+    for old, new in _OLD_NAMES.items():
+        name = name.replace(old, new)
+    return (
+        None
+        if name.startswith((*_UNUSED, *unused_layer_prefix(config.layers, "encoder.layer", config.state)))
+        else name
+    )
 
 
 _LAYER = "encoder.layer.{layer}"
@@ -130,9 +137,9 @@ BERT_RULES = (
     *norm(f"{_LAYER}.output.LayerNorm", "layers.mlp_norm", bias=True),
 )
 _UNUSED = ("pooler.", "cls.", "embeddings.position_ids")
-"""Beginnings of names that hold no part of the encoder: the pooled sentence, heads of the pretraining, 0, 1, 2, ..."""
-_FIRST_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-"""How the first published checkpoints, still in use, call the parameters of a LayerNorm."""
+"""Prefixes of tensors that are ignored: the pooler, the pretraining heads, and the position ids 0, 1, 2, ..."""
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Names of LayerNorm parameters in the oldest published checkpoints, which are still in use."""
 
 _PUBLISHED = {
     "vocabulary": "vocab_size",
@@ -147,12 +154,12 @@ _PUBLISHED = {
 _KNOWN: dict[str, list[Any]] = {"hidden_act": ["gelu"], "position_embedding_type": ["absolute"], "is_decoder": [False]}
 
 
-def bert_config(folder: Path, loading: Loading) -> BertConfig:
-    """The sizes in the config.json of a folder; errors as `load_bert`."""
-    values = settings(folder)
-    found = sizes(values, _PUBLISHED, folder)
+def bert_config(folder: Path, options: LoadOptions) -> BertConfig:
+    """Read the sizes from config.json in `folder`. It raises the same errors as `load_bert`."""
+    values = read_config(folder)
+    found = read_sizes(values, _PUBLISHED, folder)
     check_settings(values, _KNOWN, folder)
-    check_rules(whole_heads(found), folder)
-    state = loading.state or "last"
-    found["layers"] = layers_of_state(found["layers"], state, folder)
+    check_rules(heads_divide_width(found), folder)
+    state = options.state or "last"
+    found["layers"] = layers_needed(found["layers"], state, folder)
     return BertConfig(**found, state=state)

@@ -1,10 +1,10 @@
-"""The features of captions, encoded once and then read from memory-mapped files.
+"""A cache of caption features: captions are encoded once and then read from memory-mapped files.
 
-In: captions, a `TextEncoder` and a folder. Out: `CaptionFeatures`, the features of each caption by the caption.
+In: captions, a `TextEncoder` and a folder. Out: `CaptionFeatures`, a mapping from a caption to its features.
 
-An encoder has a folder, and in it parts: safetensors files of some hundred captions with the digest of each. A caption
-is looked for by its digest in all of them, so a caption that is new or was changed is encoded alone, and a run that was
-killed goes on after the last complete part.
+Each encoder has a folder with parts, which are safetensors files with the features and digests of some hundred
+captions. A caption is found by its digest, so only new or changed captions are encoded, and a run that was killed
+continues after the last complete part.
 """
 
 import contextlib
@@ -26,20 +26,30 @@ from safetensors.numpy import save
 from lumina_jax.encoders.text import BATCH, TextEncoder
 from lumina_jax.encoders.tokenizer import CaptionError
 from lumina_jax.parallel.multihost import barrier, is_first, is_shared
-from lumina_jax.parts import DIGEST, LAYOUT, Digests, Table, UnwritableError, as_array, digest, ready_folder, write
+from lumina_jax.parts import (
+    CACHE_VERSION,
+    DIGEST,
+    DigestIndex,
+    Digests,
+    UnwritableError,
+    digest,
+    digest_array,
+    prepare_folder,
+    write_file,
+)
 from lumina_jax.progress import counted
 
 CHUNK = 4 * BATCH
-"""Captions that are encoded at once."""
+"""The number of captions passed to the encoder in one call."""
 PART_CAPTIONS, PART_BYTES, PART_SECONDS = 1024, 2**27, 60.0
-"""A part is complete with this many captions, or bytes of features, or after this time."""
-OPEN_PARTS = 256
-"""Parts mapped into memory at once: each takes a file descriptor."""
+"""A part is written when it has this many captions or bytes of features, or after this time."""
+MAX_OPEN_PARTS = 256
+"""At most this many parts are mapped into memory, because each uses a file descriptor."""
 NOT_FINITE = (
-    "the text encoder makes values of it that are not finite; set text.dtype=float32, copy the weights again, or "
-    "change the caption"
+    "the text encoder returned values that are not finite; set text.dtype=float32, copy the weights again, or change "
+    "the caption"
 )
-_ENDING = ".safetensors"
+_SUFFIX = ".safetensors"
 logger = logging.getLogger(__name__)
 
 
@@ -49,32 +59,33 @@ def encode_captions(
     cache_folder: str | Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> "CaptionFeatures":
-    """The features of every caption of a set, read from the cache or, the first time, encoded into it.
+    """Encode the captions that are not in the cache yet, and return the features of all.
 
-    A damaged part is encoded anew. Memory stays bounded by the features of one part. The processes of a job, which all
-    call this, share the work if they share the folder, and each does all of it if they don't. Captions that the
-    tokenizer cannot cut, or whose features are not finite, are left out, with a warning.
+    Captions of damaged parts are encoded again. Memory is bounded by the features of one part. All processes of a job
+    must call this; they divide the work if they share the folder, otherwise each encodes all captions. Captions that
+    the tokenizer fails on, or whose features are not finite, are skipped with a warning.
 
     Args:
-      captions: any order; repeated ones count once. Include "" for the unconditional half of guidance.
+      captions: the captions, in any order and possibly repeated. Include "" for classifier-free guidance.
       progress: called with (captions encoded, captions to encode) after each part.
 
     Raises:
-      ValueError: there are no captions; or none of them, none of the first ones, or not "" has finite features.
-      UnwritableError: captions are to be encoded, and the folder cannot be written to.
+      ValueError: there are no captions, or there are no finite features for "", for any of the first captions, or for
+        any caption at all.
+      UnwritableError: captions must be encoded, but the folder is not writable.
     """
     wanted = {caption_digest(caption): caption for caption in captions}
     if not wanted:
-        raise ValueError('there are no captions to encode; give at least one, such as ""')
+        raise ValueError('there are no captions to encode; pass at least one, such as ""')
     index, count = 0, 1
     if jax.process_count() > 1 and is_shared(Path(cache_folder)):
         index, count = jax.process_index(), jax.process_count()
-    folder = Path(cache_folder) / LAYOUT / encoder.fingerprint
-    ready_folder(folder)
-    found = Table(_digests_of(_intact(folder, wanted)))
-    missing = [mark for mark in sorted(wanted) if found.position(mark) < 0]
-    own = [wanted[mark] for mark in missing if int.from_bytes(mark[:8], "little") % count == index]
-    refused = _encode(own, encoder, folder, progress)
+    folder = Path(cache_folder) / CACHE_VERSION / encoder.fingerprint
+    prepare_folder(folder)
+    found = DigestIndex(_digests_of(_intact(folder, wanted)))
+    missing = [key for key in sorted(wanted) if found.position(key) < 0]
+    assigned = [wanted[key] for key in missing if int.from_bytes(key[:8], "little") % count == index]
+    refused = _encode(assigned, encoder, folder, progress)
     barrier(f"captions {digest(*wanted).hex()} are encoded")
     if refused and ("" in refused or len(refused) == len(wanted)):
         raise ValueError(_without_features(refused))
@@ -84,50 +95,50 @@ def encode_captions(
 
 
 class CaptionFeatures:
-    """Features of all captions in a folder of the cache, looked up by caption.
+    """The features of all captions in a folder of the cache, by caption.
 
-    The features lie in memory-mapped files, so processes on one machine share them; pickling hands over the name of
-    the folder only.
+    The files are memory-mapped, so that processes on one machine share them. A pickle contains only the path of the
+    folder.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._parts = [part for file in sorted(self.folder.glob(f"*{_ENDING}")) if (part := _opened(file)) is not None]
+        self._parts = [part for file in sorted(self.folder.glob(f"*{_SUFFIX}")) if (part := _open(file)) is not None]
         if not self._parts:
-            raise ValueError(f"{folder} must hold features of captions, but holds none; start the run anew")
+            raise ValueError(f"{folder} must contain features of captions, but contains none; start the run again")
         self.width, self.max_tokens = self._parts[0].width, self._parts[0].max_tokens
-        self._table = Table(_digests_of(self._parts))
-        self._first = np.cumsum([0, *(len(part.ends) for part in self._parts)])
-        self._parts = [part._replace(digests=part.digests[:0].copy()) for part in self._parts]  # the table has them
+        self._index = DigestIndex(_digests_of(self._parts))
+        self._offsets = np.cumsum([0, *(len(part.ends) for part in self._parts)])
+        self._parts = [part._replace(digests=part.digests[:0].copy()) for part in self._parts]  # the index has a copy
         self._mapped: dict[int, np.ndarray] = {}
 
     def __getitem__(self, caption: str) -> Float[np.ndarray, "t c"]:
-        """Features of the caption's own tokens, at most `max_tokens` of them and without padding; read-only.
+        """Return the read-only features of a caption, at most `max_tokens` tokens without padding.
 
         Raises:
-          KeyError: the caption is not in the cache, has no features, or they can no longer be read.
+          KeyError: the caption is not in the cache, has no features, or its file is no longer readable.
         """
-        position = self._table.position(caption_digest(caption))
+        position = self._index.position(caption_digest(caption))
         if position < 0:
             raise KeyError(
-                f"caption {caption!r} was not encoded: it was not among those given to encode_captions, or the text "
-                "encoder cannot encode it, of which a warning at the start of the run says more"
+                f"caption {caption!r} was not encoded: either it was not passed to encode_captions, or the text "
+                "encoder failed on it; see the warning at the start of the run"
             )
-        which = int(np.searchsorted(self._first, position, side="right")) - 1
-        ends, place = self._parts[which].ends, position - int(self._first[which])
-        start = int(ends[place - 1]) if place else 0
+        part = int(np.searchsorted(self._offsets, position, side="right")) - 1
+        ends, row = self._parts[part].ends, position - int(self._offsets[part])
+        start = int(ends[row - 1]) if row else 0
         try:
-            return np.asarray(self._features(which)[start : int(ends[place])])
+            return np.asarray(self._features(part)[start : int(ends[row])])
         except (OSError, ValueError) as error:
             raise KeyError(
-                f"the features of {caption!r} can no longer be read ({error}); start the run again"
+                f"the features of {caption!r} are no longer readable ({error}); start the run again"
             ) from error
 
     def __contains__(self, caption: str) -> bool:
-        return self._table.position(caption_digest(caption)) >= 0
+        return self._index.position(caption_digest(caption)) >= 0
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CaptionFeatures, (self.folder,)
@@ -135,12 +146,12 @@ class CaptionFeatures:
     def __repr__(self) -> str:
         return f"CaptionFeatures({str(self.folder)!r})"
 
-    def _features(self, which: int) -> Float[np.ndarray, "l c"]:
-        """Those of a part; the part mapped first is forgotten when too many are."""
-        found = self._mapped.get(which)
+    def _features(self, part: int) -> Float[np.ndarray, "l c"]:
+        """Map the features of a part into memory; the oldest mapping is dropped when there are too many."""
+        found = self._mapped.get(part)
         if found is None:
-            found = self._mapped[which] = self._parts[which].features()
-            if len(self._mapped) > OPEN_PARTS:
+            found = self._mapped[part] = self._parts[part].features()
+            if len(self._mapped) > MAX_OPEN_PARTS:
                 del self._mapped[next(iter(self._mapped))]
         return found
 
@@ -150,7 +161,7 @@ def caption_digest(caption: str) -> bytes:
 
 
 class _Part(NamedTuple):
-    """A file of the cache: digests of its captions, and where the tokens of each end among its features."""
+    """A file of the cache; `ends` has the offset after the last token of each caption."""
 
     file: Path
     width: int
@@ -160,12 +171,12 @@ class _Part(NamedTuple):
     ends: Int[np.ndarray, " n"]
 
     def features(self) -> Float[np.ndarray, "l c"]:
-        """Mapped into memory."""
+        """Map the features into memory."""
         with self.file.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             stored = json.loads(file.read(length))["features"]
         if not all(stored["shape"]):
-            return np.zeros(stored["shape"], np.float32)  # nothing cannot be mapped
+            return np.zeros(stored["shape"], np.float32)  # an empty array cannot be mapped
         start = 8 + length + stored["data_offsets"][0]
         return np.memmap(self.file, np.float32, "r", offset=start, shape=tuple(stored["shape"]))
 
@@ -176,24 +187,24 @@ class _Part(NamedTuple):
         return False
 
 
-def _opened(file: Path) -> _Part | None:
-    """A part, its features unread; None if it is damaged or gone."""
+def _open(file: Path) -> _Part | None:
+    """Read a part without its features; return None if it is damaged or missing."""
     try:
         with safe_open(file, framework="numpy") as tensors:
-            about = tensors.metadata()
+            metadata = tensors.metadata()
             digests, ends = tensors.get_tensor("digests"), tensors.get_tensor("ends")
         digests = np.frombuffer(digests.tobytes(), f"S{DIGEST}")
-        return _Part(file, int(about["width"]), int(about["max_tokens"]), about["checksum"], digests, ends)
+        return _Part(file, int(metadata["width"]), int(metadata["max_tokens"]), metadata["checksum"], digests, ends)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
 
 
 def _intact(folder: Path, wanted: Iterable[bytes]) -> list[_Part]:
-    """The parts of a folder; those that hold what is wanted and are damaged are removed."""
-    table, kept = Table(as_array(list(wanted))), []
-    for file in sorted(folder.glob(f"*{_ENDING}")):
-        part = _opened(file)
-        if part is not None and (not (table.positions(part.digests) >= 0).any() or part.is_intact):
+    """Return the parts of a folder. Parts with a wanted digest are verified, and deleted if they are damaged."""
+    index, kept = DigestIndex(digest_array(list(wanted))), []
+    for file in sorted(folder.glob(f"*{_SUFFIX}")):
+        part = _open(file)
+        if part is not None and (not (index.positions(part.digests) >= 0).any() or part.is_intact):
             kept.append(part)
             continue
         try:
@@ -206,7 +217,7 @@ def _intact(folder: Path, wanted: Iterable[bytes]) -> list[_Part]:
 def _encode(
     captions: list[str], encoder: TextEncoder, folder: Path, progress: Callable[[int, int], None] | None
 ) -> dict[str, str]:
-    """Encode captions into parts; returns those that have no features, with the reason."""
+    """Encode captions into parts. Return the captions that have no features, with the reason."""
     refused: dict[str, str] = {}
     waiting: list[tuple[bytes, np.ndarray]] = []
     begun = time.monotonic()
@@ -232,32 +243,32 @@ def _encode(
 
 
 def _encoded(captions: list[str], encoder: TextEncoder) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Each caption with the features of its own tokens, or why it has none."""
+    """Yield each caption with its features without padding, or with the reason why it has none."""
     try:
         features, segment_ids = (np.asarray(part) for part in encoder.encode(captions))
     except CaptionError as error:
         if len(captions) == 1:
             yield captions[0], str(error)
-        else:  # the others can be encoded
+        else:  # one by one, to skip only the caption that failed
             for caption in captions:
                 yield from _encoded([caption], encoder)
         return
     for caption, row, is_token in zip(captions, features, segment_ids > 0):
-        own = row[is_token].astype(np.float32)
-        yield caption, own if np.isfinite(own).all() else NOT_FINITE
+        unpadded = row[is_token].astype(np.float32)
+        yield caption, unpadded if np.isfinite(unpadded).all() else NOT_FINITE
 
 
 def _write(folder: Path, encoder: TextEncoder, encoded: list[tuple[bytes, np.ndarray]]) -> None:
-    """A part under a name that no other has: who finds an older one damaged, removes that one only."""
+    """Write a part under a unique name, so that deleting a damaged part never deletes a newer one."""
     if not encoded:
         return
-    digests = as_array([mark for mark, _ in encoded])
+    digests = digest_array([key for key, _ in encoded])
     ends = np.cumsum([len(features) for _, features in encoded])
     features = np.concatenate([features for _, features in encoded])
-    about = {"width": f"{encoder.width}", "max_tokens": f"{encoder.max_tokens}"}
-    about["checksum"] = _checksum(digests, ends, features)
+    metadata = {"width": f"{encoder.width}", "max_tokens": f"{encoder.max_tokens}"}
+    metadata["checksum"] = _checksum(digests, ends, features)
     tensors = {"digests": np.frombuffer(digests.tobytes(), np.uint8), "ends": ends, "features": features}
-    write(folder, f"{uuid.uuid4().hex}{_ENDING}", save(tensors, about))
+    write_file(folder, f"{uuid.uuid4().hex}{_SUFFIX}", save(tensors, metadata))
 
 
 def _checksum(digests: Digests, ends: Int[np.ndarray, " n"], features: Float[np.ndarray, "l c"]) -> str:
@@ -273,4 +284,4 @@ def _digests_of(parts: list[_Part]) -> Digests:
 
 def _without_features(refused: Mapping[str, str]) -> str:
     caption, reason = next(iter(refused.items()))
-    return f"{len(refused)} captions have no features, and their samples are skipped; such as {caption!r}: {reason}"
+    return f"{len(refused)} captions have no features, and their samples are skipped, such as {caption!r}: {reason}"

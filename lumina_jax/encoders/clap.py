@@ -1,9 +1,9 @@
-"""The text half of CLAP as Microsoft published it, read from its checkpoint: one of the encoders of Lumina-T2Audio.
+"""The text encoder of Microsoft's CLAP, which Lumina-T2Audio uses, read from its published checkpoint.
 
-In: a folder with CLAP_weights_*.pth and, beside it, config.json and the tokenizer of BERT base uncased; token ids [b t]
-and a mask [b t] of the real tokens. Out: features [b t m], in float32.
-Elizalde et al., arXiv 2206.04769: BERT and a projection, x W1 and a residual branch of GELU and W2 under one LayerNorm.
-The authors of CLAP project the first token alone, Lumina-T2Audio every one. The half for sounds is left alone.
+In: a folder that holds CLAP_weights_*.pth together with the config.json and tokenizer of BERT base uncased; token ids
+[b t] and a mask [b t], which is true at real tokens. Out: features [b t m] in float32.
+Elizalde et al., arXiv 2206.04769, put a projection after BERT: LayerNorm(y + GELU(y) W2) with y = x W1. The authors of
+CLAP project the first token only, whereas Lumina-T2Audio projects every token. The audio encoder is not read.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lumina_jax.encoders.bert import BERT_RULES, Bert, BertConfig, bert_config, bert_name
-from lumina_jax.encoders.published import AS_USUAL, Loading, load
+from lumina_jax.encoders.published import DEFAULT_OPTIONS, LoadOptions, load_network
 from lumina_jax.models.layers import LayerNorm, Linear
 from lumina_jax.weights.pickles import PickledTensors
 from lumina_jax.weights.rules import Rule, linear, norm
@@ -24,7 +24,7 @@ _TEXT, _BASE, _PROJECTION = "caption_encoder.", "base.", "projection."
 
 
 class ClapText(nnx.Module):
-    """BERT and the projection of each token."""
+    """BERT followed by a projection of each token."""
 
     def __init__(self, rngs: nnx.Rngs, config: BertConfig, width: int):
         self.bert = Bert(rngs, config)
@@ -34,17 +34,17 @@ class ClapText(nnx.Module):
         self.config = dataclasses.replace(config, width=width)
 
     def __call__(self, token_ids: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t m"]:
-        """The projected hidden state of each token; real tokens see only real tokens."""
+        """Return the projected hidden state of each token. Every token attends to the real tokens only."""
         with jax.default_matmul_precision("highest"):
             y = self.first(self.bert(token_ids, mask))
             return self.norm(y + self.second(jax.nn.gelu(y, approximate=False)))
 
 
 def clap_file(folder: Path) -> Path | None:
-    """The checkpoint of CLAP in a folder, if it holds one.
+    """Return the CLAP checkpoint in a folder, or None if there is none.
 
     Raises:
-      ValueError: it holds several.
+      ValueError: the folder holds more than one.
     """
     found = sorted(folder.glob(WEIGHTS))
     if len(found) > 1:
@@ -52,19 +52,19 @@ def clap_file(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def load_clap(folder: Path, loading: Loading = AS_USUAL) -> ClapText:
-    """The text encoder of the CLAP in `folder`; there is no other state than the last.
+def load_clap(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> ClapText:
+    """Read the text encoder of the CLAP in `folder`. It only has the last state.
 
     Raises:
-      ValueError: a file is missing or unreadable; config.json is not that of its BERT; tensors are missing.
+      ValueError: a file is missing or unreadable, config.json does not describe its BERT, or tensors are missing.
     """
     file = clap_file(folder)
-    if file is None or loading.state not in (None, "last"):
-        raise ValueError(f"{folder} must hold {WEIGHTS}, of which only the last state can be had; leave out the state")
-    config, tensors = bert_config(folder, loading), PickledTensors(file, within="model")
+    if file is None or options.state not in (None, "last"):
+        raise ValueError(f"{folder} must hold {WEIGHTS}, and CLAP only has the last state; leave out the state")
+    config, tensors = bert_config(folder, options), PickledTensors(file, within="model")
     first = f"{_TEXT}{_PROJECTION}linear1.weight"
     if first not in tensors:
-        raise ValueError(f"{file} must hold {first}, but does not; take the checkpoint of 2022 that the authors use")
+        raise ValueError(f"{file} must hold {first}, but does not; use the checkpoint of 2022, as the authors do")
     width = tensors.shape(first)[0]
 
     def rename(stored: str) -> str | None:
@@ -74,9 +74,9 @@ def load_clap(folder: Path, loading: Loading = AS_USUAL) -> ClapText:
         inner = bert_name(name.removeprefix(_BASE), config) if name.startswith(_BASE) else name
         return f"{_BASE}{inner}" if name.startswith(_BASE) and inner is not None else inner
 
-    return load(
+    return load_network(
         lambda: ClapText(nnx.Rngs(0), config, width), _RULES, rename, folder,
-        config=config, loading=loading, stored=tensors,
+        config=config, options=options, stored=tensors,
     )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""The text half of CLIP, read from its published files: CLIP-L of OpenAI, OpenCLIP-bigG, and their kin.
+"""The text encoder of CLIP, such as OpenAI's CLIP-L and OpenCLIP-bigG, read from its published files.
 
-In: token ids [b t] and a mask [b t] of the real tokens, which stand on the left. Out: features [b t m], in float32.
-Radford et al., arXiv 2103.00020: learned absolute positions, pre-norm, causal attention; GELU is x sigmoid(1.702 x)
-("quick_gelu") in OpenAI's networks, and exact in OpenCLIP's. Features are the last state, after the final norm, unless
-the penultimate one is asked for, which SDXL takes. Published layouts: `model_type: clip_text_model`, or `clip`, whose
-picture half and projections are left alone.
+In: token ids [b t] and a mask [b t], which is true at real tokens; padding is on the right. Out: features [b t m] in
+float32. Radford et al., arXiv 2103.00020, use learned absolute positions, pre-norm layers and causal attention. GELU is
+x sigmoid(1.702 x) ("quick_gelu") in OpenAI's networks and exact in OpenCLIP's. Features are the last state after the
+final norm, or the penultimate state, which SDXL uses. The published layouts are `model_type: clip_text_model` and
+`clip`; the image encoder and the projections of the latter are not read.
 """
 
 import dataclasses
@@ -18,23 +18,23 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lumina_jax.encoders.published import (
-    AS_USUAL,
+    DEFAULT_OPTIONS,
     EncoderConfig,
-    Loading,
-    attend,
+    LoadOptions,
+    apply_layers,
+    attention_mask,
     check_rules,
     check_settings,
-    layers_of_state,
-    load,
-    settings,
-    sizes,
+    heads_divide_width,
+    layers_needed,
+    load_network,
+    masked_attention,
+    read_config,
+    read_sizes,
     split_heads,
-    stacked,
-    through,
-    typed,
-    unused_layer,
-    visible,
-    whole_heads,
+    stack_layers,
+    typed_values,
+    unused_layer_prefix,
 )
 from lumina_jax.models.layers import LayerNorm, Linear, normed, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
@@ -49,7 +49,7 @@ class ClipConfig(EncoderConfig):
 
 
 class ClipLayer(nnx.Module):
-    """Causal self-attention and feed-forward, each of the normed input and added to it."""
+    """Causal self-attention and a feed-forward network, both pre-norm and residual."""
 
     def __init__(self, rngs: nnx.Rngs, config: ClipConfig):
         width, hidden = config.width, config.mlp_width
@@ -67,10 +67,10 @@ class ClipLayer(nnx.Module):
         self.down = linear(hidden, width, ("mlp", "embed"))
         self.config = config
 
-    def __call__(self, x: Float[Array, "b t m"], seen: Bool[Array, "b t t"]) -> Float[Array, "b t m"]:
+    def __call__(self, x: Float[Array, "b t m"], allowed: Bool[Array, "b t t"]) -> Float[Array, "b t m"]:
         y = self.attention_norm(x)
         q, k, v = (split_heads(part(y), self.config.heads) for part in (self.query, self.key, self.value))
-        x = x + self.output(attend(q, k, v, seen, scale=1 / math.sqrt(q.shape[-1])))
+        x = x + self.output(masked_attention(q, k, v, allowed, scale=1 / math.sqrt(q.shape[-1])))
         y = self.up(self.mlp_norm(x))
         if self.config.activation == "quick_gelu":
             return x + self.down(y * jax.nn.sigmoid(1.702 * y))
@@ -78,36 +78,39 @@ class ClipLayer(nnx.Module):
 
 
 class ClipText(nnx.Module):
-    """The layers that the state needs, stacked, and the final norm if it needs that."""
+    """The stacked layers that the chosen state needs, and the final norm if the state includes it."""
 
     def __init__(self, rngs: nnx.Rngs, config: ClipConfig):
         self.words = param(rngs, (config.vocabulary, config.width), small_normal, axes=("vocab", "embed"))
         self.positions = param(rngs, (config.positions, config.width), small_normal, axes=(None, "embed"))
-        self.layers = stacked(lambda rngs: ClipLayer(rngs, config), rngs, config.layers)
+        self.layers = stack_layers(lambda rngs: ClipLayer(rngs, config), rngs, config.layers)
         self.norm = LayerNorm(rngs, config.width, eps=config.norm_eps) if config.state == "last" else None
         self.config = config
 
     def __call__(self, token_ids: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t m"]:
-        """The hidden state of each token; it has seen the real tokens up to itself."""
+        """Return the hidden state of each token. A token attends to the real tokens up to and including itself."""
         tokens = token_ids.shape[1]
         if tokens > self.config.positions:
-            raise ValueError(f"{tokens=} of a caption exceed the {self.config.positions} positions of this encoder")
+            raise ValueError(
+                f"a caption has {tokens=}, but this encoder has only {self.config.positions} positions; set a lower "
+                "max_tokens"
+            )
         with jax.default_matmul_precision("highest"):
             x = self.words[...][token_ids] + self.positions[...][:tokens]
-            x = through(self.layers, x, visible(mask, is_causal=True))
+            x = apply_layers(self.layers, x, attention_mask(mask, is_causal=True))
             return normed(x, self.norm).astype(jnp.float32)
 
 
-def load_clip(folder: Path, loading: Loading = AS_USUAL) -> ClipText:
-    """The text half of the CLIP in `folder`, of its tensors only those that the state needs.
+def load_clip(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> ClipText:
+    """Read the text encoder of the CLIP in `folder`. Only the tensors that the chosen state needs are read.
 
     Raises:
-      ValueError: a file is missing or unreadable; the configuration asks for another network than this one; names or
-        shapes of the tensors are not those that the configuration promises. The message lists them.
+      ValueError: a file is missing or unreadable, the configuration describes a network that is not implemented here,
+        or names or shapes of the tensors do not match the configuration. The message lists them.
     """
-    config = _config(folder, loading)
+    config = _config(folder, options)
     is_normed = config.state == "last"
-    unused = (*_UNUSED, *unused_layer(config.layers, "encoder.layers", config.state))
+    unused = (*_UNUSED, *unused_layer_prefix(config.layers, "encoder.layers", config.state))
     unused = unused if is_normed else (*unused, "final_layer_norm.")
 
     def rename(stored: str) -> str | None:
@@ -115,7 +118,7 @@ def load_clip(folder: Path, loading: Loading = AS_USUAL) -> ClipText:
         return None if name.startswith(unused) else name
 
     rules = (*_RULES, *norm("final_layer_norm", "norm", bias=True)) if is_normed else _RULES
-    return load(lambda: ClipText(nnx.Rngs(0), config), rules, rename, folder, config=config, loading=loading)
+    return load_network(lambda: ClipText(nnx.Rngs(0), config), rules, rename, folder, config=config, options=options)
 
 
 _LAYER = "encoder.layers.{layer}"
@@ -132,7 +135,7 @@ _RULES = (
     *linear(f"{_LAYER}.mlp.fc2", "layers.down", bias=True),
 )
 _UNUSED = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "embeddings.position_ids")
-"""Beginnings of names that hold no part of the encoder: the picture half, what joins the two, and 0, 1, 2, ..."""
+"""Prefixes of tensors that are ignored: the image encoder, the projections, and the position ids 0, 1, 2, ..."""
 
 _PUBLISHED = {
     "vocabulary": "vocab_size",
@@ -154,18 +157,18 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-5,
     "hidden_act": "quick_gelu",
 }
-"""Of the published format: the `text_config` of a whole CLIP may name only what differs from these."""
+"""The defaults of the published format: the `text_config` of a whole CLIP may list only values that differ."""
 
 
-def _config(folder: Path, loading: Loading) -> ClipConfig:
-    values = settings(folder)
+def _config(folder: Path, options: LoadOptions) -> ClipConfig:
+    values = read_config(folder)
     if values["model_type"] == "clip":
-        given = typed(values, dict.fromkeys(("text_config", "text_config_dict"), dict[str, Any]), folder)
-        older = given.get("text_config_dict")  # where there is one, the format lets it win altogether
+        given = typed_values(values, dict.fromkeys(("text_config", "text_config_dict"), dict[str, Any]), folder)
+        older = given.get("text_config_dict")  # if present, it replaces text_config in this format
         values = {**_DEFAULTS, **(given.get("text_config", {}) if older is None else older)}
-    found = sizes(values, _PUBLISHED, folder)
+    found = read_sizes(values, _PUBLISHED, folder)
     check_settings(values, {"hidden_act": ["quick_gelu", "gelu"]}, folder)
-    check_rules(whole_heads(found), folder)
-    state = loading.state or "last"
-    found["layers"] = layers_of_state(found["layers"], state, folder)
+    check_rules(heads_divide_width(found), folder)
+    state = options.state or "last"
+    found["layers"] = layers_needed(found["layers"], state, folder)
     return ClipConfig(**found, state=state)

@@ -1,60 +1,47 @@
-"""Pictures to latents and back, with a published image autoencoder (SD-1.5, SDXL and their kin).
+"""Pictures to latents and back, with a published image autoencoder such as those of SD-1.5 and SDXL.
 
-In: pixels [b h w 3] in -1..1. Out: the distribution of their latents [b h/f w/f c], f = 8 for the published ones, and
-latents back to pixels. A latent in the scale that diffusion models use, "scaled", is (z - shift) * scaling.
+In: pixels [b h w 3] in -1..1. Out: the distribution of their latents [b h/f w/f c], where f is 8 for the published
+networks, and pixels from latents.
 
-Pictures larger than `tile` pixels a side go through the network in overlapping tiles, blended linearly where they
-overlap by a quarter, as diffusers' tiled encoding and decoding do: memory is that of one tile.
+A picture with a side of more than `tile` pixels is processed in tiles. Neighbouring tiles overlap by a quarter and are
+blended linearly, as in diffusers' tiled encoding and decoding, so that memory is bounded by one tile.
 """
 
-import functools
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
+from lumina_jax.encoders.autoencoder import AnyArray, FrozenAutoencoder, Posterior, fingerprint_of
 from lumina_jax.encoders.stored import stored_weights
 from lumina_jax.encoders.vae_files import CONFIG_FILE, WEIGHTS, load_autoencoder, read_vae_config, vae_folder
 from lumina_jax.encoders.vae_layers import Autoencoder, ImageVaeConfig
-from lumina_jax.parallel.mesh import axis_size, row_spec
 
 TILE = 1024
-"""Default side of a tile in pixels."""
+"""The default side of a tile in pixels."""
 OVERLAP = 4
-"""Neighbouring tiles share one part in so many of their side."""
-
-AnyArray = Array | np.ndarray
+"""Neighbouring tiles overlap by 1 / OVERLAP of their side."""
 
 
-class Posterior(NamedTuple):
-    """The normal distribution of each value of a latent, as the encoder has it, not scaled."""
+class ImageVae(FrozenAutoencoder):
+    """A loaded image autoencoder; see `FrozenAutoencoder`.
 
-    mean: Float[AnyArray, "b v u c"]
-    log_variance: Float[AnyArray, "b v u c"]
-
-
-class ImageVae:
-    """An image autoencoder ready to use; its programs are compiled once for each shape of batch."""
+    Args:
+      tile: pictures with a side of more pixels are processed in tiles; None: never.
+    """
 
     def __init__(
         self, model: Autoencoder, config: ImageVaeConfig, *, fingerprint: str, tile: int | None, mesh: Mesh | None
     ):
-        self.config = config
-        self.factor, self.channels = config.factor, config.channels
-        self.tile, self.fingerprint = tile, fingerprint
-        self._mesh = mesh
-        self.devices = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
-        self._encode = functools.partial(jax.jit(Autoencoder.encode), model)
-        self._decode = functools.partial(jax.jit(Autoencoder.decode), model)
+        super().__init__(model, config, fingerprint=fingerprint, mesh=mesh)
+        self.config, self.tile = config, tile
 
     def encode(self, pixels: Float[AnyArray, "b h w 3"]) -> Posterior:
-        """The distribution of the latents of pictures in -1..1.
+        """Return the distribution of the latents of pictures in -1..1.
 
         Raises:
           ValueError: height or width is not a multiple of `factor`.
@@ -62,26 +49,17 @@ class ImageVae:
         height, width = pixels.shape[1:3]
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"height and width must be multiples of the {self.factor} pixels of a value of the latent, but the "
-                f"pictures have {height} x {width}; crop them"
+                f"height and width must be multiples of {self.factor}, the pixels of one value of the latent, but "
+                f"pictures are {height} x {width}; crop them"
             )
-        return Posterior(*jnp.split(self._by_tiles(self._encode, pixels, self.tile, 1, self.factor), 2, axis=-1))
-
-    def sample(self, posterior: Posterior, key: Key[Array, ""]) -> Float[Array, "b v u c"]:
-        """Scaled latents drawn from their distribution, as training uses them."""
-        noise = jax.random.normal(key, posterior.mean.shape)
-        return self.scaled(posterior.mean + jnp.exp(posterior.log_variance / 2) * noise)
-
-    def scaled(self, latents: Float[Any, "*b c"]) -> Any:
-        """Latents of the network in the scale of diffusion models."""
-        return (latents - self.config.shift) * self.config.scaling
+        return Posterior(*jnp.split(self._in_tiles(self._encode, pixels, self.tile, 1, self.factor), 2, axis=-1))
 
     def decode(self, latents: Float[AnyArray, "b v u c"]) -> Float[Array, "b h w 3"]:
-        """Pixels, about -1..1 and not clipped, of scaled latents."""
+        """Return the pixels of scaled latents, roughly in -1..1 and not clipped."""
         tile = None if self.tile is None else self.tile // self.factor
-        return self._by_tiles(self._decode, latents / self.config.scaling + self.config.shift, tile, self.factor, 1)
+        return self._in_tiles(self._decode, self.unscaled(latents), tile, self.factor, 1)
 
-    def _by_tiles(
+    def _in_tiles(
         self,
         function: Callable[[AnyArray], Array],
         x: Float[AnyArray, "b h w i"],
@@ -89,27 +67,20 @@ class ImageVae:
         times: int,
         divided_by: int,
     ) -> Float[Array, "b v u o"]:
-        """`function` of x, whose sides it multiplies by `times` / `divided_by`; in tiles if a side exceeds `tile`."""
+        """Apply `function`, which multiplies sides by `times` / `divided_by`; in tiles if a side exceeds `tile`."""
         if tile is None or max(x.shape[1:3]) <= tile:
-            return function(self._placed(x))
+            return function(self.on_devices(x))
         x = np.asarray(x)
         step = tile - tile // OVERLAP
         side = tile * times // divided_by
         tiles = [
             [
-                np.array(function(self._placed(x[:, top : top + tile, left : left + tile])))
+                np.array(function(self.on_devices(x[:, top : top + tile, left : left + tile])))
                 for left in range(0, x.shape[2], step)
             ]
             for top in range(0, x.shape[1], step)
         ]
-        return jnp.asarray(blended(tiles, side))
-
-    def _placed(self, x: AnyArray) -> Array:
-        """On the devices of the mesh: pictures spread over its rows if they divide evenly, else whole on each."""
-        if self._mesh is None:
-            return jnp.asarray(x)
-        spec = PartitionSpec() if len(x) % self.devices else row_spec(self._mesh)
-        return jax.device_put(x, NamedSharding(self._mesh, spec))
+        return jnp.asarray(blend_tiles(tiles, side))
 
 
 def load_image_vae(
@@ -119,36 +90,33 @@ def load_image_vae(
     tile: int | None = TILE,
     mesh: Mesh | None = None,
 ) -> ImageVae:
-    """The autoencoder of a folder (of its own, or of a pipeline) or of a repository of the hub downloaded before.
+    """Load the autoencoder in a folder, in the vae/ of a pipeline, or in a downloaded repository of the hub.
 
     Args:
-      dtype: of parameters and activations; norms and softmax are float32 in either.
-      tile: pictures larger than so many pixels a side go through in tiles; None: never.
-      mesh: devices that hold the parameters whole and share the pictures of a batch; None: the default device.
+      dtype: the type of parameters and activations; norms and softmax are always computed in float32.
+      tile: pictures with a side of more pixels are processed in tiles; None: never.
+      mesh: devices that each hold all parameters and share the pictures of a batch; None: the default device.
 
     Raises:
-      ValueError: a file is missing or damaged, or asks for another network; the message names the remedy.
+      ValueError: a file is missing or damaged, or describes another network; the message has the remedy.
     """
     folder = vae_folder(folder_or_hub_id)
     config = read_vae_config(folder)
     unit = OVERLAP * config.factor
     if tile is not None and (tile < 1 or tile % unit):
         raise ValueError(
-            f"{tile=} must be a multiple of {unit} pixels, so that tiles and their overlaps end between values of the "
-            "latent; None never cuts tiles"
+            f"{tile=} must be a multiple of {unit} pixels, so that tiles and overlaps contain whole values of the "
+            "latent; or set it to None, which never uses tiles"
         )
     model = load_autoencoder(folder, config, jnp.dtype(dtype), mesh)
-    total = hashlib.sha256(f"{dtype} {tile}".encode())
-    for path in (folder / CONFIG_FILE, *stored_weights(folder, WEIGHTS).files):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return ImageVae(model, config, fingerprint=total.hexdigest()[:16], tile=tile, mesh=mesh)
+    fingerprint = fingerprint_of(f"{dtype} {tile}", (folder / CONFIG_FILE, *stored_weights(folder, WEIGHTS).files))
+    return ImageVae(model, config, fingerprint=fingerprint, tile=tile, mesh=mesh)
 
 
-def blended(tiles: list[list[np.ndarray]], side: int) -> np.ndarray:
-    """Rows of tiles [b h w c], neighbours overlapping by a quarter of `side`, as one array.
+def blend_tiles(tiles: list[list[np.ndarray]], side: int) -> np.ndarray:
+    """Join rows of tiles [b h w c] that overlap by a quarter of `side` into one array.
 
-    Each tile fades in over the end of the one above it and the one to its left.
+    Each tile fades in over the end of the tile above it and of the tile to its left.
     """
     overlap = side // OVERLAP
     kept = side - overlap
@@ -164,7 +132,7 @@ def blended(tiles: list[list[np.ndarray]], side: int) -> np.ndarray:
 
 
 def _fade(before: np.ndarray, after: np.ndarray, overlap: int, *, axis: int) -> None:
-    """Mix the end of `before` into the start of `after`, in place."""
+    """Blend the end of `before` into the start of `after`, which is modified."""
     before, after = np.moveaxis(before, axis, 0), np.moveaxis(after, axis, 0)
     overlap = min(overlap, len(before), len(after))
     share = (np.arange(overlap, dtype=after.dtype) / overlap).reshape(-1, *(1,) * (after.ndim - 1))

@@ -1,8 +1,8 @@
-"""Text to the sounds of speech: a front end whose features a trained encoder reads (`ModelConfig.text_layers`).
+"""Text to phonemes, without learned weights, for models with trained text layers (`ModelConfig.text_layers`).
 
-In: captions in English, perhaps with a pitch: "[180 Hz] seven". Out: `TextFeatures` with one token for each phoneme,
-word boundary and pause, between a first and a last one, and no learned number: columns say which symbol it is, how it
-is stressed, and the pitch asked for. gruut (the extra `sound`) turns text, numbers and unknown words into phonemes.
+In: English captions, optionally with a pitch: "[180 Hz] seven". Out: `TextFeatures` with one token for each phoneme,
+word boundary and pause, between a first and a last token. The columns are a one-hot symbol, stress, and the pitch.
+gruut (the extra `sound`) turns text, numbers and unknown words into phonemes.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ PHONEMES = (
     "aɪ", "aʊ", "b", "d", "d͡ʒ", "eɪ", "f", "h", "i", "j", "k", "l", "m", "n", "oʊ", "p", "s", "t", "t͡ʃ", "u", "v", "w",
     "z", "æ", "ð", "ŋ", "ɑ", "ɔ", "ɔɪ", "ə", "ɚ", "ɛ", "ɡ", "ɪ", "ɹ", "ʃ", "ʊ", "ʌ", "ʒ", "θ",
 )  # fmt: skip
-"""Those of gruut's American English."""
+"""The phonemes of gruut's American English."""
 SYMBOLS = (FIRST, LAST, SPACE, PAUSE, STOP, OTHER, *PHONEMES)
 STRESSES = ("ˈ", "ˌ")
 WIDTH = len(SYMBOLS) + len(STRESSES) + 2
-"""Columns: symbols, primary and secondary stress, whether a pitch is asked for, and which."""
+"""The number of columns: symbols, primary and secondary stress, whether a pitch is given, and the pitch."""
 PITCH = re.compile(r"^\[(\d{1,5}(?:\.\d{1,9})?) Hz\]\s*", re.ASCII)
 NEARLY_PITCH = re.compile(
     r"[\[({<][^\])}>]{0,20}?\d[\d.,]*\s*k?h(?:ert)?z\b|^\s*\[\s*[-+]?\d[\d.,]*\s*\]", re.IGNORECASE
 )
-"""What looks like a pitch asked for, but is not written as one."""
+"""Text that looks like a pitch but does not have the form of one."""
 LOWEST_PITCH, HIGHEST_PITCH = 20.0, 2000.0
 MIDDLE_PITCH = 160.0
-"""Hz that the pitch's column counts octaves from."""
+"""The column of the pitch is in octaves above this frequency in Hz."""
 
 
 class PhonemeEncoder:
@@ -58,17 +58,17 @@ class PhonemeEncoder:
             pitch, text = split_pitch(caption)
             symbols = _symbols(text)[: self.max_tokens]
             segment_ids[row, : len(symbols)] = 1
-            for place, symbol in enumerate(symbols):
-                features[row, place] = _columns(symbol, pitch)
+            for position, symbol in enumerate(symbols):
+                features[row, position] = _columns(symbol, pitch)
         return TextFeatures(features, segment_ids)
 
-    def is_cut(self, caption: str) -> bool:
-        """Whether the end of a caption is not spoken."""
+    def is_truncated(self, caption: str) -> bool:
+        """Whether the caption is truncated."""
         return len(_symbols(split_pitch(caption)[1])) > self.max_tokens
 
 
 def split_pitch(caption: str) -> tuple[float | None, str]:
-    """The pitch in Hz that a caption asks for, and its text; one that nobody hears belongs to the text.
+    """Split a caption into its pitch in Hz and its text; an inaudible pitch counts as text.
 
     >>> split_pitch("[180 Hz] seven")
     (180.0, 'seven')
@@ -82,16 +82,16 @@ def split_pitch(caption: str) -> tuple[float | None, str]:
 
 
 def check_pitch(caption: str) -> None:
-    """Raises ValueError for a caption that seems to ask for a pitch, but in another way, so that it would be spoken."""
+    """Raise ValueError if a caption contains a pitch in the wrong form, which would be spoken as text."""
     if is_nearly_pitch(caption):
         raise ValueError(
-            f"{caption[:60]!r} would be spoken as it stands; a pitch is written '[180 Hz] ' before the text, from "
-            f"{LOWEST_PITCH:g} to {HIGHEST_PITCH:g} Hz"
+            f"{caption[:60]!r} would be spoken with the pitch read out as text; write a pitch as '[180 Hz] ' before "
+            f"the text, from {LOWEST_PITCH:g} to {HIGHEST_PITCH:g} Hz"
         )
 
 
 def is_nearly_pitch(caption: str) -> bool:
-    """Whether a caption seems to ask for a pitch, but is not written in the way that `split_pitch` reads.
+    """Whether a caption seems to contain a pitch that `split_pitch` does not recognise.
 
     >>> [is_nearly_pitch(caption) for caption in ("[180Hz] seven", "[180 Hz] seven", "seven")]
     [True, False, False]
@@ -101,10 +101,10 @@ def is_nearly_pitch(caption: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def phonemes(text: str) -> tuple[str, ...]:
-    """Phonemes of English text with marks of stress before them, word boundaries and pauses.
+    """Return the phonemes of English text, preceded by their stress, with word boundaries and pauses.
 
-    A number that gruut cannot read, as one of thirty digits, is read digit by digit, and a word that it cannot read is
-    the symbol OTHER.
+    A number that gruut cannot read, such as one of thirty digits, is read digit by digit. A word that it cannot read
+    becomes the symbol OTHER.
 
     Raises:
       ValueError: gruut is not installed.
@@ -112,13 +112,13 @@ def phonemes(text: str) -> tuple[str, ...]:
     _check_gruut()
     words = re.findall(r"\d|[^\d\s]+", text)
     for readable in (text, " ".join(words)):
-        with contextlib.suppress(Exception):  # gruut raises all sorts
+        with contextlib.suppress(Exception):  # gruut raises many kinds of exception
             return tuple(_spoken(readable))
     return tuple(itertools.chain.from_iterable(map(_spoken_or_other, words)))[:-1]
 
 
 def _spoken_or_other(word: str) -> list[str]:
-    """A word and the boundary behind it."""
+    """Return the phonemes of a word and the word boundary after it."""
     try:
         return [*_spoken(word), SPACE]
     except Exception:
@@ -127,7 +127,7 @@ def _spoken_or_other(word: str) -> list[str]:
 
 
 def _spoken(text: str) -> list[str]:
-    """What gruut makes of a text."""
+    """Return gruut's phonemes of a text."""
     import gruut
 
     found: list[str] = []
@@ -140,8 +140,11 @@ def _spoken(text: str) -> list[str]:
 
 
 def spoken_seconds(caption: str, *, per_phoneme: float, pause: float, max_tokens: int | None = None) -> float:
-    """About how long a caption takes to say, or its first `max_tokens` symbols; marks count like phonemes, word
-    boundaries not."""
+    """Estimate how long a caption takes to say; pauses count like phonemes, word boundaries do not count.
+
+    Args:
+      max_tokens: only the first symbols are spoken; None: all of them.
+    """
     spoken = _symbols(split_pitch(caption)[1])[:max_tokens]
     return pause + per_phoneme * sum(symbol not in (FIRST, LAST, SPACE) for symbol in spoken)
 
@@ -154,8 +157,8 @@ def _columns(symbol: str, pitch: float | None) -> np.ndarray:
     columns = np.zeros(WIDTH, np.float32)
     plain = symbol.lstrip("".join(STRESSES))
     columns[SYMBOLS.index(plain if plain in SYMBOLS else OTHER)] = 1
-    for place, stress in enumerate(STRESSES):
-        columns[len(SYMBOLS) + place] = symbol.startswith(stress)
+    for index, stress in enumerate(STRESSES):
+        columns[len(SYMBOLS) + index] = symbol.startswith(stress)
     if pitch is not None:
         columns[-2:] = 1, math.log2(pitch / MIDDLE_PITCH)
     return columns

@@ -1,9 +1,10 @@
-"""The network of the sound autoencoder, one-dimensional convolutions over the frames of a mel spectrogram, and the
-table of the names of its parameters in the released files.
+"""The network of the sound autoencoder, and the names of its parameters in the released files.
 
-In and out: arrays [b t c] float32, channels last; the bins of a spectrogram are its channels. Types are handled as in
-`vae_layers.py`, whose norms and attention see a sound as a picture of one row.
-The autoencoder of Make-An-Audio 2, Huang et al., arXiv 2305.18474, as Lumina-T2Audio and Lumina-T2Music publish it.
+It consists of one-dimensional convolutions over the frames of a mel spectrogram. In and out: arrays [b t c] float32,
+channels last; the bins of a spectrogram are its channels. Types are handled as in `vae_layers.py`, whose norms and
+attention treat a sound as a picture of one row.
+This is the autoencoder of Make-An-Audio 2, Huang et al., arXiv 2305.18474, as published with Lumina-T2Audio and
+Lumina-T2Music.
 """
 
 import dataclasses
@@ -15,16 +16,16 @@ from flax import nnx
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from lumina_jax.encoders.vae_layers import LOUDEST, QUIETEST, GroupNorm, PixelAttention
+from lumina_jax.encoders.vae_layers import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, GroupNorm, PixelAttention
 from lumina_jax.models.layers import param, zeros
 from lumina_jax.weights.rules import MATRIX, Rule, norm
 
 CONVOLUTION_1D = (2, 1, 0)
-"""Where the axes [frames, in, out] lie in PyTorch's [out, in, frames]."""
+"""The position of each axis of [frames, in, out] in PyTorch's [out, in, frames]."""
 GROUPS = 32
-"""Groups of channels that a norm looks at."""
-RESAMPLING = INSIDE_DECODER = 3
-"""Frames under the kernels that go with halving and doubling, and under those of the decoder's residual blocks."""
+"""Groups of channels in a GroupNorm."""
+RESAMPLING_KERNEL = DECODER_KERNEL = 3
+"""Kernel sizes in frames: of the convolutions that resample, and of the residual blocks in the decoder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,34 +33,39 @@ class SoundVaeConfig:
     """Sizes of a sound autoencoder, and the scale in which its latents are used."""
 
     bins: int
-    """Channels of a spectrogram."""
+    """The channels of a spectrogram."""
     widths: tuple[int, ...]
-    """Channels of the first convolution, then of each stage, the finest first."""
+    """Channels of the first convolution, then of each stage, finest first."""
     layers: int
-    """Residual blocks of a stage of the encoder; the decoder has one more."""
+    """Residual blocks in a stage of the encoder; stages of the decoder have one more."""
     inner: int
-    """Channels between the two halves before a 1-wide convolution makes `channels` of them."""
+    """Channels of the last layer of the encoder, which a 1-wide convolution reduces to `channels`."""
     channels: int
-    """Channels of a latent."""
+    """The channels of a latent."""
     kernel: int
-    """Frames under a kernel of the encoder, and of the decoder's first and last convolutions; odd."""
+    """The odd kernel size of the encoder, and of the first and last convolutions of the decoder."""
     halvings: tuple[int, ...]
-    """The stages of the encoder, counted from 0, after which frames are halved; the decoder's next one doubles them."""
+    """Indices of the stages of the encoder after which frames are halved; the decoder doubles them again."""
     attended: tuple[int, ...]
-    """The stages with attention after each residual block."""
+    """Indices of the stages with attention after each residual block."""
     scaling: float
     """Latents are used as z * scaling."""
     log_unit: float
-    """Natural logarithms in 1 of the network's spectrograms: log(10) where they are decimal ones."""
+    """The natural logarithm of the base of the network's spectrograms, such as log(10) for decimal logarithms."""
 
     @property
     def factor(self) -> int:
-        """Frames of a spectrogram for each value of its latent."""
+        """The number of frames for each value of the latent."""
         return 2 ** len(self.halvings)
+
+    @property
+    def shift(self) -> float:
+        """Latents are not shifted."""
+        return 0.0
 
 
 class Convolution1d(nnx.Module):
-    """A convolution over `size` frames, zeros around the sound so that it keeps its length; float32 out."""
+    """A convolution over `size` frames, zero-padded so that the length is kept; the output is float32."""
 
     def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, size: int, *, bias: bool = True):
         self.kernel = param(rngs, (size, inputs, outputs), initializers.he_normal(), axes=(None,) * 3)
@@ -68,7 +74,7 @@ class Convolution1d(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t i"], *, stride: int = 1, dilation: int = 1, padding: tuple[int, int] | None = None
     ) -> Float[Array, "b u o"]:
-        """`padding`: zeros before and after; `dilation`: frames from one number of the kernel to the next."""
+        """Apply it; `padding` is the number of zeros before and after."""
         border = dilation * (self.kernel.shape[0] // 2)
         y = jax.lax.conv_general_dilated(
             x.astype(self.kernel.dtype),
@@ -83,7 +89,7 @@ class Convolution1d(nnx.Module):
 
 
 class SoundBlock(nnx.Module):
-    """x + convolution(silu(norm(convolution(silu(norm(x)))))); x through a 1-wide convolution if its width changes."""
+    """x + convolution(silu(norm(convolution(silu(norm(x)))))), with a 1-wide convolution of x if the width changes."""
 
     def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, size: int):
         self.first_norm = GroupNorm(rngs, inputs, GROUPS)
@@ -99,14 +105,14 @@ class SoundBlock(nnx.Module):
 
 
 class SoundStage(nnx.Module):
-    """Residual blocks at one resolution, attention after each if there is any, and the convolution of resampling."""
+    """Residual blocks at one resolution, with optional attention after each, and the convolution used to resample."""
 
     def __init__(
         self, rngs: nnx.Rngs, inputs: int, outputs: int, layers: int, size: int, *, attends: bool, resamples: bool
     ):
         self.blocks = nnx.List(SoundBlock(rngs, outputs if layer else inputs, outputs, size) for layer in range(layers))
         self.attentions = nnx.List(PixelAttention(rngs, outputs, GROUPS) for _ in range(layers if attends else 0))
-        self.resampling = Convolution1d(rngs, outputs, outputs, RESAMPLING) if resamples else None
+        self.resampling = Convolution1d(rngs, outputs, outputs, RESAMPLING_KERNEL) if resamples else None
 
     def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
         for layer, block in enumerate(self.blocks):
@@ -117,7 +123,7 @@ class SoundStage(nnx.Module):
 
 
 class SoundMiddle(nnx.Module):
-    """Two residual blocks, and attention between them."""
+    """Two residual blocks with attention between them."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, size: int):
         self.first = SoundBlock(rngs, width, width, size)
@@ -129,7 +135,7 @@ class SoundMiddle(nnx.Module):
 
 
 class SoundEncoder(nnx.Module):
-    """Spectrograms to what mean and log variance of the latent are made of."""
+    """Spectrograms to the input of `SoundAutoencoder.quant`."""
 
     def __init__(self, rngs: nnx.Rngs, config: SoundVaeConfig):
         widths, size = config.widths, config.kernel
@@ -154,25 +160,25 @@ class SoundEncoder(nnx.Module):
         x = self.first(spectrograms)
         for stage in self.stages:
             x = stage(x)
-            if stage.resampling is not None:  # zeros after the end only
+            if stage.resampling is not None:  # zero padding at the end only
                 x = stage.resampling(x, stride=2, padding=(0, 1))
         return self.last(jax.nn.silu(as_row(self.norm, self.middle(x))))
 
 
 class SoundDecoder(nnx.Module):
-    """What latents are made into, to spectrograms; its stages go from the coarsest to the finest."""
+    """The output of `SoundAutoencoder.post_quant` to spectrograms; stages go from the coarsest to the finest."""
 
     def __init__(self, rngs: nnx.Rngs, config: SoundVaeConfig):
         widths = config.widths[:0:-1]
         self.first = Convolution1d(rngs, config.inner, widths[0], config.kernel)
-        self.middle = SoundMiddle(rngs, widths[0], INSIDE_DECODER)
+        self.middle = SoundMiddle(rngs, widths[0], DECODER_KERNEL)
         self.stages = nnx.List(
             SoundStage(
                 rngs,
                 before,
                 width,
                 config.layers + 1,
-                INSIDE_DECODER,
+                DECODER_KERNEL,
                 attends=level in config.attended,
                 resamples=level - 1 in config.halvings,
             )
@@ -191,7 +197,7 @@ class SoundDecoder(nnx.Module):
 
 
 class SoundAutoencoder(nnx.Module):
-    """Both halves; latents as the network has them, before scaling."""
+    """Encoder and decoder; latents are not scaled."""
 
     def __init__(self, rngs: nnx.Rngs, config: SoundVaeConfig):
         self.encoder, self.decoder = SoundEncoder(rngs, config), SoundDecoder(rngs, config)
@@ -199,29 +205,29 @@ class SoundAutoencoder(nnx.Module):
         self.post_quant = Convolution1d(rngs, config.channels, config.inner, 1)
 
     def encode(self, spectrograms: Float[Array, "b t n"]) -> Float[Array, "b l z"]:
-        """Mean, then log variance, along the last axis."""
+        """Return mean and log variance, concatenated along the last axis."""
         with jax.default_matmul_precision(self._precision):
             mean, log_variance = jnp.split(self.quant(self.encoder(spectrograms)), 2, axis=-1)
-        return jnp.concatenate([mean, jnp.clip(log_variance, QUIETEST, LOUDEST)], axis=-1)
+        return jnp.concatenate([mean, jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)], axis=-1)
 
     def decode(self, latents: Float[Array, "b l c"]) -> Float[Array, "b t n"]:
-        """Spectrograms in the scale in which the autoencoder was trained."""
+        """Return spectrograms in the logarithms of the network."""
         with jax.default_matmul_precision(self._precision):
             return self.decoder(self.post_quant(latents))
 
     @property
     def _precision(self) -> str:
-        """float32 parameters are multiplied as such; the default of a TPU would round them to bfloat16."""
+        """The precision of products; the default of a TPU would round float32 parameters to bfloat16."""
         return "highest" if self.quant.kernel.dtype == jnp.float32 else "default"
 
 
 def as_row(layer: GroupNorm | PixelAttention, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
-    """x through a layer of the image autoencoder, as a picture of one row."""
+    """Apply a layer of the image autoencoder to x as a picture of one row."""
     return layer(x[:, None])[:, 0]
 
 
 def sound_rules(config: SoundVaeConfig) -> list[Rule]:
-    """The table between the authors' names and ours."""
+    """Return the rules between the published names and ours."""
     rules = [*convolution_1d("quant_conv", "quant"), *convolution_1d("post_quant_conv", "post_quant")]
     levels = len(config.widths) - 1
     width = config.widths[0]
@@ -230,9 +236,9 @@ def sound_rules(config: SoundVaeConfig) -> list[Rule]:
         rules += _stage(theirs, ours, config.layers, widens=width != after, attends=level in config.attended)
         rules += convolution_1d(f"{theirs}.downsample.conv", f"{ours}.resampling") if level in config.halvings else []
         width = after
-    for place, after in enumerate(config.widths[:0:-1]):
-        level = levels - 1 - place
-        theirs, ours = f"decoder.up.{level}", f"decoder.stages.{place}"
+    for stage, after in enumerate(config.widths[:0:-1]):
+        level = levels - 1 - stage
+        theirs, ours = f"decoder.up.{level}", f"decoder.stages.{stage}"
         rules += _stage(theirs, ours, config.layers + 1, widens=width != after, attends=level in config.attended)
         rules += convolution_1d(f"{theirs}.upsample.conv", f"{ours}.resampling") if level - 1 in config.halvings else []
         width = after
@@ -274,6 +280,6 @@ def _attention(theirs: str, ours: str) -> list[Rule]:
 
 
 def convolution_1d(theirs: str, ours: str, *, bias: bool = True) -> list[Rule]:
-    """A one-dimensional convolution, and its bias when there is one."""
+    """Return the rules for a one-dimensional convolution and its optional bias."""
     rules = [Rule(f"{theirs}.weight", f"{ours}.kernel", CONVOLUTION_1D)]
     return [*rules, Rule(f"{theirs}.bias", f"{ours}.bias")] if bias else rules

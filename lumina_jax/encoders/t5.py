@@ -1,10 +1,10 @@
 """The encoder of T5 and T5 v1.1, read from its published files.
 
-In: token ids [b t] and a mask [b t] of the real tokens. Out: features [b t m], in float32.
-Raffel et al., arXiv 1910.10683: pre-norm, RMSNorm, no absolute positions but a bias on the attention logits, which
-depends on head and distance and is the same in every layer; logits are not divided by sqrt(d). The feed-forward is
-ReLU (T5), or a gated tanh-GELU (v1.1, Flan). Features are the last state, after the final norm, unless the penultimate
-one is asked for. Published layout: `model_type: t5`, with or without the decoder, which is left alone.
+In: token ids [b t] and a mask [b t], which is true at real tokens. Out: features [b t m] in float32.
+Raffel et al., arXiv 1910.10683, use pre-norm layers with RMSNorm. Instead of absolute positions there is a bias on the
+attention logits, which depends on head and distance and is shared by all layers; logits are not divided by sqrt(d). The
+activation of the feed-forward network is ReLU (T5) or a gated tanh-GELU (v1.1, Flan). Features are the last state after
+the final norm, or the penultimate state. The published layout is `model_type: t5`; a decoder is not read.
 """
 
 import dataclasses
@@ -18,23 +18,23 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lumina_jax.encoders.published import (
-    AS_USUAL,
+    DEFAULT_OPTIONS,
     EncoderConfig,
-    Loading,
+    LoadOptions,
     Rename,
-    attend,
+    apply_layers,
+    attention_mask,
     check_rules,
     check_settings,
-    layers_of_state,
-    load,
-    settings,
-    sizes,
+    layers_needed,
+    load_network,
+    masked_attention,
+    read_config,
+    read_sizes,
+    read_weights,
     split_heads,
-    stacked,
-    through,
-    unused_layer,
-    visible,
-    weights,
+    stack_layers,
+    unused_layer_prefix,
 )
 from lumina_jax.models.layers import Linear, RMSNorm, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
@@ -47,13 +47,13 @@ class T5Config(EncoderConfig):
     head_width: int
     is_gated: bool
     buckets: int
-    """Of distances, for both directions together."""
+    """The number of distance buckets, for both directions together."""
     max_distance: int
-    """From which on all distances are in the last bucket of their direction."""
+    """Larger distances all fall into the last bucket of their direction."""
 
 
 class T5Layer(nnx.Module):
-    """Self-attention and feed-forward, each of the normed input and added to it."""
+    """Self-attention and a feed-forward network, both pre-norm and residual."""
 
     def __init__(self, rngs: nnx.Rngs, config: T5Config):
         width, hidden, inner = config.width, config.mlp_width, config.heads * config.head_width
@@ -73,11 +73,11 @@ class T5Layer(nnx.Module):
         self.heads = config.heads
 
     def __call__(
-        self, x: Float[Array, "b t m"], bias: Float[Array, "h t t"], seen: Bool[Array, "b t t"]
+        self, x: Float[Array, "b t m"], bias: Float[Array, "h t t"], allowed: Bool[Array, "b t t"]
     ) -> Float[Array, "b t m"]:
         y = self.attention_norm(x)
         q, k, v = (split_heads(part(y), self.heads) for part in (self.query, self.key, self.value))
-        x = x + self.output(attend(q, k, v, seen, scale=1.0, bias=bias))
+        x = x + self.output(masked_attention(q, k, v, allowed, scale=1.0, bias=bias))
         y = self.mlp_norm(x)
         if self.gate is None:
             return x + self.down(jax.nn.relu(self.up(y)))
@@ -85,30 +85,30 @@ class T5Layer(nnx.Module):
 
 
 class T5Encoder(nnx.Module):
-    """The layers that the state needs, stacked, and the final norm if it needs that."""
+    """The stacked layers that the chosen state needs, and the final norm if the state includes it."""
 
     def __init__(self, rngs: nnx.Rngs, config: T5Config):
         self.words = param(rngs, (config.vocabulary, config.width), small_normal, axes=("vocab", "embed"))
         self.distances = param(rngs, (config.buckets, config.heads), small_normal, axes=(None, None))
-        self.layers = stacked(lambda rngs: T5Layer(rngs, config), rngs, config.layers)
+        self.layers = stack_layers(lambda rngs: T5Layer(rngs, config), rngs, config.layers)
         self.norm = RMSNorm(rngs, config.width, config.norm_eps) if config.state == "last" else None
         self.config = config
 
     def __call__(self, token_ids: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t m"]:
-        """The hidden state of each token; real tokens see only real tokens."""
+        """Return the hidden state of each token. Every token attends to the real tokens only."""
         config = self.config
         buckets = distance_buckets(token_ids.shape[1], buckets=config.buckets, max_distance=config.max_distance)
         with jax.default_matmul_precision("highest"):
             bias = jnp.moveaxis(self.distances[...].astype(jnp.float32)[buckets], -1, 0)
-            x = through(self.layers, self.words[...][token_ids], bias, visible(mask, is_causal=False))
+            x = apply_layers(self.layers, self.words[...][token_ids], bias, attention_mask(mask, is_causal=False))
             return (x if self.norm is None else self.norm(x)).astype(jnp.float32)
 
 
 def distance_buckets(tokens: int, *, buckets: int, max_distance: int) -> Int[np.ndarray, "t t"]:
-    """The bucket of the distance from each token (first axis) to each token that it sees (second axis).
+    """Return the bucket of the distance from each query token (first axis) to each key token (second axis).
 
-    The first half of the buckets is for tokens before and the token itself, the second for those after. Half of each
-    is one distance a bucket; in the other half buckets widen geometrically up to `max_distance`.
+    The first half of the buckets is for keys at or before the query, the second half for keys after it. Within each
+    half, the first half of the buckets hold one distance each; the others widen geometrically up to `max_distance`.
     """
     after = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
     distance, one_way = np.abs(after), buckets // 2
@@ -118,24 +118,24 @@ def distance_buckets(tokens: int, *, buckets: int, max_distance: int) -> Int[np.
     return np.where(after > 0, one_way, 0) + np.where(distance < exact, distance, wide)
 
 
-def load_t5(folder: Path, loading: Loading = AS_USUAL) -> T5Encoder:
-    """The encoder of the T5 in `folder`, of its tensors only those that the state needs.
+def load_t5(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> T5Encoder:
+    """Read the encoder of the T5 in `folder`. Only the tensors that the chosen state needs are read.
 
     Raises:
-      ValueError: a file is missing or unreadable; the configuration asks for another network than this one; names or
-        shapes of the tensors are not those that the configuration promises. The message lists them.
+      ValueError: a file is missing or unreadable, the configuration describes a network that is not implemented here,
+        or names or shapes of the tensors do not match the configuration. The message lists them.
     """
-    config = _config(folder, loading)
+    config = _config(folder, options)
     rules = [*_RULES, *(_GATED if config.is_gated else _PLAIN)]
     if config.state == "last":
         rules += norm("encoder.final_layer_norm", "norm", bias=False)
-    rename = _rename(config, has_shared="shared.weight" in weights(folder))
-    return load(lambda: T5Encoder(nnx.Rngs(0), config), rules, rename, folder, config=config, loading=loading)
+    rename = _rename(config, has_shared="shared.weight" in read_weights(folder))
+    return load_network(lambda: T5Encoder(nnx.Rngs(0), config), rules, rename, folder, config=config, options=options)
 
 
 def _rename(config: T5Config, *, has_shared: bool) -> Rename:
-    """Without the decoder and its head; the word vectors are stored once or twice, under two names."""
-    unused = ("decoder.", "lm_head.", *unused_layer(config.layers, "encoder.block", config.state))
+    """Return the function that renames tensors. The word vectors may be stored under either or both of two names."""
+    unused = ("decoder.", "lm_head.", *unused_layer_prefix(config.layers, "encoder.block", config.state))
     unused = unused if config.state == "last" else (*unused, "encoder.final_layer_norm.")
     unused = (*unused, "encoder.embed_tokens.") if has_shared else unused
 
@@ -177,12 +177,12 @@ _PUBLISHED = {
     "max_distance": "relative_attention_max_distance",
 }
 _DEFAULTS = {"relative_attention_max_distance": 128, "feed_forward_proj": "relu"}
-"""Of the published format: configurations written before these settings existed don't name them."""
+"""The defaults of the published format: configurations older than these settings do not contain them."""
 
 
-def _config(folder: Path, loading: Loading) -> T5Config:
-    values = {**_DEFAULTS, **settings(folder)}
-    found = sizes(values, _PUBLISHED, folder)
+def _config(folder: Path, options: LoadOptions) -> T5Config:
+    values = {**_DEFAULTS, **read_config(folder)}
+    found = read_sizes(values, _PUBLISHED, folder)
     check_settings(values, {"feed_forward_proj": ["relu", "gated-gelu"]}, folder)
     buckets, furthest = found["buckets"], found["max_distance"]
     rules = {
@@ -190,7 +190,7 @@ def _config(folder: Path, loading: Loading) -> T5Config:
         f"relative_attention_max_distance={furthest} must exceed {buckets // 4}": furthest > buckets // 4,
     }
     check_rules(rules, folder)
-    state = loading.state or "last"
-    found["layers"] = layers_of_state(found["layers"], state, folder)
+    state = options.state or "last"
+    found["layers"] = layers_needed(found["layers"], state, folder)
     is_gated = values["feed_forward_proj"] == "gated-gelu"
     return T5Config(**found, positions=None, state=state, is_gated=is_gated)

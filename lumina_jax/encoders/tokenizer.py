@@ -1,8 +1,8 @@
-"""Captions to token ids, as the published tokenizers cut them.
+"""Captions to token ids, with the published tokenizers.
 
-In: captions. Out: ids and the mask of the real ones, padded on the right to one length. The tokenizer is read from the
-folder of the network; for a network that lies in text_encoder/ or text_encoder_2/ of a pipeline of diffusers, from
-tokenizer/ or tokenizer_2/ beside it. tokenizer.json is read without transformers; other files by its AutoTokenizer.
+In: captions. Out: ids, padded on the right to one length, and a mask that is true at real tokens. The tokenizer is read
+from the folder of the network, or, if that is text_encoder/ or text_encoder_2/ of a diffusers pipeline, from tokenizer/
+or tokenizer_2/ next to it. tokenizer.json is read directly; other files are read by transformers' AutoTokenizer.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,75 +12,75 @@ import numpy as np
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 
-from lumina_jax.encoders.published import Marks
+from lumina_jax.encoders.published import SpecialTokens
 
-Ids = Callable[[str], tuple[list[int], bool]]
-"""The ids of a caption, and whether some were cut."""
+Tokenize = Callable[[str], tuple[list[int], bool]]
+"""A function from a caption to its ids, and whether they were truncated."""
 TOKENIZER_FILE = "tokenizer.json"
 OTHER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-"""One of which a folder without tokenizer.json must hold, for AutoTokenizer to start from."""
+"""A folder without tokenizer.json must hold one of these files for AutoTokenizer."""
 NETWORK_FOLDER, TOKENIZER_FOLDER = "text_encoder", "tokenizer"
-_FAMILY = ("tokenizer", "spiece.", "vocab.", "merges.", "special_tokens_map", "added_tokens")
-"""Beginnings of the names of all that a tokenizer may consist of."""
+_PREFIXES = ("tokenizer", "spiece.", "vocab.", "merges.", "special_tokens_map", "added_tokens")
+"""Prefixes of the names of all files that may belong to a tokenizer."""
 PAD = 0
-"""The id at padding: any, as it is masked."""
+"""The id at padding. Its value does not matter, because padding is masked."""
 PROBE = "A red heart."
 
 
 class CaptionError(ValueError):
-    """A caption that a tokenizer cannot cut."""
+    """A tokenizer failed on a caption."""
 
 
 class CaptionTokenizer:
-    """The tokenizer of `folder`, which gives each caption at most `max_tokens`.
+    """The tokenizer in `folder`, which returns at most `max_tokens` tokens for each caption.
 
     Args:
-      marks: put around the caption's own tokens before they are cut at the end; None: the tokenizer's own marks, the
-        closing one of which is kept when a caption is cut.
+      special_tokens: put around the tokens of a caption before it is truncated; None: the tokenizer adds its special
+        tokens, and keeps the closing one when it truncates.
 
     Raises:
-      ValueError: there are no files of a tokenizer, or they can't be read.
+      ValueError: the tokenizer's files are missing or cannot be read.
     """
 
-    def __init__(self, folder: Path, max_tokens: int, marks: Marks | None):
+    def __init__(self, folder: Path, max_tokens: int, special_tokens: SpecialTokens | None):
         folder = tokenizer_folder(folder)
-        self.max_tokens, self._marks = max_tokens, marks
+        self.max_tokens, self._special_tokens = max_tokens, special_tokens
         if (folder / TOKENIZER_FILE).is_file():
             self.files = [folder / TOKENIZER_FILE]
-            own = _with_tokenizers(self.files[0], max_tokens, is_marked=marks is not None)
+            tokenize = _with_tokenizers(self.files[0], max_tokens, adds_special=special_tokens is None)
         else:
-            self.files = sorted(path for path in folder.iterdir() if path.name.startswith(_FAMILY) and path.is_file())
-            own = _with_transformers(folder, max_tokens, is_marked=marks is not None)
-        self._own = _checked(own, folder)
-        self._own(PROBE)  # some damage shows only when it is used
+            self.files = sorted(path for path in folder.iterdir() if path.name.startswith(_PREFIXES) and path.is_file())
+            tokenize = _with_transformers(folder, max_tokens, adds_special=special_tokens is None)
+        self._tokenize = _checked(tokenize, folder)
+        self._tokenize(PROBE)  # some damage shows only when the tokenizer is used
 
     def __call__(self, captions: Sequence[str]) -> tuple[Int[np.ndarray, "b t"], Bool[np.ndarray, "b t"]]:
-        """Ids int32 [b, max_tokens], and True at the caption's own."""
+        """Return ids int32 [b, max_tokens], and a mask that is true at real tokens."""
         token_ids = np.full((len(captions), self.max_tokens), PAD, np.int32)
         mask = np.zeros(token_ids.shape, bool)
-        for row, caption in enumerate(captions):  # one by one: no threads before a fork
+        for row, caption in enumerate(captions):  # one by one, because threads must not start before a fork
             ids, _ = self._ids(caption)
             token_ids[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return token_ids, mask
 
-    def is_cut(self, caption: str) -> bool:
-        """Whether the caption has more than max_tokens tokens."""
+    def is_truncated(self, caption: str) -> bool:
+        """Whether the caption has more than `max_tokens` tokens."""
         return self._ids(caption)[1]
 
     def _ids(self, caption: str) -> tuple[list[int], bool]:
-        own, is_cut = self._own(caption)
-        if self._marks is None:
-            return own, is_cut
-        marked = [*self._marks.opening, *own, *self._marks.closing]
-        return marked[: self.max_tokens], len(marked) > self.max_tokens
+        ids, is_truncated = self._tokenize(caption)
+        if self._special_tokens is None:
+            return ids, is_truncated
+        ids = [*self._special_tokens.opening, *ids, *self._special_tokens.closing]
+        return ids[: self.max_tokens], len(ids) > self.max_tokens
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Where the tokenizer of the network in `folder` lies.
+    """Return the folder with the tokenizer of the network in `folder`.
 
     Raises:
-      ValueError: nowhere; the message names the files that would do.
+      ValueError: there is none; the message names the files that are needed.
     """
     beside = folder.parent / folder.name.replace(NETWORK_FOLDER, TOKENIZER_FOLDER)
     candidates = [folder, *([beside] if beside != folder else [])]
@@ -88,55 +88,55 @@ def tokenizer_folder(folder: Path) -> Path:
         if any((candidate / name).is_file() for name in (TOKENIZER_FILE, *OTHER_FILES)):
             return candidate
     raise ValueError(
-        f"a text encoder needs its tokenizer, but {' and '.join(str(path) for path in candidates)} hold neither "
-        f"{TOKENIZER_FILE} nor one of {', '.join(OTHER_FILES)}; copy it there from where the weights came"
+        f"a text encoder needs its tokenizer, but {' and '.join(str(path) for path in candidates)} have neither "
+        f"{TOKENIZER_FILE} nor one of {', '.join(OTHER_FILES)}; copy it there from the source of the weights"
     )
 
 
-def _with_tokenizers(file: Path, max_tokens: int, *, is_marked: bool) -> Ids:
+def _with_tokenizers(file: Path, max_tokens: int, *, adds_special: bool) -> Tokenize:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{file} is not a readable tokenizer ({error}); copy it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    if not is_marked:
+    if adds_special:
         tokenizer.enable_truncation(max_tokens)
 
     def ids(caption: str) -> tuple[list[int], bool]:
-        found = tokenizer.encode(caption, add_special_tokens=not is_marked)
+        found = tokenizer.encode(caption, add_special_tokens=adds_special)
         return found.ids, bool(found.overflowing)
 
     return ids
 
 
-def _checked(own: Ids, folder: Path) -> Ids:
-    """The same, but whatever the libraries raise is a CaptionError."""
+def _checked(tokenize: Tokenize, folder: Path) -> Tokenize:
+    """Return `tokenize`, but with every exception of the libraries turned into a CaptionError."""
 
     def ids(caption: str) -> tuple[list[int], bool]:
         try:
-            return own(caption)
+            return tokenize(caption)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of a library in Rust is no Exception
+        except BaseException as error:  # a panic in Rust is not an Exception
             reason = f"{type(error).__name__}: {error}"
-            raise CaptionError(f"the tokenizer in {folder} fails on {caption!r} ({reason}); copy it again") from error
+            raise CaptionError(f"the tokenizer in {folder} failed on {caption!r} ({reason}); copy it again") from error
 
     return ids
 
 
-def _with_transformers(folder: Path, max_tokens: int, *, is_marked: bool) -> Ids:
-    from transformers import AutoTokenizer  # slow to import, and tokenizer.json never needs it
+def _with_transformers(folder: Path, max_tokens: int, *, adds_special: bool) -> Tokenize:
+    from transformers import AutoTokenizer  # slow to import, and not needed for tokenizer.json
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # damaged files make it raise all sorts of things
+    except Exception as error:  # damaged files raise many kinds of exception
         raise ValueError(
-            f"transformers can't read the tokenizer in {folder} ({error}); copy {TOKENIZER_FILE} there, or, for a "
-            ".model file, pip install sentencepiece protobuf"
+            f"transformers cannot read the tokenizer in {folder} ({error}); copy {TOKENIZER_FILE} there, or, for a "
+            ".model file, run: pip install sentencepiece protobuf"
         ) from error
     tokenizer.truncation_side = "right"
-    if is_marked:
+    if not adds_special:
         return lambda caption: (tokenizer(caption, add_special_tokens=False)["input_ids"], False)
 
     def ids(caption: str) -> tuple[list[int], bool]:

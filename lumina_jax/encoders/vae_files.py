@@ -1,8 +1,8 @@
-"""The image autoencoder in the files that diffusers publishes: config.json and the table of tensor names.
+"""Reading the image autoencoder from files in the layout of diffusers.
 
-In: a folder with config.json and diffusion_pytorch_model.safetensors (or .bin, or a variant such as .fp16.safetensors
-alone), a pipeline's folder with such a folder `vae` in it, or the id of a repository downloaded before. Out: the
-configuration, and the network with its parameters.
+In: a folder with config.json and diffusion_pytorch_model.safetensors (or .bin, or a single variant such as
+.fp16.safetensors), the folder of a pipeline that has such a folder `vae`, or the id of a downloaded repository. Out:
+the configuration, and the network with its parameters.
 """
 
 import contextlib
@@ -12,25 +12,25 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from typing_extensions import TypedDict
 
 from lumina_jax.documents import read_json
+from lumina_jax.encoders.autoencoder import load_replicated
 from lumina_jax.encoders.numbers import Count, Counts, Layers, Scale, Shift
 from lumina_jax.encoders.stored import downloaded, stored_weights
 from lumina_jax.encoders.vae_layers import Autoencoder, ImageVaeConfig
 from lumina_jax.weights.hub import local_folder
-from lumina_jax.weights.modules import fill, named_parameters
 from lumina_jax.weights.rules import Rule, convolution, linear, norm
 
 CONFIG_FILE, WEIGHTS = "config.json", ("diffusion_pytorch_model",)
 FILES = (CONFIG_FILE, f"{WEIGHTS[0]}.safetensors")
 WHAT = "image autoencoder"
-MOST_STAGES = 8
-"""Each stage but one halves a picture."""
-OF_ANY_NAME = (CONFIG_FILE, f"{WEIGHTS[0]}*.safetensors*")
+MAX_STAGES = 8
+"""The greatest number of stages; each but the last halves height and width."""
+FILE_PATTERNS = (CONFIG_FILE, f"{WEIGHTS[0]}*.safetensors*")
 
-_ONLY: dict[str, tuple[Any, ...]] = {
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "_class_name": ("AutoencoderKL",),
     "in_channels": (3,),
     "out_channels": (3,),
@@ -38,8 +38,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
-"""Settings of which only these values are understood."""
-_READ = {
+"""Settings for which only these values are supported; the first is the default."""
+_DEFAULTS = {
     "block_out_channels": [64],
     "layers_per_block": 1,
     "latent_channels": 4,
@@ -52,11 +52,11 @@ _READ = {
     "down_block_types": ["DownEncoderBlock2D"],
     "up_block_types": ["UpDecoderBlock2D"],
 }
-"""Settings that shape the network, and what diffusers takes where a file, an old one say, leaves them out."""
+"""Settings that determine the network, and diffusers' defaults, which apply if a file leaves them out."""
 
 
-class _Known(TypedDict, total=False):
-    """The types of these settings."""
+class _Settings(TypedDict, total=False):
+    """The types of the settings in `_DEFAULTS`."""
 
     block_out_channels: Counts
     layers_per_block: Layers
@@ -72,47 +72,52 @@ class _Known(TypedDict, total=False):
 
 
 _UNUSED = ("sample_size", "force_upcast")
-"""Settings that change nothing here: tiles have a size of their own, and no value of bfloat16 overflows."""
+"""Settings that are ignored: the size of tiles is chosen by the caller, and bfloat16 does not overflow."""
 
 
 def vae_folder(name_or_folder: str | Path) -> Path:
-    """The folder that holds config.json and the weights.
+    """Return the folder that holds config.json and the weights.
 
     Raises:
-      ValueError: there is none; the message names the repository, the files and the command that downloads them.
+      ValueError: there is none; the message has the repository, the files and the command that downloads them.
     """
     folder = Path(name_or_folder)
     is_pipeline = (folder / "vae").is_dir() and not (folder / CONFIG_FILE).is_file()
     if folder.is_dir():
         return local_folder(folder / "vae" if is_pipeline else folder, files=[CONFIG_FILE], what=WHAT)
-    for files, inside in ((FILES, ""), (FILES, "vae"), (OF_ANY_NAME, ""), (OF_ANY_NAME, "vae")):
+    for files, inside in ((FILES, ""), (FILES, "vae"), (FILE_PATTERNS, ""), (FILE_PATTERNS, "vae")):
         with contextlib.suppress(ValueError):
             return downloaded(name_or_folder, [str(Path(inside, file)) for file in files], WHAT) / inside
-    return local_folder(name_or_folder, files=FILES, what=WHAT)  # which says what to download
+    return local_folder(name_or_folder, files=FILES, what=WHAT)  # raises an error that says what to download
 
 
 def read_vae_config(folder: Path) -> ImageVaeConfig:
-    """The configuration in `folder`, its weights unread.
+    """Read the configuration in `folder`, without the weights.
 
     Raises:
-      ValueError: a setting is unknown, or asks for another network than this one; the message names it.
+      ValueError: a setting is unknown or has a value that is not supported; the message names it.
     """
     file = folder / CONFIG_FILE
     values = read_json(file, dict[str, Any])
-    unknown = sorted(name for name in values if name not in {*_ONLY, *_READ, *_UNUSED} and not name.startswith("_"))
+    unknown = sorted(
+        name for name in values if name not in {*_SUPPORTED, *_DEFAULTS, *_UNUSED} and not name.startswith("_")
+    )
     if unknown:
-        raise ValueError(f"{file} has settings that this image autoencoder does not know: {', '.join(unknown)}")
-    for name, known in _ONLY.items():
+        raise ValueError(f"{file} has settings that are not supported: {', '.join(unknown)}; use another autoencoder")
+    for name, known in _SUPPORTED.items():
         if values.get(name, known[0]) not in known:
             raise ValueError(
-                f"{file} asks for {name}={values[name]!r}, but this image autoencoder knows only "
-                f"{' or '.join(map(repr, known))}"
+                f"{file} has {name}={values[name]!r}, but only {' or '.join(map(repr, known))} is supported; use "
+                "another autoencoder"
             )
-    read = {**_READ, **read_json(file, _Known)}
+    read = {**_DEFAULTS, **read_json(file, _Settings)}
     widths = tuple(read["block_out_channels"])
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if list(read[name]) != [kind] * len(widths):
-            raise ValueError(f"{file} asks for {name}={read[name]}, but only {len(widths)} times {kind!r} is known")
+            raise ValueError(
+                f"{file} has {name}={read[name]}, but each of the {len(widths)} blocks must be {kind!r}; use another "
+                "autoencoder"
+            )
     config = ImageVaeConfig(
         widths=widths,
         layers=read["layers_per_block"],
@@ -124,61 +129,54 @@ def read_vae_config(folder: Path) -> ImageVaeConfig:
         quant_convolution=read["use_quant_conv"],
         post_quant_convolution=read["use_post_quant_conv"],
     )
-    if len(widths) > MOST_STAGES:
-        raise ValueError(f"{file}: block_out_channels must have at most {MOST_STAGES} stages, but has {len(widths)}")
+    if len(widths) > MAX_STAGES:
+        raise ValueError(f"{file}: block_out_channels must have at most {MAX_STAGES} stages, but has {len(widths)}")
     if any(width % config.groups for width in widths):
         raise ValueError(f"{file}: norm_num_groups={config.groups} must divide each of block_out_channels={widths}")
     return config
 
 
 def load_autoencoder(folder: Path, config: ImageVaeConfig, dtype: jnp.dtype, mesh: Mesh | None) -> Autoencoder:
-    """The network with the weights in `folder`, whole on every device of the mesh.
+    """Load the network in `folder`; every device of the mesh holds all parameters.
 
     Raises:
       ValueError: tensors are missing, unknown, of the wrong shape or not finite; the message names them.
     """
     tensors = stored_weights(folder, WEIGHTS)
 
-    def build() -> Autoencoder:
-        return Autoencoder(nnx.Rngs(0), config)
-
-    shardings = None
-    if mesh is not None:
-        names = named_parameters(nnx.to_pure_dict(nnx.state(nnx.eval_shape(build))))
-        shardings = dict.fromkeys(names, NamedSharding(mesh, PartitionSpec()))
-    rules = vae_rules(config, first_names=_has_first_names(tensors))
-    return fill(build, tensors, rules, layers=1, dtype=dtype, shardings=shardings)
+    rules = vae_rules(config, old_names=_has_old_names(tensors))
+    return load_replicated(lambda: Autoencoder(nnx.Rngs(0), config), tensors, rules, dtype, mesh)
 
 
-def vae_rules(config: ImageVaeConfig, *, first_names: bool = False) -> list[Rule]:
-    """The table between diffusers' names and ours.
+def vae_rules(config: ImageVaeConfig, *, old_names: bool = False) -> list[Rule]:
+    """Return the rules between diffusers' names and ours.
 
     Args:
-      first_names: the attention is called query, key, value, proj_attn, as in files of 2022 that are still in use.
+      old_names: the parts of the attention are called query, key, value and proj_attn, as in files from 2022.
     """
     last = len(config.widths) - 1
     rules = [
-        *_half("encoder", config, first_names=first_names),
-        *_half("decoder", config, first_names=first_names),
+        *_half("encoder", config, old_names=old_names),
+        *_half("decoder", config, old_names=old_names),
     ]
     before = config.widths[0]
-    for place, width in enumerate(config.widths):
-        theirs, ours = f"encoder.down_blocks.{place}", f"encoder.stages.{place}"
+    for stage, width in enumerate(config.widths):
+        theirs, ours = f"encoder.down_blocks.{stage}", f"encoder.stages.{stage}"
         rules += _stage(theirs, ours, config.layers, widens=before != width)
-        rules += [] if place == last else convolution(f"{theirs}.downsamplers.0.conv", f"{ours}.resampling")
+        rules += [] if stage == last else convolution(f"{theirs}.downsamplers.0.conv", f"{ours}.resampling")
         before = width
     before = config.widths[-1]
-    for place, width in enumerate(reversed(config.widths)):
-        theirs, ours = f"decoder.up_blocks.{place}", f"decoder.stages.{place}"
+    for stage, width in enumerate(reversed(config.widths)):
+        theirs, ours = f"decoder.up_blocks.{stage}", f"decoder.stages.{stage}"
         rules += _stage(theirs, ours, config.layers + 1, widens=before != width)
-        rules += [] if place == last else convolution(f"{theirs}.upsamplers.0.conv", f"{ours}.resampling")
+        rules += [] if stage == last else convolution(f"{theirs}.upsamplers.0.conv", f"{ours}.resampling")
         before = width
     rules += convolution("quant_conv", "quant") if config.quant_convolution else []
     return rules + (convolution("post_quant_conv", "post_quant") if config.post_quant_convolution else [])
 
 
-def _half(half: str, config: ImageVaeConfig, *, first_names: bool) -> list[Rule]:
-    """The parts of the encoder or the decoder besides its stages."""
+def _half(half: str, config: ImageVaeConfig, *, old_names: bool) -> list[Rule]:
+    """Return the rules for the encoder or the decoder without its stages."""
     rules = [
         *convolution(f"{half}.conv_in", f"{half}.first"),
         *_block(f"{half}.mid_block.resnets.0", f"{half}.middle.first"),
@@ -189,7 +187,7 @@ def _half(half: str, config: ImageVaeConfig, *, first_names: bool) -> list[Rule]
     if not config.middle_attention:
         return rules
     theirs, ours = f"{half}.mid_block.attentions.0", f"{half}.middle.attention"
-    names = ("query", "key", "value", "proj_attn") if first_names else ("to_q", "to_k", "to_v", "to_out.0")
+    names = ("query", "key", "value", "proj_attn") if old_names else ("to_q", "to_k", "to_v", "to_out.0")
     rules += norm(f"{theirs}.group_norm", f"{ours}.norm", bias=True)
     for name, part in zip(names, ("query", "key", "value", "output")):
         rules += linear(f"{theirs}.{name}", f"{ours}.{part}", bias=True)
@@ -212,5 +210,5 @@ def _block(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
-def _has_first_names(names: Iterable[str]) -> bool:
+def _has_old_names(names: Iterable[str]) -> bool:
     return any(name.endswith("attentions.0.query.weight") for name in names)

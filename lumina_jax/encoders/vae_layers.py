@@ -1,8 +1,8 @@
 """The network of the image autoencoder: convolutions, residual blocks, attention at the coarsest stage.
 
-In and out: arrays [b h w c] float32, channels last. The type of the parameters is that of what enters a product; sums,
-norms, softmax and the residual stream are float32 whatever that type is, which halves the error of bfloat16.
-The autoencoder of Rombach et al., arXiv 2112.10752, as Stable Diffusion and SDXL publish it.
+In and out: arrays [b h w c] float32, channels last. The operands of products have the type of the parameters; sums,
+norms, softmax and the residual stream are always float32, which halves the error of bfloat16.
+This is the autoencoder of Rombach et al., arXiv 2112.10752, as published with Stable Diffusion and SDXL.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 from lumina_jax.models.layers import Linear, ones, param, zeros
 
 NORM_EPS = 1e-6
-QUERIES = 4096
-"""Attention forms the logits of so many queries at once, so that its memory grows with the picture, not its square."""
-QUIETEST, LOUDEST = -30.0, 20.0
-"""Log variances are kept in this range."""
+QUERY_BLOCK = 4096
+"""Attention computes the logits of at most this many queries at a time, so that memory is linear in the pixels."""
+MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
+"""Log variances are clipped to this range."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,29 +29,29 @@ class ImageVaeConfig:
     """Sizes of an image autoencoder, and the scale in which its latents are used."""
 
     widths: tuple[int, ...]
-    """Channels of each stage, the finest first; each stage but the last halves height and width."""
+    """Channels of each stage, finest first; each stage but the last halves height and width."""
     layers: int
-    """Residual blocks of a stage of the encoder; the decoder has one more."""
+    """Residual blocks in a stage of the encoder; stages of the decoder have one more."""
     channels: int
     """Channels of a latent."""
     groups: int
-    """Groups of channels that a norm looks at."""
+    """Groups of channels in a GroupNorm."""
     scaling: float
     shift: float
     """Latents are used as (z - shift) * scaling."""
     middle_attention: bool
     quant_convolution: bool
     post_quant_convolution: bool
-    """A 1 x 1 convolution after the encoder, before the decoder."""
+    """Whether there is a 1 x 1 convolution after the encoder, and before the decoder."""
 
     @property
     def factor(self) -> int:
-        """Pixels of a picture for each value of its latent, along height and along width."""
+        """The number of pixels for each value of the latent, along height and along width."""
         return 2 ** (len(self.widths) - 1)
 
 
 class Convolution(nnx.Module):
-    """A convolution of `size` x `size`, zeros around the picture so that it keeps its height and width; float32 out."""
+    """A convolution of `size` x `size`, zero-padded so that height and width are kept; the output is float32."""
 
     def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, size: int = 3):
         self.kernel = param(rngs, (size, size, inputs, outputs), initializers.he_normal(), axes=(None,) * 4)
@@ -60,7 +60,7 @@ class Convolution(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w i"], *, stride: int = 1, padding: tuple[int, int] | None = None
     ) -> Float[Array, "b v u o"]:
-        """`padding`: zeros before and after, of rows and columns alike."""
+        """Apply it; `padding` is the number of zeros before and after, for both rows and columns."""
         border = self.kernel.shape[0] // 2
         y = jax.lax.conv_general_dilated(
             x.astype(self.kernel.dtype),
@@ -90,7 +90,7 @@ class GroupNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """x + convolution(silu(norm(convolution(silu(norm(x)))))); x through a 1 x 1 convolution if its width changes."""
+    """x + convolution(silu(norm(convolution(silu(norm(x)))))), with a 1 x 1 convolution of x if the width changes."""
 
     def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, groups: int):
         self.first_norm = GroupNorm(rngs, inputs, groups)
@@ -106,7 +106,7 @@ class ResidualBlock(nnx.Module):
 
 
 class PixelAttention(nnx.Module):
-    """x plus self-attention of one head among all pixels of a picture."""
+    """x plus single-head self-attention over all pixels of a picture."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, groups: int):
         self.norm = GroupNorm(rngs, width, groups)
@@ -119,22 +119,22 @@ class PixelAttention(nnx.Module):
         pixels = rearrange(self.norm(x), "b h w m -> b (h w) m").astype(self.query.kernel.dtype)
         q, k, v = self.query(pixels), self.key(pixels), self.value(pixels)
 
-        def mixed(q: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
+        def attended(q: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
             logits = jnp.einsum("blm,bnm->bln", q, k, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits / math.sqrt(q.shape[-1]))
             return jnp.einsum("bln,bnm->blm", weights.astype(v.dtype), v)
 
-        if q.shape[1] <= QUERIES:
-            y = mixed(q)
+        if q.shape[1] <= QUERY_BLOCK:
+            y = attended(q)
         else:
-            padded = jnp.pad(q, ((0, 0), (0, -q.shape[1] % QUERIES), (0, 0)))
-            parts = jax.lax.map(mixed, rearrange(padded, "b (n l) m -> n b l m", l=QUERIES))
+            padded = jnp.pad(q, ((0, 0), (0, -q.shape[1] % QUERY_BLOCK), (0, 0)))
+            parts = jax.lax.map(attended, rearrange(padded, "b (n l) m -> n b l m", l=QUERY_BLOCK))
             y = rearrange(parts, "n b l m -> b (n l) m")[:, : q.shape[1]]
         return x + rearrange(self.output(y), "b (h w) m -> b h w m", h=height, w=width)
 
 
 class Middle(nnx.Module):
-    """Two residual blocks, and attention between them if there is any."""
+    """Two residual blocks, with optional attention between them."""
 
     def __init__(self, rngs: nnx.Rngs, config: ImageVaeConfig):
         width = config.widths[-1]
@@ -148,7 +148,7 @@ class Middle(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Residual blocks at one resolution, and the convolution that goes with halving or doubling it."""
+    """Residual blocks at one resolution, and the convolution used to halve or double it."""
 
     def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, layers: int, groups: int, *, resamples: bool):
         self.blocks = nnx.List(
@@ -163,14 +163,14 @@ class Stage(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pixels to mean and log variance of the latent."""
+    """Pixels to the mean and the log variance of the latent."""
 
     def __init__(self, rngs: nnx.Rngs, config: ImageVaeConfig):
         widths, last = config.widths, len(config.widths) - 1
         self.first = Convolution(rngs, 3, widths[0])
         self.stages = nnx.List(
-            Stage(rngs, before, width, config.layers, config.groups, resamples=place < last)
-            for place, (before, width) in enumerate(zip((widths[0], *widths), widths))
+            Stage(rngs, before, width, config.layers, config.groups, resamples=stage < last)
+            for stage, (before, width) in enumerate(zip((widths[0], *widths), widths))
         )
         self.middle = Middle(rngs, config)
         self.norm = GroupNorm(rngs, widths[-1], config.groups)
@@ -180,7 +180,7 @@ class Encoder(nnx.Module):
         x = self.first(pixels)
         for stage in self.stages:
             x = stage(x)
-            if stage.resampling is not None:  # zeros below and at the right only
+            if stage.resampling is not None:  # zero padding at the bottom and the right only
                 x = stage.resampling(x, stride=2, padding=(0, 1))
         return self.last(jax.nn.silu(self.norm(self.middle(x))))
 
@@ -193,8 +193,8 @@ class Decoder(nnx.Module):
         self.first = Convolution(rngs, config.channels, widths[0])
         self.middle = Middle(rngs, config)
         self.stages = nnx.List(
-            Stage(rngs, before, width, config.layers + 1, config.groups, resamples=place < last)
-            for place, (before, width) in enumerate(zip((widths[0], *widths), widths))
+            Stage(rngs, before, width, config.layers + 1, config.groups, resamples=stage < last)
+            for stage, (before, width) in enumerate(zip((widths[0], *widths), widths))
         )
         self.norm = GroupNorm(rngs, widths[-1], config.groups)
         self.last = Convolution(rngs, widths[-1], 3)
@@ -210,7 +210,7 @@ class Decoder(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """Both halves; latents as the network has them, before shift and scaling."""
+    """Encoder and decoder; latents are neither shifted nor scaled."""
 
     def __init__(self, rngs: nnx.Rngs, config: ImageVaeConfig):
         channels = config.channels
@@ -219,19 +219,19 @@ class Autoencoder(nnx.Module):
         self.post_quant = Convolution(rngs, channels, channels, size=1) if config.post_quant_convolution else None
 
     def encode(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b v u z"]:
-        """Mean, then log variance, along the last axis."""
+        """Return mean and log variance, concatenated along the last axis."""
         with jax.default_matmul_precision(_precision(self)):
             moments = self.encoder(pixels)
             moments = moments if self.quant is None else self.quant(moments)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
-        return jnp.concatenate([mean, jnp.clip(log_variance, QUIETEST, LOUDEST)], axis=-1)
+        return jnp.concatenate([mean, jnp.clip(log_variance, MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)], axis=-1)
 
     def decode(self, latents: Float[Array, "b v u c"]) -> Float[Array, "b h w 3"]:
-        """Pixels about -1..1, not clipped."""
+        """Return pixels roughly in -1..1, not clipped."""
         with jax.default_matmul_precision(_precision(self)):
             return self.decoder(latents if self.post_quant is None else self.post_quant(latents))
 
 
 def _precision(model: Autoencoder) -> str:
-    """float32 parameters are multiplied as such; the default of a TPU would round them to bfloat16."""
+    """Return the precision of products; the default of a TPU would round float32 parameters to bfloat16."""
     return "highest" if model.encoder.first.kernel.dtype == jnp.float32 else "default"

@@ -1,4 +1,4 @@
-"""The configuration of a published BigVGAN: args.yml of the authors' audio models, or config.json of NVIDIA."""
+"""The configuration of a published BigVGAN: args.yml of the released audio models, or NVIDIA's config.json."""
 
 import dataclasses
 import json
@@ -21,28 +21,28 @@ class VocoderConfig:
 
     bins: int
     rate: int | None
-    """Samples a second; None: the configuration doesn't say."""
+    """The sampling rate in Hz; None: the configuration does not give it."""
     width: int
-    """Channels of the first convolution; each step halves them."""
+    """Channels of the first convolution; each upsampling step halves them."""
     steps: tuple[tuple[int, int], ...]
-    """By how much each step lengthens the sound, and the samples under its kernel."""
+    """The stride and the kernel size of each upsampling step."""
     blocks: tuple[tuple[int, tuple[int, ...]], ...]
-    """Samples under the kernels of each block of a step, and their dilations."""
+    """The kernel size and the dilations of each residual block in a step."""
     pairs: bool
-    """Each dilated convolution is followed by one that isn't."""
+    """Whether each dilated convolution is followed by one without dilation."""
     has_beta: bool
-    """What divides the sine is a parameter of its own, not its frequency."""
+    """Whether the divisor of the activation is a separate parameter, instead of its frequency."""
     in_logs: bool
-    """Parameters of activations are stored as their logarithms."""
+    """Whether parameters of activations are stored as logarithms."""
     last_bias: bool
     tanh: bool
-    """The last activation; else samples are cut off at -1 and 1."""
+    """Whether tanh is applied at the end; otherwise samples are clipped to -1..1."""
     log_unit: float
-    """Natural logarithms in 1 of the network's spectrograms."""
+    """The natural logarithm of the base of the network's spectrograms."""
 
 
 class _Settings(TypedDict):
-    """What a configuration says of the network and its spectrograms."""
+    """Settings of the network and its spectrograms."""
 
     num_mels: Count
     upsample_initial_channel: Count
@@ -64,18 +64,18 @@ class _Settings(TypedDict):
 
 
 def vocoder_config(file: Path, settings: list[Mapping[str, Any]]) -> VocoderConfig:
-    """The configuration, checked."""
+    """Check a configuration and return it."""
     values: _Settings = parse_json(json.dumps(settings[-1]), _Settings, str(file))
     rates, sizes = values["upsample_rates"], values["upsample_kernel_sizes"]
     pairs = str(values.get("resblock", "1")) == "1"
-    most = 3 if pairs else 2  # dilations; BigVGAN leaves out further ones
+    dilation_count = 3 if pairs else 2  # BigVGAN ignores further dilations
     config = VocoderConfig(
         bins=values["num_mels"],
         rate=values.get("sampling_rate"),
         width=values["upsample_initial_channel"],
         steps=tuple(zip(rates, sizes)),
         blocks=tuple(
-            (size, tuple(dilations[:most]))
+            (size, tuple(dilations[:dilation_count]))
             for size, dilations in zip(values["resblock_kernel_sizes"], values["resblock_dilation_sizes"])
         ),
         pairs=pairs,
@@ -90,7 +90,7 @@ def vocoder_config(file: Path, settings: list[Mapping[str, Any]]) -> VocoderConf
     half = rate / 2
     rules = {
         f"num_mels={config.bins} must be {BINS}": config.bins == BINS,
-        f"upsample_rates={rates} must make {HOP} samples of a frame": hop == HOP,
+        f"upsample_rates={rates} must have the product {HOP}, the samples of a frame": hop == HOP,
         f"hop_size={values.get('hop_size')} must be {HOP}": values.get("hop_size", HOP) == HOP,
         f"n_fft={values.get('n_fft')} must be {FFT}": values.get("n_fft", FFT) == FFT,
         f"win_size={values.get('win_size')} must be {FFT}": values.get("win_size", FFT) == FFT,
@@ -112,5 +112,7 @@ def vocoder_config(file: Path, settings: list[Mapping[str, Any]]) -> VocoderConf
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
-        raise ValueError(f"{file} does not fit the spectrograms here: {'; '.join(broken)}; take another vocoder")
+        raise ValueError(
+            f"{file} does not match the spectrograms of lumina_jax: {'; '.join(broken)}; use another vocoder"
+        )
     return config

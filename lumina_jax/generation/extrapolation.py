@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from lumina_jax.config import Modality, ModelConfig, SampleConfig
+from lumina_jax.config import ModalityConfig, ModelConfig, SampleConfig
 from lumina_jax.models.rope import RopeScaling, time_aware
 from lumina_jax.tokens import latent_grid
 
@@ -45,7 +45,7 @@ def rope_scaling(factor: float, watershed: float, t: float | Float[Array, ""] | 
 
 
 def base_length(
-    settings: SampleConfig, model: ModelConfig, modality: Modality, size: Extent, trained: Extent
+    settings: SampleConfig, model: ModelConfig, modality: ModalityConfig, size: Extent, trained: Extent
 ) -> int | None:
     """Tokens of a training sample, for proportional attention; None where lengths are equal, or when it is off.
 

@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from lumina_jax.generation.media import contact_sheet, save_png
-from lumina_jax.generation.movies import AnyFrames, frame_sheet, moving_sheet, save_gif, save_mp4
 from lumina_jax.generation.pipeline import NotDrawn, Sample
 from lumina_jax.generation.request import shortened
-from lumina_jax.generation.sounds import Voice, save_wav, spectrogram_picture
+from lumina_jax.modalities.files.contact_sheet import contact_sheet
+from lumina_jax.modalities.files.movies import AnyFrames, frame_sheet, moving_sheet, save_gif, save_mp4
+from lumina_jax.modalities.files.png import save_png
+from lumina_jax.modalities.files.sounds import Voice, save_wav, spectrogram_picture
 from lumina_jax.progress import counted
 from lumina_jax.tokens import cut_views
 

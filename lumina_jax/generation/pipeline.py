@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from lumina_jax.config import Config, SampleConfig
+from lumina_jax.config import Config, SampleConfig, SoundConfig, VisualConfig
 from lumina_jax.encoders.image_vae import ImageVae
 from lumina_jax.encoders.sound_vae import SoundVae
 from lumina_jax.encoders.text import TextEncoder
@@ -165,14 +165,14 @@ class Pipeline:
 
     def _unit(self, modality: str | None) -> tuple[int, int]:
         """Pixels of a patch along height and width, or for a sound 1 and the frames of a value of its latent."""
-        if self.config.data_of(modality).seconds is not None:
+        if isinstance(self.config.data_of(modality).media, SoundConfig):
             return 1, self._factor
         side = self.config.model.modality_of(modality).patch_size * self._factor
         return side, side
 
     def _latent_size(self, shape: Shape, modality: str | None) -> tuple[int, ...]:
         """Of the latents [f h w c] of a sample."""
-        high = 1 if self.config.data_of(modality).seconds is not None else self._factor
+        high = 1 if isinstance(self.config.data_of(modality).media, SoundConfig) else self._factor
         channels = self.config.model.modality_of(modality).channels
         return (shape.frames, shape.height // high, shape.width // self._factor, channels)
 
@@ -180,7 +180,7 @@ class Pipeline:
         """Samples of latents. An autoencoder decodes frames one after another, so memory is that of one."""
         latents = whole(latents)
         are_drawn = _finite_rows(latents)
-        is_sound = self.config.data_of(modality).seconds is not None
+        is_sound = isinstance(self.config.data_of(modality).media, SoundConfig)
         if self._vae is not None:  # a sample that is not finite leaves the others alone
             latents = jnp.where(are_drawn[:, None, None, None, None], latents, 0)
         if is_sound:
@@ -261,11 +261,12 @@ def _compiled(task: Task) -> _Programs:
 
 def _trained(config: Config, place: int, factor: int) -> Extent:
     """The extent of the latents that a modality is trained on, of those of its first source."""
-    data = config.data_of(config.model.modalities[place].name)
-    if data.seconds is not None:
-        frames = frames_of(data.seconds, data.sample_rate)
+    media = config.data_of(config.model.modalities[place].name).media
+    if isinstance(media, SoundConfig):
+        frames = frames_of(media.seconds, media.sample_rate)
         return Extent(1, 1, frames if factor == 1 else whole_frames(frames, factor) // factor)
-    frames, height, width = data.extent()
+    assert isinstance(media, VisualConfig)
+    frames, height, width = media.extent()
     return Extent(frames, height // factor, width // factor)
 
 

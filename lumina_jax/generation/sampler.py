@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from lumina_jax.config import Config, Modality, SampleConfig
+from lumina_jax.config import Config, ModalityConfig, SampleConfig
 from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.adaptive import Samples, mean_of_rows
@@ -25,7 +25,7 @@ from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation import extrapolation
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.models.division import Division
-from lumina_jax.models.flag_dit import Condition, FlagDiT, Parallel
+from lumina_jax.models.flag_dit import Condition, FlagDiT
 from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
 from lumina_jax.tokens import Grid, Kind, TextFeatures, Tokens, tokens_of, unpatchify
 
@@ -52,7 +52,7 @@ class Task(NamedTuple):
     """How devices share the work; None: one has all of it."""
 
     @property
-    def modality(self) -> Modality:
+    def modality(self) -> ModalityConfig:
         return self.config.model.modalities[self.place]
 
 
@@ -236,21 +236,20 @@ def _output(
 ) -> Output:
     """The guided network as a function of time and patches; zero at markers."""
     config, division = task.config, task.division
-    model: FlagDiT = nnx.merge(task.graph, parameters if division is None else division.whole(parameters))
-    attend, parallel = (None, Parallel()) if division is None else (division.attend, division.layers)
+    model: FlagDiT = nnx.merge(task.graph, parameters) if division is None else division.model(parameters)
     factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
     base_length = extrapolation.base_length(settings, config.model, task.modality, size, task.trained)
     both: Condition = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), prompt.condition, prompt.null)
     alone: Condition = prompt.condition
     if isinstance(both, TextFeatures) and isinstance(alone, TextFeatures):
-        both, alone = model.encode_text(both, parallel=parallel), model.encode_text(alone, parallel=parallel)
+        both, alone = model.encode_text(both), model.encode_text(alone)
     doubled = jax.tree.map(lambda x: jnp.concatenate([x, x]), tokens)
     counts = _counts(tokens, task)
 
     def call(tokens: Tokens, t: Times, condition: Condition) -> Float[Array, "b l p"]:
         rope = extrapolation.rope_scaling(factor, settings.rope_watershed, t)
         times = jnp.broadcast_to(jnp.reshape(t, (-1, 1)), (len(tokens.patches), 1))
-        return model(tokens, times, condition, rope=rope, base_length=base_length, attend=attend, parallel=parallel)
+        return model(tokens, times, condition, rope=rope, base_length=base_length)
 
     def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l p"]:
         def plain() -> Float[Array, "b l p"]:

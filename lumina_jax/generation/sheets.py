@@ -9,19 +9,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, SoundConfig, VisualConfig
 from lumina_jax.encoders.image_vae import ImageVae, load_image_vae
 from lumina_jax.encoders.phonemes import spoken_seconds
 from lumina_jax.encoders.sound_vae import SoundVae, read_sound_vae_config, sound_vae
 from lumina_jax.encoders.text import TextEncoder, text_encoder
 from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.failures import written_to
-from lumina_jax.generation.media import contact_sheet, save_png
-from lumina_jax.generation.movies import frame_sheet
 from lumina_jax.generation.pipeline import Pipeline, Sample, Shape
 from lumina_jax.generation.request import check_request
-from lumina_jax.generation.sounds import spectrogram_picture
 from lumina_jax.mel import HOP, frames_of, whole_frames
+from lumina_jax.modalities.files.contact_sheet import contact_sheet
+from lumina_jax.modalities.files.movies import frame_sheet
+from lumina_jax.modalities.files.png import save_png
+from lumina_jax.modalities.files.sounds import spectrogram_picture
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import run_folder
@@ -59,8 +60,7 @@ def encoder_of(config: Config) -> TextEncoder | None:
 
 
 def vae_of(config: Config) -> ImageVae | SoundVae | None:
-    """The autoencoder of a configuration, of sounds with data.seconds, on the devices of this process; None for a model
-    of pixels or spectrograms.
+    """The autoencoder of a configuration on the devices of this process; None for a model of pixels or spectrograms.
 
     Raises:
       ValueError: its files are missing, or its latents do not fit the model or the size of the pictures.
@@ -69,7 +69,7 @@ def vae_of(config: Config) -> ImageVae | SoundVae | None:
         return None
     patch_pixels(config)
     mesh = make_mesh(devices=jax.local_devices())
-    if config.data.seconds is not None:
+    if isinstance(config.data.media, SoundConfig):
         return sound_vae(config.vae.path, mesh, config.vae.dtype)
     return load_image_vae(config.vae.path, dtype=config.vae.dtype, tile=config.vae.tile, mesh=mesh)
 
@@ -80,7 +80,8 @@ def patch_pixels(config: Config, modality: str | None = None) -> tuple[int, int]
     Raises:
       ValueError: as for `vae_of`.
     """
-    is_sound = config.data_of(modality).seconds is not None
+    media = config.data_of(modality).media
+    is_sound = isinstance(media, SoundConfig)
     if not config.vae.path:
         side = 1 if is_sound else config.model.modality_of(modality).patch_size
         return side, side
@@ -93,9 +94,10 @@ def patch_pixels(config: Config, modality: str | None = None) -> tuple[int, int]
     if is_sound:
         return 1, vae.factor
     unit = vae.factor * config.model.patch_size
-    if config.data.image_size % unit:
+    assert isinstance(media, VisualConfig)
+    if media.image_size % unit:
         raise ValueError(
-            f"data.image_size={config.data.image_size} must be a multiple of {unit} pixels: each value of the latent "
+            f"data.image_size={media.image_size} must be a multiple of {unit} pixels: each value of the latent "
             f"stands for {vae.factor}, and model.patch_size={config.model.patch_size}"
         )
     return unit, unit
@@ -114,24 +116,25 @@ def new_pipeline(
 
 def trained_shape(config: Config, modality: str | None = None) -> Shape:
     """The size of the samples of a modality that a configuration trains on; of sounds the greatest."""
-    data = config.data_of(modality)
-    if data.seconds is not None:
-        frames = frames_of(data.seconds, data.sample_rate)
+    media = config.data_of(modality).media
+    if isinstance(media, SoundConfig):
+        frames = frames_of(media.seconds, media.sample_rate)
         return Shape(1, whole_frames(frames, patch_pixels(config, modality)[1]) if config.vae.path else frames)
-    frames, height, width = data.extent()
+    assert isinstance(media, VisualConfig)
+    frames, height, width = media.extent()
     return Shape(height, width, frames)
 
 
 def shape_for(config: Config, prompt: str, modality: str | None = None) -> Shape:
     """The size of a sample of this prompt: a sound is as long as its text takes to say, if data.seconds_per_phoneme is
     given, and all else as in training. Lengths are rounded, so that few programs are compiled."""
-    data = config.data_of(modality)
+    media = config.data_of(modality).media
     longest = trained_shape(config, modality)
-    if data.seconds_per_phoneme is None:
+    if not isinstance(media, SoundConfig) or media.seconds_per_phoneme is None:
         return longest
     heard = config.text.max_tokens if config.text.encoder == "phonemes" else None
-    seconds = spoken_seconds(prompt, per_phoneme=data.seconds_per_phoneme, pause=data.pause, max_tokens=heard)
-    frames = LENGTH_STEP * round(seconds * data.sample_rate / (HOP * LENGTH_STEP))
+    seconds = spoken_seconds(prompt, per_phoneme=media.seconds_per_phoneme, pause=media.pause, max_tokens=heard)
+    frames = LENGTH_STEP * round(seconds * media.sample_rate / (HOP * LENGTH_STEP))
     return Shape(1, max(LENGTH_STEP, frames))
 
 

@@ -1,6 +1,6 @@
 """Our own layout of weights: a folder with config.json and model.safetensors, the layers stacked.
 
-In: such a folder, which `python -m lumina_jax convert --to jax` writes. Out: the model's configuration, and its
+In: such a folder, which `lumina convert --to jax` writes. Out: the model's configuration, and its
 parameters, each born on the devices that keep it. Only the part that one device keeps is on the host at a time.
 """
 

@@ -22,9 +22,9 @@ from lumina_jax.interop.names import check_whole, network
 from lumina_jax.interop.shards import MergedShards
 from lumina_jax.run import CONFIG_FILE
 from lumina_jax.weights.files import INDEX, INDEX_OF_VARIANT, TensorFiles
+from lumina_jax.weights.formats import describe_file
 from lumina_jax.weights.hub import REPOSITORY, local_folder, published_name
-from lumina_jax.weights.indices import files_of
-from lumina_jax.weights.kinds import told
+from lumina_jax.weights.indices import indexed_files
 from lumina_jax.weights.pickles import PickledTensors, read_arguments
 from lumina_jax.weights.rules import Rule
 from lumina_jax.weights.streams import Restacked
@@ -79,9 +79,7 @@ def open_source(path: str | Path, layout: str, weights: Weights | None = None) -
     if layout == "lumina":
         return _lumina(path, weights)
     if weights is not None:
-        raise ValueError(
-            f"--weights {weights} needs a checkpoint of the authors or a run of train.py, but {path} is none"
-        )
+        raise ValueError(f"--weights {weights} needs a checkpoint of the authors or a run, but {path} is none")
     return _diffusers(path) if layout == "diffusers" else _jax(path)
 
 
@@ -176,13 +174,13 @@ def open_tensors(path: Path) -> Tensors:
     if any(any(path.glob(pattern)) for pattern in ("*.safetensors", INDEX, INDEX_OF_VARIANT)):
         return TensorFiles(path)
     if indices := sorted(path.glob(INDEX_OF_PICKLES)):
-        return JoinedTensors([PickledTensors(file) for file in files_of(indices[0])])
+        return JoinedTensors([PickledTensors(file) for file in indexed_files(indices[0])])
     files = [file for file in sorted(path.iterdir()) if file.is_file()]
     pickles = [file for file in files if file.suffix in PICKLES and file.name != ARGUMENTS]
     if len(pickles) == 1:
         return open_tensors(pickles[0])
     if ggufs := [file for file in files if file.suffix == ".gguf"]:
-        raise ValueError(told(ggufs[0], "is no file of weights that is read here; name a .safetensors file"))
+        raise ValueError(describe_file(ggufs[0], "is no file of weights that is read here; name a .safetensors file"))
     raise ValueError(f"{path} holds no .safetensors file and {len(pickles)} of PyTorch; name the file itself")
 
 

@@ -17,20 +17,19 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.config import ModelConfig
 from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.kernels.attention import attend
-from lumina_jax.models.layers import LayerNorm, Linear, RMSNorm, normed, param, zeros
+from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, zeros
 from lumina_jax.models.rope import Rotation, rotate
-from lumina_jax.parallel.tensor import ALONE, Tensor
 
 Attend = Callable[..., Float[Array, "b l h d"]]
 
 
-class Sequence(NamedTuple):
-    """What every layer needs to know of the tokens besides their activations."""
+class TokenContext(NamedTuple):
+    """What every layer needs to know about the tokens besides their activations."""
 
     segment_ids: Int[Array, "b l"]
     rotation: Rotation
     key_scale: Float[Array, "b l 1 1"] | None
-    """Factor of each token's keys: proportional attention, one factor a sample; None when it is 1."""
+    """Factor of each token's keys, one for each sample: proportional attention; None: 1."""
 
 
 class TextKeys(NamedTuple):
@@ -40,7 +39,7 @@ class TextKeys(NamedTuple):
     values: Float[Array, "*n b t k d"]
 
 
-class TextProjection(nnx.Module):
+class TextProjection(Divisible):
     """Caption features to keys and values: RMSNorm, two linears, LayerNorm of the keys."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
@@ -48,18 +47,18 @@ class TextProjection(nnx.Module):
         self.norm = RMSNorm(rngs, config.caption_width, config.norm_eps)
         self.key = Linear(rngs, config.caption_width, kv_width, axes=("text", "kv_heads"))
         self.value = Linear(rngs, config.caption_width, kv_width, axes=("text", "kv_heads"))
-        self.key_norm = LayerNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
+        self.key_norm = HeadsNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
         self.gate = param(rngs, (config.heads,), zeros, axes=("heads",))
         self.head_width = config.head_width
 
-    def __call__(self, features: Float[Array, "b t c"], tensor: Tensor = ALONE) -> TextKeys:
-        features = tensor.share(self.norm(features))
-        keys, values = normed(self.key(features), self.key_norm, tensor), self.value(features)
+    def __call__(self, features: Float[Array, "b t c"]) -> TextKeys:
+        features = self.tensor.share(self.norm(features))
+        keys, values = normed(self.key(features), self.key_norm), self.value(features)
         split = (*features.shape[:2], -1, self.head_width)
         return TextKeys(keys.reshape(split), values.reshape(split))
 
 
-class Attention(nnx.Module):
+class Attention(Divisible):
     """Self-attention within each sample, plus gated attention to its text."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
@@ -68,47 +67,49 @@ class Attention(nnx.Module):
         self.key = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"))
         self.value = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"))
         self.out = Linear(rngs, heads_width, width, axes=("heads", "embed"))
-        self.query_norm = LayerNorm(rngs, heads_width, axis="heads") if config.qk_norm else None
-        self.key_norm = LayerNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
-        own = config.own_text_query and config.conditioning == "text"
-        self.text_query = Linear(rngs, width, heads_width, axes=("embed", "heads")) if own else None
-        self.text_query_norm = LayerNorm(rngs, heads_width, axis="heads") if own and config.qk_norm else None
+        self.query_norm = HeadsNorm(rngs, heads_width, axis="heads") if config.qk_norm else None
+        self.key_norm = HeadsNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
+        has_text_query = config.own_text_query and config.conditioning == "text"
+        self.text_query = Linear(rngs, width, heads_width, axes=("embed", "heads")) if has_text_query else None
+        has_text_norm = has_text_query and config.qk_norm
+        self.text_query_norm = HeadsNorm(rngs, heads_width, axis="heads") if has_text_norm else None
         self.head_width = config.head_width
 
     def __call__(
         self,
         x: Float[Array, "b l m"],
-        sequence: Sequence,
+        tokens: TokenContext,
         text: GatedText | None,
         attend: Attend,
-        tensor: Tensor = ALONE,
     ) -> Float[Array, "b l m"]:
-        x = tensor.share(x)
-        q, k = normed(self.query(x), self.query_norm, tensor), normed(self.key(x), self.key_norm, tensor)
+        x = self.tensor.share(x)
+        q, k = normed(self.query(x), self.query_norm), normed(self.key(x), self.key_norm)
         q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, self.value(x)))
-        q, k = rotate(q, sequence.rotation), rotate(k, sequence.rotation)
+        q, k = rotate(q, tokens.rotation), rotate(k, tokens.rotation)
         if text is not None and self.text_query is not None:
-            own = normed(self.text_query(x), self.text_query_norm, tensor).reshape(q.shape)
-            text = text._replace(queries=rotate(own, sequence.rotation))
-        if sequence.key_scale is not None:
-            k = k * sequence.key_scale.astype(k.dtype)
-        out = attend(q, k, v, segment_ids=sequence.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
-        return tensor.join(self.out(out.reshape(*x.shape[:2], -1)))
+            text_q = normed(self.text_query(x), self.text_query_norm).reshape(q.shape)
+            text = text._replace(queries=rotate(text_q, tokens.rotation))
+        if tokens.key_scale is not None:
+            k = k * tokens.key_scale.astype(k.dtype)
+        out = attend(q, k, v, segment_ids=tokens.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
+        return self.tensor.join(self.out(out.reshape(*x.shape[:2], -1)))
 
 
 def attend_with(config: ModelConfig) -> Attend:
-    """`attend` by the back end that the configuration names."""
+    """`attend` with the back end that the configuration names."""
     return functools.partial(attend, implementation=config.attention)
 
 
 def proportional_scale(
     segment_ids: Int[Array, "b l"], segments: int, base_length: int, row: tuple[str, ...] = ()
 ) -> Float[Array, "b l 1 1"]:
-    """sqrt(log_base(L)) for the L tokens of each token's sample, markers included (Lumina-T2X, section 2.3); `row`
-    names the mesh axes whose devices divide the tokens."""
+    """sqrt(log_base(L)) for each token, where its sample has L tokens, markers included (Lumina-T2X, section 2.3).
+
+    `row` names the mesh axes over which the tokens of a row are divided.
+    """
     one_hot = segment_ids[:, :, None] == jnp.arange(1, segments + 1)
     lengths = jnp.sum(one_hot, axis=1)
     lengths = jax.lax.psum(lengths, row) if row else lengths
-    own = jnp.sum(jnp.where(one_hot, lengths[:, None, :], 0), axis=-1)
-    factor = jnp.sqrt(jnp.log(jnp.maximum(own, 1).astype(jnp.float32)) / math.log(base_length))
+    length = jnp.sum(jnp.where(one_hot, lengths[:, None, :], 0), axis=-1)
+    factor = jnp.sqrt(jnp.log(jnp.maximum(length, 1).astype(jnp.float32)) / math.log(base_length))
     return factor[:, :, None, None]

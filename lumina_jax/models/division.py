@@ -1,7 +1,7 @@
 """How the devices of a mesh share the work of one batch, in training and in sampling.
 
-In: a configuration and a mesh. Out: what the model needs inside `jax.shard_map`: where parameters lie, how they are
-gathered and their gradients added up, and attention that crosses the devices of a row.
+In: a configuration and a mesh. Out: where parameters lie, and what runs inside `jax.shard_map`: the model, which
+gathers its weights layer by layer and attends across the devices of a row, and the sums over devices that follow it.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lumina_jax.config import Config, ModelConfig
-from lumina_jax.models.attention import Attend, attend_with
-from lumina_jax.models.flag_dit import Parallel, abstract_model
+from lumina_jax.models.attention import attend_with
+from lumina_jax.models.flag_dit import FlagDiT, Parallel, abstract_model
 from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
 from lumina_jax.parallel.gather import Weights, weights
 from lumina_jax.parallel.mesh import axes_of, axis_size
@@ -29,28 +29,30 @@ class Division(NamedTuple):
     """The work of each device of `mesh`."""
 
     mesh: Mesh
-    places: Any
+    shardings: Any
     """A `NamedSharding` for each parameter."""
-    attend: Attend
-    layers: Parallel
+    graph: nnx.GraphDef
+    """The structure of a model that knows the devices which compute it together."""
     rest: Weights
     """How the parameters outside the layers are gathered."""
+    row: tuple[str, ...]
+    """The mesh axes over which the tokens of a row are divided."""
     late: tuple[str, ...]
     """The mesh axes over which gradients are added up once, after all micro-batches."""
 
     @property
     def specs(self) -> Any:
         """A `PartitionSpec` for each parameter."""
-        return jax.tree.map(lambda place: place.spec, self.places)
+        return jax.tree.map(lambda sharding: sharding.spec, self.shardings)
 
-    def whole(self, shares: dict[str, Any]) -> dict[str, Any]:
-        """Parameters as the model takes them: whole but for the layers."""
+    def model(self, shares: dict[str, Any]) -> FlagDiT:
+        """The model around this device's shares of the parameters; all but those of the layers are gathered at once."""
         rest = {name: value for name, value in shares.items() if name != BLOCKS}
-        return {**self.rest.whole(rest), BLOCKS: shares[BLOCKS]}
+        return nnx.merge(self.graph, {**self.rest.whole(rest), BLOCKS: shares[BLOCKS]})
 
     def over_row(self, x: Array) -> Array:
-        """The sum over the devices of a row; nothing has a gradient through it."""
-        return jax.lax.psum(jax.lax.stop_gradient(x), self.layers.row) if self.layers.row else x
+        """The sum over the devices of a row, through which no gradient flows."""
+        return jax.lax.psum(jax.lax.stop_gradient(x), self.row) if self.row else x
 
     def finish(self, gradients: Any) -> Any:
         """Gradients of all micro-batches, added up over `late`."""
@@ -58,29 +60,37 @@ class Division(NamedTuple):
 
 
 def parameter_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """Where each parameter lives on the mesh."""
+    """A `NamedSharding` for each parameter."""
     return nnx.to_pure_dict(shardings(abstract_model(config)[1], mesh, FSDP_TENSOR))
 
 
-def division(config: Config, mesh: Mesh, places: Any) -> Division | None:
-    """How the devices of `mesh` share the work of a batch, their parameters at `places`; None when there is only one,
-    unless its activations wait in the memory of the host."""
+def division(config: Config, mesh: Mesh, shardings: Any) -> Division | None:
+    """How the devices of `mesh` share the work of a batch.
+
+    None for a single device, unless its activations are offloaded to the memory of the host.
+
+    Args:
+      shardings: of the parameters, as `parameter_shardings` returns them.
+    """
     if mesh.size == 1 and config.model.remat != "offload":
         return None
     dtype = jnp.dtype(config.model.compute_dtype)
     sum_dtype = jnp.dtype(jnp.float32) if config.optimizer.sum_dtype == "float32" else None
     # Replicas, perhaps behind a slow network, need only agree once an update.
     late = axes_of(mesh, "data") if config.optimizer.accumulate > 1 else ()
-    rest = {name: value for name, value in places.items() if name != BLOCKS}
-    of_layer = weights(places[BLOCKS], mesh, late=late, stacked=True, dtype=dtype, sum_dtype=sum_dtype)
-    of_rest = weights(rest, mesh, late=late, stacked=False, dtype=jnp.dtype(jnp.float32), sum_dtype=sum_dtype)
+    rest = {name: value for name, value in shardings.items() if name != BLOCKS}
+    row = axes_of(mesh, "sequence")
+    parallel = Parallel(
+        attend=attend_across(attend_with(config.model), mesh, config.model.attention),
+        layer=weights(shardings[BLOCKS], mesh, late=late, stacked=True, dtype=dtype, sum_dtype=sum_dtype),
+        tensor=Tensor(axes_of(mesh, "tensor"), axis_size(mesh, "tensor")),
+        row=row,
+    )
     return Division(
         mesh=mesh,
-        places=places,
-        attend=attend_across(attend_with(config.model), mesh, config.model.attention),
-        layers=Parallel(
-            of_layer, Tensor(axes_of(mesh, "tensor"), axis_size(mesh, "tensor")), axes_of(mesh, "sequence")
-        ),
-        rest=of_rest,
+        shardings=shardings,
+        graph=abstract_model(config.model, parallel)[0],
+        rest=weights(rest, mesh, late=late, stacked=False, dtype=jnp.dtype(jnp.float32), sum_dtype=sum_dtype),
+        row=row,
         late=late,
     )

@@ -1,15 +1,16 @@
 """Flag-DiT, the flow-based large diffusion transformer (Lumina-T2X, arXiv 2405.05945, section 2.2 and figure 3), and
 Next-DiT, which differs in its block, its rotary embedding and its final layer (Lumina-Next, arXiv 2406.18583).
 
-In: a batch of packed tokens, the time of each sample, and its caption or label. Out: what the flow's prediction is
-(by default the velocity) for each patch, in the order of the input patch; markers and padding carry values that mean
-nothing. A model of several modalities has projections for each; zeros fill up what has fewer values than the longest
-patch.
+In: a batch of packed tokens, the time of each sample, and its caption or label. Out: the prediction (by default the
+velocity) for each patch, with its values in the order of the input patch; the values at markers and padding have no
+meaning. A model of several modalities has an input and an output projection for each; shorter patches are padded with
+zeros to the length of the longest.
 
 A row may hold several samples: times, captions and labels are per segment, [b s]. Parameters of all layers are
 stacked; one scan runs them, so compile time does not grow with depth.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -18,24 +19,24 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.config import Modality, ModelConfig
+from lumina_jax.config import ModalityConfig, ModelConfig
 from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.models.attention import (
     Attend,
     Attention,
-    Sequence,
     TextKeys,
     TextProjection,
+    TokenContext,
     attend_with,
     proportional_scale,
 )
 from lumina_jax.models.layers import (
     LabelEmbedding,
-    LayerNorm,
     Linear,
     RMSNorm,
     SwiGLU,
     TimeEmbedding,
+    divide,
     normalize,
     param,
     small_normal,
@@ -43,25 +44,28 @@ from lumina_jax.models.layers import (
 )
 from lumina_jax.models.rope import RopeScaling, rotation
 from lumina_jax.models.stack import run_layers
-from lumina_jax.models.text_layers import TextLayers
+from lumina_jax.models.text_layers import CaptionPooling, TextLayers
 from lumina_jax.parallel.gather import Weights
 from lumina_jax.parallel.tensor import ALONE, Tensor
 from lumina_jax.tokens import Kind, TextFeatures, Tokens, spread
 
 
-class Parallel(NamedTuple):
-    """How parameters and rows are divided between devices; by default they are not."""
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How devices compute a model together, inside `jax.shard_map`; by default one device does everything."""
 
+    attend: Attend | None = None
+    """Attention across the devices that share a row; None: the back end that the configuration names."""
     layer: Weights | None = None
-    """How the weights of one layer are gathered, where each device has a share of them."""
+    """How the weights of one layer are gathered; None: each device has all of them."""
     tensor: Tensor = ALONE
-    """The devices that divide attention heads and the width of the feed-forward."""
+    """The devices that divide attention heads and the hidden width of the feed-forward."""
     row: tuple[str, ...] = ()
-    """The mesh axes whose devices divide the tokens of a row."""
+    """The mesh axes over which the tokens of a row are divided."""
 
 
 class TextContext(NamedTuple):
-    """All that the network makes of the captions alone: computed once, used at every step of the sampler."""
+    """What depends on the captions alone: computed once, used at every step of the sampler."""
 
     pooled: Float[Array, "b s c"]
     keys: TextKeys
@@ -72,7 +76,7 @@ Condition = TextFeatures | TextContext | Int[Array, "b s"]
 
 
 class Modulation(nnx.Module):
-    """adaLN: SiLU and a zero-initialised linear from the condition to so many values of model width."""
+    """adaLN: SiLU and a zero-initialised linear from the condition to `parts` vectors of the model width."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig, parts: int):
         outputs = parts * config.width
@@ -85,65 +89,72 @@ class Modulation(nnx.Module):
         return [spread(value, segment_ids) for value in values]
 
 
-class Block(nnx.Module):
-    """One layer: x += gate * attention(modulated x); x += gate * feed_forward(modulated x).
-
-    Flag-DiT modulates by scale and shift. Next-DiT ("sandwich norm") has scales alone, norms what a branch returns once
-    more, and takes the tanh of its gates.
-    """
+class FlagBlock(nnx.Module):
+    """A layer of Flag-DiT: attention, then the feed-forward. The input of each is normed, scaled and shifted, and its
+    output is gated and added."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         width, eps = config.width, config.norm_eps
-        sandwich = config.block == "next"
-        self.modulation = Modulation(rngs, config, parts=4 if sandwich else 6)
+        self.modulation = Modulation(rngs, config, parts=6)
         self.attention_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
         self.attention = Attention(rngs, config)
-        self.attention_out_norm = RMSNorm(rngs, width, eps) if sandwich else None
         self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
         self.mlp_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
         self.mlp = SwiGLU(rngs, width, config.mlp_width)
-        self.mlp_out_norm = RMSNorm(rngs, width, eps) if sandwich else None
 
     def __call__(
         self,
         x: Float[Array, "b l m"],
         condition: Float[Array, "b s c"],
-        sequence: Sequence,
+        tokens: TokenContext,
         text: GatedText | None,
         attend: Attend,
-        tensor: Tensor = ALONE,
     ) -> Float[Array, "b l m"]:
-        parts = self.modulation(condition, sequence.segment_ids)
-        if self.attention_out_norm is None or self.mlp_out_norm is None:
-            shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-            y = self.attention(self.attention_norm(x) * (1 + scale) + shift, sequence, text, attend, tensor)
-            x = x + gate * y
-            return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift, tensor)
-        scale, gate, mlp_scale, mlp_gate = parts
-        y = self.attention(self.attention_norm(x) * (1 + scale), sequence, text, attend, tensor)
-        x = x + jnp.tanh(gate) * self.attention_out_norm(y)
-        y = self.mlp(self.mlp_norm(x) * (1 + mlp_scale), tensor)
-        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
+        y = self.attention_norm(x) * (1 + scale) + shift
+        x = x + gate * self.attention(y, tokens, text, attend)
+        y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
+        return x + mlp_gate * self.mlp(y)
 
 
-class CaptionPooling(nnx.Module):
-    """The mean of each caption's features through LayerNorm and a zero-initialised linear."""
+class NextBlock(nnx.Module):
+    """A layer of Next-DiT: attention, then the feed-forward. The input of each is normed and scaled, and its output is
+    normed again ("sandwich norm"), gated through tanh and added."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        self.norm = LayerNorm(rngs, config.caption_width)
-        axes = ("text", "condition")
-        self.linear = Linear(rngs, config.caption_width, config.condition_width, axes=axes, init=zeros, bias=True)
+        width, eps = config.width, config.norm_eps
+        self.modulation = Modulation(rngs, config, parts=4)
+        self.attention_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
+        self.attention = Attention(rngs, config)
+        self.attention_out_norm = RMSNorm(rngs, width, eps)
+        self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
+        self.mlp_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
+        self.mlp = SwiGLU(rngs, width, config.mlp_width)
+        self.mlp_out_norm = RMSNorm(rngs, width, eps)
 
-    def __call__(self, text: TextFeatures, segments: int) -> Float[Array, "b s c"]:
-        member = (text.segment_ids[:, None, :] == jnp.arange(1, segments + 1)[:, None]).astype(jnp.float32)
-        total = jnp.einsum("bst,btc->bsc", member, text.features.astype(jnp.float32), precision="highest")
-        mean = total / jnp.maximum(jnp.sum(member, axis=-1, keepdims=True), 1)
-        return self.linear(self.norm(mean))
+    def __call__(
+        self,
+        x: Float[Array, "b l m"],
+        condition: Float[Array, "b s c"],
+        tokens: TokenContext,
+        text: GatedText | None,
+        attend: Attend,
+    ) -> Float[Array, "b l m"]:
+        scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
+        y = self.attention_norm(x) * (1 + scale)
+        x = x + jnp.tanh(gate) * self.attention_out_norm(self.attention(y, tokens, text, attend))
+        y = self.mlp_norm(x) * (1 + mlp_scale)
+        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(self.mlp(y))
+
+
+Block = FlagBlock | NextBlock
+BLOCKS: dict[str, type[Block]] = {"flag": FlagBlock, "next": NextBlock}
+"""The layer for each `model.block`."""
 
 
 class FinalLayer(nnx.Module):
-    """LayerNorm without parameters, scale and perhaps shift, and for each modality a zero-initialised linear to the
-    values of a patch."""
+    """LayerNorm without parameters, a scale and (with `model.final_shift`) a shift, and for each modality a
+    zero-initialised linear to the values of a patch."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         self.modulation = Modulation(rngs, config, parts=2 if config.final_shift else 1)
@@ -164,10 +175,13 @@ class FinalLayer(nnx.Module):
 
 
 class FlagDiT(nnx.Module):
-    """The whole network. Sizes: `models/presets.py`."""
+    """The whole network. Sizes: `models/presets.py`.
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    `parallel` says how devices compute it together; parameters, their names and initial values do not depend on it.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, parallel: Parallel = Parallel()):
+        self.config, self.parallel = config, parallel
         width = config.width
         self.patch_embedding, *others = (
             Linear(rngs, modality.patch_values, width, axes=(None, "embed"), bias=True)
@@ -185,8 +199,9 @@ class FlagDiT(nnx.Module):
         else:
             self.label_embedding = LabelEmbedding(rngs, config.classes, config.condition_width)
         keys = jax.random.split(rngs.params(), config.layers)
-        self.blocks = jax.vmap(lambda key: Block(nnx.Rngs(key), config))(keys)
+        self.blocks = jax.vmap(lambda key: BLOCKS[config.block](nnx.Rngs(key), config))(keys)
         self.final_layer = FinalLayer(rngs, config)
+        divide(self, parallel.tensor)
 
     def __call__(
         self,
@@ -196,51 +211,45 @@ class FlagDiT(nnx.Module):
         *,
         rope: RopeScaling = RopeScaling(),  # noqa: B008 (an immutable value)
         base_length: int | None = None,
-        attend: Attend | None = None,
         keep_sigma: bool = False,
-        parallel: Parallel = Parallel(),  # noqa: B008
     ) -> Float[Array, "b l p"]:
         """The prediction for each patch, float32.
 
         Args:
           tokens: noised patches x_t in their rows.
           t: time of each sample, 0 noise, 1 data.
-          condition: caption features, or what `encode_text` made of them; labels for a label-conditional model.
+          condition: caption features, or what `encode_text` made of them; for a label-conditional model, labels.
           rope: rotary scalings for lengths beyond training.
           base_length: training length for proportional attention; None: the plain softmax scale.
-          attend: attention to use instead of the one that the configuration names.
-          keep_sigma: return the second half of the channels too, where `predict_sigma` makes one.
-          parallel: how parameters are divided between devices, inside `jax.shard_map`. Tokens may be divided as well:
-            then `attend` must cross the devices that share a row.
+          keep_sigma: return the second half of the channels too, which `model.predict_sigma` adds.
         """
         config, segments = self.config, t.shape[1]
         dtype = jnp.dtype(config.compute_dtype)
-        attend = attend or attend_with(config)
         if isinstance(condition, TextFeatures):
-            condition = self._through_text_layers(condition, parallel.tensor)
+            condition = self._through_text_layers(condition)
         scale = None
         if base_length is not None:
-            scale = proportional_scale(tokens.segment_ids, segments, base_length, parallel.row)
+            scale = proportional_scale(tokens.segment_ids, segments, base_length, self.parallel.row)
         turns = rotation(
             coordinates(tokens.positions, config.rope_axes),
             head_width=config.head_width,
             theta=config.rope_theta,
             scaling=rope,
         )
-        sequence = Sequence(tokens.segment_ids, turns, scale)
+        context = TokenContext(tokens.segment_ids, turns, scale)
         conditioning = (self.time_embedding(config.time_scale * t) + self._pooled(condition, segments)).astype(dtype)
         x = self.embed(tokens).astype(dtype)
-        x = self._run_blocks(x, conditioning, sequence, condition, attend, parallel)
-        outputs = self.final_layer(x, conditioning, sequence.segment_ids)
-        first, *others = (
+        x = self._run_blocks(x, conditioning, context, condition)
+        outputs = self.final_layer(x, conditioning, tokens.segment_ids)
+        predictions = (
             _in_order_of_input(output, modality, keep_sigma) for output, modality in zip(outputs, config.modalities)
         )
-        return self._of_each(tokens, [_widened(prediction, config.patch_values) for prediction in (first, *others)])
+        return _by_modality(tokens, [_padded(prediction, config.patch_values) for prediction in predictions])
 
     def embed(self, tokens: Tokens) -> Float[Array, "b l m"]:
-        """Patches through the input projection of their modality, learned tokens at the markers, in float32."""
+        """Patches through the input projection of their modality, and the learned tokens of the markers, in float32."""
         patches = tokens.patches.astype(jnp.float32)
-        x = self._of_each(
+        x = _by_modality(
             tokens,
             [
                 embedding(patches[:, :, : modality.patch_values])
@@ -253,36 +262,23 @@ class FlagDiT(nnx.Module):
             x = jnp.where((tokens.kinds == kind)[:, :, None], value, x)
         return x
 
-    def _of_each(self, tokens: Tokens, values: list[Float[Array, "b l _"]]) -> Float[Array, "b l _"]:
-        """For each token the values of its own modality."""
-        chosen, *others = values
-        for place, value in enumerate(others, start=1):
-            assert tokens.modalities is not None
-            chosen = jnp.where((tokens.modalities == place)[:, :, None], value, chosen)
-        return chosen
+    def encode_text(self, text: TextFeatures, segments: int = 1) -> TextContext:
+        """What depends on the captions alone: the pooled caption, and keys and values for every layer."""
+        text = self._through_text_layers(text)
+        features, gathering = text.features.astype(jnp.dtype(self.config.compute_dtype)), self.parallel.layer
 
-    def encode_text(
-        self,
-        text: TextFeatures,
-        segments: int = 1,
-        parallel: Parallel = Parallel(),  # noqa: B008
-    ) -> TextContext:
-        """What depends on the captions alone: the pooled caption, and keys and values of every layer."""
-        text = self._through_text_layers(text, parallel.tensor)
-        features = text.features.astype(jnp.dtype(self.config.compute_dtype))
+        def text_keys(block: Block) -> TextKeys:
+            block = block if gathering is None else gathering.whole(block)
+            assert block.text is not None
+            return block.text(features)
 
-        def of_layer(block: Block) -> TextKeys:
-            whole = block if parallel.layer is None else parallel.layer.whole(block)
-            assert whole.text is not None
-            return whole.text(features, parallel.tensor)
-
-        keys = jax.lax.map(of_layer, self.blocks)
+        keys = jax.lax.map(text_keys, self.blocks)
         return TextContext(self.caption_pooling(text, segments), keys, text.segment_ids)
 
-    def _through_text_layers(self, text: TextFeatures, tensor: Tensor) -> TextFeatures:
+    def _through_text_layers(self, text: TextFeatures) -> TextFeatures:
         if self.text_layers is None:
             return text
-        return self.text_layers(text, attend_with(self.config), jnp.dtype(self.config.compute_dtype), tensor)
+        return self.text_layers(text, attend_with(self.config), jnp.dtype(self.config.compute_dtype))
 
     def _pooled(self, condition: Condition, segments: int) -> Float[Array, "b s c"]:
         if isinstance(condition, TextContext):
@@ -292,49 +288,56 @@ class FlagDiT(nnx.Module):
         return self.label_embedding(condition)
 
     def _run_blocks(
-        self,
-        x: Float[Array, "b l m"],
-        conditioning: Float[Array, "b s c"],
-        sequence: Sequence,
-        condition: Condition,
-        attend: Attend,
-        parallel: Parallel,
+        self, x: Float[Array, "b l m"], conditioning: Float[Array, "b s c"], tokens: TokenContext, condition: Condition
     ) -> Float[Array, "b l m"]:
+        attend, gathering = self.parallel.attend or attend_with(self.config), self.parallel.layer
+
         def layer(x: Float[Array, "b l m"], inputs: tuple[Block, TextKeys | None], shared: Any, fixed: Any) -> Array:
-            (block, keys), (conditioning, features), (sequence, text_ids) = inputs, shared, fixed
+            (block, keys), (conditioning, features), (tokens, text_ids) = inputs, shared, fixed
             text = None
             if block.text is not None:
-                keys = block.text(features, parallel.tensor) if keys is None else keys
+                keys = block.text(features) if keys is None else keys
                 text = GatedText(*keys, block.text.gate[...], text_ids)
-            return block(x, conditioning, sequence, text, attend, parallel.tensor)
+            return block(x, conditioning, tokens, text, attend)
 
         features = jnp.asarray(condition.features, x.dtype) if isinstance(condition, TextFeatures) else None
         given = condition.keys if isinstance(condition, TextContext) else None
         ids = jnp.asarray(condition.segment_ids) if isinstance(condition, TextFeatures | TextContext) else None
-        weights = None if parallel.layer is None else parallel.layer.beside(given)
+        weights = None if gathering is None else gathering.beside(given)
         return run_layers(
-            layer, x, (self.blocks, given), (conditioning, features), (sequence, ids),
+            layer, x, (self.blocks, given), (conditioning, features), (tokens, ids),
             remat=self.config.remat, unroll=self.config.unroll, weights=weights,
         )  # fmt: skip
 
 
-def _in_order_of_input(output: Float[Array, "b l o"], modality: Modality, keep_sigma: bool) -> Float[Array, "b l p"]:
-    """Values ordered (channel, row, column), as those of patches are; the projection has (row, column, channel)."""
+def _by_modality(tokens: Tokens, values: list[Float[Array, "b l _"]]) -> Float[Array, "b l _"]:
+    """For each token its row of the values of its modality."""
+    chosen, *others = values
+    for modality, value in enumerate(others, start=1):
+        assert tokens.modalities is not None
+        chosen = jnp.where((tokens.modalities == modality)[:, :, None], value, chosen)
+    return chosen
+
+
+def _in_order_of_input(
+    output: Float[Array, "b l o"], modality: ModalityConfig, keep_sigma: bool
+) -> Float[Array, "b l p"]:
+    """Values ordered (channel, row, column) as in patches, from those of the projection: (row, column, channel)."""
     side = modality.patch_size
     output = rearrange(output, "b l (i j c) -> b l c (i j)", i=side, j=side)
     return rearrange(output if keep_sigma else output[:, :, : modality.channels], "b l c v -> b l (c v)")
 
 
-def _widened(patches: Float[Array, "b l p"], values: int) -> Float[Array, "b l _"]:
-    """Patches with zeros appended up to so many values."""
+def _padded(patches: Float[Array, "b l p"], values: int) -> Float[Array, "b l _"]:
+    """Patches with zeros appended until each has `values` values."""
     return jnp.pad(patches, ((0, 0), (0, 0), (0, max(0, values - patches.shape[-1]))))
 
 
 def coordinates(positions: Int[Array, "b l 4"], axes: int) -> Int[Array, "b l n"]:
-    """What rotary embeddings turn by: the place in the sequence (1), row and column (2), or the frame as well (3)."""
+    """The coordinates of rotary embedding: index in the sequence (1 axis), row and column (2), frame as well (3)."""
     return positions[:, :, :1] if axes == 1 else positions[:, :, -axes:]
 
 
-def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_model(config: ModelConfig, parallel: Parallel = Parallel()) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure, shapes and logical axes of a model, without computing a value."""
-    return nnx.split(nnx.eval_shape(lambda: FlagDiT(config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: FlagDiT(config, rngs=nnx.Rngs(0), parallel=parallel)))

@@ -2,6 +2,8 @@
 
 Parameters are float32 and carry one logical axis name a dimension, which `parallel/axes.py` maps to the mesh; they are
 cast to the type of the activations where they are used. Norms and embeddings of time are computed in float32.
+
+A module whose products several devices compute together is a `Divisible`; `divide` tells all of them which devices.
 """
 
 import math
@@ -20,6 +22,19 @@ Axes = tuple[str | None, ...]
 
 zeros, ones, xavier = initializers.zeros, initializers.ones, initializers.xavier_uniform()
 small_normal = initializers.normal(0.02)
+
+
+class Divisible(nnx.Module):
+    """A module that several devices compute together, each with its part of the heads or of the hidden width."""
+
+    tensor: Tensor = ALONE
+
+
+def divide(model: nnx.Module, tensor: Tensor) -> None:
+    """Let the devices of `tensor` compute every `Divisible` of a new model together."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Divisible):
+            module.tensor = tensor
 
 
 def param(rngs: nnx.Rngs, shape: Sequence[int], init: Initializer, *, axes: Axes) -> nnx.Param:
@@ -61,29 +76,41 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """LayerNorm with weight and bias over the whole last axis."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, *, axis: str | None = None, eps: float = 1e-5):
+    def __init__(self, rngs: nnx.Rngs, width: int, *, eps: float = 1e-5):
+        self.weight = param(rngs, (width,), ones, axes=(None,))
+        self.bias = param(rngs, (width,), zeros, axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+        return (normalize(x, self.eps) * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+class HeadsNorm(Divisible):
+    """LayerNorm over the queries or keys of all heads, of which each device may have a part."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, *, axis: str, eps: float = 1e-5):
         self.weight = param(rngs, (width,), ones, axes=(axis,))
         self.bias = param(rngs, (width,), zeros, axes=(axis,))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "*b m"], tensor: Tensor = ALONE) -> Float[Array, "*b m"]:
-        return (normalize(x, self.eps, tensor) * self.weight[...] + self.bias[...]).astype(x.dtype)
+    def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+        return (normalize(x, self.eps, self.tensor) * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
-def normed(x: Float[Array, "*b m"], norm: LayerNorm | None, tensor: Tensor = ALONE) -> Float[Array, "*b m"]:
+def normed(x: Float[Array, "*b m"], norm: LayerNorm | HeadsNorm | None) -> Float[Array, "*b m"]:
     """x through a norm that a model may not have."""
-    return x if norm is None else norm(x, tensor)
+    return x if norm is None else norm(x)
 
 
 def normalize(x: Float[Array, "*b m"], eps: float, tensor: Tensor = ALONE) -> Float[Array, "*b m"]:
-    """Zero mean and unit variance along the last axis, of which `tensor` may divide the values; in float32."""
+    """Zero mean and unit variance along the last axis, in float32; each device of `tensor` has a part of that axis."""
     x = x.astype(jnp.float32)
     mean = tensor.mean(jnp.mean(x, axis=-1, keepdims=True))
     variance = tensor.mean(jnp.mean((x - mean) ** 2, axis=-1, keepdims=True))
     return (x - mean) * jax.lax.rsqrt(variance + eps)
 
 
-class SwiGLU(nnx.Module):
+class SwiGLU(Divisible):
     """silu(x W_gate) * (x W_up) W_down."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, hidden: int):
@@ -91,9 +118,9 @@ class SwiGLU(nnx.Module):
         self.up = Linear(rngs, width, hidden, axes=("embed", "mlp"))
         self.down = Linear(rngs, hidden, width, axes=("mlp", "embed"))
 
-    def __call__(self, x: Float[Array, "b l m"], tensor: Tensor = ALONE) -> Float[Array, "b l m"]:
-        x = tensor.share(x)
-        return tensor.join(self.down(jax.nn.silu(self.gate(x)) * self.up(x)))
+    def __call__(self, x: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
+        x = self.tensor.share(x)
+        return self.tensor.join(self.down(jax.nn.silu(self.gate(x)) * self.up(x)))
 
 
 class TimeEmbedding(nnx.Module):

@@ -1,7 +1,8 @@
-"""A text encoder that is trained with the network: for phonemes, whose features hold no learned number.
+"""What the network learns about captions: their pooled features, and a text encoder that is trained with it.
 
-In: features of the symbols of each text. Out: features of the network's width that know their neighbours: layers of
-self-attention within each text, with rotary embedding, and a feed-forward network, each behind an RMSNorm.
+The encoder is for phonemes, whose features come from no trained model. In: features of the symbols of each text. Out:
+features of the network's width, each of which has seen the whole text: layers of self-attention within each text, with
+rotary embedding, and a feed-forward network, each behind an RMSNorm.
 """
 
 import jax.numpy as jnp
@@ -9,11 +10,25 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.models.attention import Attend, Attention, Sequence
-from lumina_jax.models.layers import Linear, RMSNorm, SwiGLU
+from lumina_jax.models.attention import Attend, Attention, TokenContext
+from lumina_jax.models.layers import LayerNorm, Linear, RMSNorm, SwiGLU, zeros
 from lumina_jax.models.rope import RopeScaling, rotation
-from lumina_jax.parallel.tensor import ALONE, Tensor
 from lumina_jax.tokens import TextFeatures
+
+
+class CaptionPooling(nnx.Module):
+    """The mean of each caption's features through LayerNorm and a zero-initialised linear."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        self.norm = LayerNorm(rngs, config.caption_width)
+        axes = ("text", "condition")
+        self.linear = Linear(rngs, config.caption_width, config.condition_width, axes=axes, init=zeros, bias=True)
+
+    def __call__(self, text: TextFeatures, segments: int) -> Float[Array, "b s c"]:
+        member = (text.segment_ids[:, None, :] == jnp.arange(1, segments + 1)[:, None]).astype(jnp.float32)
+        total = jnp.einsum("bst,btc->bsc", member, text.features.astype(jnp.float32), precision="highest")
+        mean = total / jnp.maximum(jnp.sum(member, axis=-1, keepdims=True), 1)
+        return self.linear(self.norm(mean))
 
 
 class TextLayer(nnx.Module):
@@ -25,15 +40,13 @@ class TextLayer(nnx.Module):
         self.mlp_norm = RMSNorm(rngs, config.width, config.norm_eps)
         self.mlp = SwiGLU(rngs, config.width, config.mlp_width)
 
-    def __call__(
-        self, x: Float[Array, "b t m"], sequence: Sequence, attend: Attend, tensor: Tensor = ALONE
-    ) -> Float[Array, "b t m"]:
-        x = x + self.attention(self.attention_norm(x), sequence, None, attend, tensor)
-        return x + self.mlp(self.mlp_norm(x), tensor)
+    def __call__(self, x: Float[Array, "b t m"], tokens: TokenContext, attend: Attend) -> Float[Array, "b t m"]:
+        x = x + self.attention(self.attention_norm(x), tokens, None, attend)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class TextLayers(nnx.Module):
-    """`model.text_layers` of them, after a linear to the network's width."""
+    """A linear to the network's width, then `model.text_layers` layers and a norm."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         self.embedding = Linear(rngs, config.text_width, config.width, axes=("text", None), bias=True)
@@ -41,13 +54,13 @@ class TextLayers(nnx.Module):
         self.norm = RMSNorm(rngs, config.width, config.norm_eps)
         self.head_width, self.theta = config.head_width, config.rope_theta
 
-    def __call__(self, text: TextFeatures, attend: Attend, dtype: jnp.dtype, tensor: Tensor = ALONE) -> TextFeatures:
-        """The same texts with features [b t m] of type `dtype`."""
+    def __call__(self, text: TextFeatures, attend: Attend, dtype: jnp.dtype) -> TextFeatures:
+        """The texts with features [b t m] in the type `dtype`."""
         segment_ids = jnp.asarray(text.segment_ids)
-        # attention sees only differences of places, so texts of a row may count on from one another
-        places = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)[:, :, None]
-        turns = rotation(places, head_width=self.head_width, theta=self.theta, scaling=RopeScaling())
+        # Attention sees only differences of positions, so they need not restart at 0 with each text of a row.
+        positions = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)[:, :, None]
+        turns = rotation(positions, head_width=self.head_width, theta=self.theta, scaling=RopeScaling())
         x = self.embedding(jnp.asarray(text.features, dtype))
         for layer in self.layers:
-            x = layer(x, Sequence(segment_ids, turns, None), attend, tensor)
+            x = layer(x, TokenContext(segment_ids, turns, None), attend)
         return TextFeatures(self.norm(x), segment_ids)

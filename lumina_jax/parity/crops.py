@@ -18,7 +18,14 @@ from jaxtyping import UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from lumina_jax.data.buckets import Size, center_square, choose_size, covering_steps, crop_sizes, random_box
+from lumina_jax.modalities.decoding.buckets import (
+    Size,
+    center_square,
+    choose_size,
+    covering_steps,
+    crop_sizes,
+    random_box,
+)
 from lumina_jax.parity.golden import Comparison, Pair, attempt, compare
 
 PICTURE_KEY = re.compile(r"out/(var_\d+_k\d+|cca_\d+)")

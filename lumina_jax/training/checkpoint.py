@@ -10,7 +10,6 @@ name, is never read, and is removed when the next run opens the folder.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -270,11 +269,11 @@ def check_same_model(
 
 def changed_fields(section: str, before: Any, now: Any, *, but: frozenset[str]) -> list[str]:
     """What differs between two configurations of one section, besides the fields in `but`."""
-    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    old, new = before.settings(), now.settings()
     return [
-        f"{section}.{name} was {old[name]!r} and is {new[name]!r}"
-        for name in old
-        if name not in but and old[name] != new[name]
+        f"{section}.{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in dict.fromkeys([*old, *new])
+        if name not in but and old.get(name) != new.get(name)
     ]
 
 

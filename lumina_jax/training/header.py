@@ -24,7 +24,11 @@ def header_lines(config: Config, mesh: Mesh, *, source: Sized, row_tokens: int) 
     devices = f"{mesh.size} {jax.devices()[0].device_kind}"
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     axes = ", ".join(f"{name} {mesh.shape[name]}" for name in axes_of(mesh, "data", "fsdp", "sequence", "tensor"))
-    origin = f"a mixture of {len(data.mixture)} sources" if data.mixture else f"{data.source} {data.path}".strip()
+    origin = (
+        f"a mixture of {len(data.mixture)} sources"
+        if data.mixture
+        else f"{data.source.kind} {data.source.path}".strip()
+    )
     packed = f" with up to {data.samples_per_row} samples each" if data.samples_per_row > 1 else ""
     tokens = data.batch_rows * row_tokens
     parts = config.optimizer.accumulate

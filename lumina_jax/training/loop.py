@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lumina_jax.config import Config, DataConfig
+from lumina_jax.config import Config, DataConfig, PictureConfig, SoundConfig, ViewGridConfig
 from lumina_jax.failures import message
 from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
@@ -172,9 +172,9 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
 
 def samples_word(data: DataConfig) -> str:
     """What the samples of a run are called."""
-    if data.seconds is not None and not data.mixture:
+    if isinstance(data.media, SoundConfig) and not data.mixture:
         return "sounds"
-    is_picture = not data.mixture and (data.frames == 1 or data.grid_columns is not None)
+    is_picture = not data.mixture and isinstance(data.media, PictureConfig | ViewGridConfig)
     return "images" if is_picture else "samples"
 
 

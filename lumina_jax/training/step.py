@@ -146,7 +146,7 @@ def _losses_and_gradient(
     """The loss of each sample, 0 where there is none, and the gradient of their sum over all devices."""
 
     def total_loss(parameters: Parameters, batch: TrainBatch, drawn: Draw) -> tuple[Float[Array, ""], Array]:
-        model = nnx.merge(graph, parameters if division is None else division.whole(parameters))
+        model = nnx.merge(graph, parameters) if division is None else division.model(parameters)
         of_samples = batch_losses(model, batch, drawn, flow, division).per_sample * batch.present
         return jnp.sum(of_samples), of_samples
 
@@ -188,12 +188,8 @@ def batch_losses(
     path, tokens = paths.path(flow.path), batch.tokens
     of_tokens = spread(drawn.t, tokens.segment_ids)
     x_t = tokens._replace(patches=paths.interpolate(path, drawn.x0, tokens.patches, of_tokens).x)
-    if division is None:
-        prediction = model(x_t, drawn.t, batch.condition)
-    else:
-        prediction = model(x_t, drawn.t, batch.condition, attend=division.attend, parallel=division.layers)
     return losses.flow_loss(
-        prediction,
+        model(x_t, drawn.t, batch.condition),
         drawn.x0,
         tokens.patches,
         drawn.t,

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lumina_jax.weights.indices import files_of
-from lumina_jax.weights.kinds import SAFETENSORS_HEADER, told
+from lumina_jax.weights.formats import SAFETENSORS_HEADER, describe_file
+from lumina_jax.weights.indices import indexed_files
 from lumina_jax.weights.rules import listed
 from lumina_jax.weights.tensors import Renamed as Renamed
 from lumina_jax.weights.tensors import Tensors
@@ -113,13 +113,13 @@ class TensorFiles(Tensors):
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return files_of(path) if path.match("*.index*.json") else [path]
+        return indexed_files(path) if path.match("*.index*.json") else [path]
     if not path.is_dir():
         raise ValueError(f"there is no file or folder {path}; name a .safetensors file, or the folder that holds it")
     if indices := sorted(path.glob(INDEX)) or sorted(path.glob(INDEX_OF_VARIANT)):
         if len(indices) > 1:
             raise ValueError(f"{path} holds {len(indices)} indices of tensors; name the folder or file of one model")
-        return files_of(indices[0])
+        return indexed_files(indices[0])
     found = _without_variants(sorted(path.glob("*.safetensors")))
     if len(found) != 1:
         names = listed([file.name for file in found], most=5)
@@ -159,4 +159,4 @@ def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise ValueError(told(file, f"is not a readable safetensors file ({error}); copy it again")) from error
+        raise ValueError(describe_file(file, f"is not a readable safetensors file ({error}); copy it again")) from error

@@ -116,7 +116,7 @@ def write_marker(folder: Path, digests: Mapping[Path, str]) -> None:
         if path.is_file()
     }
     with (folder / MARKER).open("w") as file:
-        file.write(json.dumps({"written by": "python -m lumina_jax convert", "files": files}, indent=2) + "\n")
+        file.write(json.dumps({"written by": "lumina convert", "files": files}, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

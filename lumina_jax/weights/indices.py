@@ -17,7 +17,7 @@ class Index(TypedDict):
     weight_map: dict[str, str]
 
 
-def files_of(index: Path) -> list[Path]:
+def indexed_files(index: Path) -> list[Path]:
     """The files that an index names, all of which are there.
 
     Raises:

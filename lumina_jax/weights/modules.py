@@ -17,7 +17,7 @@ from lumina_jax.weights.rules import Rule, check_names, parameter
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-def fill(
+def load_module(
     build: Callable[[], Module],
     tensors: Mapping[str, np.ndarray],
     rules: Sequence[Rule],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lumina_jax.weights.kinds import told
+from lumina_jax.weights.formats import describe_file
 from lumina_jax.weights.tensors import Tensors
 
 STORAGES = {
@@ -259,4 +259,4 @@ def _no_zip(path: Path) -> str:
             f"{path} is of the format before PyTorch 1.6, which cannot be read without running it; where you trust it, "
             "resave it: torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
         )
-    return told(path, "is no file of PyTorch; name the .pth or .safetensors file of a model")
+    return describe_file(path, "is no file of PyTorch; name the .pth or .safetensors file of a model")

@@ -23,9 +23,10 @@ from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, abstract_batch, d
 from lumina_jax.aot.report import remedies
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.data.batches import row_tokens
+from lumina_jax.flags import parse_config
 from lumina_jax.parallel.mesh import make_mesh
-from lumina_jax.run import load_config, parse_config
 from lumina_jax.training.state import abstract_state
 from lumina_jax.training.step import train_step
 
@@ -55,7 +56,7 @@ def test_the_program_does_not_grow_with_depth():
 def test_the_load_of_a_plan_is_what_training_would_feed_it():
     config = load_config(ROOT / "configs" / "t2i_5b_1024.py")
     load = Plan(config=config, topology=parse_topology("v5e:16x16")).load
-    latents = dataclasses.replace(config.data, image_size=1024 // 8)
+    latents = config.data.replace(image_size=1024 // 8)
     assert load.tokens == row_tokens(latents, config.model) > 64 * 64
     assert (load.rows, load.samples, load.text_tokens) == (config.data.batch_rows, 1, 128)
 

@@ -5,14 +5,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import DataConfig, FolderConfig, ModelConfig, PictureConfig
 from lumina_jax.data.latents import encode_pictures
 from lumina_jax.encoders.image_vae import ImageVae
-from lumina_jax.parts import LAYOUT
+from lumina_jax.parts import CACHE_VERSION
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vae_tiny"
 SIDE, FACTOR = 16, 4
-DATA = DataConfig(source="folder", path="pictures", image_size=SIDE, batch_rows=2, caption_dropout=0.0, prefetch=2)
+DATA = DataConfig(
+    source=FolderConfig(path="pictures"),
+    media=PictureConfig(image_size=SIDE),
+    batch_rows=2,
+    caption_dropout=0.0,
+    prefetch=2,
+)
 MODEL = ModelConfig(layers=1, heads=2, width=8, channels=4, patch_size=2, text_width=3)
 PICTURES = 7
 
@@ -38,7 +44,7 @@ def encode(source, vae, tmp_path, data=DATA, **settings):
 
 def parts(tmp_path):
     """Files with latents, and what is beside them."""
-    [folder] = [entry for entry in (tmp_path / "cache" / LAYOUT).iterdir() if entry.name != "files"]
+    [folder] = [entry for entry in (tmp_path / "cache" / CACHE_VERSION).iterdir() if entry.name != "files"]
     return sorted(folder.iterdir())
 
 

@@ -5,7 +5,7 @@ import itertools
 import jax
 import numpy as np
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import DataConfig, ModelConfig, PictureConfig
 from lumina_jax.data.example import BadSample, Record
 
 PATCH = 4
@@ -13,7 +13,7 @@ TEXT = ModelConfig(layers=1, heads=2, width=8, channels=3, patch_size=PATCH)
 LABEL = ModelConfig(
     layers=1, heads=2, width=8, channels=3, patch_size=PATCH, conditioning="label", classes=40, nextline=False
 )
-PACKED = DataConfig(batch_rows=4, crop="buckets", row_tokens=250, samples_per_row=4, prefetch=8)
+PACKED = DataConfig(media=PictureConfig(crop="buckets"), batch_rows=4, row_tokens=250, samples_per_row=4, prefetch=8)
 
 
 class Numbered:
@@ -60,4 +60,5 @@ def labels_of(batches):
 
 
 def small(**settings):
-    return DataConfig(**{"image_size": 8, "batch_rows": 4, "caption_dropout": 0.0, "prefetch": 4, **settings})
+    data = DataConfig(media=PictureConfig(image_size=8), batch_rows=4, caption_dropout=0.0, prefetch=4)
+    return data.replace(**settings)

@@ -11,19 +11,20 @@ import pytest
 import soundfile
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import ClipConfig, DataConfig, ModelConfig, SoundConfig
 from lumina_jax.data import preparation
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import BadSample, Clip, Example, Record, Sound, Views, reason_of
+from lumina_jax.data.example import BadSample, Example, Record, reason_of
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.kinds import kind_of, mistaken
 from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.modalities.decoding.kinds import kind_of, mistaken
+from lumina_jax.modalities.decoding.media import Clip, Sound, Views
 from tests.data.numbered import Lookup, take
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, patch_size=4, channels=3)
-DATA = DataConfig(image_size=16, frames=2, batch_rows=2, prefetch=4)
+DATA = DataConfig(media=ClipConfig(image_size=16, frames=2), batch_rows=2, prefetch=4)
 SPEECH = ModelConfig(layers=1, heads=2, width=8, channels=80, patch_size=1, modality="speech")
-SOUNDS = DataConfig(seconds=1.0)
+SOUNDS = DataConfig(media=SoundConfig(seconds=1.0))
 
 
 def prepared(media, data=DATA, model=MODEL):
@@ -155,9 +156,9 @@ def test_memory_that_does_not_suffice_is_said_as_such(monkeypatch):
         raise MemoryError
 
     content = encoded(Image.new("RGBA", (20, 20)))
-    monkeypatch.setattr("lumina_jax.data.pictures.rgb_on_white", full)
+    monkeypatch.setattr("lumina_jax.modalities.decoding.pictures.rgb_on_white", full)
     assert "memory does not suffice to read it" in reason(content)
-    monkeypatch.setattr("lumina_jax.data.clips.rgb_on_white", full)
+    monkeypatch.setattr("lumina_jax.modalities.decoding.clips.rgb_on_white", full)
     assert "memory does not suffice to read it" in reason(Clip(content))
 
 
@@ -203,7 +204,7 @@ def test_samples_without_a_header_are_told_to_get_one(tmp_path):
     ],
 )
 def test_what_is_no_picture_is_said_with_what_helps(content, said, monkeypatch):
-    monkeypatch.setattr("lumina_jax.data.pictures._reads_heic", lambda: False)
+    monkeypatch.setattr("lumina_jax.modalities.decoding.pictures._reads_heic", lambda: False)
     assert said in reason(content)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import DataConfig, ModelConfig, PictureConfig
 from lumina_jax.data.batches import Stream, row_tokens
 from lumina_jax.data.emoji_source import EmojiSource
 from lumina_jax.data.file_sources import FolderSource
@@ -128,12 +128,12 @@ def test_the_oldest_waiting_sample_is_always_in_the_next_batch():
 
 
 def test_rows_hold_the_longest_bucket_unless_told_otherwise():
-    assert row_tokens(DataConfig(image_size=32), TEXT) == 8 * 9
-    assert row_tokens(DataConfig(image_size=32), LABEL) == 8 * 8
-    assert row_tokens(DataConfig(image_size=32, crop="buckets"), TEXT) == 16 * 5
-    assert row_tokens(DataConfig(image_size=32, row_tokens=200, samples_per_row=2), TEXT) == 200
+    assert row_tokens(DataConfig(media=PictureConfig(image_size=32)), TEXT) == 8 * 9
+    assert row_tokens(DataConfig(media=PictureConfig(image_size=32)), LABEL) == 8 * 8
+    assert row_tokens(DataConfig(media=PictureConfig(image_size=32, crop="buckets")), TEXT) == 16 * 5
+    assert row_tokens(DataConfig(media=PictureConfig(image_size=32), row_tokens=200, samples_per_row=2), TEXT) == 200
     with pytest.raises(ValueError, match="72 tokens"):
-        row_tokens(DataConfig(image_size=32, row_tokens=71), TEXT)
+        row_tokens(DataConfig(media=PictureConfig(image_size=32), row_tokens=71), TEXT)
 
 
 def test_captions_and_labels_are_dropped_at_the_stated_share():

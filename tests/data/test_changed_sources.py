@@ -9,7 +9,7 @@ import resource
 import pytest
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import DataConfig, EmojiConfig, ModelConfig
 from lumina_jax.data import annotations
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, ChangedSourceError, contents
@@ -206,8 +206,8 @@ def test_contents_follow_from_parts_and_settings(folder, tmp_path):
             MixedSource([FirstSamples(source, 4), source]),
             LuminaSource(tmp_path / "data.yaml"),
             LuminaSource(tmp_path / "other.yaml"),
-            open_source(DataConfig(emoji_names=8), MODEL),
-            open_source(DataConfig(emoji_names=9), MODEL),
+            open_source(DataConfig(source=EmojiConfig(emoji_names=8)), MODEL),
+            open_source(DataConfig(source=EmojiConfig(emoji_names=9)), MODEL),
             Numbered(3),
         )
     ]

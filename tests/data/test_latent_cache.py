@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from lumina_jax.data import latents
-from lumina_jax.data.example import BadSample, Clip, Record, Sound, Views
+from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.fingerprints import MANY_FILES, Fingerprints
 from lumina_jax.data.latents import latent_data
-from lumina_jax.parts import LAYOUT, UnwritableError
+from lumina_jax.modalities.decoding.media import Clip, Sound, Views
+from lumina_jax.parts import CACHE_VERSION, UnwritableError
 from tests.data.cached_pictures import (
     DATA,
     PICTURES,
@@ -215,7 +216,7 @@ def test_an_empty_folder_that_may_not_be_written_to_is_an_error_before_anything_
 
 def test_a_full_disk_is_an_error_that_names_the_folder_and_keeps_what_is_complete(source, vae, tmp_path, monkeypatch):
     with pytest.raises(
-        UnwritableError, match=r"cache/v2/.*No space left on device.*is kept, and the next start goes on"
+        UnwritableError, match=r"cache/v2/.*No space left on device.*files are kept, and the next run continues"
     ):
         encode(source, vae, tmp_path, progress=lambda *_: forbid_writing(monkeypatch, errno.ENOSPC))
     monkeypatch.undo()
@@ -308,7 +309,7 @@ def test_another_size_or_another_autoencoder_has_a_folder_of_its_own(source, vae
     other = CountingVae(vae)
     other.fingerprint = "another"
     encode(source, other, tmp_path)
-    assert len(list((tmp_path / "cache" / LAYOUT).iterdir())) == 3 + 1  # and the digests of files
+    assert len(list((tmp_path / "cache" / CACHE_VERSION).iterdir())) == 3 + 1  # and the digests of files
 
 
 def test_arrays_with_the_same_bytes_in_another_shape_or_role_are_told_apart(tmp_path):

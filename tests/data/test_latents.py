@@ -1,16 +1,16 @@
 """Latents of pictures: what the cache holds, and what training draws from it."""
 
-import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import DataConfig, PictureConfig
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import LatentDistribution, Record
+from lumina_jax.data.example import Record
 from lumina_jax.data.latents import encode_pictures, latent_data
 from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.tokens import Kind, pixels_to_unit
 from tests.data.cached_pictures import DATA, FACTOR, MODEL, PICTURES, SIDE, encode
 from tests.data.numbered import LABEL, Numbered, assert_same, small, take
@@ -37,10 +37,10 @@ def test_cached_latents_are_those_of_the_cropped_picture_in_the_trained_scale(so
 
 
 def test_buckets_keep_the_size_that_fits_best_and_need_no_other_row(source, vae, tmp_path):
-    data = DataConfig(image_size=32, crop="buckets", batch_rows=2, caption_dropout=0.0, prefetch=2)
+    data = DataConfig(media=PictureConfig(image_size=32, crop="buckets"), batch_rows=2, caption_dropout=0.0, prefetch=2)
     encoded = encode_pictures(Numbered(5, size=(90, 40)), vae, data, MODEL, tmp_path)
     of_latents = latent_data(data, FACTOR)
-    assert of_latents.image_size == 8
+    assert of_latents.media.image_size == 8
     height, width = encoded[0].media.mean.shape[1:3]
     assert (width, height) in possible_sizes(of_latents, MODEL)
     assert (width, height) == (10, 4)  # of what has at most 4 x 4 patches, nearest to 90 : 40
@@ -93,7 +93,7 @@ def test_records_in_memory_are_told_apart_by_their_content(vae, tmp_path):
 def test_frames_of_a_clip_are_encoded_one_by_one(vae, tmp_path):
     clips = np.random.default_rng(0).integers(0, 255, (3, 6, SIDE, SIDE, 3), np.uint8)
     records = [Record(f"{place}", clip, "moving", place) for place, clip in enumerate(clips)]
-    data = dataclasses.replace(DATA, frames=3)
+    data = DATA.replace(media="clips", frames=3)
     encoded = encode_pictures(records, vae, data, MODEL, tmp_path)
     for index, clip in enumerate(clips):
         expected = vae.encode(pixels_to_unit(clip[::2])).mean * 0.13025

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumina_jax.data.example import BadSample, Clip, Record, Sound, captions
+from lumina_jax.data.example import BadSample, Record, captions
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
 from lumina_jax.data.sources import PitchedSource
+from lumina_jax.modalities.decoding.media import Clip, Sound
 
 
 def lines(path, items):

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import DataConfig, FolderConfig
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import BadSample, Clip, Record, Sound, contents
+from lumina_jax.data.example import BadSample, Record, contents
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.sources import open_source
+from lumina_jax.modalities.decoding.media import Clip, Sound
 from tests.data.numbered import LABEL, TEXT, labels_of, small, take
 
 
@@ -137,7 +138,7 @@ def test_training_reads_folders_of_classes(tmp_path, model, workers):
     for index in range(4):
         (tmp_path / f"class {index}").mkdir()
         Image.new("RGB", (8, 8), (index,) * 3).save(tmp_path / f"class {index}" / "picture.png")
-    source = open_source(DataConfig(source="folder", path=str(tmp_path)), model)
+    source = open_source(DataConfig(source=FolderConfig(path=str(tmp_path))), model)
     with Stream(source, small(workers=workers), model, seed=0) as stream:
         (batch,) = take(stream, 1)
     grays = ((batch.tokens.patches[:, 0, 0] + 1) * 127.5).round().tolist()
@@ -148,7 +149,7 @@ def test_training_reads_folders_of_classes(tmp_path, model, workers):
 
 def test_more_folders_than_the_model_has_classes_are_refused(tmp_path):
     put(tmp_path, *(f"{index:02}/1.png" for index in range(41)))
-    data = DataConfig(source="folder", path=str(tmp_path))
+    data = DataConfig(source=FolderConfig(path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"has 41 classes, but model\.classes=40"):
         open_source(data, LABEL)
     assert len(open_source(data, TEXT)) == 41
@@ -208,7 +209,7 @@ def test_numbers_of_a_csv_are_numbers_or_bad_samples(tmp_path):
 
 
 def of_one_split(folder, split):
-    source = open_source(DataConfig(source="folder", path=str(folder), split=split), TEXT)
+    source = open_source(DataConfig(source=FolderConfig(path=str(folder), split=split)), TEXT)
     return [(record.name, record.caption) for record in map(source.__getitem__, range(len(source)))]
 
 

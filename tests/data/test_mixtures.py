@@ -5,16 +5,23 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lumina_jax.config import Config, DataConfig, Modality, Part
+from lumina_jax.config import Config, DataConfig, ModalityConfig, Part, PictureConfig
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.sources import FirstSamples, MixedSource
 from tests.data.numbered import LABEL, PATCH, Lookup, Numbered, assert_same, take
 
 MODEL = dataclasses.replace(
-    LABEL, conditioning="text", text_width=3, nextline=True, others=(Modality(name="big", patch_size=8, channels=3),)
+    LABEL,
+    conditioning="text",
+    text_width=3,
+    nextline=True,
+    others=(ModalityConfig(name="big", patch_size=8, channels=3),),
 )
 DATA = DataConfig(
-    mixture=(Part(image_size=8, weight=3.0), Part(image_size=16, modality="big", weight=1.0)),
+    mixture=(
+        Part(media=PictureConfig(image_size=8), weight=3.0),
+        Part(media=PictureConfig(image_size=16), modality="big", weight=1.0),
+    ),
     batch_rows=4,
     row_tokens=24,
     samples_per_row=4,
@@ -84,7 +91,7 @@ def test_a_limit_leaves_the_first_samples():
 
 def test_settings_of_a_part_are_checked_against_its_modality():
     with pytest.raises(ValueError, match="'big'"):
-        Config(model=MODEL, data=DataConfig(mixture=(Part(image_size=PATCH, modality="big"),)))
+        Config(model=MODEL, data=DataConfig(mixture=(Part(media=PictureConfig(image_size=PATCH), modality="big"),)))
     with pytest.raises(ValueError, match="must be one of those of the model: image, big"):
         Config(model=MODEL, data=DataConfig(mixture=(Part(modality="small"),)))
 

@@ -9,7 +9,7 @@ import stat
 import numpy as np
 import pytest
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import ClipConfig, DataConfig, PreparedConfig
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.datasets import packages
 from lumina_jax.data.datasets.packages import NpmPackage, fetch_npm
@@ -54,7 +54,10 @@ def test_a_stream_reads_them_as_clips(tmp_path):
 
     write_prepared(tmp_path / "noise", clips(5), CARD_OF_TEST)
     data = DataConfig(
-        source="prepared", path=str(tmp_path / "noise"), image_size=8, frames=3, batch_rows=2, caption_dropout=0.0
+        source=PreparedConfig(path=str(tmp_path / "noise")),
+        media=ClipConfig(image_size=8, frames=3),
+        batch_rows=2,
+        caption_dropout=0.0,
     )
     with Stream(PreparedSource(tmp_path / "noise"), data, TEXT, seed=0, features=Lookup()) as stream:
         kinds = next(stream).tokens.kinds

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 
 from lumina_jax.commands.data import main
-from lumina_jax.config import Config, DataConfig, ModelConfig, RunConfig
+from lumina_jax.config import Config, DataConfig, FolderConfig, ModelConfig, RunConfig, ViewGridConfig
 from lumina_jax.data import renders
 from lumina_jax.data.batches import Stream, row_tokens
-from lumina_jax.data.example import BadSample, Clip, Record
+from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.latents import encode_pictures, latent_data
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.encoders.image_vae import load_image_vae
 from lumina_jax.generation.sheets import trained_shape
+from lumina_jax.modalities.decoding.media import Clip
 from lumina_jax.run import write_config
 from lumina_jax.tokens import cut_views, tile_views, unit_to_pixels
 from tests.data.numbered import Lookup
@@ -26,7 +27,11 @@ from tests.data.test_objects import CUBE, middle
 
 VAE = Path(__file__).parents[1] / "golden" / "vae_tiny"
 MODEL = ModelConfig(layers=1, heads=2, width=16, patch_size=4, channels=3)
-GRID = DataConfig(source="folder", path="none", frames=12, image_size=16, grid_columns=4, caption_dropout=0.0)
+GRID = DataConfig(
+    source=FolderConfig(path="none"),
+    media=ViewGridConfig(frames=12, image_size=16, grid_columns=4),
+    caption_dropout=0.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +171,9 @@ def test_what_does_not_fill_the_grid_is_refused(media, reason):
 
 def test_a_grid_has_full_lines_of_squares():
     with pytest.raises(ValueError, match=r"data\.grid_columns=5 must divide the data\.frames=12 views"):
-        DataConfig(frames=12, grid_columns=5)
-    with pytest.raises(ValueError, match="the views of a grid are square"):
-        DataConfig(frames=12, grid_columns=4, crop="buckets")
+        DataConfig(media=ViewGridConfig(frames=12, grid_columns=5))
+    with pytest.raises(ValueError, match=r"data\.crop is a setting of"):
+        GRID.replace(crop="buckets")
 
 
 def test_sampling_a_grid_asks_for_views_and_cuts_them(tmp_path):

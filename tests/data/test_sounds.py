@@ -10,20 +10,21 @@ import pytest
 import soundfile
 from transformers.audio_utils import mel_filter_bank
 
-from lumina_jax.config import Config, DataConfig, ModelConfig
+from lumina_jax.config import Config, DataConfig, FolderConfig, ModelConfig, PictureConfig, SoundConfig
 from lumina_jax.data.batches import Stream
-from lumina_jax.data.example import BadSample, Example, Record, Sound
+from lumina_jax.data.example import BadSample, Example, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepared
-from lumina_jax.data.sounds import read_sound
 from lumina_jax.data.sources import open_source
 from lumina_jax.mel import frames_of, griffin_lim, log_mel, mel_to_unit, seconds_of, unit_to_mel
+from lumina_jax.modalities.decoding.media import Sound
+from lumina_jax.modalities.decoding.sounds import read_sound
 from tests.data.numbered import Lookup, take
 
 RATE = 22_050
 MODEL = ModelConfig(layers=1, heads=2, width=8, channels=80, patch_size=1, modality="speech")
-DATA = DataConfig(seconds=1.0, batch_rows=1, row_tokens=200, samples_per_row=2, caption_dropout=0.0)
+DATA = DataConfig(media=SoundConfig(seconds=1.0), batch_rows=1, row_tokens=200, samples_per_row=2, caption_dropout=0.0)
 
 
 def tone(seconds, hertz=440.0, rate=RATE, loud=0.5):
@@ -89,7 +90,7 @@ def test_griffin_lim_gives_back_a_sound_of_the_same_spectrogram_in_the_same_plac
 def test_a_stereo_file_of_another_rate_becomes_one_channel_of_ours(tmp_path):
     left, right = tone(0.5, 440.0, 44_100), tone(0.5, 880.0, 44_100, loud=0.25)
     soundfile.write(tmp_path / "both.wav", np.stack([left, right], axis=1), 44_100, subtype="FLOAT")
-    samples = read_sound(Sound(tmp_path / "both.wav"), DATA)
+    samples = read_sound(Sound(tmp_path / "both.wav"), DATA.media)
     assert len(samples) == RATE // 2
     wanted = (tone(0.5, 440.0) + tone(0.5, 880.0, loud=0.25)) / 2
     assert np.abs(samples - wanted)[500:-500].max() < 5e-3
@@ -98,15 +99,15 @@ def test_a_stereo_file_of_another_rate_becomes_one_channel_of_ours(tmp_path):
 def test_only_the_part_between_start_and_end_counts(tmp_path):
     parts = [tone(0.4, hertz) for hertz in (300.0, 600.0, 900.0)]
     soundfile.write(tmp_path / "three.flac", np.concatenate(parts), RATE)
-    samples = read_sound(Sound(tmp_path / "three.flac", start=0.4, end=0.8), DATA)
+    samples = read_sound(Sound(tmp_path / "three.flac", start=0.4, end=0.8), DATA.media)
     np.testing.assert_allclose(samples, parts[1], atol=1e-3)
 
 
 def test_samples_in_memory_count_as_a_file_does(tmp_path):
     steps = (noise(0.3, 16_000) * 32767).astype(np.int16)
     soundfile.write(tmp_path / "a.wav", steps, 16_000)
-    ours = read_sound(Sound(steps, 16_000, 0.1, 0.2), DATA)
-    np.testing.assert_array_equal(ours, read_sound(Sound(tmp_path / "a.wav", start=0.1, end=0.2), DATA))
+    ours = read_sound(Sound(steps, 16_000, 0.1, 0.2), DATA.media)
+    np.testing.assert_array_equal(ours, read_sound(Sound(tmp_path / "a.wav", start=0.1, end=0.2), DATA.media))
 
 
 def write(path, samples, rate=RATE):
@@ -171,21 +172,21 @@ def test_what_libsndfile_does_not_know_is_read_by_pyav(tmp_path, name, codec, fo
     samples = sweep(rate=rate)
     file = write_by_av(tmp_path / name, codec, samples, rate, format=format, layout="stereo")
     expected = librosa.resample(samples, orig_sr=rate, target_sr=RATE)
-    data = DataConfig(seconds=3.0)
-    whole, part = read_sound(Sound(file), data), read_sound(Sound(file, start=0.5, end=1.2), data)
+    wanted = SoundConfig(seconds=3.0)
+    whole, part = read_sound(Sound(file), wanted), read_sound(Sound(file, start=0.5, end=1.2), wanted)
     assert abs(len(whole) - 2 * RATE) < 0.03 * RATE  # the encoder fills its last frame up
     assert len(part) == pytest.approx(0.7 * RATE, abs=1)
     assert np.sqrt(np.mean((whole[: 2 * RATE] - expected[: len(whole)]) ** 2)) < 0.02
     assert np.sqrt(np.mean((part - expected[RATE // 2 : RATE // 2 + len(part)]) ** 2)) < 0.02
     with pytest.raises(ValueError, match=r"a recording of 2\.0. s is longer than data.seconds=1.0"):
-        read_sound(Sound(file), DATA)
+        read_sound(Sound(file), DATA.media)
 
 
 def test_a_part_of_an_mp3_is_what_is_heard_then(tmp_path):
     """What libsndfile reads of an mp3 right after seeking is not."""
     samples = sweep()
     soundfile.write(tmp_path / "it.mp3", samples, 44_100)
-    part = read_sound(Sound(tmp_path / "it.mp3", start=0.5, end=1.2), DATA)
+    part = read_sound(Sound(tmp_path / "it.mp3", start=0.5, end=1.2), DATA.media)
     expected = librosa.resample(samples, orig_sr=44_100, target_sr=RATE)[RATE // 2 :][: len(part)]
     assert np.sqrt(np.mean((part - expected) ** 2)) < 0.02
 
@@ -194,21 +195,21 @@ def test_a_cut_recording_that_pyav_reads_breaks_off(tmp_path):
     content = write_by_av(tmp_path / "it.mka", "aac", sweep(), 44_100).read_bytes()
     (tmp_path / "it.mka").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"breaks off after 0\.9. s, but says that it has 2\.0"):
-        read_sound(Sound(tmp_path / "it.mka"), DataConfig(seconds=3.0))
-    assert len(read_sound(Sound(tmp_path / "it.mka", start=0.2, end=0.7), DATA)) == pytest.approx(RATE / 2, abs=1)
+        read_sound(Sound(tmp_path / "it.mka"), SoundConfig(seconds=3.0))
+    assert len(read_sound(Sound(tmp_path / "it.mka", start=0.2, end=0.7), DATA.media)) == pytest.approx(RATE / 2, abs=1)
 
 
 def test_pictures_and_sounds_are_not_mistaken_for_each_other():
     picture, sound = np.zeros((8, 8, 3), np.uint8), Sound((noise(0.3) * 32767).astype(np.int16), RATE)
-    assert "data.seconds=1.0 says so" in prepared(picture).reason
-    assert "set data.seconds" in prepared(sound, DataConfig(image_size=8)).reason
+    assert "data.media is 'sounds'" in prepared(picture).reason
+    assert "set it to 'sounds'" in prepared(sound, DataConfig(media=PictureConfig(image_size=8))).reason
 
 
 def test_patches_of_a_sound_are_its_frames():
     with pytest.raises(ValueError, match="patch_size must be 1, but that of 'speech' is 2"):
         Config(model=ModelConfig(layers=1, heads=2, width=8, channels=80, patch_size=2, modality="speech"), data=DATA)
     with pytest.raises(ValueError, match=r"data\.seconds=-1\.0 must be positive"):
-        DataConfig(seconds=-1.0)
+        DataConfig(media=SoundConfig(seconds=-1.0))
 
 
 # sources
@@ -234,7 +235,9 @@ def test_lines_of_a_folder_name_sounds_parts_of_them_and_pitches(tmp_path):
 
 
 def test_the_pitch_stands_before_the_caption_in_tens_of_hertz(tmp_path):
-    data = DataConfig(source="folder", path=str(folder_of_sounds(tmp_path)), seconds=1.0, pitch=True)
+    data = DataConfig(
+        source=FolderConfig(path=str(folder_of_sounds(tmp_path))), media=SoundConfig(seconds=1.0, pitch=True)
+    )
     source = open_source(data, MODEL)
     assert [source[place].caption for place in (0, 1)] == ["[180 Hz] hello", "bye"]
 

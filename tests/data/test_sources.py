@@ -10,12 +10,20 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import (
+    DataConfig,
+    EmojiConfig,
+    FolderConfig,
+    LuminaYamlConfig,
+    ModelConfig,
+    PictureConfig,
+    TfdsConfig,
+)
 from lumina_jax.data.emoji_source import EmojiSource
 from lumina_jax.data.example import BadSample, captions
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
-from lumina_jax.data.pictures import check_resizable, open_picture
 from lumina_jax.data.sources import open_source
+from lumina_jax.modalities.decoding.pictures import check_resizable, open_picture
 
 MODEL = ModelConfig(layers=1, heads=2, width=8, channels=3)
 
@@ -132,7 +140,9 @@ def test_emoji_of_another_resolution_come_from_a_folder(tmp_path):
     for style in ("fluent", "noto"):
         arrays = {"X": np.zeros((2, 64, 64, 3), np.uint8), "names": np.array(["sun", "red heart"])}
         np.savez(tmp_path / f"emoji_{style}_64.npz", **arrays)
-    config = DataConfig(path=str(tmp_path), emoji_names=2, split="all", image_size=64)
+    config = DataConfig(
+        source=EmojiConfig(path=str(tmp_path), emoji_names=2, split="all"), media=PictureConfig(image_size=64)
+    )
     assert open_source(config, MODEL)[0].media.shape == (64, 64, 3)
     with pytest.raises(ValueError, match="build_emoji"):
         EmojiSource(2, "all", folder=tmp_path / "none")
@@ -172,7 +182,7 @@ def test_a_folder_gives_names_captions_and_labels_and_reports_wrong_lines(tmp_pa
         {"image": "d.png"},
     ]
     write_lines(tmp_path / "captions.jsonl", lines)
-    source = open_source(DataConfig(source="folder", path=str(tmp_path)), MODEL)
+    source = open_source(DataConfig(source=FolderConfig(path=str(tmp_path))), MODEL)
     assert len(source) == 7
     assert source[0] == ("a.png", tmp_path / "a.png", "a dog", 3, None)
     bad = [source[index] for index in range(1, 6)]
@@ -218,7 +228,7 @@ def test_the_released_yaml_is_read_with_roots_ratios_and_types(tmp_path):
         f"  - {{path: {tmp_path}/chats.json, ratio: 0.5, type: two}}\n"
         "  - {path: prompts.jsonl, root: /elsewhere, type: one}\n"
     )
-    source = open_source(DataConfig(source="lumina", path=str(tmp_path / "data.yaml")), MODEL)
+    source = open_source(DataConfig(source=LuminaYamlConfig(path=str(tmp_path / "data.yaml"))), MODEL)
     found = [source[index] for index in range(len(source))]
     assert [record.caption for record in found[:6]] == ["prompt 0", "prompt 1", "prompt 2"] * 2
     assert found[0].media == tmp_path / "pictures" / "0.png"
@@ -279,7 +289,7 @@ def prepared(tmp_path_factory):
 
 
 def test_a_prepared_builder_gives_captions_or_class_names_or_labels(prepared):
-    config = DataConfig(source="tfds", path="tiny_pictures", data_dir=prepared)
+    config = DataConfig(source=TfdsConfig(path="tiny_pictures", data_dir=prepared))
     source = open_source(config, MODEL)
     assert sorted(captions(source)) == ["", "picture 0", "picture 1", "picture 2", "picture 3"]
     assert source[0].label is None
@@ -288,7 +298,7 @@ def test_a_prepared_builder_gives_captions_or_class_names_or_labels(prepared):
         if source[index].caption in color:
             assert corner(open_picture(source[index].media)) == color[source[index].caption]
     by_class = open_source(
-        DataConfig(source="tfds", path="tiny_pictures", data_dir=prepared, caption_key="label"), MODEL
+        DataConfig(source=TfdsConfig(path="tiny_pictures", data_dir=prepared, caption_key="label")), MODEL
     )
     assert set(captions(by_class)) == {"", "red square", "blue square"}
     labelled = open_source(config, ModelConfig(layers=1, heads=2, width=8, channels=3, conditioning="label"))
@@ -298,7 +308,7 @@ def test_a_prepared_builder_gives_captions_or_class_names_or_labels(prepared):
 
 def test_a_builder_that_is_unknown_unprepared_or_lacks_a_feature_is_refused(prepared, tmp_path):
     def opened(path="tiny_pictures", **settings):
-        return open_source(DataConfig(source="tfds", path=path, **settings), MODEL)
+        return open_source(DataConfig(source=TfdsConfig(path=path, **settings)), MODEL)
 
     with pytest.raises(ValueError, match="no builder"):
         opened("no_such_builder", data_dir=prepared)

@@ -151,7 +151,7 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path):
         ({"is_decoder": True}, "is_decoder=True"),
         ({"num_hidden_layers": 2}, "unknown encoder.layer.2"),
         ({"intermediate_size": 48}, r"layers.down.kernel of shape \(3, 40, 24\), .* asks for \(3, 48, 24\)"),
-        ({"layer_norm_eps": None}, "has no layer_norm_eps"),
+        ({"layer_norm_eps": None}, "lacks layer_norm_eps"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path, change, message):
@@ -171,5 +171,5 @@ def test_missing_and_damaged_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors is not a readable safetensors file"):
         load_bert(folder)
     weights.unlink()
-    with pytest.raises(ValueError, match=r"must hold model.safetensors or .*, but of weights it holds"):
+    with pytest.raises(ValueError, match=r"must have model.safetensors or .*, but its only weights are: "):
         load_bert(folder)

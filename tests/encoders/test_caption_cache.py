@@ -52,7 +52,7 @@ def encoder():
 
 def files(folder):
     """Parts and what else is in the only folder of the cache."""
-    [entry] = (folder / parts.LAYOUT).iterdir()
+    [entry] = (folder / parts.CACHE_VERSION).iterdir()
     return sorted(entry.iterdir())
 
 
@@ -184,7 +184,7 @@ def test_a_damaged_part_of_a_folder_that_cannot_be_written_to_is_an_error_that_n
 
 def test_a_folder_that_holds_all_captions_need_not_be_writable(tmp_path, monkeypatch):
     encode_captions(CAPTIONS, Letters(), tmp_path)
-    monkeypatch.setattr(caption_cache, "write", lambda *_: pytest.fail("written to"))
+    monkeypatch.setattr(caption_cache, "write_file", lambda *_: pytest.fail("written to"))
     assert len(encode_captions(CAPTIONS, Letters(), tmp_path)) == 4
 
 
@@ -200,10 +200,10 @@ def test_two_runs_may_encode_one_set_into_one_folder_at_once(tmp_path, small_par
 
 def test_captions_whose_features_are_not_finite_are_named_and_never_kept(tmp_path, caplog, small_parts):
     cached = encode_captions(["good", "", "evil", "fine"], Letters(bad=["evil"]), tmp_path)
-    assert "1 captions have no features, and their samples are skipped; such as 'evil': the text enc" in caplog.text
-    assert "values of it that are not finite; set text.dtype=float32" in caplog.text
+    assert "1 captions have no features, and their samples are skipped, such as 'evil': the text enc" in caplog.text
+    assert "returned values that are not finite; set text.dtype=float32" in caplog.text
     assert "evil" not in cached
-    with pytest.raises(KeyError, match=r"'evil' was not encoded.*the text encoder cannot encode it"):
+    with pytest.raises(KeyError, match=r"'evil' was not encoded.*the text encoder failed on it"):
         cached["evil"]
     assert cached["fine"].shape == (5, 3)
     again = Letters()
@@ -236,7 +236,7 @@ def test_parts_of_different_encoders_lie_in_different_folders(tmp_path):
     encoder = Letters("other")
     encode_captions(CAPTIONS, encoder, tmp_path)
     assert len(encoder.encoded) == len(CAPTIONS)
-    assert sorted(folder.name for folder in (tmp_path / parts.LAYOUT).iterdir()) == ["one", "other"]
+    assert sorted(folder.name for folder in (tmp_path / parts.CACHE_VERSION).iterdir()) == ["one", "other"]
 
 
 def test_captions_that_no_utf8_holds_have_features_too(tmp_path):
@@ -248,7 +248,7 @@ def test_captions_that_no_utf8_holds_have_features_too(tmp_path):
 def test_an_unknown_caption_is_named_with_the_remedy(tmp_path):
     cached = encode_captions(CAPTIONS, Letters(), tmp_path)
     assert "green heart" not in cached
-    with pytest.raises(KeyError, match=r"'green heart' was not encoded: it was not among those given"):
+    with pytest.raises(KeyError, match=r"'green heart' was not encoded: either it was not passed to encode_captions"):
         cached["green heart"]
 
 
@@ -274,7 +274,7 @@ def test_features_are_read_only_views_of_the_file(tmp_path):
 
 
 def test_few_parts_are_open_at_once(tmp_path, small_parts, monkeypatch):
-    monkeypatch.setattr(caption_cache, "OPEN_PARTS", 2)
+    monkeypatch.setattr(caption_cache, "MAX_OPEN_PARTS", 2)
     cached = encode_captions(numbered(20), Letters(), tmp_path)
     for caption in numbered(20) * 2:
         assert cached[caption].shape == (1 + len(caption), 3)
@@ -291,7 +291,7 @@ def test_features_that_were_deleted_during_a_run_are_missing_by_name(tmp_path, s
     cached = encode_captions(numbered(9), Letters(), tmp_path)
     for file in files(tmp_path):
         file.unlink()
-    with pytest.raises(KeyError, match="the features of 'number 3' can no longer be read"):
+    with pytest.raises(KeyError, match="the features of 'number 3' are no longer readable"):
         cached["number 3"]
 
 

@@ -85,9 +85,9 @@ def test_encoders_joined_by_a_comma_give_all_tokens_one_after_another(clap):
 
 
 def test_what_cannot_be_joined_or_read_is_refused(clap, tmp_path):
-    with pytest.raises(ValueError, match=r"must have one width, but theirs are \[24, 384\]"):
+    with pytest.raises(ValueError, match=r"must have the same width, but have \[24, 384\]"):
         text_encoder(f"{clap},minilm", TOKENS)
-    with pytest.raises(ValueError, match="only the last state can be had"):
+    with pytest.raises(ValueError, match="only has the last state"):
         text_encoder(f"{clap}:penultimate", TOKENS)
     shutil.copytree(clap, tmp_path / "two")
     shutil.copy(tmp_path / "two" / "CLAP_weights_2022.pth", tmp_path / "two" / "CLAP_weights_2023.pth")

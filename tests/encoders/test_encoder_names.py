@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from lumina_jax.config import Config, ModelConfig, TextConfig
 from lumina_jax.encoders import text
-from lumina_jax.encoders.published import Marks, weights
+from lumina_jax.encoders.published import SpecialTokens, read_weights
 from lumina_jax.encoders.stored import stored_weights
 from lumina_jax.encoders.text import JointTextEncoder, digest_of_files, text_encoder
 from lumina_jax.encoders.tokenizer import CaptionTokenizer
@@ -59,7 +59,7 @@ def test_joined_encoders_give_their_features_side_by_side():
 
 
 def test_encoders_that_cut_captions_differently_are_not_joined(tmp_path):
-    with pytest.raises(ValueError, match=r"must cut captions into the same tokens, but these differ on ''"):
+    with pytest.raises(ValueError, match=r"must have the same tokens, but these differ on ''"):
         text_encoder(f"{CLIP}+{T5}", 10)
     folder = copied(CLIP, tmp_path / "clip")
     words = (folder / "tokenizer.json").read_text()
@@ -102,7 +102,7 @@ def test_weights_in_several_files_are_read_by_their_index_and_a_missing_one_is_n
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     parts = text_encoder(folder, 10).encode(["red heart"]).features
     np.testing.assert_array_equal(parts, text_encoder(LLAMA, 10).encode(["red heart"]).features)
-    assert [path.name for path in weights(folder).files] == ["model-0.safetensors", "model-1.safetensors"]
+    assert [path.name for path in read_weights(folder).files] == ["model-0.safetensors", "model-1.safetensors"]
     (folder / "model-1.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks model-1.safetensors, which model.safetensors.index.json names"):
         text_encoder(folder, 10)
@@ -117,7 +117,7 @@ def test_the_only_variant_of_weights_is_read_and_the_usual_one_wins(tmp_path):
     expected = encoded_by(folder)
     half = {name: tensor.astype(np.float16) for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(half, folder / "model.fp16.safetensors")
-    assert [path.name for path in weights(folder).files] == ["model.safetensors"]
+    assert [path.name for path in read_weights(folder).files] == ["model.safetensors"]
     (folder / "model.safetensors").unlink()
     assert 0 < np.abs(encoded_by(folder) - expected).max() < 0.01
     shutil.copy(folder / "model.fp16.safetensors", folder / "model.bf16.safetensors")
@@ -129,13 +129,13 @@ def test_weights_under_another_name_are_listed_with_what_they_are(tmp_path):
     folder = copied(CLIP, tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
     (folder / "model.gguf").write_bytes(b"GGUF and so on")
-    found = r"holds model.gguf, open_clip_model.safetensors; .* rename the file to use to model.safetensors"
+    found = r"weights are: model.gguf, open_clip_model.safetensors; .* rename the file to use to model.safetensors"
     with pytest.raises(ValueError, match=found) as caught:
         text_encoder(folder, 10)
     assert "model.gguf is a GGUF file of llama.cpp" in str(caught.value)
     assert "open_clip_model.safetensors is" not in str(caught.value)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ValueError, match=r"model.safetensors is a pointer of git-LFS"):
+    with pytest.raises(ValueError, match=r"model.safetensors is a git-LFS pointer"):
         text_encoder(folder, 10)
 
 
@@ -181,7 +181,7 @@ def test_a_tokenizer_whose_damage_shows_only_when_it_is_used_is_refused_when_it_
     words = json.loads((folder / "tokenizer.json").read_text())
     words["post_processor"]["special_tokens"] = {}
     (folder / "tokenizer.json").write_text(json.dumps(words))
-    with pytest.raises(ValueError, match=rf"the tokenizer in {folder} fails on 'A red heart.' \(PanicException"):
+    with pytest.raises(ValueError, match=rf"the tokenizer in {folder} failed on 'A red heart.' \(PanicException"):
         text_encoder(folder, 10)
 
 
@@ -191,7 +191,7 @@ def test_files_that_transformers_cannot_read_are_an_error_that_names_the_folder(
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.json").write_text("[]")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=rf"transformers can't read the tokenizer in {folder}"):
+    with pytest.raises(ValueError, match=rf"transformers cannot read the tokenizer in {folder}"):
         text_encoder(folder, 10)
 
 
@@ -201,12 +201,12 @@ def test_a_tokenizer_of_another_model_is_noticed(tmp_path):
     (folder / "tokenizer.json").write_text(words.replace('"reds": 14', '"reds": 99'))
     encoder = text_encoder(folder, 10)
     encoder.encode(["red heart"])
-    with pytest.raises(ValueError, match="gives token 99, but the network has only 17"):
+    with pytest.raises(ValueError, match="returned token 99, but the vocabulary of the network has only 17"):
         encoder.encode(["reds"])
 
 
 def test_marks_stand_around_a_caption_which_is_cut_at_its_end():
-    tokens, mask = CaptionTokenizer(LLAMA, 4, Marks((1,), (2,)))(["red", "red red red", ""])
+    tokens, mask = CaptionTokenizer(LLAMA, 4, SpecialTokens((1,), (2,)))(["red", "red red red", ""])
     assert tokens.tolist() == [[1, 7, 2, 0], [1, 7, 7, 7], [1, 2, 0, 0]]
     assert mask.sum(axis=1).tolist() == [3, 4, 2]
 
@@ -221,15 +221,15 @@ def test_a_tokenizer_of_older_files_is_read_by_transformers(tmp_path):
     tokens, mask = tokenizer(["Red a", "red " * 9])
     assert tokens[mask.any(axis=1)].tolist() == [[54, 53, 26, 55, 0, 0], [54, 53, 53, 53, 53, 55]]
     assert [file.name for file in tokenizer.files] == ["merges.txt", "tokenizer_config.json", "vocab.json"]
-    assert CaptionTokenizer(tmp_path, 6, Marks((9,), ()))(["red"])[0].tolist() == [[9, 53, 0, 0, 0, 0]]
+    assert CaptionTokenizer(tmp_path, 6, SpecialTokens((9,), ()))(["red"])[0].tolist() == [[9, 53, 0, 0, 0, 0]]
 
 
 def test_a_large_file_is_told_by_header_size_and_both_ends(tmp_path, monkeypatch):
     file = tmp_path / "model.safetensors"
     save_file({"a": np.zeros(3 * 100, np.uint8)}, file)
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    monkeypatch.setattr(text, "LARGE", header + 300)
-    monkeypatch.setattr(text, "ENDS", 100)
+    monkeypatch.setattr(text, "LARGE_FILE", header + 300)
+    monkeypatch.setattr(text, "HASHED_BYTES", 100)
 
     def digest(place):
         data = bytearray(file.read_bytes())
@@ -239,7 +239,7 @@ def test_a_large_file_is_told_by_header_size_and_both_ends(tmp_path, monkeypatch
 
     assert len({digest(place) for place in (10, header, header + 99, header + 200, header + 299)}) == 5
     assert digest(header + 150) == digest_of_files([file])
-    monkeypatch.setattr(text, "LARGE", header + 301)
+    monkeypatch.setattr(text, "LARGE_FILE", header + 301)
     assert digest(header + 150) != digest_of_files([file])
 
 

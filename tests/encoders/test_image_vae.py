@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lumina_jax.encoders import vae_layers
-from lumina_jax.encoders.image_vae import Posterior, blended, load_image_vae
+from lumina_jax.encoders.autoencoder import Posterior
+from lumina_jax.encoders.image_vae import blend_tiles, load_image_vae
 from lumina_jax.encoders.vae_files import FILES
 from lumina_jax.parallel.mesh import make_mesh
 
@@ -82,7 +83,7 @@ def test_blending_hides_where_tiles_meet():
         [smooth[:, top : top + 32, left : left + 32] + off[top // 24, left // 24] for left in range(0, 72, 24)]
         for top in range(0, 84, 24)
     ]
-    together = blended([[tile.copy() for tile in row] for row in tiles], 32)
+    together = blend_tiles([[tile.copy() for tile in row] for row in tiles], 32)
     assert together.shape == smooth.shape
     assert np.abs(together - smooth).max() <= 0.02 + 1e-6
     error = together - smooth
@@ -102,7 +103,7 @@ def posterior_of(mean, log_variance, count):
 
 
 def test_attention_in_parts_equals_attention_at_once(expected, monkeypatch):
-    monkeypatch.setattr(vae_layers, "QUERIES", 4)
+    monkeypatch.setattr(vae_layers, "QUERY_BLOCK", 4)
     vae = load_image_vae(GOLDEN, tile=None)
     assert relative_error(vae.decode(expected["latents"]), expected["decoded"]) < 1e-5
 
@@ -137,9 +138,9 @@ def test_shift_and_scaling_are_those_of_the_configuration(tmp_path, vae, expecte
         ({"in_channels": 4}, "in_channels=4"),
         ({"latents_mean": [0.0]}, "latents_mean="),
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "down_block_types="),
-        ({"up_block_types": "absent"}, "only 3 times 'UpDecoderBlock2D'"),
+        ({"up_block_types": "absent"}, "each of the 3 blocks must be 'UpDecoderBlock2D'"),
         ({"norm_num_groups": 3}, "norm_num_groups=3 must divide"),
-        ({"use_spatial_norm": True}, "does not know: use_spatial_norm"),
+        ({"use_spatial_norm": True}, "not supported: use_spatial_norm"),
         ({"layers_per_block": 2}, "missing decoder.up_blocks.0.resnets.2"),
         ({"mid_block_add_attention": False}, "unknown decoder.mid_block.attentions.0"),
         ({"latent_channels": 8}, r"makes decoder.first.kernel of shape \(3, 3, 4, 16\)"),
@@ -187,7 +188,7 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, change, message)
 )
 def test_values_of_another_type_or_out_of_range_are_named_with_file_and_key(tmp_path, change, key):
     folder = tmp_path / "vae"
-    with pytest.raises(ValueError, match=rf"{folder / 'config.json'} is not as it should be: {key}"):
+    with pytest.raises(ValueError, match=rf"{folder / 'config.json'} has wrong values: {key}"):
         load_image_vae(changed_copy(folder, **change))
 
 
@@ -233,12 +234,12 @@ def test_missing_files_are_named_with_the_command_that_downloads_them(tmp_path, 
     with pytest.raises(ValueError, match="is not a readable safetensors file"):
         load_image_vae(folder)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(ValueError, match=rf"must hold {WEIGHTS} or .*, but of weights it holds expected.safetensors"):
+    with pytest.raises(ValueError, match=rf"must have {WEIGHTS} or .*, but its only weights are: expected.safetensors"):
         load_image_vae(folder)
 
 
 def test_sizes_that_do_not_fit_are_refused(vae):
-    with pytest.raises(ValueError, match="multiples of the 4 pixels"):
+    with pytest.raises(ValueError, match="multiples of 4, the pixels"):
         vae.encode(np.zeros((1, 12, 10, 3), np.float32))
     with pytest.raises(ValueError, match="tile=24 must be a multiple of 16"):
         load_image_vae(GOLDEN, tile=24)

@@ -122,12 +122,20 @@ def test_what_comes_after_the_penultimate_state_is_not_read(tmp_path, kind, last
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "scaled rotary positions, 'llama3'"),
-        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "scaled rotary positions, 'linear'"),
-        ("llama", {"attention_bias": True}, "asks for attention_bias=True, but this network knows only False"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu', but this network knows only 'silu'"),
-        ("llama", {"eos_token_id": [2, 3]}, r"one token each .* names 1 and \[2, 3\]"),
-        ("llama", {"rms_norm_eps": None}, "has no rms_norm_eps"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+            "rotary positions .'llama3'.,",
+        ),
+        (
+            "llama",
+            {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
+            "rotary positions .'linear'.,",
+        ),
+        ("llama", {"attention_bias": True}, "has attention_bias=True, but this network only supports False"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu', but this network only supports 'silu'"),
+        ("llama", {"eos_token_id": [2, 3]}, r"one token each, but are 1 and \[2, 3\]"),
+        ("llama", {"rms_norm_eps": None}, "lacks rms_norm_eps"),
         ("llama", {"num_hidden_layers": 2}, "unknown layers.2"),
         ("llama", {"num_key_value_heads": 4}, r"of shape \(3, 24, 12\), but the configuration asks for \(3, 24, 24\)"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
@@ -145,7 +153,7 @@ def test_a_configuration_of_another_network_is_refused(tmp_path, kind, config, m
 
 def test_the_state_before_a_single_layer_is_refused(tmp_path):
     folder = copy_with(tmp_path / "model", "gemma", config={"num_hidden_layers": 1})
-    with pytest.raises(ValueError, match=r"before the last of 1 layers there is no state of the text; take .*:last"):
+    with pytest.raises(ValueError, match=r"needs at least 2 layers, but the network has 1; use .*:last"):
         text_encoder(folder, 16)
 
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from lumina_jax.encoders.sound_vae import Posterior, sound_vae
+from lumina_jax.encoders.autoencoder import Posterior
+from lumina_jax.encoders.sound_vae import sound_vae
 from lumina_jax.parallel.mesh import make_mesh
 from tests.encoders.sound_layout import CHANNELS, VAE, latents, random_tensors, spectrograms
 
@@ -132,23 +133,23 @@ def test_the_base_of_logarithms_is_that_of_the_configuration(tmp_path, vae):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ch": "absent"}, "config.json is not as it should be: ddconfig.ch: field required"),
-        ({"double_z": False}, "asks for double_z=False, but this autoencoder knows only True"),
-        ({"tanh_out": True}, "asks for tanh_out=True"),
-        ({"use_vq": True}, "does not know: use_vq"),
+        ({"ch": "absent"}, "config.json has wrong values: ddconfig.ch: field required"),
+        ({"double_z": False}, "has double_z=False, but only True is supported"),
+        ({"tanh_out": True}, "has tanh_out=True"),
+        ({"use_vq": True}, "not supported: use_vq"),
         ({"out_ch": 64}, "in_channels=80 and out_ch=64 must be 80"),
         ({"kernel_size": 4}, "kernel_size=4 must be odd"),
         ({"ch": 48}, "must be a multiple of 32"),
-        ({"down_layers": [0]}, r"down_layers=\[0\] must lie in"),
-        ({"num_res_blocks": 2}, "does not fit config.json beside it.*missing decoder.up.0.block.2"),
+        ({"down_layers": [0]}, r"down_layers=\[0\] must be less than"),
+        ({"num_res_blocks": 2}, "does not match .*/config.json: .*missing decoder.up.0.block.2"),
         ({"kernel_size": 5}, r"of shape \(3, .*asks for \(5, "),
         ({"z_channels": 8}, "but the configuration asks for"),
         ({"around": {"embed_dim": 8}}, "but the configuration asks for"),
         ({"without": ["quant_conv.bias"]}, "missing quant_conv.bias, unknown none"),
-        ({"around": {"scale_by_std": True}}, "write 'scale_factor: <number>' at the beginning of config.json"),
+        ({"around": {"scale_by_std": True}}, "add the line 'scale_factor: <number>' at the beginning of config.json"),
         (
             {"around": {"scale_factor": -1}},
-            "scale_factor must be a positive number from .* but is -1; correct it in .*config",
+            "scale_factor must be a positive number from .* but is -1; change it in .*config",
         ),
     ],
 )
@@ -160,30 +161,28 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, changes, message
 def test_missing_files_and_too_many_are_named(tmp_path):
     folder = small_folder(tmp_path / "vae")
     (folder / "other.yaml").write_text("model: {params: {ddconfig: {ch: 1}}}")
-    with pytest.raises(
-        ValueError, match=r"it holds config.json, other.yaml; keep one|other.yaml, config.json; keep one"
-    ):
+    with pytest.raises(ValueError, match=r"holds config.json, other.yaml; keep one|other.yaml, config.json; keep one"):
         sound_vae(folder)
     (folder / "other.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match=r"other.yaml must be YAML, but cannot be read as such"):
+    with pytest.raises(ValueError, match=r"other.yaml must be a YAML file, but is not valid"):
         sound_vae(folder)
     (folder / "other.yaml").unlink()
     save_file(load_file(folder / "vae.safetensors"), folder / "vae2.safetensors")
-    with pytest.raises(ValueError, match=r"it holds vae.safetensors, vae2.safetensors; keep one"):
+    with pytest.raises(ValueError, match=r"holds vae.safetensors, vae2.safetensors; keep one"):
         sound_vae(folder)
     for file in folder.glob("*.safetensors"):
         file.unlink()
     with pytest.raises(ValueError, match=r"must hold one checkpoint of a sound autoencoder .* none; copy it there"):
         sound_vae(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"with the setting ddconfig, but it holds none; copy it there"):
+    with pytest.raises(ValueError, match=r"with the setting ddconfig, but holds none; copy it there"):
         sound_vae(folder)
     with pytest.raises(ValueError, match="there is no folder"):
         sound_vae(tmp_path / "nowhere")
 
 
 def test_spectrograms_and_latents_that_do_not_fit_are_refused(tmp_path, vae):
-    with pytest.raises(ValueError, match="must have 80 bins, but they have 100"):
+    with pytest.raises(ValueError, match="must have 80 bins, but have 100"):
         vae.encode(np.zeros((1, 4, 100), np.float32))
-    with pytest.raises(ValueError, match="the 4 channels of the autoencoder, but they have 20"):
+    with pytest.raises(ValueError, match="4 channels, as this autoencoder does, but have 20"):
         vae.decode(np.zeros((1, 4, 20), np.float32))

@@ -11,7 +11,7 @@ import yaml
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from lumina_jax.encoders.vocoder import Generator, VocoderConfig, doubled, halved, low_pass, vocoder, vocoder_rules
+from lumina_jax.encoders.vocoder import Generator, VocoderConfig, downsample, low_pass, upsample, vocoder, vocoder_rules
 from lumina_jax.weights.modules import named_parameters
 from lumina_jax.weights.rules import to_theirs
 from tests.encoders.sound_layout import VOCODER, random_vocoder, spectrograms
@@ -120,20 +120,20 @@ def test_twice_the_samples_and_half_of_them_keep_low_frequencies():
     """A slow wave, sampled twice as often, is the wave at the times between; and halved it is what it was."""
     times = np.arange(64)
     phases = 2 * np.pi * 0.03 * times
-    even, odd = doubled(jnp.asarray(np.cos(phases), jnp.float32)[None, :, None])
+    even, odd = upsample(jnp.asarray(np.cos(phases), jnp.float32)[None, :, None])
     inner = slice(8, -8)
     shift = 2 * np.pi * 0.03 / 4  # samples stand a quarter before and after the old ones
     np.testing.assert_allclose(even[0, inner, 0], np.cos(phases - shift)[inner], atol=0.01)
     np.testing.assert_allclose(odd[0, inner, 0], np.cos(phases + shift)[inner], atol=0.01)
-    np.testing.assert_allclose(halved(even, odd)[0, inner, 0], np.cos(phases)[inner], atol=0.02)
+    np.testing.assert_allclose(downsample(even, odd)[0, inner, 0], np.cos(phases)[inner], atol=0.02)
 
 
 def test_constants_pass_the_filters_and_the_highest_frequency_does_not():
     ones = jnp.ones((1, 20, 3))
-    even, odd = doubled(ones)
-    np.testing.assert_allclose(halved(even, odd), ones, atol=1e-2)
-    np.testing.assert_allclose(halved(ones, ones), ones, atol=1e-6)  # to the very ends
-    assert np.abs(halved(ones, -ones)[:, 6:-6]).max() < 1e-2
+    even, odd = upsample(ones)
+    np.testing.assert_allclose(downsample(even, odd), ones, atol=1e-2)
+    np.testing.assert_allclose(downsample(ones, ones), ones, atol=1e-6)  # to the very ends
+    assert np.abs(downsample(ones, -ones)[:, 6:-6]).max() < 1e-2
 
 
 def test_a_frame_becomes_256_samples_between_minus_one_and_one(tmp_path):
@@ -158,9 +158,9 @@ def test_the_base_of_logarithms_is_that_of_the_layout_or_the_configuration(tmp_p
 
 def test_other_rates_and_bins_are_refused(tmp_path):
     voice = vocoder(tiny_folder(tmp_path / "v"))
-    with pytest.raises(ValueError, match="16000 samples a second of the vocoder, but they have 22050; take"):
+    with pytest.raises(ValueError, match="must be 16000 Hz, as this vocoder needs, but is 22050 Hz; use"):
         voice(np.zeros((3, 80), np.float32), 22050)
-    with pytest.raises(ValueError, match="must have the 80 bins of the vocoder, but they have 100; make"):
+    with pytest.raises(ValueError, match="must have 80 bins, as this vocoder needs, but have 100; compute"):
         voice(np.zeros((3, 100), np.float32), 16000)
 
 
@@ -169,18 +169,18 @@ def test_other_rates_and_bins_are_refused(tmp_path):
     [
         (
             {"upsample_initial_channel": "absent"},
-            "config.json is not .*: upsample_initial_channel: field required",
+            "config.json has wrong values: upsample_initial_channel: field required",
         ),
         ({"num_mels": 100}, "num_mels=100 must be 80"),
         ({"hop_size": 512}, "hop_size=512 must be 256"),
-        ({"upsample_rates": [16, 8]}, r"upsample_rates=\[16, 8\] must make 256 samples"),
-        ({"n_fft": 2048, "fmax": 11025}, "n_fft=2048 must be 1024; fmax=11025 must be 8000; take another"),
+        ({"upsample_rates": [16, 8]}, r"upsample_rates=\[16, 8\] must have the product 256"),
+        ({"n_fft": 2048, "fmax": 11025}, "n_fft=2048 must be 1024; fmax=11025 must be 8000; use another"),
         ({"sampling_rate": 24000, "fmax": None}, "fmax=None must be 8000"),
         ({"activation": "relu"}, "activation='relu' must be snake or snakebeta"),
         ({"upsample_kernel_sizes": [17, 16]}, "must exceed its rate by an even number"),
         ({"upsample_kernel_sizes": [16]}, "as many upsample_kernel_sizes as upsample_rates"),
         ({"resblock_kernel_sizes": [4]}, "resblock_kernel_sizes must be odd"),
-        ({"activation": "snakebeta"}, "does not fit config.json beside it.*missing activation_post.act.beta"),
+        ({"activation": "snakebeta"}, "does not match .*/config.json: .*missing activation_post.act.beta"),
         ({"resblock": "1"}, "missing resblocks.0.activations.1"),
         ({"upsample_initial_channel": 8}, "the configuration asks for"),
         ({"tensors": {"conv_pre.bias": None}}, "missing conv_pre.bias, unknown none"),
@@ -212,7 +212,7 @@ def test_weight_norm_by_either_name_multiplies_directions_by_lengths(tmp_path):
         save_file(tensors, folder / "g.safetensors")
         np.testing.assert_allclose(vocoder(folder)(mel, 16000), expected, atol=2e-5)
         save_file({**tensors, f"conv_pre.{length}": np.ones(1, np.float32)}, folder / "g.safetensors")
-        with pytest.raises(ValueError, match=r"must hold a length for each row of conv_pre.weight, but is \(1,\)"):
+        with pytest.raises(ValueError, match=r"one magnitude for each row of conv_pre.weight, but has shape \(1,\)"):
             vocoder(folder)
         del tensors[f"conv_pre.{direction}"]
         save_file(tensors, folder / "g.safetensors")
@@ -229,5 +229,5 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"best_netG.pt is no file of PyTorch"):
         vocoder(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"with the setting upsample_rates, but it holds none; copy it there"):
+    with pytest.raises(ValueError, match=r"with the setting upsample_rates, but holds none; copy it there"):
         vocoder(folder)

@@ -100,7 +100,7 @@ def expect_no_traceback(main, capsys):
     shown = capsys.readouterr()
     said = f"{shown.err}{status}"
     assert "Traceback" not in said, said
-    assert "fault of lumina_jax" not in said, said
+    assert "bug in lumina_jax" not in said, said
     return status
 
 

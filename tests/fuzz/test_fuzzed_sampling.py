@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumina_jax.commands import sample
-from lumina_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, SampleConfig, TextConfig
+from lumina_jax.config import (
+    Config,
+    DataConfig,
+    EmojiConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PictureConfig,
+    RunConfig,
+    SampleConfig,
+    TextConfig,
+)
 from tests.fuzz.mutations import documents, expect_no_traceback, fuzzed, texts_of, words
 from tests.training.processes import training
 
@@ -49,7 +59,9 @@ def trained(tmp_path_factory):
             compute_dtype="float32", remat="none",
         ),
         text=TextConfig(encoder="phonemes", max_tokens=12),
-        data=DataConfig(emoji_names=4, image_size=16, batch_rows=2, prefetch=2),
+        data=DataConfig(
+            source=EmojiConfig(emoji_names=4), media=PictureConfig(image_size=16), batch_rows=2, prefetch=2
+        ),
         optimizer=OptimizerConfig(ema_decay=0.5),
         sample=SampleConfig(solver="euler", steps=1),
         run=RunConfig(name="tiny", root=str(root), steps=1, log_every=1, checkpoint_every=1),

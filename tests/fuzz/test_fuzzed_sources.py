@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.config import ClipConfig, DataConfig, ModelConfig, SoundConfig
 from lumina_jax.data.example import BadSample, Example
 from lumina_jax.data.preparation import Preparation, possible_sizes
 from lumina_jax.data.sources import open_source
@@ -86,9 +86,9 @@ def folder(tmp_path):
 
 def read(folder, *, source="folder", path=None, sounds=False):
     """Open a source, and prepare all of its samples."""
-    about = {"seconds": 0.5, "sample_rate": 16_000} if sounds else {"frames": 2}
+    media = SoundConfig(seconds=0.5, sample_rate=16_000) if sounds else ClipConfig(image_size=16, frames=2)
     model = ModelConfig(layers=1, heads=2, width=16, patch_size=1, channels=80) if sounds else MODEL
-    data = DataConfig(source=source, path=str(path or folder), image_size=16, **about)
+    data = DataConfig(media=media).replace(source=source, path=str(path or folder))
     try:
         opened = open_source(data, model)
     except ValueError:

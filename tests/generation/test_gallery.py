@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from lumina_jax.generation import gallery as module
 from lumina_jax.generation.gallery import Gallery, sample_name, save_as_drawn, writable
-from lumina_jax.generation.media import read_png_metadata
 from lumina_jax.generation.pipeline import NotDrawn
+from lumina_jax.modalities.files.png import read_png_metadata
 
 
 def picture(seed, side=8):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumina_jax.run import read_prompts
+from lumina_jax.prompts import read_prompts
 
 CAPTIONS = ["red heart", "日本の猫", "one\u2028caption\x0bof\x85one line"]
 

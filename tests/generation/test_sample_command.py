@@ -11,7 +11,7 @@ from PIL import Image
 import lumina_jax.trained
 from lumina_jax.commands import sample
 from lumina_jax.generation import pipeline as pipeline_module
-from lumina_jax.generation.media import read_png_metadata
+from lumina_jax.modalities.files.png import read_png_metadata
 from tests.training.processes import training
 from tests.training.tiny import label_config
 
@@ -96,7 +96,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(draw, flags, reason, monkey
     assert status == 1
     assert reason in said
     assert "Traceback" not in said
-    assert "fault of lumina_jax" not in said
+    assert "bug in lumina_jax" not in said
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_read(draw, tmp_path, monkeypatch):
@@ -171,4 +171,4 @@ def test_a_damaged_configuration_is_named_with_its_key(draw, trained, tmp_path):
         assert status == 1
         assert str(file) in said
         assert reason in said
-        assert "fault of lumina_jax" not in said
+        assert "bug in lumina_jax" not in said

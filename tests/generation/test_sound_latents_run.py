@@ -10,20 +10,21 @@ import yaml
 from flax import nnx
 from safetensors.numpy import save_file
 
-from lumina_jax.config import DataConfig
+from lumina_jax.config import DataConfig, FolderConfig, SoundConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.data import sound_latents
 from lumina_jax.data.batches import Stream, row_tokens
-from lumina_jax.data.example import BadSample, LatentDistribution
+from lumina_jax.data.example import BadSample
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
 from lumina_jax.encoders.sound_vae import sound_vae
 from lumina_jax.encoders.vocoder import vocoder
 from lumina_jax.generation.pipeline import Shape
 from lumina_jax.generation.sheets import patch_pixels, trained_shape
-from lumina_jax.generation.sounds import voice_of
 from lumina_jax.mel import log_mel
+from lumina_jax.modalities.decoding.media import LatentDistribution
+from lumina_jax.modalities.files.sounds import voice_of
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import load_config
 from tests.data.numbered import Lookup
 from tests.encoders.sound_layout import CHANNELS, random_tensors, random_vocoder
 from tests.encoders.sound_layout import VAE as SOME_VAE
@@ -73,7 +74,7 @@ def tiny(folder):
         },
         text={"encoder": str(ROOT / "tests" / "golden" / "t5_tiny"), "max_tokens": 9, "cache": str(folder / "text")},
         vae={"path": str(folder / "maa2"), "vocoder": str(folder / "voice"), "cache": str(folder / "latents")},
-        data={"path": str(folder), "seconds": 0.6, "batch_rows": 2, "workers": 0, "prefetch": 2},
+        data={"path": str(folder), "media": "sounds", "seconds": 0.6, "batch_rows": 2, "workers": 0, "prefetch": 2},
         optimizer={"warmup_steps": 1},
         sample={"steps": 2},
         run={"root": str(folder), "steps": 2, "log_every": 1, "checkpoint_every": 2},
@@ -89,13 +90,13 @@ def test_the_configurations_have_the_released_network(name, text):
     block = 4 * 768**2 + 2 * 1024 * 768 + 32 + 3 * 768 * 2048 + 2 * 768 + 1024 + 6 * 768 * (768 + 1)
     ends = 768 * 21 + 768 * 257 + 768 * 769 + 2 * text + 768 * (text + 1) + 2 * 768 * 769 + 20 * 769
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 16 * block + ends
-    assert (config.data.sample_rate, config.text.max_tokens, config.text.see_padding) == (16_000, 77, True)
+    assert (config.data.media.sample_rate, config.text.max_tokens, config.text.see_padding) == (16_000, 77, True)
     data = sound_latent_data(config.data, 2)
     assert row_tokens(data, config.model) == 312  # the released length of ten seconds
 
 
 def test_sounds_are_encoded_once_with_silence_up_to_whole_lengths(folder, tmp_path):
-    data = DataConfig(seconds=0.6, sample_rate=RATE, source="folder", path=str(folder))
+    data = DataConfig(source=FolderConfig(path=str(folder)), media=SoundConfig(seconds=0.6, sample_rate=RATE))
     vae, source = sound_vae(folder / "maa2"), FolderSource(folder)
     encoded = encode_sounds(source, vae, data, tmp_path)
     assert [type(encoded[place].media if place < 3 else encoded[place]) for place in range(5)] == [

@@ -7,16 +7,25 @@ import pytest
 import soundfile
 from PIL import Image
 
-from lumina_jax.config import Config, DataConfig, ModelConfig, RunConfig, SampleConfig, TextConfig
-from lumina_jax.data.example import Sound
+from lumina_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    PreparedConfig,
+    RunConfig,
+    SampleConfig,
+    SoundConfig,
+    TextConfig,
+)
 from lumina_jax.data.prepared import Card, Sample, write_prepared
 from lumina_jax.evaluation.speech import Recogniser, spoken_text
 from lumina_jax.generation.gallery import Gallery
-from lumina_jax.generation.media import read_png_metadata
 from lumina_jax.generation.pipeline import Shape
 from lumina_jax.generation.sheets import shape_for, trained_shape
-from lumina_jax.generation.sounds import save_wav, spectrogram_picture
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, log_mel
+from lumina_jax.modalities.decoding.media import Sound
+from lumina_jax.modalities.files.png import read_png_metadata
+from lumina_jax.modalities.files.sounds import save_wav, spectrogram_picture
 from tests.generation.test_pipeline import Words, new_pipeline
 from tests.training.processes import module, sampling, training
 
@@ -38,7 +47,8 @@ def speech_config(root, **sections):
         ),
         text=TextConfig(encoder="phonemes", max_tokens=12),
         data=DataConfig(
-            source="prepared", path=f"{root}/words", seconds=1.0, seconds_per_phoneme=0.05, pause=0.3, pitch=True,
+            source=PreparedConfig(path=f"{root}/words"),
+            media=SoundConfig(seconds=1.0, seconds_per_phoneme=0.05, pause=0.3, pitch=True),
             batch_rows=2, row_tokens=160, samples_per_row=2, prefetch=2,
         ),
         sample=SampleConfig(solver="euler", steps=2, proportional_attention=False),

@@ -31,7 +31,7 @@ def checkpoint(folder, name, tensors=None, layout="lumina"):
 
 
 def run(source, destination, source_layout, layout, **options):
-    """What `python -m lumina_jax convert` does once its words are read; returns the destination."""
+    """What `lumina convert` does once its words are read; returns the destination."""
     convert(Arguments(source, destination, source_layout=source_layout, layout=layout, **options))
     return destination
 

@@ -8,11 +8,11 @@ import pytest
 import tyro
 
 from lumina_jax.commands.convert import Arguments
-from lumina_jax.run import load_config
+from lumina_jax.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.py"))]
-COMMAND = re.compile(r"python -m lumina_jax convert ([^`#,;\n]*--to \w+[^`#,;\n]*)")
+COMMAND = re.compile(r"lumina convert ([^`#,;\n]*--to \w+[^`#,;\n]*)")
 COMMANDS = [(page.name, words) for page in PAGES for words in COMMAND.findall(page.read_text())]
 
 

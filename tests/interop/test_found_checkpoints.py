@@ -194,7 +194,7 @@ def test_a_folder_of_one_file_that_is_no_model_says_what_it_is(tmp_path, ending)
     (tmp_path / "source").mkdir()
     content = b"GGUF\3\0\0\0" if ending == "gguf" else b"version https://git-lfs.github.com/spec/v1\n"
     (tmp_path / f"source/model.{ending}").write_bytes(content)
-    said = "GGUF" if ending == "gguf" else "a pointer of git-LFS"
+    said = "GGUF" if ending == "gguf" else "a git-LFS pointer"
     expect_error(words(tmp_path / "source"), rf"model\.{ending} is .*{said}")
 
 

@@ -146,9 +146,9 @@ def expect_error(words, message):
     text = said.getvalue()
     assert end.value.code == 1
     assert text.startswith("error: ")
-    assert text.endswith("\n(LUMINA_TRACEBACK=1 shows where)\n")
+    assert text.endswith("\n(set LUMINA_TRACEBACK=1 for a traceback)\n")
     assert text.count("\n") == 2
-    assert "fault of lumina_jax" not in text
+    assert "bug in lumina_jax" not in text
     with pytest.raises(ValueError, match=message):
         raise ValueError(text)
 

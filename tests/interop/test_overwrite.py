@@ -180,7 +180,7 @@ def test_the_marker_cannot_make_us_delete_anything_outside(tmp_path, export):
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": ["a"]}', '{"files": {"a": {"size": "1"}}}', "\x00"])
 def test_a_marker_that_cannot_be_read_proves_nothing(export, content):
     (export / MARKER).write_text(content)
-    with pytest.raises(ValueError, match=r"\.lumina_jax\.json (must be JSON|is not as it should be)"):
+    with pytest.raises(ValueError, match=r"\.lumina_jax\.json (must be JSON|has wrong values)"):
         check_destination(export, overwrite=True)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from lumina_jax.config import Config, DataConfig, SampleConfig, TextConfig
+from lumina_jax.config import Config, DataConfig, PictureConfig, SampleConfig, TextConfig
 from lumina_jax.encoders.text import text_encoder
 from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
@@ -65,7 +65,9 @@ def test_the_pipeline_of_diffusers_draws_the_latents_that_ours_draws(tmp_path, d
 
     model = read_model(ours)
     config = Config(
-        model=model, data=DataConfig(image_size=TRAINED), text=TextConfig(encoder=str(GOLDEN / "gemma_tiny"))
+        model=model,
+        data=DataConfig(media=PictureConfig(image_size=TRAINED)),
+        text=TextConfig(encoder=str(GOLDEN / "gemma_tiny")),
     ).replace(model={"compute_dtype": "float32", "remat": "none"})
     encoder = text_encoder(config.text.encoder, 16)
     pipeline = Pipeline(config, abstract_model(config.model)[0], load_parameters(ours, config.model), encoder)

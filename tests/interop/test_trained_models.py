@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lumina_jax.config import Config, DataConfig, Modality, ModelConfig
+from lumina_jax.config import Config, DataConfig, ModalityConfig, ModelConfig, PictureConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.interop.converted import parameter_shapes
 from lumina_jax.interop.export import plan_export
 from lumina_jax.interop.fitting import reasons_against
 from lumina_jax.interop.layouts import LAYOUTS
 from lumina_jax.interop.sources import Source
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import load_config
 from lumina_jax.trained import open_run
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.weights.tensors import ComputedTensors
@@ -56,9 +56,9 @@ def test_a_configuration_exports_to_pytorch_or_says_why_not(file):
 
 def trained(folder, **changes):
     """The folder of a run with one checkpoint."""
-    config = Config(model=dataclasses.replace(SMALL, **changes), data=DataConfig(image_size=8)).replace(
-        run={"root": str(folder), "name": "mine"}
-    )
+    config = Config(
+        model=dataclasses.replace(SMALL, **changes), data=DataConfig(media=PictureConfig(image_size=8))
+    ).replace(run={"root": str(folder), "name": "mine"})
     abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
     ema = jax.tree.map(lambda leaf: np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape), abstract)
     checkpoints = Checkpoints(folder / "mine/checkpoints")
@@ -74,7 +74,7 @@ def test_a_model_of_pictures_with_our_defaults_is_exported_from_its_run(tmp_path
     said = capsys.readouterr().out
     assert "left out: nextframe_token" in said
     assert "added: pad_token" in said
-    assert "trained with flow.path=linear, flow.prediction=velocity, data.image_size=8" in said
+    assert "trained with flow.path=linear, flow.prediction=velocity, data.media=pictures, data.image_size=8" in said
     tensors = tensors_of(theirs, "lumina")
     assert "nextframe_token" not in tensors
     assert tensors["eol_token"].shape == tensors["pad_token"].shape == (16,)
@@ -98,7 +98,7 @@ def test_a_next_dit_of_a_run_is_exported_to_both_layouts(tmp_path):
 
 @pytest.mark.parametrize("field", ["nextframe", "text_layers", "others"])
 def test_parameters_that_a_layout_has_no_name_for_are_never_left_out(field):
-    others = {"others": (Modality(name="other", patch_size=2, channels=1),), "text_layers": 1, "nextframe": True}
+    others = {"others": (ModalityConfig(name="other", patch_size=2, channels=1),), "text_layers": 1, "nextframe": True}
     config = dataclasses.replace(SMALL, nextframe=False)
     plan_export(abstract_source(config), "lumina")
     with pytest.raises(ValueError, match=f"{field}=.* and only --to jax keeps it"):

@@ -48,9 +48,7 @@ MANY_WORDS = np.repeat([[1, 1, 1, 0, 0], [1, 2, 3, 4, 0]], [30, 40, 60, 20, 10],
 def run(of, *inputs, blocks=SMALL, interpret=True):
     text = gated(of, *inputs[3:]) if of.text else None
     ids = jnp.asarray(of.segments)
-    return flash_attention(
-        *inputs[:3], segment_ids=ids, scale=of.scale, text=text, blocks=blocks, interpret=interpret
-    )
+    return flash_attention(*inputs[:3], segment_ids=ids, scale=of.scale, text=text, blocks=blocks, interpret=interpret)
 
 
 def output_and_gradients(of, gradient, **options):

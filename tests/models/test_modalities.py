@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lumina_jax.config import Config, DataConfig, FlowConfig, Modality, ModelConfig, Part, SampleConfig
+from lumina_jax.config import (
+    ClipConfig,
+    Config,
+    DataConfig,
+    FlowConfig,
+    ModalityConfig,
+    ModelConfig,
+    Part,
+    PictureConfig,
+    PreparedConfig,
+    SampleConfig,
+)
 from lumina_jax.generation.pipeline import Pipeline, Shape
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.tokens import TextFeatures, pack, pack_text, tokens_of, unpatchify
@@ -17,7 +28,9 @@ from lumina_jax.training.step import TrainBatch, draw, gradient
 MODEL = ModelConfig(
     layers=2, heads=2, width=16, patch_size=2, channels=3, text_width=6, mlp_multiple_of=8, compute_dtype="float32",
     remat="none",
-    others=(Modality(name="video", patch_size=4, channels=3), Modality(name="sound", patch_size=1, channels=20)),
+    others=(
+        ModalityConfig(name="video", patch_size=4, channels=3), ModalityConfig(name="sound", patch_size=1, channels=20),
+    ),
 )  # fmt: skip
 SHAPES = [(1, 4, 6, 3), (2, 8, 4, 3), (1, 1, 5, 20)]
 RANDOM = np.random.default_rng(0)
@@ -117,9 +130,9 @@ class Silence:
 
 def test_each_modality_is_drawn_in_its_own_shape_and_padding_changes_nothing():
     parts = (
-        Part(image_size=8),
-        Part(source="prepared", path="clips", modality="video", image_size=8, frames=2),
-        Part(source="prepared", path="sounds", modality="sound", image_size=8),
+        Part(media=PictureConfig(image_size=8)),
+        Part(source=PreparedConfig(path="clips"), media=ClipConfig(image_size=8, frames=2), modality="video"),
+        Part(source=PreparedConfig(path="sounds"), media=PictureConfig(image_size=8), modality="sound"),
     )
     config = Config(model=MODEL, data=DataConfig(mixture=parts))
     pipeline = Pipeline(config, abstract_model(MODEL)[0], random_parameters(MODEL), Silence())

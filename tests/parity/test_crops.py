@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lumina_jax.data.buckets import crop_sizes
+from lumina_jax.modalities.decoding.buckets import crop_sizes
 from lumina_jax.parity.crops import is_crops, run
 
 GOLDEN = Path(__file__).parent.parent / "golden"

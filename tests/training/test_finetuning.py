@@ -35,7 +35,7 @@ def settings_for(folder, **run):
     """Training on the latents of ten labels; the model is not the converted one, which takes its place."""
     model = ModelConfig(layers=5, heads=2, width=32, conditioning="label", compute_dtype="float32", remat="none")
     settings = label_config(folder, run={"init_from": str(folder / "ours"), "steps": 2, "checkpoint_every": 1, **run})
-    data = dataclasses.replace(settings.data, emoji_names=5, batch_rows=4)
+    data = settings.data.replace(emoji_names=5, batch_rows=4)
     vae = VaeConfig(path=str(GOLDEN / "vae_tiny"), cache=str(folder / "latents"))
     return dataclasses.replace(settings, model=model, data=data, vae=vae)
 

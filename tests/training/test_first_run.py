@@ -36,7 +36,7 @@ def test_prompts_of_the_sheets_are_taken_from_the_data_and_saved(first):
     folder = Path(settings.run.root) / "tiny"
     saved = json.loads((folder / "config.json").read_text())["run"]["sample_prompts"]
     assert len(set(saved)) == 8
-    assert all(0 <= int(label) < settings.data.emoji_names for label in saved)
+    assert all(0 <= int(label) < settings.data.source.emoji_names for label in saved)
     assert [file.name for file in sorted((folder / "samples").iterdir())] == ["step_0000002.png", "step_0000004.png"]
 
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from lumina_jax.config import DataConfig, Part
+from lumina_jax.config import ClipConfig, DataConfig, Part, SoundConfig, ViewGridConfig
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.header import header_lines, short_number
 from lumina_jax.training.loop import samples_word
@@ -35,10 +35,10 @@ def test_parameters_are_counted_in_three_digits(number, text):
     ("data", "word"),
     [
         ({}, "images"),
-        ({"frames": 4}, "samples"),
-        ({"frames": 4, "grid_columns": 2}, "images"),
-        ({"source": "folder", "path": "x", "seconds": 1.0}, "sounds"),
-        ({"mixture": (Part(), Part()), "seconds": 1.0}, "samples"),
+        ({"media": ClipConfig(frames=4)}, "samples"),
+        ({"media": ViewGridConfig(frames=4, grid_columns=2)}, "images"),
+        ({"media": SoundConfig(seconds=1.0)}, "sounds"),
+        ({"mixture": (Part(), Part()), "media": SoundConfig(seconds=1.0)}, "samples"),
     ],
 )
 def test_speed_is_counted_in_what_the_run_learns(data, word):

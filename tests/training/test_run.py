@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.generation.media import read_png_metadata
+from lumina_jax.modalities.files.png import read_png_metadata
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import read_run
 from lumina_jax.training.checkpoint import Checkpoints

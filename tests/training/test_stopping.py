@@ -160,7 +160,7 @@ def test_a_sheet_that_cannot_be_drawn_or_written_stops_nothing(tmp_path, capsys)
     out = capsys.readouterr().out
     assert "warning: there is no sheet of step 2: the solver gave up at t=0.3" in out
     assert "warning: there is no sheet of step 4: [Errno 28] No space left on device" in out
-    assert "warning: there is no sheet of step 6: memory is exhausted" in out
+    assert "warning: there is no sheet of step 6: out of memory" in out
 
 
 def test_previews_that_cannot_be_drawn_are_refused_before_anything_is_made(tmp_path):
@@ -178,7 +178,7 @@ def test_previews_that_cannot_be_drawn_are_refused_before_anything_is_made(tmp_p
 
 
 def test_hosts_whose_captions_differ_are_refused_before_anything_is_encoded(tmp_path, monkeypatch):
-    from lumina_jax.commands.train import opened_source
+    from lumina_jax.training_data import opened_source
 
     def captions(text):
         (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "1.png", "caption": text}))

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumina_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, SampleConfig
+from lumina_jax.config import (
+    Config,
+    DataConfig,
+    EmojiConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PictureConfig,
+    RunConfig,
+    SampleConfig,
+)
 from lumina_jax.tokens import Tokens, pack, pack_text
 from lumina_jax.training.step import TrainBatch
 
@@ -27,7 +36,9 @@ MODEL = ModelConfig(
 def config(root="runs", **sections):
     whole = Config(
         model=MODEL,
-        data=DataConfig(source="emoji", emoji_names=8, image_size=32, batch_rows=4, prefetch=4),
+        data=DataConfig(
+            source=EmojiConfig(emoji_names=8), media=PictureConfig(image_size=32), batch_rows=4, prefetch=4
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5, clip_norm=1.0),
         sample=SampleConfig(solver="euler", steps=2),
         run=RunConfig(name="tiny", root=str(root), steps=6, log_every=2, checkpoint_every=2),

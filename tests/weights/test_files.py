@@ -122,7 +122,7 @@ def test_a_link_in_the_folder_may_lead_elsewhere_as_in_the_cache_of_the_hub(tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "model.safetensors.index.json is not as it should be"),
+        ("[]", "model.safetensors.index.json has wrong values"),
         ('{"weight_map": ["a"]}', "weight_map: .*object"),
         ('{"weight_map": {"a": 1}}', "weight_map.a: .*string, but got 1"),
         ('{"weight_map": {}}', "names no file"),
@@ -154,7 +154,7 @@ def test_the_index_of_a_variant_is_used_where_it_is_the_only_one(tmp_path):
 
 
 OTHERS = {
-    "a pointer of git-LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 132\n",
+    "a git-LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 132\n",
     "a GGUF file": b"GGUF\x03\0\0\0",
     "a web page": b"<!DOCTYPE html><html>",
     "empty": b"",

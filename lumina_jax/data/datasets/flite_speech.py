@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from lumina_jax.data.datasets.packages import fetch_debian, run
-from lumina_jax.data.example import Sound
 from lumina_jax.data.prepared import Card, Sample
 from lumina_jax.mel import load_librosa
+from lumina_jax.modalities.decoding.media import Sound
 
 PACKAGES = ("flite", "libflite1", "libasound2")
 WORDS = (

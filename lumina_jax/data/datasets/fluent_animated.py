@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lumina_jax.data.clips import all_frames
 from lumina_jax.data.datasets.packages import NpmPackage, fetch_npm
-from lumina_jax.data.frames import evenly
 from lumina_jax.data.prepared import Card, Sample
+from lumina_jax.modalities.decoding.clips import all_frames
+from lumina_jax.modalities.decoding.frames import evenly
 
 CLIPS = NpmPackage(
     "@lobehub/fluent-emoji-anim-1",

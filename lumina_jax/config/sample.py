@@ -1,0 +1,63 @@
+"""How samples are drawn from a trained model."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from lumina_jax.config.section import Section, require, require_between
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Section):
+    """How pictures are drawn from a trained model (`lumina sample`, and the sheets of a training run)."""
+
+    called: ClassVar[str] = "sample."
+
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "dopri8", "tsit5", "euler_maruyama", "sde_heun"] = (
+        "midpoint"
+    )
+    """dopri5, dopri8 and tsit5 choose their steps themselves; the last two are stochastic."""
+    steps: int = 30
+    """Intervals of the time grid; the adaptive solvers choose their own steps and ignore it."""
+    guidance: float = 4.0
+    """Scale s of v_null + s (v_text - v_null); 1: no guidance."""
+    guided_channels: int | None = None
+    """The number of leading channels that are guided (the released code: 3); None: all."""
+    time_shift: float = 1.0
+    """The time grid t becomes t / (t + m - m t)."""
+    rope_factor: float | None = None
+    """Rotary scaling for pictures larger than those of training; 1: none; None: as many times as they are larger."""
+    rope_watershed: float = 0.0
+    """Time up to which positions are squeezed by that factor; afterwards low frequencies are slowed by it (NTK). The
+    released Next-DiT: 0.3."""
+    proportional_attention: bool = True
+    """Scale the logits of pictures of other sizes than those of training by sqrt(log length / log trained length):
+    more tokens, a sharper softmax."""
+    rtol: float = 1e-3
+    """Relative tolerance of the adaptive solvers."""
+    atol: float = 1e-6
+    """Absolute tolerance of the adaptive solvers."""
+    diffusion: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
+    """Form of the noise that the stochastic solvers add over time."""
+    diffusion_norm: float = 1.0
+    """Diffusion coefficient of the stochastic solvers."""
+    last_step: Literal["none", "mean", "tweedie", "euler"] = "mean"
+    """How the stochastic solvers end."""
+    last_step_size: float = 0.04
+    """Length of that last step in time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_between("sample.steps", self.steps, 1, 10_000)
+        require_between("sample.guidance", self.guidance, -1e3, 1e3, "1 means no guidance")
+        require(
+            self.guided_channels is None or self.guided_channels >= 1,
+            f"sample.guided_channels={self.guided_channels} must be at least 1, or None for all",
+        )
+        require_between("sample.time_shift", self.time_shift, 1e-3, 1e3, "1 means no shift")
+        remedy = "1 means no scaling, None as the size needs"
+        require_between("sample.rope_factor", self.rope_factor, 1e-3, 1e4, remedy)
+        require_between("sample.rope_watershed", self.rope_watershed, 0, 2, "it is a time, and times end at 1")
+        require_between("sample.rtol", self.rtol, 1e-7, 1, "float32 has 7 digits")
+        require_between("sample.atol", self.atol, 1e-12, 1)
+        require_between("sample.diffusion_norm", self.diffusion_norm, 1e-6, 1e3)
+        require_between("sample.last_step_size", self.last_step_size, 1e-6, 0.5, "the whole path has length 1")

@@ -1,0 +1,30 @@
+"""The text encoder."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from lumina_jax.config.section import Section, require, require_between
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Section):
+    """The frozen encoder that turns captions into features."""
+
+    called: ClassVar[str] = "text."
+
+    encoder: str = "minilm"
+    """'minilm' (which `make setup` installs), 'phonemes' (with model.text_layers), or a folder or downloaded
+    repository: see docs/text-encoders.md."""
+    max_tokens: int = 32
+    """Longer captions are cut (the released text-to-image models use 128)."""
+    see_padding: bool = False
+    """Fill captions up to max_tokens with padding that encoder and model see like words (the released audio models)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the encoder's parameters and activations; bfloat16 for those of billions of parameters."""
+    cache: str = ".cache/text"
+    """Folder in which encoded caption sets are kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_tokens >= 2, f"text.max_tokens={self.max_tokens} must be at least 2: [CLS] and [SEP]")
+        require_between("text.max_tokens", self.max_tokens, 2, 65_536)
