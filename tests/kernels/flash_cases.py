@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,6 +48,16 @@ def arrays(of, dtype=jnp.float32):
     if of.text is not None:
         values += [of.text[0], of.text[1], of.text[2], *of.text[4:]]
     return [jnp.asarray(x, jnp.float32 if x.ndim == 1 else dtype) for x in values]
+
+
+def with_gradients(function, gradient, *inputs):
+    """function(*inputs) and the gradients of all inputs for a gradient of the output, in one compiled program."""
+
+    def both(gradient, *inputs):
+        out, pull_back = jax.vjp(function, *inputs)
+        return out, pull_back(gradient)
+
+    return jax.jit(both)(jnp.asarray(gradient, jnp.float32), *inputs)
 
 
 def gated(of, keys, values, gate, queries=None):
