@@ -8,7 +8,7 @@ Each block gives its output o_i and the logarithm of its softmax's denominator, 
 
     lse = log(exp(lse_1) + exp(lse_2))        o = exp(lse_1 - lse) o_1 + exp(lse_2 - lse) o_2
 
-and the backward pass needs no more of the others than that lse: with p = exp(scale q k^T - lse) and D = rowsum(do * o),
+and the backward pass needs only that lse from the other blocks: with p = exp(scale q k^T - lse) and D = rowsum(do * o),
 ds = p (do v^T - D), each block of keys gets its gradients from every device it visits, on its way home (Dao et al.,
 FlashAttention-2, arXiv 2307.08691, section 3.1).
 """
@@ -25,11 +25,11 @@ from jaxtyping import Array, Bool, Float, Int
 from lumina_jax.kernels.arguments import HIDDEN, same_segment
 
 QUERIES_AT_ONCE = 1024
-"""Queries whose logits exist together in the plain block; the others wait."""
+"""Most queries whose logits exist at one time in the plain block."""
 
 
 class KeyBlock(NamedTuple):
-    """A block of keys and values, and the segment of each; it travels."""
+    """A block of keys and values, and their segment ids, that is passed from device to device."""
 
     keys: Float[Array, "b n k d"]
     values: Float[Array, "b n k d"]
@@ -37,7 +37,8 @@ class KeyBlock(NamedTuple):
 
 
 class BlockAttention(NamedTuple):
-    """Attention of queries to one block of keys, forward and backward: as `forward_block` and `backward_block` are."""
+    """Attention of queries to one block of keys, forward and backward, by the signatures of `forward_block` and
+    `backward_block`."""
 
     forward: Callable[..., tuple[Float[Array, "b l h d"], Float[Array, "b h l"]]]
     backward: Callable[..., tuple[Float[Array, "b l h d"], Float[Array, "b n k d"], Float[Array, "b n k d"]]]
@@ -112,7 +113,7 @@ def _ring_backward(
         d_keys = to_keys if arriving is None else jax.tree.map(jnp.add, arriving, to_keys)
         block = following
     assert d_keys is not None
-    d_k, d_v = _passed_on(d_keys, axes, size) if size > 1 else d_keys  # home again
+    d_k, d_v = _passed_on(d_keys, axes, size) if size > 1 else d_keys  # back to the device that they belong to
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
@@ -121,7 +122,7 @@ _ring.defvjp(_ring_forward, _ring_backward)
 
 def _passed_on(block: Any, axes: tuple[str, ...], size: int) -> Any:
     """The block of the device before this one in the ring."""
-    ring = [(place, (place + 1) % size) for place in range(size)]
+    ring = [(index, (index + 1) % size) for index in range(size)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, ring), block)
 
 
@@ -230,7 +231,7 @@ def _by_query(x: Float[Array, "b k g l"]) -> Float[Array, "b l h 1"]:
 
 
 def _in_parts(compute: Callable[[Any], Any], arrays: tuple[Array, ...]) -> Any:
-    """`compute` of so many queries at a time, results stacked; the queries are the second dimension of each array."""
+    """Stacked results of `compute` for at most QUERIES_AT_ONCE queries at a time, along the second dimension."""
     length = arrays[0].shape[1]
     parts = length // QUERIES_AT_ONCE if length % QUERIES_AT_ONCE == 0 else 1
     if parts <= 1:

@@ -91,7 +91,7 @@ class ForwardScalars(Generic[Leaf]):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TextInputs(Generic[Leaf]):
-    """Blocks of the text; `queries` only where it has its own."""
+    """Blocks of the text; `queries` is None where those of the tokens serve."""
 
     keys: Leaf
     values: Leaf
