@@ -53,8 +53,8 @@ def main(arguments: Arguments) -> None:
 
 def alone(joint: Config, name: str) -> Config:
     """The same network, trained on one modality."""
-    place = joint.model.place(name)
-    parts = tuple(part for part in joint.data.mixture if joint.model.place(part.modality) == place)
+    index = joint.model.modality_index(name)
+    parts = tuple(part for part in joint.data.mixture if joint.model.modality_index(part.modality) == index)
     return joint.replace(data={"mixture": parts}, run={"name": f"{joint.run.name}-{name}"})
 
 

@@ -1,26 +1,27 @@
-"""The data of a run: the source, the features of its captions, and the latents of its pictures or sounds.
+"""The data of a run: the source, the features of its captions, and the latents of its samples.
 
-In: a configuration. Out: what `data.batches.Stream` reads. Captions, pictures and sounds are encoded once, and read
+In: a configuration. Out: the stream of batches that training reads. Captions and samples are encoded once, and read
 from files from then on. In a job of several processes each encodes a part.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from lumina_jax.config import Config, DataConfig
-from lumina_jax.data.batches import CaptionLookup, row_tokens
+from lumina_jax.config import Config
+from lumina_jax.data.batches import CaptionLookup, Stream
 from lumina_jax.data.example import Source, captions, contents
-from lumina_jax.data.latents import encode_pictures, latent_data
-from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
+from lumina_jax.data.latents import encode_sources
 from lumina_jax.data.sources import open_source
 from lumina_jax.encoders.caption_cache import encode_captions
 from lumina_jax.encoders.caption_warnings import caption_warnings
-from lumina_jax.encoders.image_vae import ImageVae
-from lumina_jax.encoders.sound_vae import SoundVae
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.failures import written_to
-from lumina_jax.parallel.mesh import check_tokens
+from lumina_jax.modalities import Modality
 from lumina_jax.parallel.multihost import barrier, check_agreement, is_first, say
+from lumina_jax.training.feed import own_rows
 
 
 def opened_source(config: Config) -> Source:
@@ -35,13 +36,43 @@ def opened_source(config: Config) -> Source:
 
 
 def encoded_source(
-    config: Config, source: Source, encoder: TextEncoder | None, vae: ImageVae | SoundVae | None
+    config: Config,
+    source: Source,
+    encoder: TextEncoder | None,
+    modalities: Sequence[Modality],
+    autoencoders: Mapping[str, Any],
 ) -> tuple[Source, CaptionLookup | None]:
-    """The source, of latents if there is an autoencoder, and the features of its captions."""
+    """The source, with latents where there is an autoencoder, and the features of its captions.
+
+    Args:
+      modalities: of each source of the data.
+      autoencoders: by the name of the modality.
+    """
     features = None if encoder is None else caption_features(config, source, encoder)
-    source = source if vae is None else latents(config, source, vae)
-    barrier("captions and pictures are encoded")
+    source = latents(config, source, modalities, autoencoders) if autoencoders else source
+    barrier("captions and samples are encoded")
     return source, features
+
+
+def encoded_stream(
+    config: Config,
+    mesh: Mesh,
+    source: Source,
+    encoder: TextEncoder | None,
+    modalities: Sequence[Modality],
+    autoencoders: Mapping[str, Any],
+) -> Stream:
+    """The rows that this process makes of the batches of a run; arguments as for `encoded_source`."""
+    source, features = encoded_source(config, source, encoder, modalities, autoencoders)
+    return Stream(
+        source,
+        config.data,
+        config.model,
+        seed=config.run.seed,
+        modalities=modalities,
+        features=features,
+        rows=own_rows(mesh, config.data.batch_rows),
+    )
 
 
 def caption_features(config: Config, source: Source, encoder: TextEncoder) -> CaptionLookup:
@@ -55,25 +86,10 @@ def caption_features(config: Config, source: Source, encoder: TextEncoder) -> Ca
     return features
 
 
-def counted_in_latents(config: Config, vae: ImageVae | SoundVae | None, mesh: Mesh) -> DataConfig:
-    """The settings of the data with sizes in values of the latents, if there is an autoencoder.
-
-    Raises:
-      ValueError: the devices of the mesh cannot share a row of so many tokens.
-    """
-    data = config.data
-    if vae is not None:
-        data = (sound_latent_data if isinstance(vae, SoundVae) else latent_data)(data, vae.factor)
-    check_tokens(row_tokens(data, config.model), mesh)
-    return data
-
-
-def latents(config: Config, source: Source, vae: ImageVae | SoundVae) -> Source:
-    """The source with latents instead of pictures or sounds."""
-    cache, shard = config.vae.cache, (jax.process_index(), jax.process_count())
-    with written_to(cache, "latents", "vae.cache"):
-        if isinstance(vae, SoundVae):
-            say("encoding sounds")
-            return encode_sounds(source, vae, config.data, cache, shard=shard)
-        say("encoding pictures")
-        return encode_pictures(source, vae, config.data, config.model, cache, shard=shard)
+def latents(config: Config, source: Source, modalities: Sequence[Modality], autoencoders: Mapping[str, Any]) -> Source:
+    """The source with latents for the samples of each modality that has an autoencoder."""
+    encoded = [modality.plural for modality in modalities if modality.config.name in autoencoders]
+    say(f"encoding {' and '.join(dict.fromkeys(encoded))}")
+    with written_to(config.vae.cache, "latents", "vae.cache"):
+        shard = (jax.process_index(), jax.process_count())
+        return encode_sources(source, modalities, autoencoders, config.vae.cache, shard=shard)

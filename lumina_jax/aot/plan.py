@@ -28,11 +28,11 @@ from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig, VisualConfig
 from lumina_jax.data.batches import row_tokens
-from lumina_jax.data.latents import latent_data
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Prompt, Task, draw
 from lumina_jax.libtpu import add_libtpu
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, configured_mesh
@@ -81,10 +81,12 @@ class Plan:
     def load(self) -> Load:
         """The batch of `config`; for a sampler, one sample in each row."""
         config = self.config
-        are_latents = config.vae.path and isinstance(config.data.media, VisualConfig)
-        data = latent_data(config.data, self.vae_factor) if are_latents else config.data
+        data, model = config.data, config.model
+        modalities = [
+            modality_of_source(part, model, config.vae_of(part.modality), factor=self.vae_factor) for part in data.parts
+        ]
         text = config.text.max_tokens if config.model.conditioning == "text" else 0
-        tokens, samples = row_tokens(data, config.model), config.data.samples_per_row
+        tokens, samples = row_tokens(data, model, modalities), data.samples_per_row
         if self.sampler:
             model = config.model
             markers = {"nextline": model.nextline, "nextframe": model.nextframe}

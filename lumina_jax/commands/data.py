@@ -103,7 +103,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def check_range(name: str, value: float | int, least: float | int, most: float | int) -> None:
-    """Refuse a number that is too small, too large, or none."""
+    """Refuse a number that is too small or too large, or not a number."""
     if not least <= value <= most:
         raise ValueError(f"{name}={value} must be between {least} and {most}")
 
@@ -118,11 +118,11 @@ def prepare(arguments: Prepare) -> None:
     write_prepared(folder, module.samples(*settings), module.card(*settings))
     sheet(PreparedSource(folder), folder / SHEET)
     print((folder / README).read_text())
-    print(f"{folder} is ready: --data.source prepared --data.path {folder}")
+    print(f"{folder} is ready: --data.source prepared --data.path {folder} --data.media {module.MEDIA}")
 
 
 def _settings(arguments: Prepare, frames: int | None) -> tuple[int, ...]:
-    """Size and number of frames of a data set that has `frames` by default; nothing of one without pictures."""
+    """Size and number of frames of a data set, `frames` by default; nothing for a data set without pictures."""
     asked = (arguments.size, arguments.frames)
     if frames is None:
         if asked != (None, None):
@@ -149,7 +149,8 @@ def render(arguments: Render) -> None:
     for name, reason in report.bad.items():
         print(f"skipped {name}: {reason}")
     sheet(FolderSource(arguments.out), arguments.out / SHEET)
-    print(f"{len(report.rendered)} objects are drawn: --data.source folder --data.path {arguments.out}")
+    flags = f"--data.source folder --data.path {arguments.out} --data.media views"
+    print(f"{len(report.rendered)} objects are drawn: {flags}")
 
 
 def cut(arguments: Scenes) -> None:
@@ -161,7 +162,7 @@ def cut(arguments: Scenes) -> None:
         print(f"skipped {name}: {reason}")
     print(
         f"{report.videos} videos have {report.scenes} scenes of {arguments.least} s or more, and {report.too_short} "
-        f"shorter ones, which are left out: --data.source folder --data.path {arguments.out}"
+        f"shorter ones, which are left out: --data.source folder --data.path {arguments.out} --data.media clips"
     )
 
 
@@ -181,14 +182,14 @@ def count(arguments: Packing) -> None:
             batch = next(stream)
             segments = batch.tokens.segment_ids
             modalities = np.zeros_like(segments) if batch.tokens.modalities is None else batch.tokens.modalities
-            for place in range(len(samples)):
-                own = (segments > 0) & (modalities == place)
-                tokens[place] += own.sum()
-                samples[place] += sum(len(np.unique(row[chosen])) for row, chosen in zip(segments, own))
+            for modality in range(len(samples)):
+                chosen = (segments > 0) & (modalities == modality)
+                tokens[modality] += chosen.sum()
+                samples[modality] += sum(len(np.unique(row[part])) for row, part in zip(segments, chosen))
             slots += segments.size
             batches += 1
-    for modality, of_modality, in_tokens in zip(config.model.modalities, samples, tokens):
-        print(f"  {modality.name:<10} {of_modality:6} samples  {in_tokens:9} tokens")
+    for named, held, used in zip(config.model.modalities, samples, tokens):
+        print(f"  {named.name:<10} {held:6} samples  {used:9} tokens")
     print(f"{batches} batches have {slots} tokens, of which {1 - tokens.sum() / slots:.2%} hold no sample")
 
 

@@ -10,22 +10,18 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-from lumina_jax.config import Config, SampleConfig, SoundConfig, VisualConfig
+from lumina_jax.config import Config, SampleConfig
 from lumina_jax.config_files import load_config
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.prompts import read_prompts
 from lumina_jax.run import read_model, read_run
 
-if TYPE_CHECKING:
-    from lumina_jax.generation.request import Shape
-
 FRAME_RATES = (0.1, 240.0)
-LONGEST_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,100 +91,45 @@ def draw(arguments: Arguments) -> int:
     from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.request import check_request
-    from lumina_jax.generation.sheets import patch_pixels
-    from lumina_jax.modalities.files.sounds import voice_of
+    from lumina_jax.modalities import Asked, modality_of
     from lumina_jax.trained import open_run
 
-    seed, modality = arguments.seed, arguments.modality
-    shapes = shapes_of(arguments, config, prompts)
-    unit = patch_pixels(config, modality)
-    check_request(config, arguments.sample, prompts, shapes, unit, modality=modality, seed=seed)
+    seed, name = arguments.seed, arguments.modality
+    modality = modality_of(config, name)
+    asked = Asked(**{field: getattr(arguments, field) for field in Asked._fields}).checked()
+    shapes = modality.asked_shapes(asked, prompts, config.text)
+    check_request(config, arguments.sample, prompts, shapes, modality.patch_extent, modality=name, seed=seed)
     folder = writable(arguments.out or arguments.run / "samples")
+    files = modality.files(arguments.frame_rate)
 
     # The model
-    media = config.data_of(modality).media
-    voice = voice_of(config) if isinstance(media, SoundConfig) else None
-    pipeline, step = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
+    pipeline = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
     for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
 
     # Samples, written as they come
     batch = min(arguments.batch, len(prompts))
     if arguments.out is None:
-        folder = writable(folder / f"{step}" / f"seed-{seed}")
-    of_media = {"seconds": arguments.seconds} if voice else {**shapes[0]._asdict(), "frame_rate": arguments.frame_rate}
+        folder = writable(folder / f"{pipeline.step}" / f"seed-{seed}")
     settings = {
         "run": config.run.name,
-        "step": step,
-        "modality": config.model.modality_of(modality).name,
+        "step": pipeline.step,
+        "modality": modality.config.name,
         "seed": seed,
         "batch": batch,
         **dataclasses.asdict(arguments.sample),
-        **of_media,
+        **files.about(asked, shapes[0]),
     }
-    rate = media.sample_rate if isinstance(media, SoundConfig) else arguments.frame_rate
-    columns = media.grid_columns if isinstance(media, VisualConfig) else None
-    gallery = Gallery(folder, prompts, settings, rate=rate, voice=voice, columns=columns)
-    drawn = pipeline.drawn(prompts, arguments.sample, seed=seed, shape=shapes, batch=batch, modality=modality)
+    gallery = Gallery(folder, prompts, settings, files)
+    drawn = pipeline.drawn(prompts, arguments.sample, seed=seed, shape=shapes, batch=batch, modality=name)
     saved = save_as_drawn(gallery, drawn, prompts)
-    what = "sounds" if voice else "clips" if gallery.is_moving else "pictures"
-    print(f"{saved} {what} and {gallery.sheet() or 'no sheet'}")
+    print(f"{saved} {gallery.plural} and {gallery.sheet() or 'no sheet'}")
     return 0 if saved == len(prompts) else 1
 
 
 def check_arguments(arguments: Arguments) -> None:
     """Refuse numbers that no sample can have, whatever the model."""
-    for name in ("batch", "size", "height", "width", "video_frames", "views"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if arguments.batch < 1:
+        raise ValueError(f"--batch {arguments.batch} must be at least 1")
     if not FRAME_RATES[0] <= arguments.frame_rate <= FRAME_RATES[1]:
         raise ValueError(f"frame_rate={arguments.frame_rate} must be between {FRAME_RATES[0]} and {FRAME_RATES[1]}")
-    if arguments.seconds is not None and not 0 < arguments.seconds <= LONGEST_SECONDS:
-        raise ValueError(f"seconds={arguments.seconds} must be positive, and at most {LONGEST_SECONDS:.0f}")
-    if arguments.video_frames is not None and arguments.views is not None:
-        raise ValueError("--video-frames and --views both say how many frames there are; give one of them")
-
-
-def shapes_of(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "list[Shape]":
-    """The size of each sample."""
-    from lumina_jax.generation.request import Shape
-    from lumina_jax.generation.sheets import patch_pixels, shape_for
-    from lumina_jax.mel import frames_of
-
-    media = config.data_of(arguments.modality).media
-    of_pictures = {
-        f"--{name.replace('_', '-')}": getattr(arguments, name)
-        for name in ("size", "height", "width", "video_frames", "views")
-    }
-    given = [name for name, value in of_pictures.items() if value is not None]
-    if isinstance(media, SoundConfig) and given:
-        raise ValueError(f"{' and '.join(given)} say how large a picture is, but this draws sounds; use --seconds")
-    if not isinstance(media, SoundConfig) and arguments.seconds is not None:
-        raise ValueError("--seconds says how long a sound is, but this draws pictures; use --video-frames")
-    if isinstance(media, SoundConfig) and arguments.seconds is not None:
-        unit = patch_pixels(config, arguments.modality)[1]
-        return [Shape(1, -(-frames_of(arguments.seconds, media.sample_rate) // unit) * unit)] * len(prompts)
-    if isinstance(media, SoundConfig):
-        return [shape_for(config, prompt, arguments.modality) for prompt in prompts]
-    assert isinstance(media, VisualConfig)
-    return [_picture_shape(arguments, media)] * len(prompts)
-
-
-def _picture_shape(arguments: Arguments, media: VisualConfig) -> "Shape":
-    """Of every picture, clip or grid of views."""
-    from lumina_jax.generation.request import Shape
-
-    def first(*values: int | None) -> int:
-        return next(value for value in values if value is not None)
-
-    size, columns = first(arguments.size, media.image_size), media.grid_columns
-    frames = first(arguments.video_frames, arguments.views, media.frames)
-    if columns is None:
-        return Shape(first(arguments.height, size), first(arguments.width, size), frames)
-    if (arguments.height, arguments.width, arguments.video_frames) != (None, None, None):
-        raise ValueError("this draws a grid of views; use --size for the pixels of a view, and --views")
-    if frames % columns:
-        raise ValueError(f"--views {frames} must be a multiple of the {columns} columns of the grid")
-    frames, height, width = dataclasses.replace(media, image_size=size).extent(frames)
-    return Shape(height, width, frames)

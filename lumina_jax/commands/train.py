@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lumina_jax.config import Config, DataConfig, HostsConfig
+from lumina_jax.config import Config, HostsConfig
 from lumina_jax.failures import report, reported, written_to
 from lumina_jax.flags import flat_settings, parse_config
 from lumina_jax.launch import keep_memory_on_cpu, outlive_output
@@ -55,18 +55,19 @@ def run_in_job(config: Config) -> bool:
 
 def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
-    from lumina_jax.data.batches import Stream
-    from lumina_jax.generation.sheets import check_previews, encoder_of, sheet_writer, vae_of
+    from lumina_jax.encoders.configured import encoder_of
+    from lumina_jax.generation.sheets import check_previews, sheet_writer
+    from lumina_jax.modalities import load_autoencoders, modalities_of_sources
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import is_first, say
     from lumina_jax.sheet_prompts import with_prompts
     from lumina_jax.trained import check_trained
     from lumina_jax.training import loop
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
-    from lumina_jax.training.feed import Feed, own_rows
+    from lumina_jax.training.feed import Feed
     from lumina_jax.training.metrics import MetricWriter
     from lumina_jax.training.step import train_step
-    from lumina_jax.training_data import counted_in_latents, encoded_source, opened_source
+    from lumina_jax.training_data import encoded_stream, opened_source
 
     # Devices
     folder = run_folder(config)
@@ -85,12 +86,9 @@ def run(config: Config) -> bool:
     # Data
     source = opened_source(config)
     config = with_prompts(config, source)
-    encoder, vae = encoder_of(config), vae_of(config)
-    data = counted_in_latents(config, vae, mesh)
-    say_header(config, mesh, source, data)
-    source, features = encoded_source(config, source, encoder, vae)
-    rows = own_rows(mesh, data.batch_rows)
-    stream = Stream(source, data, config.model, seed=config.run.seed, features=features, rows=rows)
+    encoder, autoencoders, modalities = encoder_of(config), load_autoencoders(config), modalities_of_sources(config)
+    say_header(config, mesh, source, modalities)
+    stream = encoded_stream(config, mesh, source, encoder, modalities, autoencoders)
 
     # State: the newest checkpoint of this run, or a new one from the seed
     with checkpoints, stream:
@@ -100,12 +98,12 @@ def run(config: Config) -> bool:
         if is_first():
             with written_to(folder, "the configuration", "run.root"):
                 write_config(config)
-        show = sheet_writer(config, encoder, writer, vae, mesh) if config.run.sample_prompts else None
+        show = sheet_writer(config, encoder, writer, autoencoders, mesh) if config.run.sample_prompts else None
 
         # Steps
         try:
             state = loop.train(
-                config, state, train_step(config, mesh), Feed(stream, mesh, data.batch_rows),
+                config, state, train_step(config, mesh), Feed(stream, mesh, config.data.batch_rows),
                 checkpoints=checkpoints, writer=writer, show=show,
             )  # fmt: skip
         finally:
@@ -145,10 +143,17 @@ def first_parameters(config: Config, mesh: Any) -> dict[str, Any]:
     return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
 
 
-def say_header(config: Config, mesh: Any, source: Any, data: DataConfig) -> None:
-    """Print a line each about the run, the model, the devices, the data and a batch."""
+def say_header(config: Config, mesh: Any, source: Any, modalities: Sequence[Any]) -> None:
+    """Print a line each about the run, the model, the devices, the data and a batch.
+
+    Raises:
+      ValueError: the devices of the mesh cannot share a row of the batch.
+    """
     from lumina_jax.data.batches import row_tokens
+    from lumina_jax.parallel.mesh import check_tokens
     from lumina_jax.parallel.multihost import say
     from lumina_jax.training.header import header_lines
 
-    say("\n".join(header_lines(config, mesh, source=source, row_tokens=row_tokens(data, config.model))))
+    tokens = row_tokens(config.data, config.model, modalities)
+    check_tokens(tokens, mesh)
+    say("\n".join(header_lines(config, mesh, source=source, row_tokens=tokens)))

@@ -37,6 +37,8 @@ from lumina_jax.config.sources import PreparedConfig as PreparedConfig
 from lumina_jax.config.sources import SourceConfig as SourceConfig
 from lumina_jax.config.sources import TfdsConfig as TfdsConfig
 from lumina_jax.config.text import TextConfig as TextConfig
+from lumina_jax.config.vae import AutoencoderConfig as AutoencoderConfig
+from lumina_jax.config.vae import OtherAutoencoder as OtherAutoencoder
 from lumina_jax.config.vae import VaeConfig as VaeConfig
 from lumina_jax.documents import parse_json
 
@@ -61,6 +63,12 @@ class Config(Section):
         for part in self.data.parts:
             modality = self.model.modality_of(part.modality)
             part.media.check_patches(modality, f" of {modality.name!r}" if self.model.others else "")
+        named, known = [one.modality for one in self.vae.others], [one.name for one in self.model.others]
+        require(
+            set(named) <= set(known) and len(named) == len(set(named)),
+            f"vae.others must name modalities of model.others, {known}, each once, but names {named}; the autoencoder "
+            f"of {self.model.modality!r} is named in vae.path",
+        )
         require(
             self.data.batch_rows % self.optimizer.accumulate == 0,
             f"data.batch_rows={self.data.batch_rows} must be a multiple of "
@@ -88,13 +96,24 @@ class Config(Section):
         Raises:
           ValueError: the model has no such modality, or no source has it.
         """
-        place = self.model.place(modality)
+        index = self.model.modality_index(modality)
         for part in self.data.parts:
-            if self.model.place(part.modality) == place:
+            if self.model.modality_index(part.modality) == index:
                 return part
-        raise ValueError(f"no source of data.mixture has the modality {self.model.modalities[place].name!r}")
+        raise ValueError(f"no source of data.mixture has the modality {self.model.modalities[index].name!r}")
+
+    def vae_of(self, modality: str | None) -> AutoencoderConfig:
+        """The autoencoder of a modality of the model, which is none without a path; None: of the first modality."""
+        index = self.model.modality_index(modality)
+        return self.vae if index == 0 else self.vae.of(self.model.modalities[index].name)
 
     def replace(self, **sections: Any) -> "Config":
-        """A copy with settings changed: `config.replace(run={"steps": 10}, data={"image_size": 64})`."""
-        changed = {name: getattr(self, name).replace(**new) for name, new in sections.items()}
+        """A copy with settings changed: `config.replace(run={"steps": 10}, data={"image_size": 64})`.
+
+        A whole section may be given, too: `config.replace(model=preset("2B"))`.
+        """
+        changed: dict[str, Any] = {
+            name: new if isinstance(new, Section) else getattr(self, name).replace(**new)
+            for name, new in sections.items()
+        }
         return dataclasses.replace(self, **changed)

@@ -1,4 +1,4 @@
-"""The autoencoder."""
+"""The frozen autoencoders whose latents a model is trained on: one for each modality, or none."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -7,8 +7,8 @@ from lumina_jax.config.section import Section, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeConfig(Section):
-    """The frozen autoencoder whose latents the model is trained on."""
+class AutoencoderConfig(Section):
+    """The autoencoder of one modality."""
 
     called: ClassVar[str] = "vae."
 
@@ -17,15 +17,36 @@ class VaeConfig(Section):
     hub that was downloaded, such as stabilityai/sdxl-vae. With data.media=sounds: a folder with the autoencoder of the
     released audio models. Nothing: the model is trained on pixels, or on mel spectrograms."""
     vocoder: str = ""
-    """A folder, or downloaded repository, with a BigVGAN that makes sounds of spectrograms when sampling, such as the
-    folder bigvnat of the released audio models. Nothing: Griffin and Lim's iteration makes them."""
+    """A folder, or a downloaded repository, with a BigVGAN that turns drawn spectrograms into sounds, such as the
+    folder bigvnat of the released audio models. Nothing: Griffin and Lim's iteration does."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the autoencoder\'s parameters and activations."""
+    """Type of the autoencoder's parameters and activations."""
     tile: int | None = 1024
     """Pixels of a side above which pictures are encoded and decoded in overlapping tiles; None: never."""
-    cache: str = ".cache/latents"
-    """Folder in which the latents of the pictures are kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.tile is None or self.tile >= 1, f"vae.tile={self.tile} must be at least 1, or None for no tiles")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherAutoencoder(AutoencoderConfig):
+    """The autoencoder of a modality of model.others."""
+
+    modality: str
+    """The name of the modality."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig(AutoencoderConfig):
+    """The autoencoder of the first modality, model.modality, and those of others."""
+
+    cache: str = ".cache/latents"
+    """Folder in which the latents of samples are kept."""
+    others: tuple[OtherAutoencoder, ...] = ()
+    """The autoencoders of further modalities; one that is not named here has none."""
+
+    def of(self, modality: str) -> AutoencoderConfig:
+        """The autoencoder of a modality that is not the first; a sound without one is made audible by vae.vocoder."""
+        found = (one for one in self.others if one.modality == modality)
+        return next(found, AutoencoderConfig(vocoder=self.vocoder))

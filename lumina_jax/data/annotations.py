@@ -1,9 +1,9 @@
 """Items of .json and .jsonl files, by index, as they were when the file was opened.
 
-A .jsonl file stays on disk: opening it notes where its lines start and a checksum of each, and an item is parsed when
-it is asked for. A small file is copied to a temporary one without a name, and of a large one the opened file is held,
-by worker processes too. So neither edits of a small file nor replacing a large one change what is read. Lines that are
-overwritten in a large file itself are lost: reading one raises a ChangedSourceError.
+A .jsonl file stays on disk: opening it records the offset and a checksum of each line, and an item is parsed when it is
+read. A small file is copied to a temporary file without a name; a large one is kept open, by worker processes too. So
+neither editing a small file nor replacing a large one changes what is read. Lines that are overwritten in a large file
+itself are lost: reading one raises a ChangedSourceError.
 """
 
 import array
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 COPIED_BYTES = 2**28
 """The largest file that is copied, of some million lines."""
 SECONDS_BETWEEN_LOOKS = 10.0
-"""How often a look is taken whether a file has changed."""
+"""How often a file is checked for changes."""
 MARKS = (b"\xff\xfe", b"\xfe\xff")
 """How files in UTF-16 and UTF-32 begin."""
 
@@ -45,8 +45,8 @@ class Annotations(Protocol):
 
     def __len__(self) -> int: ...
 
-    def place(self, index: int) -> str:
-        """Where an item stands, for reports."""
+    def item_name(self, index: int) -> str:
+        """The file and the line of an item, for reports."""
         ...
 
     def item(self, index: int) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class JsonLines:
     """A file with one JSON object a line; blank lines do not count.
 
     Args:
-      content: read in the place of the file `path`, which then gives only the name.
+      content: read instead of the file `path`, which then only gives the name.
 
     Raises:
       ValueError: it is not in UTF-8.
@@ -84,7 +84,7 @@ class JsonLines:
     def __len__(self) -> int:
         return len(self._checks)
 
-    def place(self, index: int) -> str:
+    def item_name(self, index: int) -> str:
         return f"{printable(self.path.name)}, line {self._number(index)}"
 
     def item(self, index: int) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class JsonLines:
         self._hold(state["_descriptor"].detach())
 
     def _hold(self, descriptor: int) -> None:
-        """Keep the opened file, which stays readable when another takes its name."""
+        """Keep the file open, so that it stays readable when another file takes its name."""
         self._descriptor = descriptor
         self._closing = weakref.finalize(self, os.close, descriptor)
         self._closing.atexit = False  # threads may still read then
@@ -135,10 +135,10 @@ class JsonLines:
         return text.strip()
 
     def _look(self) -> None:
-        """Say when the file has changed: once, whichever process sees it first.
+        """Log once when the file has changed, in the process that sees it first.
 
-        Lines are read without regard to the position of the descriptor, which all processes share: it is set back to 0
-        when this has been said.
+        Lines are read at explicit offsets, so the position of the descriptor, which all processes share, serves as a
+        flag: it is set back to 0 when the change has been logged.
         """
         self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
         before, self._state = self._state, _state(self.path)
@@ -155,7 +155,7 @@ class JsonLines:
         )
 
     def _is_touched(self, before: "_State | None", now: "_State | None") -> bool:
-        """Whether only the time of the file has changed; of a large one, whose lines are checked when they are read."""
+        """Whether only the time of the file has changed. Lines of a large file are checked when they are read."""
         if before is None or now is None:
             return False
         if now.size > COPIED_BYTES:
@@ -191,7 +191,7 @@ class JsonList:
     def __len__(self) -> int:
         return len(self._items)
 
-    def place(self, index: int) -> str:
+    def item_name(self, index: int) -> str:
         return f"{printable(self.path.name)}, item {index}"
 
     def item(self, index: int) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def check_encoding(start: bytes, path: Path) -> None:
 
 
 class _State(NamedTuple):
-    """By which a file that changes is recognised."""
+    """What changes when a file does."""
 
     device: int
     inode: int
@@ -256,7 +256,7 @@ def _state(path: Path) -> _State | None:
 
 
 def _held(path: Path) -> int:
-    """A descriptor of what a file holds now: of a copy of a small one, of itself if it is large or there is no room."""
+    """A descriptor of a copy of the file, or of the file itself if it is large or there is no room for a copy."""
     descriptor = _opened(path)
     if os.fstat(descriptor).st_size > COPIED_BYTES:
         return descriptor
@@ -274,7 +274,7 @@ def _held(path: Path) -> int:
 
 
 def _opened(path: Path) -> int:
-    """A descriptor of a file, even if thousands are open already."""
+    """A descriptor of the file, even if thousands are open already."""
     try:
         return os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -286,7 +286,7 @@ def _opened(path: Path) -> int:
 
 
 def _contents(checks: Iterable[int]) -> Contents:
-    """Of the checksums of all items."""
+    """The contents that the checksums of all items describe."""
     array_of_checks = array.array("I", checks)
     ordered = hashlib.blake2b(array_of_checks.tobytes(), digest_size=16).hexdigest()
     return Contents(len(array_of_checks), ordered, f"{sum(array_of_checks):x}")

@@ -19,16 +19,15 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from lumina_jax.config import DataConfig, ModalityConfig, ModelConfig, SoundConfig, VisualConfig
+from lumina_jax.config import DataConfig, ModalityConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Example, Source, contents
-from lumina_jax.data.latents import LatentSource
 from lumina_jax.data.order import EndlessSource
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
 from lumina_jax.data.reading import ReadAhead
-from lumina_jax.data.rows import Row, in_source, place_of, seek
+from lumina_jax.data.rows import Row, in_source, seek, state_of
 from lumina_jax.data.rows import merge_states as merge_states
 from lumina_jax.data.sources import MixedSource
-from lumina_jax.mel import BINS
+from lumina_jax.modalities import Modality, modality_of_source
 from lumina_jax.tokens import TextFeatures, Tokens, first_fit, latent_grid, pack, pack_text
 
 logger = logging.getLogger(__name__)
@@ -61,30 +60,40 @@ class Batch(NamedTuple):
     """1 where a segment holds a sample, else 0."""
 
 
-def row_tokens(data: DataConfig, model: ModelConfig) -> int:
-    """Tokens in a row: data.row_tokens, or as many as the longest sample of data.image_size needs.
+def row_tokens(data: DataConfig, model: ModelConfig, modalities: Sequence[Modality] | None = None) -> int:
+    """Tokens in a row: data.row_tokens, or as many as the longest sample needs.
+
+    Args:
+      modalities: of each source; None: those of the settings, without autoencoders.
 
     Raises:
-      ValueError: a sample of data.image_size is longer than data.row_tokens.
+      ValueError: a sample is longer than data.row_tokens.
     """
-    longest = max(
-        _length((_frames(part), height, width), model, model.modality_of(part.modality))
-        for part in data.parts
-        for width, height in possible_sizes(part, model)
-    )
+    modalities = _without_autoencoders(data, model) if modalities is None else modalities
+    lengths = [
+        (_length(extent, model, modality.config), modality)
+        for modality in modalities
+        for extent in modality.latent_extents
+    ]
+    longest, modality = max(lengths, key=lambda found: found[0])
     if data.row_tokens is not None and data.row_tokens < longest:
         raise ValueError(
-            f"data.row_tokens={data.row_tokens} is too short: a sample has up to {longest} tokens with "
-            + " or ".join(str(part.media) for part in data.parts)
+            f"data.row_tokens={data.row_tokens} is too short: the {modality.plural} of the modality "
+            f"{modality.config.name!r} have up to {longest} tokens"
         )
     return data.row_tokens or longest
+
+
+def _without_autoencoders(data: DataConfig, model: ModelConfig) -> list[Modality]:
+    return [modality_of_source(part, model) for part in data.parts]
 
 
 class Stream:
     """An endless iterator of batches, of which this process makes some rows.
 
     Args:
-      source: records by index; of a `LatentSource`, the size of media is that of the latents (`latent_data`).
+      source: records by index.
+      modalities: of each source of `data`; None: those of the settings, without autoencoders.
       seed: of the order, the crops and the dropped captions.
       features: encoded captions, for text-conditional models; None: batches carry no text.
       rows: the rows of the batch that this process makes, in the order in which they come; None: all.
@@ -104,23 +113,26 @@ class Stream:
         model: ModelConfig,
         *,
         seed: int,
+        modalities: Sequence[Modality] | None = None,
         features: CaptionLookup | None = None,
         rows: Sequence[int] | None = None,
     ) -> None:
+        modalities = _without_autoencoders(data, model) if modalities is None else modalities
         numbers = range(data.batch_rows) if rows is None else rows
         if not numbers or len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(data.batch_rows)):
             raise ValueError(f"{rows=} must be different rows of the {data.batch_rows=} of a batch, and at least one")
-        _check_channels(source, data, model)
+        for modality in modalities:
+            modality.check_values()
         if not len(source):
             raise ValueError(f"{source!r} holds no sample")
         self.bad: dict[str, str] = {}
         self._source, self._data, self._model, self._features, self._seed = source, data, model, features, seed
-        self._row_tokens = row_tokens(data, model)
+        self._row_tokens = row_tokens(data, model, modalities)
         self._rows: list[Row[Example]] = [Row(number, data.batch_rows, seed) for number in numbers]
         self._window = 1 if data.samples_per_row == 1 else WINDOW * data.samples_per_row
         self._ahead = -(-data.prefetch // len(self._rows))
         self._reader = ReadAhead(
-            _endless_samples(source, data, model, seed),
+            _endless_samples(source, modalities, data, model, seed),
             workers=data.workers,
             threads=min(data.prefetch, READING_THREADS),
         )
@@ -155,7 +167,7 @@ class Stream:
     def state(self) -> dict[str, Any]:
         """What JSON needs to hold for `restore` to continue after the last batch handed out."""
         about = {"seed": self._seed, **contents(self._source)._asdict()}
-        return place_of(self._rows, self._data.batch_rows) | about
+        return state_of(self._rows, self._data.batch_rows) | about
 
     def merged(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The states of all processes as one; see `merge_states`."""
@@ -267,14 +279,14 @@ def _labels(rows: list[list[Example]], segments: int, no_label: int) -> Int[np.n
     return labels
 
 
-def _endless_samples(source: Source, data: DataConfig, model: ModelConfig, seed: int) -> grain.MapDataset:
+def _endless_samples(
+    source: Source, modalities: Sequence[Modality], data: DataConfig, model: ModelConfig, seed: int
+) -> grain.MapDataset:
     """Index to (index, Example or BadSample), without end; of a mixture each part in its share."""
     sources = source.parts if isinstance(source, MixedSource) else (source,)
     parts = [
-        grain.MapDataset.source(EndlessSource(own, seed + place)).map(
-            Preparation(part, model, seed + place, tuple(possible_sizes(part, model)))
-        )
-        for place, (own, part) in enumerate(zip(sources, data.parts, strict=True))
+        grain.MapDataset.source(EndlessSource(part, seed + index)).map(Preparation(modality, model, seed + index))
+        for index, (part, modality) in enumerate(zip(sources, modalities, strict=True))
     ]
     if len(parts) == 1:
         return parts[0]
@@ -283,27 +295,8 @@ def _endless_samples(source: Source, data: DataConfig, model: ModelConfig, seed:
 
 
 def _with_own_index(index: int, numbered: tuple[int, Example | BadSample]) -> tuple[int, Example | BadSample]:
-    """The place in the whole mixture, instead of that in a part."""
+    """The index in the whole mixture, instead of that in a part."""
     return index, numbered[1]
-
-
-def _check_channels(source: Source, data: DataConfig, model: ModelConfig) -> None:
-    """Refuse pixels and spectrograms for a model of other latents."""
-    if isinstance(source, LatentSource):
-        return
-    for part in data.parts:
-        channels = model.modality_of(part.modality).channels
-        what, own = ("pictures", 3) if not isinstance(part.media, SoundConfig) else ("mel spectrograms", BINS)
-        if channels != own:
-            raise ValueError(
-                f"{what} have {own} channels, but model.channels={channels}; set it to {own}, or name an autoencoder "
-                "in vae.path"
-            )
-
-
-def _frames(part: DataConfig) -> int:
-    """The most frames of a sample."""
-    return part.media.extent()[0] if isinstance(part.media, VisualConfig) else 1
 
 
 def _length(extent: tuple[int, ...], model: ModelConfig, modality: ModalityConfig) -> int:

@@ -24,8 +24,8 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 class EmojiSource:
     """The first `names` emoji that both styles draw, as (name, style) pairs.
 
-    Split "held_out" has one in eight pairs, the other style of which is in "train"; "all" has both. Which pair is
-    held out does not depend on `names`. Labels are places in the list of names.
+    Split "held_out" has one pair in eight; the same name in the other style is in "train". "all" has both. Which pairs
+    are held out does not depend on `names`. The label of a pair is the index of its name.
 
     Raises:
       ValueError: an unknown split, more names than there are, no pair in the split, or no arrays in `folder`.
@@ -47,10 +47,10 @@ class EmojiSource:
         if names > len(ordered):
             raise ValueError(f"data.emoji_names={names}, but both styles share only {len(ordered)} names")
         self._records = [
-            Record(f"{name}, {style}", pictures[style][name], f"{name}, {style} style", place)
-            for place, name in enumerate(ordered[:names])
+            Record(f"{name}, {style}", pictures[style][name], f"{name}, {style} style", index)
+            for index, name in enumerate(ordered[:names])
             for style in STYLES
-            if split == "all" or _is_held_out(place, style) == (split == "held_out")
+            if split == "all" or _is_held_out(index, style) == (split == "held_out")
         ]
         if not self._records:
             raise ValueError(f"no pair is in split={split!r} of {names} names; raise data.emoji_names to 4 or more")
@@ -67,13 +67,13 @@ class EmojiSource:
         return self._repr
 
 
-def _is_held_out(place: int, style: str) -> bool:
-    group, within = divmod(place, HELD_OUT_EVERY)
+def _is_held_out(index: int, style: str) -> bool:
+    group, within = divmod(index, HELD_OUT_EVERY)
     return within == HELD_OUT_EVERY - 1 and style == STYLES[group % len(STYLES)]
 
 
 def _ordered_names(pictures: dict[str, dict[str, Pixels]]) -> list[str]:
-    """The chosen names of names.txt, then the other shared ones in an order that is random but always the same."""
+    """The names of names.txt, then the other names that both styles have, in an order that is random but fixed."""
     shared = set.intersection(*(set(named) for named in pictures.values()))
     chosen = [name for name in (EMBEDDED / "names.txt").read_text().splitlines() if name in shared]
     others = {name for name in shared if "skin tone" not in name}.difference(chosen)

@@ -22,7 +22,7 @@ from lumina_jax.modalities.decoding.media import Media
 GREATEST_LABEL = 2**31 - 1
 REASON_LETTERS = 500
 PROMPT_ATTEMPTS = 4
-"""Records that are looked at for each prompt, where some have no caption or the same one."""
+"""Records that are tried for each prompt: some have no caption, or one that was found before."""
 
 
 class ChangedSourceError(ValueError):
@@ -30,7 +30,7 @@ class ChangedSourceError(ValueError):
 
 
 class Contents(NamedTuple):
-    """What a source holds, in few letters: to be compared with other hosts, or with an earlier start."""
+    """A summary of what a source holds, to compare with other hosts and with earlier starts."""
 
     samples: int
     ordered: str
@@ -40,7 +40,7 @@ class Contents(NamedTuple):
 
 
 class BadSample(NamedTuple):
-    """A sample that is skipped: which one, and why."""
+    """A sample that is skipped: its name, and the reason."""
 
     name: str
     reason: str
@@ -76,7 +76,7 @@ class Example(NamedTuple):
     caption: str | None
     label: int | None
     modality: int = 0
-    """Its place in the modalities of the model."""
+    """Index among the modalities of the model."""
 
 
 @runtime_checkable
@@ -89,7 +89,7 @@ class Source(Protocol):
 
 
 def record_of(name: str, media: Media, caption: Any, label: Any, pitch: Any = None) -> Record | BadSample:
-    """A record, or a BadSample if the caption is not text, the label no whole number, or the pitch nothing to hear.
+    """A record, or a BadSample if the caption is not text, the label not an integer, or the pitch cannot be heard.
 
     White space around the caption is dropped.
     """
@@ -100,7 +100,7 @@ def record_of(name: str, media: Media, caption: Any, label: Any, pitch: Any = No
 
 
 def _reason_against(caption: Any, label: Any, pitch: Any) -> str | None:
-    """Why these cannot be used, if they cannot."""
+    """Why these cannot be used; None if they can."""
     if isinstance(caption, list):
         return f"the caption is a list, {reprlib.repr(caption)}; write one line for each caption"
     if not (caption is None or isinstance(caption, str)):
@@ -127,9 +127,9 @@ def is_unicode(text: str) -> bool:
 
 
 def unusable(name: str, error: Exception) -> BadSample:
-    """The sample that reading raised an error for; errors of a source that changed are raised again.
+    """The bad sample for an error of reading; that a source has changed is raised again.
 
-    What a line or a file holds may make any library raise anything, and none of it may end a run.
+    A broken line or file may make any library raise any error, and none of them may end a run.
     """
     if isinstance(error, ChangedSourceError):
         raise error
@@ -137,12 +137,12 @@ def unusable(name: str, error: Exception) -> BadSample:
 
 
 def printable(text: str) -> str:
-    """Text that any terminal and file takes, as of a file whose name is not UTF-8."""
+    """Text that any terminal and file accepts, for names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def contents(source: Source) -> Contents:
-    """What a source holds: its attribute `contents`, or what its name and length say."""
+    """What a source holds: its attribute `contents`, or else its `repr` and length."""
     known = getattr(source, "contents", None)
     if isinstance(known, Contents):
         return known
@@ -150,13 +150,13 @@ def contents(source: Source) -> Contents:
 
 
 def described(samples: int, text: str) -> Contents:
-    """Contents that a text says all of."""
+    """The contents of a source that a text describes completely."""
     digest = _digest(text)
     return Contents(samples, digest, digest)
 
 
 def combined(parts: Iterable[Contents], *about: object) -> Contents:
-    """What several sources hold together, of which `about` says how they are used."""
+    """What several sources hold together; `about` describes how they are used."""
     known = tuple(parts)
     ordered, unordered = (
         _digest(f"{[getattr(part, name) for part in known]} {about}") for name in ("ordered", "unordered")
@@ -165,12 +165,12 @@ def combined(parts: Iterable[Contents], *about: object) -> Contents:
 
 
 def captions(source: Source) -> list[str]:
-    """The different captions of a whole source, the empty one first; no picture is decoded, bad samples are skipped."""
+    """The different captions of a whole source, the empty one first. No picture is decoded; bad samples are skipped."""
     return list(dict.fromkeys(["", *_captions(source)]))
 
 
 def some_prompts(source: Source, *, classes: int | None = None, count: int = 8) -> tuple[str, ...]:
-    """Different captions from all over a source: always the same ones, and only a few records are read.
+    """Different captions, spread over a source: always the same ones, and only a few records are read.
 
     Args:
       classes: None: captions; else labels, below this number.
@@ -178,7 +178,7 @@ def some_prompts(source: Source, *, classes: int | None = None, count: int = 8) 
     found: list[str] = []
     for part in range(count):
         begin, end = (len(source) * edge // count for edge in (part, part + 1))
-        begin = min(begin + part, max(begin, end - PROMPT_ATTEMPTS))  # not at the same place of every group of samples
+        begin = min(begin + part, max(begin, end - PROMPT_ATTEMPTS))  # at another offset in every group of samples
         for index in range(begin, min(end, begin + PROMPT_ATTEMPTS)):
             prompt = _prompt_of(source[index], classes)
             if prompt and prompt not in found:

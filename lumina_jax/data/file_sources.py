@@ -1,6 +1,6 @@
-"""The user's own pictures, clips and sounds: a folder with captions, or the JSON and YAML files of the released code.
+"""Pictures, clips and sounds of the user: a folder with captions, or the JSON and YAML files of the released code.
 
-In: files. Out: records, by index. Opening reads the lists of samples, never a picture, clip or sound.
+In: files. Out: records, by index. Opening a source reads the lists of samples, never a picture, clip or sound.
 """
 
 import array
@@ -21,16 +21,17 @@ from lumina_jax.documents import read_yaml
 class FolderSource:
     """Files with a .jsonl of {"image": file, "caption": text, "label": number}; caption or label may be missing.
 
-    {"video": file, "start": seconds, "end": seconds} is a clip, where start and end may be missing, {"audio": file} a
-    sound, likewise, and {"views": [file, ...]} pictures of one object from all around it. {"pitch": Hz} of a sound goes
-    before its caption. Hugging Face's {"file_name": file, "text": caption} is understood too. Files are relative to the
-    folder of the .jsonl.
+    {"video": file, "start": seconds, "end": seconds} is a clip, where start and end may be missing; {"audio": file} is
+    a sound, with the same fields; {"views": [file, ...]} are pictures of one object from all around it. {"pitch": Hz}
+    is the pitch of a sound. The form of Hugging Face, {"file_name": file, "text": caption}, is understood too. Files
+    are relative to the folder of the .jsonl.
 
-    `path` is that file, or a folder: with one such file, with captions beside its pictures, or with a folder for each
-    class (`data.listings`); or one of such folders, of which `split` is taken.
+    Args:
+      path: the .jsonl; or a folder that holds one, or captions beside its pictures, or a folder for each class
+        (`data.listings`); or a folder with such folders inside, of which `split` names one.
 
     Raises:
-      ValueError: nothing there, several .jsonl files, or no sample.
+      ValueError: there is nothing, there are several .jsonl files, or no sample.
     """
 
     def __init__(self, path: str | Path, split: str = "train") -> None:
@@ -38,17 +39,17 @@ class FolderSource:
         self.path = self._annotations.path
         self.contents = self._annotations.contents
         if not len(self._annotations):
-            raise ValueError(f'{self.path} names no picture; write one {{"image": ..., "caption": ...}} a line')
+            raise ValueError(f'{self.path} lists no sample; write one {{"image": ..., "caption": ...}} a line')
         self._folder = self.path if self.path.is_dir() else self.path.parent
 
     def __len__(self) -> int:
         return len(self._annotations)
 
     def __getitem__(self, index: int) -> Record | BadSample:
-        name = self._annotations.place(index)
+        name = self._annotations.item_name(index)
         try:
             return record_of_line(self._annotations.item(index), self._folder)
-        except Exception as error:  # whatever stands in a line, the others can be used
+        except Exception as error:  # whatever a line holds, the others can be used
             return unusable(name, error)
 
     def __repr__(self) -> str:
@@ -58,54 +59,54 @@ class FolderSource:
 class LuminaSource:
     """The released format: a YAML of `META: [{path, root, ratio, type}, ...]`, each path a .json or .jsonl.
 
-    An item is {"image", "conversations": [..., {"value": caption}]} or {"path", "prompt"}. `root` is put before its
-    file, `ratio` keeps that share of the items (the same ones as the released code), and items of one `type` follow
-    each other. Relative paths start at the working directory, or else at the folder of the YAML.
+    An item is {"image", "conversations": [..., {"value": caption}]} or {"path", "prompt"}. `root` is the folder of the
+    files, `ratio` the share of the items that is used (the same items as in the released code), and items of one `type`
+    follow each other. Relative paths start at the working directory, or else at the folder of the YAML.
 
     Raises:
-      ValueError: the YAML or a file it names is missing or not of this form.
+      ValueError: the YAML or a file that it names is missing or malformed.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        groups: dict[str, list[_Part]] = {}
+        groups: dict[str, list[_List]] = {}
         for entry in _meta(self.path):
-            groups.setdefault(entry.type or "default", []).append(self._part(entry))
-        self._parts = list(itertools.chain.from_iterable(groups.values()))
-        self._ends = list(itertools.accumulate(len(part.kept) for part in self._parts))
+            groups.setdefault(entry.type or "default", []).append(self._list(entry))
+        self._lists = list(itertools.chain.from_iterable(groups.values()))
+        self._ends = list(itertools.accumulate(len(one.kept) for one in self._lists))
         if not self._ends or not self._ends[-1]:
-            raise ValueError(f"{self.path} names no sample; check META and each ratio")
-        used = [(part.root, len(part.kept)) for part in self._parts]
-        self.contents = combined((part.annotations.contents for part in self._parts), used)._replace(samples=len(self))
+            raise ValueError(f"{self.path} lists no sample; check META and each ratio")
+        used = [(one.root, len(one.kept)) for one in self._lists]
+        self.contents = combined((one.annotations.contents for one in self._lists), used)._replace(samples=len(self))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record | BadSample:
         which = bisect.bisect_right(self._ends, index)
-        part = self._parts[which]
-        index = part.kept[index - (self._ends[which] - len(part.kept))]
-        name = part.annotations.place(index)
+        chosen = self._lists[which]
+        index = chosen.kept[index - (self._ends[which] - len(chosen.kept))]
+        name = chosen.annotations.item_name(index)
         try:
-            item = part.annotations.item(index)
+            item = chosen.annotations.item(index)
             image, caption = image_and_caption(item)
-            name = file_name(str(Path(part.root) / image), "root and path")
+            name = file_name(str(Path(chosen.root) / image), "root and path")
             return record_of(name, self._resolved(name), caption, item.get("label"))
-        except Exception as error:  # whatever stands in an item, the others can be used
+        except Exception as error:  # whatever an item holds, the others can be used
             return unusable(name, error)
 
     def __repr__(self) -> str:
         return f"LuminaSource({str(self.path)!r})"
 
-    def _part(self, entry: "_Entry") -> "_Part":
+    def _list(self, entry: "_Entry") -> "_List":
         annotations = open_annotations(self._resolved(file_name(entry.path, f"path in {self.path}")))
         count, ratio, root = len(annotations), entry.ratio, entry.root or ""
         if ratio is None:
-            return _Part(annotations, root, range(count))
+            return _List(annotations, root, range(count))
         if not 0 <= ratio <= 1:
             raise ValueError(f"{self.path}: ratio={ratio} of {entry.path} must lie between 0 and 1")
         kept = random.Random(0).sample(range(count), int(count * ratio))
-        return _Part(annotations, root, array.array("q", kept))
+        return _List(annotations, root, array.array("q", kept))
 
     def _resolved(self, name: str) -> Path:
         beside = self.path.parent / name
@@ -114,7 +115,7 @@ class LuminaSource:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """What the YAML says of one file."""
+    """What the YAML says about one list."""
 
     path: str
     root: str | None = None
@@ -129,8 +130,8 @@ class _Meta:
     META: list[_Entry]
 
 
-class _Part(NamedTuple):
-    """One file of a LuminaSource: its items, the folder of their pictures, and which of them are used."""
+class _List(NamedTuple):
+    """One list of a LuminaSource: its items, the folder of their pictures, and the indices of those that are used."""
 
     annotations: Annotations
     root: str

@@ -1,7 +1,7 @@
-"""What a sample shows, as a digest: equal for equal bytes, whatever the names, times and order of files.
+"""A digest of what a sample shows: equal for equal bytes, whatever the names, times and order of files.
 
-In: the `media` of records. Out: digests. Those of files are remembered in a folder beside the path, size and times of
-each, so that a file is read once and again when it was changed; a copied or renamed one is read, and found equal.
+In: the `media` of records. Out: digests. Digests of files are kept in a folder with the path, size and times of each
+file, so that a file is read once, and again after a change. A copied or renamed file is read, and has the same digest.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from lumina_jax.parts import DIGEST, UnwritableError, digest, prepare_folder, wr
 
 _ENDING = ".files"
 MANY_FILES = 32
-"""The folder is rewritten as one file when it holds more."""
+"""The most files in the folder; more are joined into one."""
 
 
 class Fingerprints:
     """Digests of media; the threads of a process may share it.
 
     Args:
-      folder: where digests of files are remembered; one that cannot be written to costs reading them again.
+      folder: where digests of files are kept; if it cannot be written to, files are read again every time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,7 +57,7 @@ class Fingerprints:
         return len(self._new)
 
     def save(self) -> None:
-        """Remember what is new."""
+        """Write the new digests."""
         new, self._new = self._new, []
         if new:
             content = b"".join(new)
@@ -91,13 +91,13 @@ class Fingerprints:
         if found is None:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).digest()
-            if _state(path) == state:  # else it was changed while it was read
+            if _state(path) == state:  # else the file was changed while it was read
                 self._known[state] = found
                 self._new.append(state + found)
         return found
 
     def _learn(self, content: bytes) -> None:
-        """The digests in a file, if it is as it was written."""
+        """Learn the digests of a file, unless it is damaged."""
         check, pairs = content[:DIGEST], content[DIGEST:]
         if check == digest(pairs):
             for start in range(0, len(pairs), 2 * DIGEST):

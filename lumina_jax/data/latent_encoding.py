@@ -7,7 +7,6 @@ what it shows, or the reason why it has no latents.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from lumina_jax.data.example import BadSample, Record, Source, reason_of
 from lumina_jax.data.fingerprints import Fingerprints
 from lumina_jax.data.latent_parts import LatentParts
 from lumina_jax.modalities.decoding.media import LatentDistribution
+from lumina_jax.modalities.encoding import Encoding, Scale
 from lumina_jax.parts import DIGEST, UnwritableError, check_writable
 
 THREADS = 16
@@ -27,39 +27,6 @@ HOPELESS = 32
 """So many samples without one finite latent are a fault of the autoencoder, not of the samples."""
 NOT_FINITE = "the autoencoder makes values of it that are not finite; set vae.dtype=float32, or leave the sample out"
 NO_DIGEST = bytes(DIGEST)
-
-
-class Scale(NamedTuple):
-    """The scale in which latents are trained on: (z - shift) * scaling."""
-
-    shift: float
-    scaling: float
-
-
-@runtime_checkable
-class Encoding(Protocol):
-    """How records become latents."""
-
-    folder: str
-    """Name of the cache: all that the latents depend on besides the records."""
-    part_samples: int
-    """Samples of a file of the cache."""
-    devices: int
-    """That share what is encoded at once."""
-    scale: Scale
-    channels: int
-
-    def __call__(self, record: Record | BadSample) -> np.ndarray | str:
-        """What the autoencoder is shown of a record, or why there is nothing."""
-        ...
-
-    def samples_at_once(self, sample: np.ndarray) -> int:
-        """How many such samples are gathered for a call of `encode`."""
-        ...
-
-    def encode(self, samples: list[np.ndarray]) -> Float[np.ndarray, "b f v u z"]:
-        """Mean and log variance of samples of one shape."""
-        ...
 
 
 def distribution(
@@ -144,7 +111,7 @@ class Work:
                     continue
                 group = waiting.setdefault(sample.shape, [])
                 group.append((index, sample))
-                if len(group) >= self._encoding.samples_at_once(sample):
+                if len(group) >= self._encoding.batch_size(sample):
                     yield _unzipped(waiting.pop(sample.shape))
         for group in waiting.values():
             yield _unzipped(group)
@@ -172,8 +139,10 @@ class Work:
         return sample if is_same else "it was changed while it was read; start the run again"
 
     def _shown(self, record: Record | BadSample) -> np.ndarray | str:
+        if isinstance(record, BadSample):
+            return record.reason
         try:
-            return self._encoding(record)
+            return self._encoding(record.media)
         except Exception as error:  # decoders raise all sorts of things
             return reason_of(error)
 

@@ -1,7 +1,7 @@
-"""What a line of a captions file says, as a record.
+"""A line of a captions file as a record.
 
 In: a JSON object, from a file that anyone may have written. Out: a Record, or a ValueError that says what is wrong with
-it. Nothing that a line names is opened.
+the line. The files that a line names are not opened.
 """
 
 import os
@@ -21,7 +21,7 @@ ENDINGS: dict[Medium, str] = {
 }
 MEDIUM_OF_ENDING = {ending: medium for medium, endings in ENDINGS.items() for ending in endings.split()}
 LONGEST_NAME, LONGEST_PATH = 255, 4095
-"""Bytes of a name, and of a whole path, that file systems can hold."""
+"""The most bytes that file systems allow in a name and in a whole path."""
 LONGEST_SECONDS = 1e9
 """Thirty years, which no recording lasts."""
 
@@ -35,7 +35,7 @@ def record_of_line(item: dict[str, Any], folder: Path) -> Record | BadSample:
     """A line of `FolderSource`.
 
     Raises:
-      ValueError: it names no file, or something in it is not of its kind.
+      ValueError: it names no file, or a field has the wrong type.
     """
     if "file_name" in item and not {"image", "video", "audio", "views"} & item.keys():  # as Hugging Face has it
         name = file_name(item["file_name"], "file_name")
@@ -46,10 +46,10 @@ def record_of_line(item: dict[str, Any], folder: Path) -> Record | BadSample:
 
 
 def image_and_caption(item: dict[str, Any]) -> tuple[str, Any]:
-    """What an item of the released code's files names and says.
+    """The picture and the caption of an item of the released code's files.
 
     Raises:
-      ValueError: it is of neither of the two forms.
+      ValueError: it has neither of the two forms.
     """
     if "conversations" not in item:
         return file_name(first_of(item, ["path", "image", "image_url"]), "path"), first_of(item, ["prompt"])
@@ -93,7 +93,7 @@ def file_name(value: Any, key: str) -> str:
 
 
 def _media(item: dict[str, Any], folder: Path) -> tuple[str, Media]:
-    """What a line names: a picture, a clip, a sound or views of an object, and the name to report it by."""
+    """The picture, clip, sound or views that a line names, and a name for reports."""
     first_of(item, ["image", "video", "audio", "views"])
     if "views" in item:
         files = item["views"]
@@ -115,7 +115,7 @@ def _media(item: dict[str, Any], folder: Path) -> tuple[str, Media]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A file of a folder; a name with the backslashes of Windows is also understood."""
+    """A file in a folder; names with the backslashes of Windows are understood too."""
     path = folder / name
     return folder / PureWindowsPath(name).as_posix() if "\\" in name and not path.exists() else path
 

@@ -1,6 +1,6 @@
-"""A folder of the user's own as lines: of its captions file, or of what its files and folders are called.
+"""The samples of a user's folder, one a line, from its captions file or from the names of its files and folders.
 
-In: a file or a folder. Out: annotations, and the classes if folders name them. The layouts, in this order:
+In: a file or a folder. Out: annotations, and the classes if folders name them. The layouts, in the order of trying:
 
     captions.jsonl              the one .jsonl, or what `data scenes` made of it (`scenes.jsonl`, `NAME.scenes.jsonl`)
     metadata.csv                the one .csv with a column file_name, as Hugging Face has it
@@ -8,8 +8,8 @@ In: a file or a folder. Out: annotations, and the classes if folders name them. 
     dogs/1.png, cats/2.png      a folder for each class: its name is the caption, and its number in the order of names
                                 the label
 
-Of the last three the lines are written to a temporary file without a name when the folder is opened, so that they stay
-what they were, whatever the number of files.
+For the last three, opening the folder writes the lines to a temporary file without a name, so that they do not change
+later, and memory does not grow with the number of files.
 """
 
 import codecs
@@ -32,7 +32,7 @@ FILES = {"file_name", "image", "video", "audio"}
 HIDDEN = (".", "__MACOSX")
 TABLE = "metadata.csv"
 INNER = ("/captions.jsonl", "/metadata.jsonl", f"/{TABLE}")
-"""Captions that lie further in."""
+"""Endings of captions in inner folders."""
 SIDECARS = (".txt", ".caption")
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 PREPARED = ".array_record"
@@ -46,13 +46,13 @@ FOREIGN = {
     ".csv": "a .csv without a column file_name; give it that and a column text",
     ".json": "a .json file; name it, if it is a list of samples",
 }
-"""What a folder may hold in the place of pictures, and what to do then."""
+"""What a folder may hold instead of pictures, and what to do then."""
 
 
 class Listing(JsonLines):
-    """Lines that were made here. {"unusable": reason} is one that cannot be used."""
+    """Lines made from names. A line {"unusable": reason} is a sample that cannot be used."""
 
-    def place(self, index: int) -> str:
+    def item_name(self, index: int) -> str:
         return f"{printable(self.path.name)}, file {index + 1}"
 
     def item(self, index: int) -> dict[str, Any]:
@@ -63,25 +63,25 @@ class Listing(JsonLines):
 
 
 def open_folder(path: Path, split: str) -> tuple[Annotations, tuple[str, ...]]:
-    """The lines of a captions file or of a folder, and the names of its classes, if it has a folder for each.
+    """The lines of a captions file or of a folder, and the names of the classes, if each class has a folder.
 
     Args:
-      split: the part to take of a folder with train, test and the like.
+      split: the inner folder to read, if there are folders such as train and test.
 
     Raises:
-      ValueError: there is none, or nothing says which it is.
+      ValueError: there are no captions, or several files could hold them.
     """
     if not path.is_dir():
         return _of_file(path), ()
     captions = _captions_file(path)
     if captions is None:
-        path = _part(path, split)
+        path = _split_folder(path, split)
         captions = _captions_file(path)
     if captions is not None:
         return _of_file(captions), ()
     files = list(_files(path))
     if inner := next((file for file in files if file.endswith(INNER)), None):
-        raise ValueError(f"the folder {path} has captions further in; name the file: --data.path {path / inner}")
+        raise ValueError(f"the folder {path} has captions further inside; name the file: --data.path {path / inner}")
     media = [file for file in files if medium_of(file)]
     texts = {file for file in files if file.lower().endswith(SIDECARS)}
     sidecars = {file: text for file in media if (text := _sidecar(file, texts))} if texts else {}
@@ -100,17 +100,17 @@ def _of_file(path: Path) -> Annotations:
     return open_annotations(path)
 
 
-def _part(folder: Path, split: str) -> Path:
-    """The folder of a split, of a folder that holds those and nothing else; or else the folder itself."""
+def _split_folder(folder: Path, split: str) -> Path:
+    """The inner folder of the split, if the folder holds only such folders; else the folder itself."""
     entries = _entries(folder)
-    parts = [entry.name for entry in entries if _is_folder(entry)]
-    is_split = {part.lower() for part in parts} <= SPLITS and not any(medium_of(entry.name) for entry in entries)
-    if not parts or not is_split:
+    splits = [entry.name for entry in entries if _is_folder(entry)]
+    is_split = {name.lower() for name in splits} <= SPLITS and not any(medium_of(entry.name) for entry in entries)
+    if not splits or not is_split:
         return folder
-    if split not in parts:
+    if split not in splits:
         raise ValueError(
-            f"the folder {folder} holds the parts of a data set ({', '.join(parts)}), but data.split={split!r}; set "
-            f"it, or name one: --data.path {folder / parts[0]}"
+            f"the folder {folder} holds the splits of a data set ({', '.join(splits)}), but data.split={split!r}; set "
+            f"it to one of them, or name one: --data.path {folder / splits[0]}"
         )
     return folder / split
 
@@ -133,13 +133,13 @@ def _captions_file(folder: Path) -> Path | None:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """What a folder holds, in the order of names, without hidden files."""
+    """The entries of a folder in the order of their names, without hidden files."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(HIDDEN)), key=_by_name)
     except OSError as error:
         raise ValueError(
-            f"the folder {folder} cannot be listed ({error.strerror}); allow it, or move it away"
+            f"the folder {folder} cannot be listed ({error.strerror}); change its permissions, or move it elsewhere"
         ) from error
 
 
@@ -174,7 +174,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _missing(folder: Path, files: list[str], media: list[str]) -> str:
-    """What a folder without captions and classes lacks."""
+    """The error for a folder without captions and classes."""
     for file in files:
         ending = os.path.splitext(file)[1].lower()
         if ending in FOREIGN and (not media or ending == PREPARED):
@@ -193,13 +193,13 @@ def _missing(folder: Path, files: list[str], media: list[str]) -> str:
 
 
 def _top(file: str) -> str | None:
-    """The first folder of a name, if it has one."""
+    """The first folder of a relative path, if it has one."""
     top, separator, _ = file.partition("/")
     return top if separator else None
 
 
 def _sidecar(file: str, texts: set[str]) -> str | None:
-    """The caption beside a file: cat.txt, cat.caption or cat.png.txt beside cat.png."""
+    """The file with the caption of another one: cat.txt, cat.caption or cat.png.txt beside cat.png."""
     starts = (os.path.splitext(file)[0], file)
     return next((name for ending in SIDECARS for start in starts if (name := f"{start}{ending}") in texts), None)
 
@@ -231,7 +231,7 @@ def _text(file: Path) -> str:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a .csv, whose numbers are numbers."""
+    """The lines of a .csv, with numbers as numbers."""
     numbers = {"label": int, "start": float, "end": float, "pitch": float}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -262,7 +262,7 @@ def _number(text: str, kind: type) -> Any:
 
 
 def _listed(path: Path, items: Iterable[dict[str, Any]]) -> Listing:
-    """The items as lines of a temporary file, which ends with the program."""
+    """The items as lines of a temporary file, which is gone when the program ends."""
     with tempfile.TemporaryFile() as file:
         try:
             for item in items:

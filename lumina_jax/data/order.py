@@ -1,9 +1,9 @@
-"""The order in which an endless stream visits a source: every sample once an epoch, each epoch in another order; and
-which row of a batch takes which sample.
+"""The order of an endless stream: it visits every sample once an epoch, each epoch in another order. And the row of a
+batch that takes each sample.
 
-In: a global index, from 0 without end. Out: the record whose turn it is. The order is a keyed permutation that is
-computed for one index alone (a Feistel network, walked until it falls inside the source), so seeking costs nothing and
-no list of a billion samples is kept. grain's own shuffle needs up to 50 ms an index when a source is small.
+In: a global index, from 0 without end. Out: the record at that index. The order is a keyed permutation that can be
+computed for a single index (a Feistel network, applied until the result lies inside the source), so seeking costs
+nothing and no list of a billion samples is kept. The shuffle of grain needs up to 50 ms an index for a small source.
 """
 
 import functools
@@ -25,8 +25,8 @@ class EndlessSource:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> tuple[int, Record | BadSample]:
-        epoch, place = divmod(index, self._samples)
-        chosen = shuffled(place, self._samples, f"{self._seed} {epoch}")
+        epoch, position = divmod(index, self._samples)
+        chosen = shuffled(position, self._samples, f"{self._seed} {epoch}")
         try:
             return index, self._source[chosen]
         except Exception as error:  # whatever reading a record raises ends no run
@@ -36,34 +36,34 @@ class EndlessSource:
         return f"EndlessSource({self._source!r}, {self._seed})"
 
 
-def shuffled(place: int, count: int, key: str) -> int:
-    """Where `place` of 0..count-1 goes in the permutation that `key` chooses."""
+def shuffled(position: int, count: int, key: str) -> int:
+    """The element at a position of the permutation of 0..count-1 that `key` chooses."""
     bits = max(1, ((count - 1).bit_length() + 1) // 2)
     mask = (1 << bits) - 1
     keyed = hashlib.blake2b(key=key.encode()[:64], digest_size=8)
     while True:
-        left, right = place >> bits, place & mask
+        left, right = position >> bits, position & mask
         for step in range(ROUNDS):
             block = keyed.copy()
             block.update(b"%d %d" % (step, right))
             left, right = right, left ^ (int.from_bytes(block.digest(), "little") & mask)
-        place = left << bits | right
-        if place < count:
-            return place
+        position = left << bits | right
+        if position < count:
+            return position
 
 
 def dealt(row: int, turn: int, rows: int, seed: int) -> int:
-    """The index that a row of the batch takes at its turn: each turn deals the next `rows` indices, one to each row.
+    """The index that a row of the batch takes in a turn. A turn deals the next `rows` indices, one to each row.
 
-    Where a turn begins is random, so that no row is given the same part of a mixture for ever.
+    The row that takes the first of them is random, so that no row gets the same part of a mixture every time.
     """
     return turn * rows + (row + _rotation(turn, rows, seed)) % rows
 
 
 def taker(index: int, rows: int, seed: int) -> int:
     """The row that takes an index: the inverse of `dealt`."""
-    turn, place = divmod(index, rows)
-    return (place - _rotation(turn, rows, seed)) % rows
+    turn, offset = divmod(index, rows)
+    return (offset - _rotation(turn, rows, seed)) % rows
 
 
 @functools.lru_cache(maxsize=4096)

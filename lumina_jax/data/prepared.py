@@ -1,8 +1,8 @@
 """Data sets made once by `lumina data prepare`, ready to be read at random.
 
 On disk: a folder with samples.array_record (compressed pixels or sound, name and caption for each sample), card.json
-(what the set is, from where, under which licence), README.md (the same to read) and sheet.png. The folder appears when
-it is complete.
+(what the set is, where it is from, its licence), README.md (the same for people) and sheet.png. The folder gets its
+name when it is complete.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from lumina_jax.modalities.decoding.media import Sound
 
 SAMPLES, CARD, README, SHEET = "samples.array_record", "card.json", "README.md", "sheet.png"
 _OLD_FORMAT = b"PK"
-"""How records began that were zip files."""
+"""The first bytes of records of an earlier version, which were zip files."""
 
 
 class Sample(NamedTuple):
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a user should know of a data set."""
+    """What a user should know about a data set."""
 
     name: str
     about: str
@@ -78,7 +78,7 @@ class PreparedSource:
             )
         try:
             self._records = ArrayRecordDataSource(str(self.folder / SAMPLES))
-        except Exception as error:  # array_record's errors of damaged files have no class of their own
+        except Exception as error:  # array_record has no class of errors for damaged files
             reason = str(error) or "it breaks off"
             raise ValueError(f"{self.folder / SAMPLES} is damaged ({reason}); prepare the set again") from error
         self.contents = described(len(self), self._about())
@@ -97,7 +97,7 @@ class PreparedSource:
         return f"PreparedSource({str(self.folder)!r})"
 
     def _about(self) -> str:
-        """The card, or of a folder that has lost it the length of the samples."""
+        """The card; if it is missing, the size of the file of samples."""
         try:
             return (self.folder / CARD).read_text(errors="replace")
         except FileNotFoundError:

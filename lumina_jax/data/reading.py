@@ -1,10 +1,10 @@
-"""Samples read ahead of their use, by index and in any order, in threads or in worker processes.
+"""Samples read ahead, by index and in any order, in threads or in worker processes.
 
-In: a `grain.MapDataset` and the indices that will be wanted. Out: the samples, each when it is asked for. Rows of a
-batch take their samples each at its own pace, so the order is known one sample at a time and not as one list.
+In: a `grain.MapDataset` and the indices that will be needed. Out: each sample when it is asked for. The rows of a batch
+take their samples at different speeds, so the order is known one sample at a time and not as one list.
 
-Each worker process has a thread here that asks it for one sample after another over a pipe that only they share. So the
-end of a process, at whatever moment, ends the pipe and is noticed; a queue shared by all would wait for ever.
+Each worker process has a thread here, which asks it for one sample after another over a pipe that only the two share.
+So the end of a process, at any moment, closes the pipe and is noticed; a queue shared by all would wait for ever.
 """
 
 import atexit
@@ -24,7 +24,7 @@ import grain
 from lumina_jax.failures import message
 
 FOR_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Requests to stop, which the parent answers: it still needs its workers to save."""
+"""Requests to stop. The parent answers them, and needs its workers until it has saved."""
 
 
 class WorkerLostError(RuntimeError):
@@ -47,13 +47,13 @@ class ReadAhead:
         self._reading: dict[int, Future] = {}
 
     def want(self, indices: Iterable[int]) -> None:
-        """Begin to read these, if that has not begun."""
+        """Begin to read these, unless that has begun already."""
         for index in indices:
             if index not in self._reading:
                 self._reading[index] = self._opened().submit(self._read, index)
 
     def read(self, index: int) -> Any:
-        """The sample, and forget it; an error of reading it is raised here.
+        """The sample, which is forgotten then; an error of reading it is raised here.
 
         Raises:
           WorkerLostError: the process that read it has ended.
@@ -62,7 +62,7 @@ class ReadAhead:
         return self._reading.pop(index).result()
 
     def close(self) -> None:
-        """End threads and processes, and forget what was read; reading starts them again."""
+        """End threads and processes, and forget what was read ahead; reading starts them again."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -79,7 +79,7 @@ class ReadAhead:
         return self._pool
 
     def _read(self, index: int) -> Any:
-        """Read in this thread, or in its process."""
+        """Read in this thread, or in the process that belongs to it."""
         if not self._workers:
             return self._samples[index]
         if not hasattr(self._of_thread, "worker"):
@@ -89,7 +89,7 @@ class ReadAhead:
 
 
 class _Worker:
-    """A process that reads samples, and from its first moment ignores requests to stop.
+    """A process that reads samples and ignores requests to stop from its start.
 
     Raises:
       WorkerLostError: it cannot be started.
@@ -134,7 +134,7 @@ class _Worker:
 
 
 def _work(line: Connection, samples: grain.MapDataset) -> None:
-    """What a worker process does, until its line ends; it does not outlive its parent."""
+    """Serve samples until the pipe closes; the process ends with its parent."""
     for number in FOR_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -149,7 +149,7 @@ def _work(line: Connection, samples: grain.MapDataset) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that another process can read, which not every one is."""
+    """An error that can be sent to another process; not every one can."""
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:

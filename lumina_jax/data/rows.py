@@ -1,15 +1,15 @@
-"""The place of a stream in its data: which samples the rows of the batches have handed out.
+"""The position of a stream in its data: which samples the rows of the batches have handed out.
 
-Every row of the batch is a stream of its own: at each turn it takes one index (`data.order.dealt`), packs from the
-oldest it has, and never looks at its neighbours. So a row is the same whichever process makes it, and a place in the
-data is one set of indices whatever the number of processes: all below `position` but those in `waiting` were handed
-out or unusable, and all from it on were not.
+Every row of the batch reads independently: in each turn it takes one index (`data.order.dealt`), packs the oldest
+samples that it has, and ignores the other rows. So a row does not depend on the process that makes it, and the position
+of the whole stream does not depend on the number of processes: samples below `position` were handed out or unusable,
+except those in `waiting`; samples from `position` on were not.
 
     {"position": 12, "waiting": [9, 11], "rows": None, "batch_rows": 4, "seed": 0,
      "samples": 37, "ordered": "5f3a...", "unordered": "1c9e..."}
 
-`rows` lists the rows that a state is about, None all of them; `merge_states` joins those of several processes. The last
-three say which source it is a place in (`data.example.Contents`).
+`rows` lists the rows that a state describes; None: all. `merge_states` joins the states of several processes. The last
+three fields identify the source (`data.example.Contents`).
 """
 
 import itertools
@@ -28,7 +28,7 @@ State = dict[str, Any]
 
 
 class Row(Generic[Sample]):
-    """One row: the samples it has read and not handed out, oldest first, and the indices that follow."""
+    """One row: the samples that it has read and not handed out, oldest first, and the indices that it takes next."""
 
     def __init__(self, number: int, rows: int, seed: int) -> None:
         self.number = number
@@ -38,33 +38,33 @@ class Row(Generic[Sample]):
         self.turn = 0
 
     def upcoming(self) -> Iterator[int]:
-        """The indices that it will take, without end."""
+        """The indices that the row will take, without end."""
         later = (dealt(self.number, turn, self._rows, self._seed) for turn in itertools.count(self.turn))
         return itertools.chain(tuple(self._backlog), later)
 
     def take(self) -> int:
-        """Its next index, which is then behind it."""
+        """The next index, which counts as taken from then on."""
         if self._backlog:
             return self._backlog.popleft()
         self.turn += 1
         return dealt(self.number, self.turn - 1, self._rows, self._seed)
 
     def put_back(self, index: int) -> None:
-        """The index just taken is the next again."""
+        """Take this index, the last one taken, again next time."""
         self._backlog.appendleft(index)
 
     def missing(self, turn: int) -> list[int]:
-        """The indices of its turns before `turn` that it has not handed out."""
-        own = [index for index, _ in self.waiting] + list(self._backlog)
-        return own + [dealt(self.number, before, self._rows, self._seed) for before in range(self.turn, turn)]
+        """The indices of turns before `turn` that the row has not handed out."""
+        taken = [index for index, _ in self.waiting] + list(self._backlog)
+        return taken + [dealt(self.number, before, self._rows, self._seed) for before in range(self.turn, turn)]
 
     def seek(self, turn: int, backlog: Iterable[int]) -> None:
-        """Go on with these indices and after them with this turn."""
+        """Continue with these indices, and after them with this turn."""
         self.waiting, self._backlog, self.turn = [], deque(sorted(backlog)), turn
 
 
-def place_of(rows: Sequence[Row], batch_rows: int) -> State:
-    """Position and waiting indices of these rows of a batch of `batch_rows`."""
+def state_of(rows: Sequence[Row], batch_rows: int) -> State:
+    """The state of these rows of a batch of `batch_rows` rows."""
     turn = max(row.turn for row in rows)
     waiting = sorted(index for row in rows for index in row.missing(turn))
     whole = len(rows) == batch_rows
@@ -77,7 +77,7 @@ def place_of(rows: Sequence[Row], batch_rows: int) -> State:
 
 
 def seek(rows: Sequence[Row], batch_rows: int, seed: int, state: Mapping[str, Any]) -> None:
-    """Put rows to the place that a state says, which may be that of a batch of another number of rows."""
+    """Move rows to the position of a state, which may describe batches of another number of rows."""
     turn = -(-state["position"] // batch_rows)
     backlog: dict[int, list[int]] = {row.number: [] for row in rows}
     for index in itertools.chain(state["waiting"], range(state["position"], turn * batch_rows)):
@@ -89,12 +89,12 @@ def seek(rows: Sequence[Row], batch_rows: int, seed: int, state: Mapping[str, An
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
-    """The states of all processes as one, which any number of processes can restore, and batches of any size.
+    """The states of all processes as one, which any number of processes can restore, with batches of any size.
 
-    Processes that make the same rows, as those do that share the tokens of a row, count once.
+    Processes that make the same rows, because they share the tokens of a row, count once.
 
     Raises:
-      ValueError: a row is in no state, or the states are of different streams.
+      ValueError: no state describes a row, or the states belong to different streams.
     """
     batch_rows, seed = states[0]["batch_rows"], states[0]["seed"]
     if any((state["batch_rows"], state["seed"]) != (batch_rows, seed) for state in states):
@@ -116,14 +116,14 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
 
 
 def in_source(state: State, contents: Contents, name: str, *, is_mixture: bool = False) -> State:
-    """A state of this source as it is now, which says what has changed since the state was taken.
+    """The state for the source as it is now; what has changed since the state was taken is logged.
 
-    A place among samples that are now others, or in another order, means nothing: then the next epoch begins, in which
-    each of them comes once. Where the same number of samples only says something else, such as a corrected caption, the
-    epoch goes on; so do those of a mixture, whose parts have an epoch each.
+    If the number or the order of samples has changed, the position means nothing, and the next epoch begins, in which
+    each sample comes once. If only what samples say has changed, such as a corrected caption, the epoch goes on. In a
+    mixture, where each part has its epoch, all epochs go on.
 
     Args:
-      name: of the source, for reports.
+      name: the source, for reports.
     """
     before, now = state["samples"], contents.samples
     if before != now:
@@ -134,9 +134,10 @@ def in_source(state: State, contents: Contents, name: str, *, is_mixture: bool =
         change = f"has the same {now} samples in another order"
     else:
         change = f"has {now} samples as before, but not all of them say the same"
-    is_place_lost = before != now or state["unordered"] == contents.unordered
-    if is_mixture or not is_place_lost:
-        then = "the epoch goes on with them" + ("; some may come twice in it and others not" if is_place_lost else "")
+    is_position_lost = before != now or state["unordered"] == contents.unordered
+    if is_mixture or not is_position_lost:
+        twice = "; some may come twice in it and others not" if is_position_lost else ""
+        then = f"the epoch goes on with them{twice}"
         logger.warning("%s %s: %s", name, change, then)
         return state
     start = -(-state["position"] // now) * now

@@ -20,7 +20,7 @@ from lumina_jax.modalities.decoding.media import Clip
 
 @dataclasses.dataclass
 class Report:
-    """What became of the lines of a file."""
+    """How many scenes the lines of a file gave."""
 
     videos: int = 0
     scenes: int = 0
@@ -30,13 +30,13 @@ class Report:
 
 
 def write_scenes(captions: Path, out: Path, *, least: float) -> Report:
-    """Write `out`, whole or not at all; it must lie in the folder of `captions`, since files are relative to that.
+    """Write `out`, whole or not at all; it must be in the folder of `captions`, because files are relative to that.
 
     Args:
       least: scenes of fewer seconds are left out.
 
     Raises:
-      ValueError: `out` lies elsewhere, or is there already; no line gives a scene.
+      ValueError: `out` is in another folder, or exists already; or no line gives a scene.
       RuntimeError: PySceneDetect is not installed.
     """
     if out.parent.resolve() != captions.parent.resolve():
@@ -86,7 +86,7 @@ def _items(captions: Path, least: float, report: Report) -> Iterator[dict[str, A
 
 
 def scenes(clip: Clip) -> Iterator[tuple[float, float]]:
-    """Start and end in seconds of each scene of a video; a video without a cut is one.
+    """Start and end in seconds of each scene of a video; a video without a cut is one scene.
 
     Raises:
       ValueError: there is no such file, or it cannot be read.

@@ -25,21 +25,21 @@ from lumina_jax.data.prepared import PreparedSource
 
 
 def open_source(data: DataConfig, model: ModelConfig) -> Source:
-    """The source that the configuration names; no picture is read.
+    """The source of a configuration; no picture is read.
 
     Raises:
-      ValueError: it is not there, or not of the expected form.
+      ValueError: it is missing or malformed.
     """
     if data.mixture:
         return MixedSource([open_source(part, model) for part in data.parts])
-    source, limit = opened(data.source, data.media, model), data.source.limit
+    source, limit = open_kind(data.source, data.media, model), data.source.limit
     if isinstance(data.media, SoundConfig) and data.media.pitch:
         source = PitchedSource(source)
     return source if limit is None else FirstSamples(source, limit)
 
 
 class MixedSource:
-    """Several sources, one after another; a stream draws from each of `parts` by its weight."""
+    """Several sources, one after another; a stream takes samples from each of `parts` by its weight."""
 
     def __init__(self, parts: Sequence[Source]) -> None:
         self.parts = tuple(parts)
@@ -77,8 +77,8 @@ class FirstSamples:
 
 
 class PitchedSource:
-    """Sounds whose captions begin with the pitch, in tens of Hz: "[180 Hz] seven". Without a pitch they stay as they
-    are."""
+    """Sounds whose captions begin with the pitch, in tens of Hz: "[180 Hz] seven". Captions of sounds without a known
+    pitch do not change."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -98,23 +98,23 @@ class PitchedSource:
 
 
 @functools.singledispatch
-def opened(source: SourceConfig, media: MediaConfig, model: ModelConfig) -> Source:
-    """The whole source that its settings name; each kind of source registers a function for its settings.
+def open_kind(source: SourceConfig, media: MediaConfig, model: ModelConfig) -> Source:
+    """The whole source that these settings describe; each kind of source registers a function for its settings.
 
     Raises:
-      ValueError: it is not there, or not of the expected form.
+      ValueError: the source is missing or malformed, or no function is registered for it.
     """
-    raise ValueError(f"nothing opens {source!r}; register a function with lumina_jax.data.sources.opened")
+    raise ValueError(f"nothing opens {source!r}; register a function with lumina_jax.data.sources.open_kind")
 
 
-@opened.register
+@open_kind.register
 def _open_emoji(source: EmojiConfig, media: MediaConfig, model: ModelConfig) -> Source:
     if not isinstance(media, VisualConfig):
         raise ValueError(f"data.source='emoji' has pictures, but data.media is {media.kind!r}; choose pictures")
     return EmojiSource(source.emoji_names, source.split, media.image_size, folder=source.path or EMBEDDED)
 
 
-@opened.register
+@open_kind.register
 def _open_folder(source: FolderConfig, media: MediaConfig, model: ModelConfig) -> Source:
     folder, classes = FolderSource(source.path, source.split), model.classes
     if model.conditioning == "label" and len(folder.classes) > classes:
@@ -125,17 +125,17 @@ def _open_folder(source: FolderConfig, media: MediaConfig, model: ModelConfig) -
     return folder
 
 
-@opened.register
+@open_kind.register
 def _open_lumina(source: LuminaYamlConfig, media: MediaConfig, model: ModelConfig) -> Source:
     return LuminaSource(source.path)
 
 
-@opened.register
+@open_kind.register
 def _open_prepared(source: PreparedConfig, media: MediaConfig, model: ModelConfig) -> Source:
     return PreparedSource(source.path)
 
 
-@opened.register
+@open_kind.register
 def _open_tfds(source: TfdsConfig, media: MediaConfig, model: ModelConfig) -> Source:
     from lumina_jax.data.tfds_source import TfdsSource  # only this source pays for importing tensorflow-datasets
 

@@ -1,6 +1,6 @@
 """Any prepared tensorflow-datasets builder, read without tensorflow.
 
-In: a builder's name, and which of its features are picture, caption and label. Out: records, by index.
+In: the name of a builder, and the names of its features for picture, caption and label. Out: records, by index.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from lumina_jax.data.example import BadSample, Record, described, record_of
 class TfdsSource:
     """One split of a builder.
 
-    A caption is a text feature, or the name of a class when `caption_key` is a ClassLabel. A key that is None is not
+    A caption is a text feature, or the name of the class if `caption_key` is a ClassLabel. A key that is None is not
     read. Pictures stay encoded until they are prepared.
 
     Raises:
@@ -59,7 +59,7 @@ class TfdsSource:
         try:
             item = self._data[index]
             caption = None if self._caption_key is None else self._caption(item[self._caption_key])
-        except Exception as error:  # whatever a broken shard or a builder's own features raise
+        except Exception as error:  # whatever a broken shard or the features of a builder raise
             return BadSample(name, f"the sample cannot be read ({type(error).__name__}: {error})")
         label = None if self._label_key is None else item[self._label_key]
         return record_of(name, item[self._image_key], caption, label)

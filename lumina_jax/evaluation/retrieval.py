@@ -1,8 +1,10 @@
 """Do samples show what their captions say? Then the nearest true one is that of the same caption.
 
-In: drawn and true pictures or clips. Out: for each drawn one, the place of the nearest true one, and how much it moves.
+In: drawn and true pictures or clips. Out: for each drawn one, the index of the nearest true one, and how much it moves.
 Nearest is by the squared difference of pixels, so it suits small sets of distinct samples.
 """
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -11,8 +13,46 @@ ALIKE = 8.0
 """Values of a byte, of 255."""
 
 
+def pixel_report(
+    prompts: Sequence[str],
+    drawn: Sequence[UInt8[np.ndarray, "f h w 3"]],
+    true: Sequence[UInt8[np.ndarray, "f h w 3"]],
+    is_held_out: Bool[np.ndarray, " n"],
+) -> Iterator[str]:
+    """How many samples are nearest to the true one of their prompt: of those trained on, those held out, and all. Of
+    several frames also each frame against all frames, and how much samples move."""
+    samples, references = np.stack([*drawn]), np.stack([*true])
+    matches = nearest(samples, references) == np.arange(len(references))
+    for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out), ("all", is_held_out | True)):
+        if chosen.any():
+            share = matches[chosen].mean()
+            yield f"  {name:<11} {matches[chosen].sum():4} of {chosen.sum():4} nearest to their own sample: {share:.1%}"
+    if references.shape[1] > 1:
+        yield from frame_report(samples, references)
+
+
+def frame_report(drawn: UInt8[np.ndarray, "n f h w 3"], true: UInt8[np.ndarray, "n f h w 3"]) -> Iterator[str]:
+    """Each frame against all frames, and how much clips move."""
+    frames = [clips.reshape(-1, *clips.shape[2:]) for clips in (drawn, true)]
+    found = nearest(*frames)
+    count, own = true.shape[1], np.arange(len(found))
+    own_sample, exact = found // count == own // count, found == own
+    alike = own_sample & look_alike(frames[1][found], frames[1])
+    yield (
+        f"  single frames nearest to one of their own sample: {own_sample.mean():.1%}; to the same frame or one that "
+        f"looks like it: {alike.mean():.1%} (to the same frame itself: {exact.mean():.1%})"
+    )
+    moving, wanted = motion(drawn), motion(true)
+    agreement = np.corrcoef(moving, wanted)[0, 1]
+    ratio = np.median(moving / np.maximum(wanted, 1e-9))
+    yield (
+        f"  motion (mean difference of consecutive frames): {ratio:.2f} times the true one in the median; correlation "
+        f"over clips {agreement:.2f}"
+    )
+
+
 def nearest(drawn: UInt8[np.ndarray, "n *shape"], true: UInt8[np.ndarray, "m *shape"]) -> Int[np.ndarray, " n"]:
-    """For each drawn sample the place of the true one that is nearest by pixels."""
+    """For each drawn sample the index of the true one that is nearest by pixels."""
     a = drawn.reshape(len(drawn), -1).astype(np.float64)
     b = true.reshape(len(true), -1).astype(np.float64)
     squared = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)

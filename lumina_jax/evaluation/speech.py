@@ -5,11 +5,11 @@ extra `eval`; a grammar of the list of texts is all that it may hear.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lumina_jax.mel import load_librosa
 
@@ -52,6 +52,38 @@ class Recogniser:
         self._decoder.end_utt()
         found = self._decoder.hyp()
         return found.hypstr if found else ""
+
+
+class SpeechJudge:
+    """Reports which texts a recogniser hears in what was drawn from them, and in a true recording of each.
+
+    Args:
+      captions: of all texts that may be heard.
+      voice: makes samples of spectrograms at a rate.
+
+    Raises:
+      ValueError: as `Recogniser`.
+    """
+
+    def __init__(self, captions: Sequence[str], voice: Callable[[np.ndarray, int], np.ndarray], rate: int):
+        self._recogniser = Recogniser([spoken_text(caption) for caption in captions])
+        self._voice, self._rate = voice, rate
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        drawn: Sequence[Float[np.ndarray, "_ 80"]],
+        true: Sequence[Float[np.ndarray, "_ 80"]],
+        is_held_out: Bool[np.ndarray, " n"],
+    ) -> Iterator[str]:
+        wanted = [spoken_text(prompt) for prompt in prompts]
+        for name, spectrograms in (("drawn", drawn), ("recorded", true)):
+            heard = [self._recogniser(self._voice(one, self._rate), self._rate) for one in spectrograms]
+            wrong = [f"{text} ({other or 'nothing'})" for text, other in zip(wanted, heard) if text != other]
+            share = 1 - len(wrong) / len(wanted)
+            yield f"  {name:<9} {len(wanted) - len(wrong):4} of {len(wanted):4} heard: {share:.1%}"
+            if wrong:
+                yield f"            not heard: {', '.join(wrong)}"
 
 
 def spoken_text(caption: str) -> str:

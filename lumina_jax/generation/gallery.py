@@ -5,7 +5,6 @@ a sound also wav; and sheet.png, of clips sheet.gif too. A file that is there al
 picture: the new one gets a number behind its name. The same picture again changes nothing.
 """
 
-import importlib.util
 import math
 import os
 import sys
@@ -21,12 +20,11 @@ from PIL import Image
 
 from lumina_jax.generation.pipeline import NotDrawn, Sample
 from lumina_jax.generation.request import shortened
+from lumina_jax.modalities import Files
 from lumina_jax.modalities.files.contact_sheet import contact_sheet
-from lumina_jax.modalities.files.movies import AnyFrames, frame_sheet, moving_sheet, save_gif, save_mp4
+from lumina_jax.modalities.files.movies import AnyFrames, frame_sheet, moving_sheet, save_gif
 from lumina_jax.modalities.files.png import save_png
-from lumina_jax.modalities.files.sounds import Voice, save_wav, spectrogram_picture
 from lumina_jax.progress import counted
-from lumina_jax.tokens import cut_views
 
 LONGEST_WORDS, MOST_BYTES = 60, 124
 """Characters of a prompt that a file name has, and bytes of the name; file systems allow 255 bytes, some 143."""
@@ -62,23 +60,11 @@ class Gallery:
       folder: where they go, as `writable` has checked.
       prompts: of all samples that are to come.
       settings: written into each PNG, with the prompt and its index.
-      rate: frames a second of clips, or samples a second of sounds.
-      voice: makes sounds of spectrograms; None for pictures.
-      columns: pictures are grids of so many views side by side, to be cut; None: they are none.
+      files: how the samples of their modality become files.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        prompts: Sequence[str],
-        settings: dict[str, Any],
-        *,
-        rate: int | float,
-        voice: Voice | None = None,
-        columns: int | None = None,
-    ):
-        self._folder, self._prompts, self._settings = folder, list(prompts), settings
-        self._rate, self._voice, self._columns = rate, voice, columns
+    def __init__(self, folder: Path, prompts: Sequence[str], settings: dict[str, Any], files: Files):
+        self._folder, self._prompts, self._settings, self._files = folder, list(prompts), settings, files
         self._shown: dict[int, AnyFrames] = {}
         self.is_moving = False
         """Whether a sample had several frames."""
@@ -90,7 +76,7 @@ class Gallery:
           OSError: a file cannot be written; the message says which, and that those before it are.
         """
         try:
-            return self._added(index, sample if self._columns is None else cut_views(sample, self._columns))
+            return self._added(index, sample)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise OSError(
@@ -98,20 +84,20 @@ class Gallery:
                 "space, or name another folder with --out"
             ) from error
 
+    @property
+    def plural(self) -> str:
+        """What the samples are called, such as "pictures"."""
+        return self._files.plural(is_moving=self.is_moving)
+
     def _added(self, index: int, sample: Sample) -> Path:
-        prompt = self._prompts[index]
+        prompt, frames = self._prompts[index], self._files.frames(sample)
         about = {"prompt": prompt, "index": index, **self._settings}
-        picture = spectrogram_picture(sample) if self._voice is not None else frame_sheet(sample)
-        path = save_png(self._folder / sample_name(index, prompt, len(self._prompts)), picture, about, is_kept=True)
-        if self._voice is not None:
-            save_wav(path.with_suffix(".wav"), self._voice(sample, round(self._rate)), round(self._rate))
-        elif len(sample) > 1:
-            self.is_moving = True
-            save_gif(path.with_suffix(".gif"), sample, self._rate)
-            if importlib.util.find_spec("av") is not None:
-                save_mp4(path.with_suffix(".mp4"), sample, self._rate)
+        name = sample_name(index, prompt, len(self._prompts))
+        path = save_png(self._folder / name, frame_sheet(frames), about, is_kept=True)
+        self._files.save(path, sample)
+        self.is_moving |= len(frames) > 1
         if len(self._shown) < SHEET_SAMPLES:
-            self._shown[index] = self._reduced(picture[None] if self._voice is not None else sample)
+            self._shown[index] = self._reduced(frames)
         return path
 
     def sheet(self, name: str = "sheet") -> Path | None:
@@ -123,7 +109,7 @@ class Gallery:
         sheet = contact_sheet([frame_sheet(clip) for clip in clips], prompts)
         path = save_png(self._folder / f"{name}.png", sheet, {"prompts": prompts, **self._settings}, is_kept=True)
         if any(len(clip) > 1 for clip in clips):
-            save_gif(path.with_suffix(".gif"), moving_sheet(clips, prompts), self._rate)
+            save_gif(path.with_suffix(".gif"), moving_sheet(clips, prompts), self._files.rate)
         return path
 
     def _reduced(self, frames: AnyFrames) -> AnyFrames:

@@ -1,14 +1,14 @@
 """From prompts to pictures and clips: the one file that touches every part.
 
-In: a model, its text encoder, the autoencoder of its latents if it has one, and prompts. Out: frames, uint8 [f h w 3],
-one of a picture, or for a sound its log mel spectrogram; or the noise that they come from, or their log density.
+In: a model, its text encoder, the autoencoders of its latents if it has any, and prompts. Out: samples as their
+modality shows them, such as frames, uint8 [f h w 3]; or the noise that they come from, or their log density.
 `sampler.py` holds the compiled programs: one for each shape, batch and solver, whatever the prompts, seeds, guidance
 scale and time shift.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,43 +16,46 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from PIL import Image
 
-from lumina_jax.config import Config, SampleConfig, SoundConfig, VisualConfig
-from lumina_jax.encoders.image_vae import ImageVae
-from lumina_jax.encoders.sound_vae import SoundVae
+from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
-from lumina_jax.generation.request import Shape as Shape
 from lumina_jax.generation.request import check_request, label_of, shortened
 from lumina_jax.generation.sampler import Latents, Prompt, Task
-from lumina_jax.mel import QUIET, frames_of, unit_to_mel, whole_frames
+from lumina_jax.modalities import Modality, Shape, modality_of
 from lumina_jax.models.division import division, parameter_shardings
+from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import axis_size
 from lumina_jax.parallel.multihost import whole
 from lumina_jax.seeds import key_of_seed
-from lumina_jax.tokens import TextFeatures, unit_to_pixels
+from lumina_jax.tokens import TextFeatures
 
-Sample = UInt8[np.ndarray, "_ _ _ 3"] | Float[np.ndarray, "_ 80"]
-"""Frames, or the log mel spectrogram of a sound."""
+Sample = Shaped[np.ndarray, "..."]
+"""Such as frames, uint8 [f h w 3], or the log mel spectrogram [t 80] of a sound."""
 
-
+BATCH = 16
+"""Samples drawn at once, unless another number is asked for."""
 NOT_DECODED = "the autoencoder makes values of it that are not finite; check the files in vae.path"
 
 
 class NotDrawn(NamedTuple):
-    """In the place of a sample whose values are not finite."""
+    """Stands for a sample whose values are not finite."""
 
     reason: str
 
 
 class Pipeline:
-    """A trained model ready to draw.
+    """A trained model that draws samples from prompts.
 
-    `parameters` may be replaced between calls (a training run shows its average so) without compiling again.
+        pictures = pipeline.pictures(["red heart, noto style"], seed=7)     # PIL images
+        arrays = pipeline(["red heart, noto style"], seed=7)
+
+    `parameters` may be replaced between calls without compiling again.
     """
 
     def __init__(
@@ -61,34 +64,39 @@ class Pipeline:
         graph: nnx.GraphDef,
         parameters: dict,
         encoder: TextEncoder | None,
-        vae: ImageVae | SoundVae | None = None,
+        autoencoders: Mapping[str, Any] | None = None,
         mesh: Mesh | None = None,
     ):
-        """`mesh` has the devices on which the parameters lie as in training; None: there is one."""
-        divided = None if mesh is None else division(config, mesh, parameter_shardings(config.model, mesh))
+        """A pipeline.
+
+        Args:
+          autoencoders: by the name of the modality; None: the model has none.
+          mesh: the devices on which the parameters lie as in training; None: there is one.
+        """
         self.config = config
         self.parameters = parameters
+        self.step = 0
+        """Steps of the optimiser that the parameters have taken, as far as is known."""
         self.least_batch = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         """Devices that share the samples of a batch."""
         self.encoder = encoder
-        self._vae = vae
-        self._factor = 1 if vae is None else vae.factor
-        self._programs = [
-            _compiled(Task(graph, config, _trained(config, place, self._factor), place, divided))
-            for place in range(len(config.model.modalities))
-        ]
+        self.autoencoders = {} if autoencoders is None else autoencoders
+        self._graph = graph
+        self._divided = None if mesh is None else division(config, mesh, parameter_shardings(config.model, mesh))
+        self._modalities: dict[int, Modality] = {}
+        self._programs: dict[int, _Programs] = {}
 
     def __call__(
         self,
         prompts: Sequence[str],
-        settings: SampleConfig,
+        settings: SampleConfig | None = None,
         *,
-        seed: int,
-        shape: Shape | Sequence[Shape],
-        batch: int,
+        seed: int = 0,
+        shape: Shape | Sequence[Shape] | None = None,
+        batch: int | None = None,
         modality: str | None = None,
     ) -> list[Sample]:
-        """One sample for each prompt, as `drawn` makes them.
+        """One sample for each prompt, as `drawn` makes them; arguments as there.
 
         Raises:
           ValueError: as `drawn`, and for samples that are not finite, which it names.
@@ -103,14 +111,31 @@ class Pipeline:
             )
         return [sample for _, sample in sorted(found.items(), key=lambda of: of[0]) if not isinstance(sample, NotDrawn)]
 
+    def pictures(
+        self,
+        prompts: Sequence[str],
+        settings: SampleConfig | None = None,
+        *,
+        seed: int = 0,
+        shape: Shape | Sequence[Shape] | None = None,
+        batch: int | None = None,
+        modality: str | None = None,
+    ) -> list[Image.Image]:
+        """One picture for each prompt: of a clip its frames side by side, of a sound its spectrogram.
+
+        Arguments and errors as for a call.
+        """
+        samples = self(prompts, settings, seed=seed, shape=shape, batch=batch, modality=modality)
+        return [Image.fromarray(self.modality(modality).preview(sample)) for sample in samples]
+
     def drawn(
         self,
         prompts: Sequence[str],
-        settings: SampleConfig,
+        settings: SampleConfig | None = None,
         *,
-        seed: int,
-        shape: Shape | Sequence[Shape],
-        batch: int,
+        seed: int = 0,
+        shape: Shape | Sequence[Shape] | None = None,
+        batch: int | None = None,
         modality: str | None = None,
     ) -> Iterator[tuple[int, Sample | NotDrawn]]:
         """Index and sample of each prompt, batch by batch; sample i depends on the seed, i and its prompt, not on its
@@ -118,17 +143,22 @@ class Pipeline:
 
         Args:
           prompts: captions, or for a label-conditional model the numbers of labels.
+          settings: None: those of the configuration.
           seed: of the noise, from 0 to 2**64 - 1.
-          shape: of all samples or of each; height and width are multiples of the pixels of a patch.
+          shape: of all samples or of each; height and width are multiples of the pixels of a patch. None: as in
+            training.
           batch: samples drawn at once, rounded up to a multiple of `least_batch`; the last batch of a shape is filled
-            up, so that one program serves all.
-          modality: which of the model's to draw; None: its own.
+            up, so that one program serves all. None: all prompts, but at most BATCH.
+          modality: the modality of the model to draw; None: the first.
 
         Raises:
           ValueError: what is asked for cannot be drawn: see `check_request`. It is raised here, before the first batch.
         """
+        drawing, settings = self.modality(modality), self.config.sample if settings is None else settings
+        shape = [drawing.shape_for(prompt, self.config.text) for prompt in prompts] if shape is None else shape
         own = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
-        check_request(self.config, settings, prompts, own, self._unit(modality), modality=modality, seed=seed)
+        check_request(self.config, settings, prompts, own, drawing.patch_extent, modality=modality, seed=seed)
+        batch = min(BATCH, len(prompts)) if batch is None else batch
         batch += -batch % self.least_batch
 
         def batches() -> Iterator[tuple[int, Sample | NotDrawn]]:
@@ -138,10 +168,10 @@ class Pipeline:
                     chosen = places[start : start + batch]
                     filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
                     of_sample = jax.vmap(functools.partial(jax.random.fold_in, key_of_seed(seed)))
-                    noise, keys = _noise(of_sample(jnp.asarray(filled)), self._latent_size(wanted, modality))
+                    noise, keys = _noise(of_sample(jnp.asarray(filled)), drawing.latent_size(wanted))
                     texts = [prompts[place] for place in filled]
                     latents = self.latents(noise, texts, settings, keys=keys, modality=modality)
-                    yield from zip(chosen, self._decoded(latents, settings, modality))
+                    yield from zip(chosen, self._decoded(latents, settings, drawing))
 
         return batches()
 
@@ -160,60 +190,65 @@ class Pipeline:
           ValueError: the devices that share the samples do not divide their number.
         """
         keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
-        programs = self._programs[self.config.model.place(modality)]
+        programs = self._compiled(modality)
         return programs.draw(_static(settings), self.parameters, noise, keys, self._prompt(prompts, settings))
 
-    def _unit(self, modality: str | None) -> tuple[int, int]:
-        """Pixels of a patch along height and width, or for a sound 1 and the frames of a value of its latent."""
-        if isinstance(self.config.data_of(modality).media, SoundConfig):
-            return 1, self._factor
-        side = self.config.model.modality_of(modality).patch_size * self._factor
-        return side, side
+    def modality(self, name: str | None = None) -> Modality:
+        """A modality of the model; None: the first. Errors as `modality_of`."""
+        index = self.config.model.modality_index(name)
+        if index not in self._modalities:
+            self._modalities[index] = modality_of(self.config, self.config.model.modalities[index].name)
+        return self._modalities[index]
 
-    def _latent_size(self, shape: Shape, modality: str | None) -> tuple[int, ...]:
-        """Of the latents [f h w c] of a sample."""
-        high = 1 if isinstance(self.config.data_of(modality).media, SoundConfig) else self._factor
-        channels = self.config.model.modality_of(modality).channels
-        return (shape.frames, shape.height // high, shape.width // self._factor, channels)
+    def _compiled(self, name: str | None) -> "_Programs":
+        """The programs of a modality, which are compiled when they are first used."""
+        modality = self.modality(name)
+        if modality.index not in self._programs:
+            trained = Extent(*modality.latent_size(modality.trained_shape)[:3])
+            task = Task(self._graph, self.config, trained, modality.index, self._divided)
+            programs = (sampler.draw, sampler.invert, sampler.density)
+            self._programs[modality.index] = _Programs(
+                *(jax.jit(functools.partial(program, task), static_argnums=0) for program in programs)
+            )
+        return self._programs[modality.index]
 
-    def _decoded(self, latents: Latents, settings: SampleConfig, modality: str | None) -> list[Sample | NotDrawn]:
-        """Samples of latents. An autoencoder decodes frames one after another, so memory is that of one."""
-        latents = whole(latents)
+    def _decoded(self, latents: Latents, settings: SampleConfig, modality: Modality) -> list[Sample | NotDrawn]:
+        """Samples of latents."""
+        latents, autoencoder = whole(latents), self.autoencoders.get(modality.config.name)
         are_drawn = _finite_rows(latents)
-        is_sound = isinstance(self.config.data_of(modality).media, SoundConfig)
-        if self._vae is not None:  # a sample that is not finite leaves the others alone
+        if autoencoder is not None:  # a sample that is not finite leaves the others alone
             latents = jnp.where(are_drawn[:, None, None, None, None], latents, 0)
-        if is_sound:
-            values = np.asarray(latents)[:, 0, 0]
-            decoded = values if self._vae is None else np.asarray(self._vae.decode(values))
-        elif self._vae is not None:
-            frames = [np.asarray(self._vae.decode(frame)) for frame in jnp.unstack(latents, axis=1)]
-            decoded = np.stack(frames, axis=1)
-        else:
-            decoded = np.asarray(latents)
+        decoded = modality.from_latents(np.asarray(latents), autoencoder)
         are_decoded = _finite_rows(decoded)
         with np.errstate(invalid="ignore"):
-            if is_sound:
-                shown = unit_to_mel(decoded) if self._vae is None else np.maximum(decoded, np.float32(QUIET))
-            else:
-                shown = unit_to_pixels(decoded)
+            shown = modality.shown(decoded)
         lost = _lost_on_the_way(settings)
         return [
             sample if is_drawn and is_decoded else NotDrawn(NOT_DECODED if is_drawn else lost)
             for sample, is_drawn, is_decoded in zip(shown, are_drawn, are_decoded)
         ]
 
-    def invert(self, latents: Latents, prompts: Sequence[str], settings: SampleConfig) -> Latents:
+    def invert(
+        self, latents: Latents, prompts: Sequence[str], settings: SampleConfig, *, modality: str | None = None
+    ) -> Latents:
         """The noise from which these latents are drawn: the same path, from data to noise.
 
         Raises:
           ValueError: the solver is a stochastic one, whose path can't be walked back.
         """
         _check_reversible(settings)
-        return self._programs[0].invert(_static(settings), self.parameters, latents, self._prompt(prompts, settings))
+        return self._compiled(modality).invert(
+            _static(settings), self.parameters, latents, self._prompt(prompts, settings)
+        )
 
     def log_density(
-        self, latents: Latents, prompts: Sequence[str], settings: SampleConfig, *, seed: int
+        self,
+        latents: Latents,
+        prompts: Sequence[str],
+        settings: SampleConfig,
+        *,
+        seed: int,
+        modality: str | None = None,
     ) -> Float[Array, " b"]:
         """log p(latents | prompt) in nats; the seed is of the estimate of the divergence.
 
@@ -223,12 +258,12 @@ class Pipeline:
         _check_reversible(settings)
         signs = rademacher(key_of_seed(seed), latents.shape)
         prompt = self._prompt(prompts, settings)
-        return self._programs[0].density(_static(settings), self.parameters, latents, signs, prompt)
+        return self._compiled(modality).density(_static(settings), self.parameters, latents, signs, prompt)
 
     @property
     def compilations(self) -> int:
         """Drawing programs compiled so far."""
-        return sum(programs.draw._cache_size() for programs in self._programs)
+        return sum(programs.draw._cache_size() for programs in self._programs.values())
 
     def _prompt(self, prompts: Sequence[str], settings: SampleConfig) -> Prompt:
         scale, shift = jnp.float32(settings.guidance), jnp.float32(settings.time_shift)
@@ -246,28 +281,23 @@ class Pipeline:
         return jnp.asarray([[label_of(prompt, self.config.model.classes)] for prompt in prompts])
 
 
+def new_pipeline(
+    config: Config,
+    parameters: dict[str, Any] | None,
+    encoder: TextEncoder | None,
+    autoencoders: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+) -> Pipeline:
+    """A pipeline for a model of this configuration; `parameters` may follow later, on the devices of `mesh`."""
+    return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, autoencoders, mesh)
+
+
 class _Programs(NamedTuple):
     """The compiled programs of one modality."""
 
     draw: Any
     invert: Any
     density: Any
-
-
-def _compiled(task: Task) -> _Programs:
-    programs = (sampler.draw, sampler.invert, sampler.density)
-    return _Programs(*(jax.jit(functools.partial(program, task), static_argnums=0) for program in programs))
-
-
-def _trained(config: Config, place: int, factor: int) -> Extent:
-    """The extent of the latents that a modality is trained on, of those of its first source."""
-    media = config.data_of(config.model.modalities[place].name).media
-    if isinstance(media, SoundConfig):
-        frames = frames_of(media.seconds, media.sample_rate)
-        return Extent(1, 1, frames if factor == 1 else whole_frames(frames, factor) // factor)
-    assert isinstance(media, VisualConfig)
-    frames, height, width = media.extent()
-    return Extent(frames, height // factor, width // factor)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -5,25 +5,16 @@ prompt, the rule, and what helps. No weights are read for it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.phonemes import check_pitch
+from lumina_jax.modalities import Shape
 from lumina_jax.seeds import check_seed
 
 MOST_TOKENS = 1 << 22
 """Of one sample: 64 times those of a picture of 2048 x 2048 pixels whose patches are 8 x 8."""
 SHOWN = 60
 """Characters of a prompt that a message shows."""
-
-
-class Shape(NamedTuple):
-    """Pixels of a picture, and the frames of a clip or the views of an object. A sound is 1 x frames of its
-    spectrogram."""
-
-    height: int
-    width: int
-    frames: int = 1
 
 
 def check_request(
@@ -48,6 +39,8 @@ def check_request(
         no label of it, a size does not fit, or the settings do not.
     """
     check_seed(seed)
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list, but {shortened(prompts)} is one text; write [{shortened(prompts)}]")
     channels = config.model.modality_of(modality).channels
     guided = settings.guided_channels
     if guided is not None and not 1 <= guided <= channels:

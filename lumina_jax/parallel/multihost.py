@@ -202,7 +202,9 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     numbers = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in [*numbers, *[signal.SIGTERM] * is_alone]}
+    numbers += [signal.SIGTERM] * is_alone
+    is_allowed = threading.current_thread() is threading.main_thread()  # Python lets no other thread handle signals
+    before = {number: signal.signal(number, ask) for number in numbers if is_allowed}
     try:
         yield (lambda step: asked) if is_alone else multihost_utils.reached_preemption_sync_point
     finally:

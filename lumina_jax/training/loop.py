@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lumina_jax.config import Config, DataConfig, PictureConfig, SoundConfig, ViewGridConfig
+from lumina_jax.config import Config
 from lumina_jax.failures import message
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
 from lumina_jax.training.feed import Feed
@@ -65,7 +66,7 @@ def train(
     speed, curves = Speed(), Curves([modality.name for modality in config.model.modalities])
     with (
         stop_requests() as stop_requested,
-        Progress(run.steps, start, run.name, samples=samples_word(config.data), is_shown=is_first()) as progress,
+        Progress(run.steps, start, run.name, samples=samples_word(config), is_shown=is_first()) as progress,
         watched(compiled_together(step), config, start, progress.note) as step,
     ):
         for number in range(start + 1, run.steps + 1):
@@ -170,12 +171,9 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
     return newest
 
 
-def samples_word(data: DataConfig) -> str:
+def samples_word(config: Config) -> str:
     """What the samples of a run are called."""
-    if isinstance(data.media, SoundConfig) and not data.mixture:
-        return "sounds"
-    is_picture = not data.mixture and isinstance(data.media, PictureConfig | ViewGridConfig)
-    return "images" if is_picture else "samples"
+    return "samples" if config.data.mixture else modality_of_source(config.data, config.model).plural
 
 
 class Curves:

@@ -214,13 +214,13 @@ class Progress:
 
     def _estimate(self, step: int) -> None:
         """Say, once, how long the run will take: the first step, which compiles, is not counted."""
-        seconds = None if self._is_estimated else self._seconds_per_step(step)
-        if seconds is None or self._first is None or self._clock() - self._first[1] < ESTIMATE_AFTER:
+        time_per_step = None if self._is_estimated else self._seconds_per_step(step)
+        if time_per_step is None or self._first is None or self._clock() - self._first[1] < ESTIMATE_AFTER:
             return
         self._is_estimated = True
-        left = seconds * (self._total - step)
+        left = time_per_step * (self._total - step)
         if left >= LONG:
-            self.note(f"{seconds:.2g} s a step: about {_duration(left)} to step {self._total}")
+            self.note(f"{time_per_step:.2g} s a step: about {_duration(left)} to step {self._total}")
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lumina_jax.config import DataConfig, FolderConfig, ModelConfig, PictureConfig
-from lumina_jax.data.latents import encode_pictures
+from lumina_jax.config import DataConfig, FolderConfig, ModelConfig, PictureConfig, VaeConfig
+from lumina_jax.data import latents
 from lumina_jax.encoders.image_vae import ImageVae
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.parts import CACHE_VERSION
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vae_tiny"
@@ -36,6 +37,15 @@ class CountingVae(ImageVae):
 
 def write_picture(file, random):
     Image.fromarray(random.integers(0, 255, (SIDE + 4, SIDE + 9, 3), np.uint8)).save(file)
+
+
+def in_latents(data=DATA, model=MODEL):
+    """The modality of a source of pictures in latents of the tiny autoencoder."""
+    return modality_of_source(data, model, VaeConfig(path=str(GOLDEN)))
+
+
+def encode_pictures(source, vae, data, model, folder, **settings):
+    return latents.encode(source, in_latents(data, model).encoding(vae), folder, **settings)
 
 
 def encode(source, vae, tmp_path, data=DATA, **settings):

@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from lumina_jax.data import latents
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.encoders.image_vae import load_image_vae
+from lumina_jax.modalities import picture
 from tests.data.cached_pictures import GOLDEN, PICTURES, SIDE, CountingVae, write_picture
 
 
 @pytest.fixture
 def few_samples_in_a_part(monkeypatch):
-    monkeypatch.setattr(latents, "PART_SAMPLES", 3)
-    monkeypatch.setattr(latents, "BATCH_PIXELS", 2 * SIDE**2)
+    monkeypatch.setattr(picture, "PART_SAMPLES", 3)
+    monkeypatch.setattr(picture, "BATCH_PIXELS", 2 * SIDE**2)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from lumina_jax.data import preparation
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, Example, Record, reason_of
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.modalities.decoding.kinds import kind_of, mistaken
 from lumina_jax.modalities.decoding.media import Clip, Sound, Views
 from tests.data.numbered import Lookup, take
@@ -30,7 +31,7 @@ SOUNDS = DataConfig(media=SoundConfig(seconds=1.0))
 def prepared(media, data=DATA, model=MODEL):
     """What becomes of a sample, within a minute."""
     found = []
-    prepare = Preparation(data, model, 0, tuple(possible_sizes(data, model)))
+    prepare = Preparation(modality_of_source(data, model), model, 0)
     record = Record("it", media, "a caption", None)
     thread = threading.Thread(target=lambda: found.append(prepare((0, record))[1]), daemon=True)
     thread.start()
@@ -84,7 +85,7 @@ def test_a_request_to_stop_is_no_fault_of_the_sample(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(preparation, "read_pictures", stopping)
-    prepare = Preparation(DATA, MODEL, 0, tuple(possible_sizes(DATA, MODEL)))
+    prepare = Preparation(modality_of_source(DATA, MODEL), MODEL, 0)
     with pytest.raises(error):
         prepare((0, Record("it", b"anything", "a caption", None)))
 

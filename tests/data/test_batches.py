@@ -21,7 +21,7 @@ from tests.data.numbered import LABEL, PACKED, PATCH, TEXT, Lookup, Numbered, as
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 97])
 def test_the_order_is_a_permutation_that_differs_by_key(count):
-    orders = [[shuffled(place, count, f"0 {epoch}") for place in range(count)] for epoch in range(5)]
+    orders = [[shuffled(position, count, f"0 {epoch}") for position in range(count)] for epoch in range(5)]
     assert all(sorted(order) == list(range(count)) for order in orders)
     assert count < 10 or len({tuple(order) for order in orders}) == 5
 
@@ -29,7 +29,7 @@ def test_the_order_is_a_permutation_that_differs_by_key(count):
 def test_the_order_puts_every_sample_everywhere_equally_often():
     counts = np.zeros((10, 10))
     for epoch in range(2000):
-        counts[np.arange(10), [shuffled(place, 10, str(epoch)) for place in range(10)]] += 1
+        counts[np.arange(10), [shuffled(position, 10, str(epoch)) for position in range(10)]] += 1
     statistic = ((counts - 200) ** 2 / 200).sum()
     assert statistic < 135  # 99.9 % of chi-squared with 81 degrees of freedom is below 126
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lumina_jax.data import latents
 from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.fingerprints import MANY_FILES, Fingerprints
-from lumina_jax.data.latents import latent_data
+from lumina_jax.modalities import picture as pictures
 from lumina_jax.modalities.decoding.media import Clip, Sound, Views
 from lumina_jax.parts import CACHE_VERSION, UnwritableError
 from tests.data.cached_pictures import (
     DATA,
     PICTURES,
+    SIDE,
     CountingVae,
     counted_batches,
     encode,
@@ -249,7 +249,7 @@ def test_a_picture_whose_latents_are_not_finite_is_a_bad_sample_and_never_kept(v
 
 
 def test_an_autoencoder_without_one_finite_latent_is_refused_at_once(vae, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "PART_SAMPLES", 40)
+    monkeypatch.setattr(pictures, "PART_SAMPLES", 40)
     broken = Overflowing(vae, limit=-1)
     with pytest.raises(ValueError, match="of the first 40 samples the autoencoder makes values"):
         encode(Numbered(100), broken, tmp_path)
@@ -257,7 +257,7 @@ def test_an_autoencoder_without_one_finite_latent_is_refused_at_once(vae, tmp_pa
 
 
 def test_whatever_a_sample_raises_makes_it_bad_and_no_other(source, vae, tmp_path, monkeypatch):
-    read = latents.read_pictures
+    read = pictures.read_pictures
 
     def failing(media, *arguments):
         if Path(media).name in failures:
@@ -265,7 +265,7 @@ def test_whatever_a_sample_raises_makes_it_bad_and_no_other(source, vae, tmp_pat
         return read(media, *arguments)
 
     failures = {"1.png": RecursionError("too deep"), "2.png": MemoryError(), "3.png": OverflowError("too large")}
-    monkeypatch.setattr(latents, "read_pictures", failing)
+    monkeypatch.setattr(pictures, "read_pictures", failing)
     encoded = encode(source, vae, tmp_path)
     assert [isinstance(encoded[index], BadSample) for index in range(7)] == [
         False,
@@ -305,7 +305,7 @@ def test_two_runs_may_encode_into_one_folder_at_once(source, vae, tmp_path):
 
 def test_another_size_or_another_autoencoder_has_a_folder_of_its_own(source, vae, tmp_path):
     encode(source, vae, tmp_path)
-    encode(source, vae, tmp_path, data=latent_data(DATA, 2))
+    encode(source, vae, tmp_path, data=DATA.replace(image_size=SIDE // 2))
     other = CountingVae(vae)
     other.fingerprint = "another"
     encode(source, other, tmp_path)

@@ -8,11 +8,11 @@ import pytest
 from lumina_jax.config import DataConfig, PictureConfig
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import Record
-from lumina_jax.data.latents import encode_pictures, latent_data
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.tokens import Kind, pixels_to_unit
-from tests.data.cached_pictures import DATA, FACTOR, MODEL, PICTURES, SIDE, encode
+from tests.data.cached_pictures import DATA, FACTOR, MODEL, PICTURES, SIDE, encode, encode_pictures, in_latents
 from tests.data.numbered import LABEL, Numbered, assert_same, small, take
 
 pytestmark = pytest.mark.usefixtures("few_samples_in_a_part")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("few_samples_in_a_part")
 
 def cropped(source, index):
     """The picture as training on pixels crops it."""
-    prepare = Preparation(DATA, LABEL, 0, ())
+    prepare = Preparation(modality_of_source(DATA, LABEL), LABEL, 0)
     return prepare((index, source[index]))[1].latents
 
 
@@ -39,18 +39,16 @@ def test_cached_latents_are_those_of_the_cropped_picture_in_the_trained_scale(so
 def test_buckets_keep_the_size_that_fits_best_and_need_no_other_row(source, vae, tmp_path):
     data = DataConfig(media=PictureConfig(image_size=32, crop="buckets"), batch_rows=2, caption_dropout=0.0, prefetch=2)
     encoded = encode_pictures(Numbered(5, size=(90, 40)), vae, data, MODEL, tmp_path)
-    of_latents = latent_data(data, FACTOR)
-    assert of_latents.media.image_size == 8
+    pictures = in_latents(data)
     height, width = encoded[0].media.mean.shape[1:3]
-    assert (width, height) in possible_sizes(of_latents, MODEL)
+    assert (1, height, width) in pictures.latent_extents
     assert (width, height) == (10, 4)  # of what has at most 4 x 4 patches, nearest to 90 : 40
-    with Stream(encoded, of_latents, MODEL, seed=0) as stream:
+    with Stream(encoded, data, MODEL, seed=0, modalities=[pictures]) as stream:
         assert next(stream).present.sum() == 2
 
 
 def test_each_visit_draws_anew_and_the_seed_decides_what(source, vae, tmp_path):
-    encoded, data = encode(source, vae, tmp_path), latent_data(DATA, FACTOR)
-    prepare = Preparation(data, MODEL, 0, tuple(possible_sizes(data, MODEL)))
+    encoded, prepare = encode(source, vae, tmp_path), Preparation(in_latents(), MODEL, 0)
     one, other, same = (prepare((visit, encoded[2]))[1].latents for visit in (2, 9, 2))
     assert one.shape == (1, 4, 4, 4)
     np.testing.assert_array_equal(one, same)
@@ -63,9 +61,9 @@ def test_each_visit_draws_anew_and_the_seed_decides_what(source, vae, tmp_path):
 
 
 def test_a_stream_of_latents_survives_pickling_to_workers(source, vae, tmp_path):
-    encoded, data = encode(source, vae, tmp_path), latent_data(DATA, FACTOR)
+    encoded = encode(source, vae, tmp_path)
     copy = pickle.loads(pickle.dumps(encoded))
-    streams = [Stream(each, data, MODEL, seed=3) for each in (encoded, copy)]
+    streams = [Stream(each, DATA, MODEL, seed=3, modalities=[in_latents()]) for each in (encoded, copy)]
     first, second = (take(stream, 4) for stream in streams)
     assert_same(first, second)
     assert first[0].tokens.patches.shape == (2, 6, 16)
@@ -98,7 +96,6 @@ def test_frames_of_a_clip_are_encoded_one_by_one(vae, tmp_path):
     for index, clip in enumerate(clips):
         expected = vae.encode(pixels_to_unit(clip[::2])).mean * 0.13025
         np.testing.assert_allclose(encoded[index].media.mean, expected, atol=1e-5)
-    of_latents = latent_data(data, FACTOR)
-    with Stream(encoded, of_latents, MODEL, seed=0) as stream:
+    with Stream(encoded, data, MODEL, seed=0, modalities=[in_latents(data)]) as stream:
         kinds = next(stream).tokens.kinds[0]
     assert (kinds == Kind.NEXTFRAME).sum() == 3

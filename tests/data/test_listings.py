@@ -184,10 +184,10 @@ def test_the_metadata_of_hugging_face_are_read(tmp_path, ending):
 )
 def test_a_csv_of_another_kind_is_refused(tmp_path, content):
     put(tmp_path, "metadata.csv", content=content)
-    with pytest.raises(ValueError, match=r"metadata\.csv (must have a column|cannot be read|names no picture)"):
+    with pytest.raises(ValueError, match=r"metadata\.csv (must have a column|cannot be read|lists no sample)"):
         FolderSource(tmp_path)
     (tmp_path / "metadata.csv").rename(tmp_path / "names.csv")
-    with pytest.raises(ValueError, match=r"without a column file_name|cannot be read|names no picture"):
+    with pytest.raises(ValueError, match=r"without a column file_name|cannot be read|lists no sample"):
         FolderSource(tmp_path)
 
 
@@ -242,7 +242,10 @@ def test_scenes_are_taken_where_they_lie_beside_the_captions_they_come_from(tmp_
     ("names", "words"),
     [
         (["1.png", "2.png", "settings.json"], ["2 files but no captions", "captions.jsonl", "1.txt"]),
-        (["Val/cat/1.png", "test/cat/2.png"], ["parts of a data set (Val, test)", "data.split='train'", "--data.path"]),
+        (
+            ["Val/cat/1.png", "test/cat/2.png"],
+            ["splits of a data set (Val, test)", "data.split='train'", "--data.path"],
+        ),
         (["train/1.png"], ["1 files but no captions"]),
         (["inner/metadata.jsonl", "1.png"], ["name the file", "inner/metadata.jsonl"]),
         (["data/train-00000.parquet"], ["parquet"]),

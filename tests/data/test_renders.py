@@ -15,13 +15,13 @@ from lumina_jax.data import renders
 from lumina_jax.data.batches import Stream, row_tokens
 from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.latents import encode_pictures, latent_data
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
 from lumina_jax.encoders.image_vae import load_image_vae
-from lumina_jax.generation.sheets import trained_shape
+from lumina_jax.modalities import Asked, modality_of, modality_of_source
 from lumina_jax.modalities.decoding.media import Clip
 from lumina_jax.run import write_config
 from lumina_jax.tokens import cut_views, tile_views, unit_to_pixels
+from tests.data.cached_pictures import encode_pictures, in_latents
 from tests.data.numbered import Lookup
 from tests.data.test_objects import CUBE, middle
 
@@ -138,20 +138,19 @@ def test_the_views_of_an_object_train_as_one_picture(rendered):
         batch = next(stream)
     assert row_tokens(GRID, MODEL) == 12 * 17  # 12 lines of 16 patches, each with its marker
     assert batch.tokens.patches.shape == (GRID.batch_rows, 12 * 17, 48)
-    prepare = Preparation(GRID, MODEL, 0, tuple(possible_sizes(GRID, MODEL)))
+    prepare = Preparation(modality_of_source(GRID, MODEL), MODEL, 0)
     latents = prepare((0, source[1]))[1].latents
     assert latents.shape == (1, 48, 64, 3)
     fronts = cut_views(unit_to_pixels(latents), 4)[[0, 3, 6]]
     assert [int(np.argmax(middle(view))) for view in fronts] == [0, 1, 2]
-    config = Config(model=MODEL, data=GRID)
-    assert trained_shape(config) == (48, 64, 1)
+    assert modality_of(Config(model=MODEL, data=GRID)).trained_shape == (48, 64, 1)
 
 
 def test_the_views_of_an_object_are_encoded_as_one_picture(rendered, tmp_path):
     model = ModelConfig(layers=1, heads=2, width=16, patch_size=1, channels=4)
     encoded = encode_pictures(FolderSource(rendered), load_image_vae(VAE), GRID, model, tmp_path)
     assert encoded[0].media.mean.shape == (1, 12, 16, 4)
-    assert row_tokens(latent_data(GRID, 4), model) == 12 * 17
+    assert row_tokens(GRID, model, [in_latents(GRID, model)]) == 12 * 17
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_the_views_of_an_object_are_encoded_as_one_picture(rendered, tmp_path):
     ],
 )
 def test_what_does_not_fill_the_grid_is_refused(media, reason):
-    prepare = Preparation(GRID, MODEL, 0, tuple(possible_sizes(GRID, MODEL)))
+    prepare = Preparation(modality_of_source(GRID, MODEL), MODEL, 0)
     found = prepare((0, Record("it", media, "a word", None)))[1]
     assert isinstance(found, BadSample)
     assert reason in found.reason
@@ -176,13 +175,11 @@ def test_a_grid_has_full_lines_of_squares():
         GRID.replace(crop="buckets")
 
 
-def test_sampling_a_grid_asks_for_views_and_cuts_them(tmp_path):
-    from lumina_jax.commands.sample import Arguments, shapes_of
-
+def test_sampling_a_grid_asks_for_views_and_cuts_them():
     config = Config(model=MODEL, data=GRID)
 
-    def shape(**words):
-        return shapes_of(Arguments(run=tmp_path, sample=config.sample, **words), config, ["a chair"])[0]
+    def shape(**asked):
+        return modality_of(config).asked_shapes(Asked(**asked), ["a chair"], config.text)[0]
 
     assert shape() == shape(views=12) == (48, 64, 1)
     assert shape(views=8, size=32) == (64, 128, 1)
@@ -203,8 +200,8 @@ def test_a_drawn_grid_is_saved_as_a_turntable(tmp_path, monkeypatch):
         assert shape[0] == (48, 64, 1)
         return ((index, tile_views(views, 4)) for index in range(len(prompts)))
 
-    pipeline = SimpleNamespace(encoder=None, drawn=drawn)
-    monkeypatch.setattr("lumina_jax.trained.open_run", lambda *_: (pipeline, 7))
+    pipeline = SimpleNamespace(encoder=None, step=7, drawn=drawn)
+    monkeypatch.setattr("lumina_jax.trained.open_run", lambda *_: pipeline)
     sample.draw(sample.Arguments(run=tmp_path / "grid", prompts=("a chair",), views=12, sample=config.sample))
     [folder] = (tmp_path / "grid" / "samples" / "7").iterdir()
     with Image.open(folder / "000-a-chair.gif") as gif:

@@ -14,10 +14,11 @@ from lumina_jax.config import Config, DataConfig, FolderConfig, ModelConfig, Pic
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, Example, Record
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
 from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepared
 from lumina_jax.data.sources import open_source
 from lumina_jax.mel import frames_of, griffin_lim, log_mel, mel_to_unit, seconds_of, unit_to_mel
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.modalities.decoding.media import Sound
 from lumina_jax.modalities.decoding.sounds import read_sound
 from tests.data.numbered import Lookup, take
@@ -36,7 +37,7 @@ def noise(seconds, rate=RATE):
 
 
 def prepared(media, data=DATA):
-    prepare = Preparation(data, MODEL, 0, tuple(possible_sizes(data, MODEL)))
+    prepare = Preparation(modality_of_source(data, MODEL), MODEL, 0)
     return prepare((0, Record("it", media, "a word", None)))[1]
 
 

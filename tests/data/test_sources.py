@@ -206,7 +206,7 @@ def test_a_folder_without_exactly_one_jsonl_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a\.jsonl, b\.jsonl"):
         FolderSource(tmp_path)
     assert len(FolderSource(tmp_path / "a.jsonl")) == 1
-    with pytest.raises(ValueError, match="names no picture"):
+    with pytest.raises(ValueError, match="lists no sample"):
         FolderSource(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="no file"):
         FolderSource(tmp_path / "c.jsonl")

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from lumina_jax.config import Config, ModelConfig, TextConfig
 from lumina_jax.encoders import text
+from lumina_jax.encoders.configured import encoder_of
 from lumina_jax.encoders.published import SpecialTokens, read_weights
 from lumina_jax.encoders.stored import stored_weights
 from lumina_jax.encoders.text import JointTextEncoder, digest_of_files, text_encoder
 from lumina_jax.encoders.tokenizer import CaptionTokenizer
-from lumina_jax.generation.sheets import encoder_of
 from lumina_jax.weights import hub
 from lumina_jax.weights.pickles import PickledTensors
 

@@ -1,6 +1,7 @@
 """evaluate --likelihood walks pictures back in batches, and says how far it is."""
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ class Pipeline:
     def __init__(self):
         self.batches = []
 
-    def log_density(self, values, prompts, settings, *, seed):
+    def log_density(self, values, prompts, settings, *, seed, modality):
         self.batches.append(list(prompts))
         return values.mean(axis=(1, 2, 3, 4))
 
-    def invert(self, values, prompts, settings):
+    def invert(self, values, prompts, settings, *, modality):
         return values
 
-    def latents(self, noise, prompts, settings):
+    def latents(self, noise, prompts, settings, *, modality):
         return noise + 0.5 / 127.5
 
 
@@ -39,7 +40,7 @@ def said(capsys, monkeypatch, batch):
     monkeypatch.setattr(evaluate, "counted", counted)
     pictures = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4, 3), np.uint8)
     pipeline = Pipeline()
-    evaluate.likelihood(pipeline, CONFIG, pictures, list("abcde"), 1, batch)
+    evaluate.likelihood(pipeline, CONFIG, pictures, list("abcde"), evaluate.Arguments(Path("run"), batch=batch))
     return capsys.readouterr().out, pipeline.batches, shown
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from lumina_jax.config import ClipConfig, DataConfig, ModelConfig, SoundConfig
 from lumina_jax.data.example import BadSample, Example
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
 from lumina_jax.data.sources import open_source
+from lumina_jax.modalities import modality_of_source
 from tests.fuzz.mutations import bytes_of, documents, fuzzed, texts_of, values
 
 pytestmark = pytest.mark.slow
@@ -93,7 +94,7 @@ def read(folder, *, source="folder", path=None, sounds=False):
         opened = open_source(data, model)
     except ValueError:
         return
-    prepare = Preparation(data, model, 0, tuple(possible_sizes(data, model)))
+    prepare = Preparation(modality_of_source(data, model), model, 0)
     for index in range(len(opened)):
         _, sample = prepare((index, opened[index]))
         assert isinstance(sample, Example | BadSample)

@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 
 from lumina_jax.config import Config
-from lumina_jax.generation.sheets import new_pipeline, sheet_writer
+from lumina_jax.generation.pipeline import new_pipeline
+from lumina_jax.generation.sheets import sheet_writer
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh

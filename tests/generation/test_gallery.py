@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lumina_jax.generation import gallery as module
 from lumina_jax.generation.gallery import Gallery, sample_name, save_as_drawn, writable
 from lumina_jax.generation.pipeline import NotDrawn
+from lumina_jax.modalities.files.movies import FrameFiles
 from lumina_jax.modalities.files.png import read_png_metadata
 
 
@@ -19,7 +20,7 @@ def picture(seed, side=8):
 
 
 def new_gallery(folder, prompts=("cat", "dog"), **settings):
-    return Gallery(folder, prompts, settings, rate=8.0)
+    return Gallery(folder, prompts, settings, FrameFiles(8.0))
 
 
 def names(folder):

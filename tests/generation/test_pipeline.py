@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.generation.pipeline import NotDrawn, Pipeline, Shape, _lost_on_the_way
+from lumina_jax.generation.pipeline import NotDrawn, Pipeline, _lost_on_the_way
+from lumina_jax.modalities import Shape
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.tokens import TextFeatures
 from tests.training.tiny import config, label_config
@@ -220,9 +221,7 @@ def test_seeds_of_more_than_32_bits_draw_other_pictures_and_impossible_ones_are_
 
 
 class Decoder:
-    """An autoencoder of factor 1 that fails on the second sample."""
-
-    factor = 1
+    """An autoencoder that fails on the second sample."""
 
     def decode(self, values):
         decoded = np.array(values)
@@ -232,7 +231,7 @@ class Decoder:
 
 def test_what_an_autoencoder_makes_that_is_not_finite_is_no_black_picture(pipeline):
     decoding = copy.copy(pipeline)
-    decoding._vae = Decoder()
+    decoding.autoencoders = {"image": Decoder()}
     found = dict(decoding.drawn(["cat", "dog"], SETTINGS, seed=0, shape=SHAPE, batch=2))
     assert found[0].shape == (1, 16, 24, 3)
     assert "the autoencoder makes values of it that are not finite" in found[1].reason

@@ -6,8 +6,9 @@ import pytest
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.encoders.phonemes import is_nearly_pitch, split_pitch
-from lumina_jax.generation.request import Shape, check_request
+from lumina_jax.generation.request import check_request
 from lumina_jax.generation.sheets import check_previews
+from lumina_jax.modalities import Shape
 from tests.training.tiny import config, label_config
 
 TEXT, LABEL = config(), label_config()

@@ -10,20 +10,17 @@ import yaml
 from flax import nnx
 from safetensors.numpy import save_file
 
-from lumina_jax.config import DataConfig, FolderConfig, SoundConfig
 from lumina_jax.config_files import load_config
-from lumina_jax.data import sound_latents
 from lumina_jax.data.batches import Stream, row_tokens
 from lumina_jax.data.example import BadSample
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.sound_latents import encode_sounds, sound_latent_data
+from lumina_jax.data.latents import encode
 from lumina_jax.encoders.sound_vae import sound_vae
 from lumina_jax.encoders.vocoder import vocoder
-from lumina_jax.generation.pipeline import Shape
-from lumina_jax.generation.sheets import patch_pixels, trained_shape
 from lumina_jax.mel import log_mel
+from lumina_jax.modalities import Shape, modality_of, sound_latents
 from lumina_jax.modalities.decoding.media import LatentDistribution
-from lumina_jax.modalities.files.sounds import voice_of
+from lumina_jax.modalities.sound_latents import SoundLatents
 from lumina_jax.models.flag_dit import abstract_model
 from tests.data.numbered import Lookup
 from tests.encoders.sound_layout import CHANNELS, random_tensors, random_vocoder
@@ -91,14 +88,14 @@ def test_the_configurations_have_the_released_network(name, text):
     ends = 768 * 21 + 768 * 257 + 768 * 769 + 2 * text + 768 * (text + 1) + 2 * 768 * 769 + 20 * 769
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 16 * block + ends
     assert (config.data.media.sample_rate, config.text.max_tokens, config.text.see_padding) == (16_000, 77, True)
-    data = sound_latent_data(config.data, 2)
-    assert row_tokens(data, config.model) == 312  # the released length of ten seconds
+    sounds = SoundLatents(index=0, config=config.model.modalities[0], data=config.data, vae=config.vae, factor=2)
+    assert row_tokens(config.data, config.model, [sounds]) == 312  # the released length of ten seconds
 
 
 def test_sounds_are_encoded_once_with_silence_up_to_whole_lengths(folder, tmp_path):
-    data = DataConfig(source=FolderConfig(path=str(folder)), media=SoundConfig(seconds=0.6, sample_rate=RATE))
+    sounds = modality_of(tiny(folder))
     vae, source = sound_vae(folder / "maa2"), FolderSource(folder)
-    encoded = encode_sounds(source, vae, data, tmp_path)
+    encoded = encode(source, sounds.encoding(vae), tmp_path)
     assert [type(encoded[place].media if place < 3 else encoded[place]) for place in range(5)] == [
         *[LatentDistribution] * 3, BadSample, BadSample
     ]  # fmt: skip
@@ -116,16 +113,15 @@ def test_sounds_are_encoded_once_with_silence_up_to_whole_lengths(folder, tmp_pa
         raise AssertionError("encoded again")
 
     vae.encode = refuse
-    again = encode_sounds(source, vae, data, tmp_path)
+    again = encode(source, sounds.encoding(vae), tmp_path)
     np.testing.assert_array_equal(again[2].media.mean, encoded[2].media.mean)
 
 
 def test_latents_of_sounds_fill_rows(folder, tmp_path):
     config = tiny(folder)
-    vae = sound_vae(folder / "maa2")
-    encoded = encode_sounds(FolderSource(folder), vae, config.data, tmp_path)
-    data = sound_latent_data(config.data, vae.factor)
-    with Stream(encoded, data, config.model, seed=0, features=Lookup()) as stream:
+    sounds = modality_of(config)
+    encoded = encode(FolderSource(folder), sounds.encoding(sounds.load_autoencoder(None)), tmp_path)
+    with Stream(encoded, config.data, config.model, seed=0, modalities=[sounds], features=Lookup()) as stream:
         batch = next(stream)
     assert batch.tokens.patches.shape == (2, 24, CHANNELS)  # 0.6 s are 37.5 frames, filled up to 48
     assert ((batch.tokens.segment_ids > 0).sum(axis=1) == 16).all()
@@ -135,8 +131,8 @@ def test_a_run_on_latents_of_sounds_trains_and_draws_wavs(folder, capsys):
     from lumina_jax.commands import sample, train
 
     config = tiny(folder)
-    assert patch_pixels(config) == (1, 2)
-    assert trained_shape(config) == Shape(1, 48)
+    assert modality_of(config).patch_extent == (1, 2)
+    assert modality_of(config).trained_shape == Shape(1, 48)
     train.run(config)
     run = folder / "t2music"
     arguments = sample.Arguments(run=run, prompts=("a", "c"), seconds=0.4, sample=config.sample)
@@ -150,11 +146,13 @@ def test_a_run_on_latents_of_sounds_trains_and_draws_wavs(folder, capsys):
 def test_the_vocoder_of_a_configuration_makes_its_sounds(folder):
     config = tiny(folder)
     mel = np.random.default_rng(0).uniform(-11, 1, (4, 80)).astype(np.float32)
-    np.testing.assert_array_equal(voice_of(config)(mel, RATE), vocoder(folder / "voice")(mel, RATE))
+    assert config.vae.vocoder == str(folder / "voice")
+    drawn = modality_of(config).files(8.0).voice(mel, RATE)
+    np.testing.assert_array_equal(drawn, vocoder(folder / "voice")(mel, RATE))
     other = config.replace(vae={"vocoder": ""})
-    assert voice_of(other)(mel, RATE).shape == (1024,)
+    assert modality_of(other).files(8.0).voice(mel, RATE).shape == (1024,)
     with pytest.raises(ValueError, match="missing everything; nothing is downloaded"):
-        voice_of(config.replace(vae={"vocoder": "nobody/nothing"}))
+        modality_of(config.replace(vae={"vocoder": "nobody/nothing"})).files(8.0)
 
 
 @pytest.mark.parametrize(
@@ -166,4 +164,4 @@ def test_the_vocoder_of_a_configuration_makes_its_sounds(folder):
 )
 def test_an_autoencoder_that_does_not_fit_sounds_is_refused(folder, change, message):
     with pytest.raises(ValueError, match=message):
-        patch_pixels(tiny(folder).replace(**change))
+        modality_of(tiny(folder).replace(**change))

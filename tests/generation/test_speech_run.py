@@ -20,12 +20,11 @@ from lumina_jax.config import (
 from lumina_jax.data.prepared import Card, Sample, write_prepared
 from lumina_jax.evaluation.speech import Recogniser, spoken_text
 from lumina_jax.generation.gallery import Gallery
-from lumina_jax.generation.pipeline import Shape
-from lumina_jax.generation.sheets import shape_for, trained_shape
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, log_mel
+from lumina_jax.modalities import Shape, modality_of
 from lumina_jax.modalities.decoding.media import Sound
 from lumina_jax.modalities.files.png import read_png_metadata
-from lumina_jax.modalities.files.sounds import save_wav, spectrogram_picture
+from lumina_jax.modalities.files.sounds import SoundFiles, save_wav, spectrogram_picture
 from tests.generation.test_pipeline import Words, new_pipeline
 from tests.training.processes import module, sampling, training
 
@@ -81,11 +80,15 @@ def test_a_sound_is_as_long_as_asked_for_and_each_may_differ(tmp_path):
 
 def test_a_text_says_how_long_its_sound_is(tmp_path):
     settings = speech_config(tmp_path)
+
+    def shape_for(settings, prompt):
+        return modality_of(settings).shape_for(prompt, settings.text)
+
     # 0.3 s and 5 phonemes of 0.05 s are 47.4 frames of 256 samples, of which fours are taken
     assert shape_for(settings, "[130 Hz] seven") == Shape(1, 48)
     assert shape_for(settings, "seven seven") == Shape(1, 68)
     assert shape_for(settings, "seven seven seven seven") == Shape(1, 68)  # of what text.max_tokens leaves
-    assert trained_shape(settings) == Shape(1, 87)
+    assert modality_of(settings).trained_shape == Shape(1, 87)
     assert shape_for(settings.replace(data={"seconds_per_phoneme": None}), "seven") == Shape(1, 87)
 
 
@@ -118,7 +121,7 @@ def test_sounds_are_saved_with_spectrograms_that_say_how_they_were_made(tmp_path
     def voice(spectrogram, rate):
         return np.full(len(spectrogram) * 256, 0.1, np.float32)
 
-    gallery = Gallery(tmp_path, ["one", "two"], {"seed": 4}, voice=voice, rate=RATE)
+    gallery = Gallery(tmp_path, ["one", "two"], {"seed": 4}, SoundFiles(voice, RATE))
     for index, spectrogram in enumerate(spectrograms):
         gallery.add(index, spectrogram)
     gallery.sheet()

@@ -12,8 +12,9 @@ from PIL import Image
 from lumina_jax.config import ClipConfig, DataConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
 from lumina_jax.data.scenes import scenes, write_scenes
+from lumina_jax.modalities import modality_of_source
 from lumina_jax.modalities.decoding.clips import read_frames
 from lumina_jax.modalities.decoding.frames import evenly, moments, read_pictures
 from lumina_jax.modalities.decoding.media import Clip, Views
@@ -134,7 +135,7 @@ def test_all_frames_of_a_clip_are_cropped_alike(tmp_path):
     frames = [Image.fromarray(noise)] * 5
     frames[4] = Image.fromarray(255 - noise)  # else the animation is one frame
     data = DataConfig(media=ClipConfig(frames=5, image_size=16, crop="buckets"))
-    prepare = Preparation(data, MODEL, 0, tuple(possible_sizes(data, MODEL)))
+    prepare = Preparation(modality_of_source(data, MODEL), MODEL, 0)
     crops = set()
     for index in range(6):
         record = Record("clip", Clip(save(tmp_path / "clip.webp", frames)), "noise", None)

@@ -27,13 +27,14 @@ from lumina_jax.modalities.decoding import pictures
 from lumina_jax.data.example import Example, Record
 from lumina_jax.modalities.decoding.media import Clip
 from lumina_jax.modalities.decoding.memory import Budget
-from lumina_jax.data.preparation import Preparation, possible_sizes
+from lumina_jax.data.preparation import Preparation
+from lumina_jax.modalities import modality_of_source
 
 file, frames, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 pictures.DECODING = Budget(2**26)
 data = DataConfig(media=ClipConfig(image_size=64, frames=frames))
 model = ModelConfig(layers=1, heads=2, width=16, patch_size=4, channels=3)
-prepare = Preparation(data, model, 0, tuple(possible_sizes(data, model)))
+prepare = Preparation(modality_of_source(data, model), model, 0)
 record = Record("it", Clip(file) if frames > 1 else file, "a caption", None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with ThreadPoolExecutor(threads) as pool:

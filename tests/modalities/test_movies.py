@@ -9,7 +9,7 @@ from lumina_jax.evaluation.retrieval import motion, nearest
 from lumina_jax.generation.gallery import Gallery
 from lumina_jax.modalities.decoding.frames import read_pictures
 from lumina_jax.modalities.decoding.media import Clip
-from lumina_jax.modalities.files.movies import frame_sheet, moving_sheet, save_gif, save_mp4
+from lumina_jax.modalities.files.movies import FrameFiles, frame_sheet, moving_sheet, save_gif, save_mp4
 from lumina_jax.modalities.files.png import read_png_metadata
 
 
@@ -58,7 +58,7 @@ def test_a_shorter_clip_begins_again_on_a_moving_sheet():
 
 
 def save(folder, samples, prompts, settings):
-    gallery = Gallery(folder, prompts, settings, rate=8.0)
+    gallery = Gallery(folder, prompts, settings, FrameFiles(8.0))
     for index, sample in enumerate(samples):
         gallery.add(index, sample)
     gallery.sheet()

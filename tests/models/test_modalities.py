@@ -20,7 +20,8 @@ from lumina_jax.config import (
     PreparedConfig,
     SampleConfig,
 )
-from lumina_jax.generation.pipeline import Pipeline, Shape
+from lumina_jax.generation.pipeline import Pipeline
+from lumina_jax.modalities import Shape
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.tokens import TextFeatures, pack, pack_text, tokens_of, unpatchify
 from lumina_jax.training.step import TrainBatch, draw, gradient

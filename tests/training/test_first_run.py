@@ -28,7 +28,7 @@ def test_a_run_names_itself_and_its_phases_in_order(first):
     places = [f"\n{said}".find(f"\n{word}") for word in [*header, *phases]]
     assert -1 not in places
     assert places == sorted(places)
-    assert "images/s" in said
+    assert "pictures/s" in said
 
 
 def test_prompts_of_the_sheets_are_taken_from_the_data_and_saved(first):

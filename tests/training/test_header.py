@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from lumina_jax.config import ClipConfig, DataConfig, Part, SoundConfig, ViewGridConfig
+from lumina_jax.config import ClipConfig, Config, DataConfig, ModelConfig, Part, SoundConfig, ViewGridConfig
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.header import header_lines, short_number
 from lumina_jax.training.loop import samples_word
@@ -34,12 +34,13 @@ def test_parameters_are_counted_in_three_digits(number, text):
 @pytest.mark.parametrize(
     ("data", "word"),
     [
-        ({}, "images"),
-        ({"media": ClipConfig(frames=4)}, "samples"),
-        ({"media": ViewGridConfig(frames=4, grid_columns=2)}, "images"),
+        ({}, "pictures"),
+        ({"media": ClipConfig(frames=4)}, "clips"),
+        ({"media": ViewGridConfig(frames=4, grid_columns=2)}, "grids of views"),
         ({"media": SoundConfig(seconds=1.0)}, "sounds"),
         ({"mixture": (Part(), Part()), "media": SoundConfig(seconds=1.0)}, "samples"),
     ],
 )
 def test_speed_is_counted_in_what_the_run_learns(data, word):
-    assert samples_word(DataConfig(**data)) == word
+    model = ModelConfig(layers=1, heads=1, width=8, patch_size=1)
+    assert samples_word(Config(model=model, data=DataConfig(**data))) == word

@@ -13,8 +13,7 @@ from PIL import Image
 
 from lumina_jax.commands.evaluate import true_samples
 from lumina_jax.config import SampleConfig, VaeConfig
-from lumina_jax.generation.pipeline import Shape
-from lumina_jax.generation.sheets import patch_pixels, vae_of
+from lumina_jax.modalities import Shape, load_autoencoders, modality_of
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.trained import open_run
 from lumina_jax.training.checkpoint import Checkpoints
@@ -50,8 +49,8 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
         assert sheet.size[0] >= 2 * 32
         assert np.asarray(sheet).std() > 1
 
-    pipeline, step = open_run(folder)
-    assert step == 2
+    pipeline = open_run(folder)
+    assert pipeline.step == 2
     state = Checkpoints(folder / "checkpoints", read_only=True).restore(2, abstract_state(settings, make_mesh()))
     drawn_with, average, last = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
@@ -59,8 +58,8 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
     )
     np.testing.assert_array_equal(drawn_with, average)
     assert np.abs(average - last).max() > 0
-    _, true, _ = true_samples(settings, limit=3)
-    assert true.shape == (3, 1, 32, 32, 3)
+    _, _, true, _ = true_samples(settings, limit=3)
+    assert np.stack(true).shape == (3, 1, 32, 32, 3)
     with pytest.raises(ValueError, match="multiple of the 8 pixels of a patch"):
         pipeline(["3"], SampleConfig(), seed=0, shape=Shape(32, 36), batch=1)
 
@@ -78,12 +77,12 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
 )
 def test_an_autoencoder_that_does_not_fit_is_refused(tmp_path, change, message):
     settings = latent_config(tmp_path, **change)
-    for check in (patch_pixels, vae_of):
+    for check in (modality_of, load_autoencoders):
         with pytest.raises(ValueError, match=message):
             check(settings)
 
 
 def test_without_an_autoencoder_a_patch_has_its_own_pixels(tmp_path):
     settings = label_config(tmp_path)
-    assert vae_of(settings) is None
-    assert patch_pixels(settings) == (8, 8)
+    assert load_autoencoders(settings) == {}
+    assert modality_of(settings).patch_extent == (8, 8)

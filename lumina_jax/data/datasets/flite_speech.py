@@ -28,6 +28,8 @@ WORDS = (
 VOICE, RATE = "slt", 16_000
 STRETCHES, PITCHES = (0.9, 1.0, 1.15), (130, 170, 210)
 TRIM_DECIBELS = 40
+MEDIA = "sounds"
+"""The kind of data.media."""
 FRAMES = None
 """It has no pictures."""
 

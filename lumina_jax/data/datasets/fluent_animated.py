@@ -27,6 +27,8 @@ NAMES = NpmPackage(
     "17.0.0",
     "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
 )
+MEDIA = "clips"
+"""The kind of data.media."""
 FRAMES = 24
 MOVING = 8
 """A clip has more frames than these."""
@@ -56,7 +58,7 @@ def samples(size: int, frames: int) -> Iterator[Sample]:
             pictures = all_frames(file)[0]
             if len(pictures) <= MOVING:
                 continue
-            chosen = [pictures[place] for place in evenly(len(pictures), frames)]
+            chosen = [pictures[index] for index in evenly(len(pictures), frames)]
             small = [np.asarray(picture.resize((size, size), Image.Resampling.BOX)) for picture in chosen]
             yield Sample(name, name, np.stack(small))
 

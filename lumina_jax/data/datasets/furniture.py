@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 PACKAGE = "sweethome3d-furniture"
 CATALOGUE = "usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f"
 PROPERTIES = "PluginFurnitureCatalog.properties"
+MEDIA = "views"
+"""The kind of data.media."""
 FRAMES = 12
 
 

@@ -4,10 +4,12 @@ In: frames as bytes 0..255, [f h w 3], the frames of a clip or the views around 
 at all. PIL writes gif; mp4 (H.264) needs PyAV, the extra `media`.
 """
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +17,7 @@ from PIL import Image
 
 from lumina_jax.modalities.files.contact_sheet import contact_sheet
 from lumina_jax.modalities.files.png import written_whole
+from lumina_jax.tokens import cut_views
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 AnyFrames = UInt8[np.ndarray, "_ _ _ 3"]
@@ -25,6 +28,30 @@ STRIP_FRAMES = 16
 """More frames than these go into several lines."""
 CONSTANT_RATE_FACTOR = "12"
 """Of H.264: close to lossless for the eye."""
+
+
+class FrameFiles(NamedTuple):
+    """Samples of several frames as gif, and as mp4 where PyAV is installed; see `Files`."""
+
+    rate: float
+    columns: int | None = None
+    """Samples are grids of this number of views side by side, to be cut; None: they are none."""
+
+    def frames(self, sample: AnyFrames) -> AnyFrames:
+        return sample if self.columns is None else cut_views(sample, self.columns)
+
+    def save(self, path: Path, sample: AnyFrames) -> None:
+        frames = self.frames(sample)
+        if len(frames) > 1:
+            save_gif(path.with_suffix(".gif"), frames, self.rate)
+            if importlib.util.find_spec("av") is not None:
+                save_mp4(path.with_suffix(".mp4"), frames, self.rate)
+
+    def plural(self, *, is_moving: bool) -> str:
+        return "clips" if is_moving else "pictures"
+
+    def about(self, asked: Any, shape: Any) -> dict[str, Any]:
+        return {**shape._asdict(), "frame_rate": self.rate}
 
 
 def save_gif(path: str | Path, frames: Frames, rate: float) -> None:

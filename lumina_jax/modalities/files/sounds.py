@@ -6,12 +6,12 @@ Files appear complete or not at all.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from lumina_jax.config import Config
 from lumina_jax.encoders.vocoder import vocoder
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, load_librosa
 from lumina_jax.modalities.files.png import written_whole
@@ -28,16 +28,34 @@ PEAK = 0.9
 COLOURS = ("#07051b", "#b6367a", "#fcfdbf")
 
 
-def voice_of(config: Config) -> Voice:
-    """What makes samples of spectrograms: the vocoder of vae.vocoder, or Griffin and Lim's iteration.
+def voice_of(vocoder_path: str) -> Voice:
+    """What makes samples of spectrograms: the vocoder of a folder or repository, or without one Griffin and Lim's
+    iteration.
 
     Raises:
-      ValueError: librosa is not installed, the files of the vocoder are missing or damaged, or it is for another rate.
+      ValueError: librosa is not installed, or the files of the vocoder are missing or damaged.
     """
     load_librosa()
-    if config.vae.vocoder:
-        return vocoder(config.vae.vocoder)
-    return griffin_lim
+    return vocoder(vocoder_path) if vocoder_path else griffin_lim
+
+
+class SoundFiles(NamedTuple):
+    """Sounds as wav; see `Files`."""
+
+    voice: Voice
+    rate: float
+
+    def frames(self, sample: AnySpectrogram) -> UInt8[np.ndarray, "1 _ _ 3"]:
+        return spectrogram_picture(sample)[None]
+
+    def save(self, path: Path, sample: AnySpectrogram) -> None:
+        save_wav(path.with_suffix(".wav"), self.voice(sample, round(self.rate)), round(self.rate))
+
+    def plural(self, *, is_moving: bool) -> str:
+        return "sounds"
+
+    def about(self, asked: Any, shape: Any) -> dict[str, Any]:
+        return {"seconds": asked.seconds}
 
 
 def spectrogram_picture(spectrogram: Spectrogram) -> UInt8[np.ndarray, "height width 3"]:
