@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from lumina_jax.config import SampleConfig
+from lumina_jax.encoders.image_vae import ImageVae
 from lumina_jax.generation.pipeline import NotDrawn, Pipeline, _lost_on_the_way
 from lumina_jax.modalities import Shape
 from lumina_jax.models.flag_dit import abstract_model
@@ -222,8 +223,11 @@ def test_seeds_of_more_than_32_bits_draw_other_pictures_and_impossible_ones_are_
             draw(pipeline, ["cat"], seed=seed)
 
 
-class Decoder:
+class Decoder(ImageVae):
     """An autoencoder that fails on the second sample."""
+
+    def __init__(self):
+        """It has no network."""
 
     def decode(self, values):
         decoded = np.array(values)
