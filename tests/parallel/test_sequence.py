@@ -61,13 +61,8 @@ def across(qkv, own, text, ring, heads):
 )
 def test_attention_across_devices_is_that_of_whole_rows_with_text_and_gradients(ring, heads, key_heads, own_query):
     *given, weight = arrays(key_heads, own_query)
-
-    def value_and_gradients(attention):
-        out, pull = jax.vjp(attention, *given)
-        return out, pull(weight)
-
-    expected, slopes = jax.jit(lambda: value_and_gradients(whole))()
-    found, slopes_across = jax.jit(lambda: value_and_gradients(lambda *given: across(*given, ring, heads)))()
+    expected, slopes = with_gradients(whole, weight, *given)
+    found, slopes_across = with_gradients(lambda *given: across(*given, ring, heads), weight, *given)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     chex.assert_trees_all_close(slopes_across, slopes, atol=1e-5)
 
