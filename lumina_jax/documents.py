@@ -65,7 +65,7 @@ def parse_json(text: str | bytes, kind: Any, origin: str, migrate: Callable[[Any
 
 
 def forget_types() -> None:
-    """Look at every type anew: a class was defined that may stand in a field of another."""
+    """Clear the cached types, because a new class may be a field of another one."""
     _adapter.cache_clear()
 
 

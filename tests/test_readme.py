@@ -1,5 +1,6 @@
 """What README and docs tell a reader to type can be typed: programs, flags, targets, extras and files are there."""
 
+import ast
 import json
 import re
 import shlex
@@ -149,6 +150,17 @@ def shown(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Image.Image, "show", lambda picture: pictures.append(picture))
     return pictures
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_on_pages_names_what_exists(page):
+    for block in python_blocks(page):
+        filled = re.sub(r",\s*\.\.\.", "", block)  # what is left to the reader
+        for node in ast.walk(ast.parse(filled)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("lumina_jax"):
+                exec(ast.unparse(node), {})
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lumina":
+                assert hasattr(lumina, node.attr)
 
 
 def test_the_first_block_of_python_draws_from_a_run(shown):

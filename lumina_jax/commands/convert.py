@@ -1,8 +1,8 @@
 """lumina convert SRC DST --from LAYOUT --to LAYOUT: weights from one layout to another.
 
-lumina: the authors' checkpoints, consolidated.00-of-01 with model_args.pth or config.json beside it, or one file.
-diffusers: a pipeline or its transformer/. jax: our own; as a source also the folder of a run.
-The tensors go through memory one at a time, and DST appears when all is written.
+lumina: a released checkpoint, which is a folder with consolidated.00-of-01 and model_args.pth or config.json, or one
+file. diffusers: a pipeline or its transformer/. jax: the layout of lumina_jax; SRC may also be the folder of a run. One
+tensor is in memory at a time. DST is created when everything is written.
 """
 
 import dataclasses
@@ -32,30 +32,29 @@ LayoutName = Literal["lumina", "diffusers", "jax"]
 @dataclass(frozen=True)
 class Arguments:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """Folder or file to read, or a repository of the Hugging Face hub that was downloaded before, as owner/name."""
+    """Folder or file to read, or a downloaded repository of the Hugging Face hub as owner/name."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Folder to write; it must not exist, or be empty."""
+    """Folder to write; it must be empty or not exist."""
     source_layout: Annotated[LayoutName, tyro.conf.arg(name="from")]
     """Layout of SRC."""
     layout: Annotated[LayoutName, tyro.conf.arg(name="to")]
     """Layout of DST."""
     dry_run: bool = False
-    """Print what would become of each parameter, and write nothing."""
+    """Print how each parameter is converted, and write nothing."""
     weights: Literal["ema", "params"] | None = None
-    """Moving average or parameters as trained, where SRC holds both; default: the average where there is one."""
+    """Moving average or parameters, if SRC contains both; default: the average if there is one."""
     step: int | None = None
-    """Checkpoint of a run; default: the newest."""
+    """Step of the checkpoint, if SRC is a run; default: the newest."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Type to write; default: the one that is stored."""
+    """Type of the weights to write; default: the stored type."""
     shard_gb: float = 5.0
-    """Files larger than this are split (never in the lumina layout, whose readers take one file)."""
+    """Split larger files (except in the lumina layout, whose reader needs a single file)."""
     sample_size: int | None = None
-    """Side of the latents of training, which a diffusers pipeline draws by default and compares with; default: 128."""
+    """Side of the latents in training, which is the default size of a diffusers pipeline; default: 128."""
     overwrite: bool = False
-    """Replace an earlier export in DST; only one of ours that nobody changed."""
+    """Replace an unchanged export that this command wrote to DST earlier."""
     components: Path | None = None
-    """A folder, or downloaded repository, whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers
-    pipeline."""
+    """Folder or downloaded repository whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers pipeline."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -67,13 +66,13 @@ def main(words: Sequence[str]) -> int:
 
 
 def convert(arguments: Arguments) -> None:
-    """Check everything, then write.
+    """Check everything, and then write.
 
     Raises:
-      ValueError, OSError: something is wrong with the source or the destination; nothing was written.
+      ValueError, OSError: the source or the destination cannot be used; nothing was written.
     """
     from lumina_jax.interop.export import mapping_table, plan_export, write_export
-    from lumina_jax.interop.sources import found
+    from lumina_jax.interop.sources import resolved
     from lumina_jax.weights.folders import unfinished
     from lumina_jax.weights.writer import total_bytes
 
@@ -81,10 +80,10 @@ def convert(arguments: Arguments) -> None:
         raise ValueError(f"--shard-gb {arguments.shard_gb} must be a positive number")
     if arguments.sample_size is not None and not 0 < arguments.sample_size <= LARGEST_SAMPLE:
         raise ValueError(f"--sample-size {arguments.sample_size} must be from 1 to {LARGEST_SAMPLE}")
-    components = arguments.components and found(arguments.components, "pipeline")
-    arguments = dataclasses.replace(arguments, source=found(arguments.source, "checkpoint"), components=components)
+    components = arguments.components and resolved(arguments.components, "pipeline")
+    arguments = dataclasses.replace(arguments, source=resolved(arguments.source, "checkpoint"), components=components)
     _check_apart(arguments)
-    source = opened(arguments)
+    source = open_arguments(arguments)
     export = plan_export(source, arguments.layout, arguments.dtype, arguments.sample_size)
     total, count = total_bytes(export.plan), sum(tensor.size for tensor in export.plan)
     for line in (f"from {source.origin}", *export.source.notes):
@@ -95,7 +94,7 @@ def convert(arguments: Arguments) -> None:
     if arguments.dry_run:
         return
     for path in unfinished(arguments.destination):
-        print(f"{path} was left by a conversion that was killed; remove it, unless that one still runs")
+        print(f"{path} is left over from a conversion; remove it, unless that conversion is still running")
     with progress_bar(total) as progress:
         write_export(
             export,
@@ -108,25 +107,25 @@ def convert(arguments: Arguments) -> None:
     print(f"written to {arguments.destination}")
 
 
-def opened(arguments: Arguments) -> "Source":
-    """The source that the arguments name: a checkpoint, or a run."""
+def open_arguments(arguments: Arguments) -> "Source":
+    """Open the source: a checkpoint, or a run."""
     from lumina_jax.interop.sources import open_source
 
     folder = arguments.source
     if arguments.source_layout == "jax" and epath.Path(checkpoints_of(folder)).is_dir():
         return run_source(folder, arguments.step, arguments.weights or "ema", keeps_all=arguments.layout == "jax")
     if arguments.step is not None:
-        raise ValueError(f"--step {arguments.step} needs the folder of a run, but {folder} is none")
+        raise ValueError(f"--step {arguments.step} needs the folder of a run, but {folder} is not one; leave it out")
     return open_source(folder, arguments.source_layout, arguments.weights)
 
 
 def run_source(
     folder: Path, step: int | None, weights: Literal["ema", "params"], *, keeps_all: bool = True
 ) -> "Source":
-    """A checkpoint of a run, read one parameter at a time.
+    """Open a checkpoint of a run, which is read one parameter at a time.
 
     Args:
-      keeps_all: False: leave out the [nextframe] token of a model that has learned single frames, which have none.
+      keeps_all: False drops the [nextframe] token of a model trained on single frames only, which never uses it.
     """
     import jax
     import jax.numpy as jnp
@@ -144,7 +143,7 @@ def run_source(
     config, notes = trained.model, [trained_with(trained)]
     if not keeps_all and config.nextframe and all(isinstance(part.media, PictureConfig) for part in trained.data.parts):
         config = dataclasses.replace(config, nextframe=False)
-        notes.append("left out: nextframe_token, which follows the frames of clips; the model has learned single ones")
+        notes.append("removed: nextframe_token, because the model was trained on single frames and never uses it")
     here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     shapes = {name: (shape, np.dtype(np.float32)) for name, shape in parameter_shapes(config).items()}
     abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, (shape, _) in shapes.items()}
@@ -154,13 +153,13 @@ def run_source(
     def read(name: str) -> np.ndarray:
         return np.asarray(checkpoints.restore_subtree(step, part, {name: abstract[name]})[name])
 
-    note = f"weights: {'the moving average (ema)' if weights == 'ema' else 'the parameters as trained (params)'}"
+    note = f"weights: {'the moving average (ema)' if weights == 'ema' else 'the parameters (params)'}"
     origin = f"{folder.resolve().name} at step {step}, a run of lumina_jax"
     return Source(config, ComputedTensors(shapes, read), origin, (note, *notes))
 
 
 def trained_with(config: "Config") -> str:
-    """What somebody who draws with the weights must know, and no tensor tells."""
+    """Return a note on the settings that are needed for sampling and cannot be inferred from the tensors."""
     media = config.data.media
     settings = {
         "flow.path": config.flow.path,
@@ -175,7 +174,7 @@ def trained_with(config: "Config") -> str:
 
 
 def print_table(rows: Sequence[tuple[str, str, str, str, str]], layout: str) -> None:
-    """What becomes of each parameter, a line each."""
+    """Print one line for each parameter."""
     for source, ours, target, kind, steps in rows:
         names = list(dict.fromkeys((source, ours, target) if layout != "jax" else (source, ours)))
         print(f"{' -> '.join(names)}  {kind}  {steps}")
@@ -183,7 +182,7 @@ def print_table(rows: Sequence[tuple[str, str, str, str, str]], layout: str) -> 
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[int], object]]:
-    """A function to be told of bytes written, which a terminal shows."""
+    """Yield a function to call with the number of bytes written, which updates a bar in a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -195,14 +194,13 @@ def progress_bar(total: int) -> Iterator[Callable[[int], object]]:
 
 
 def _check_apart(arguments: Arguments) -> None:
-    """Nothing is written where something is read."""
+    """Check that the destination and the folders that are read do not contain each other."""
     read, written = arguments.source.resolve(), arguments.destination.resolve()
     if read == written or written in read.parents or read in written.parents:
         raise ValueError(
-            f"{arguments.destination} must lie apart from {arguments.source}, which is read meanwhile; name another "
-            "folder"
+            f"{arguments.destination} and {arguments.source} must not contain each other; name another destination"
         )
     if arguments.components is not None and arguments.components.resolve() in written.parents:
         raise ValueError(
-            f"{arguments.destination} must not lie in {arguments.components}, which is copied; name another folder"
+            f"{arguments.destination} must not be in {arguments.components}, which is copied; name another folder"
         )

@@ -40,7 +40,7 @@ class Arguments:
     """Checkpoint to draw from; default: the newest."""
     seed: int = 1
     modality: str | None = None
-    """Which of the model's modalities to draw; default: its own."""
+    """The modality of the model to draw; default: the first."""
     limit: int = 512
     """Samples of the data, at most."""
     batch: int = 32
@@ -151,11 +151,11 @@ def likelihood(
         for start in range(0, len(values), batch):
             done = min(start + batch, len(values))
             part = np.minimum(np.arange(start, start + min(batch, len(values))), len(values) - 1)  # of equal lengths
-            own, words = values[part], [prompts[index] for index in part]
-            log_density[part] = pipeline.log_density(own, words, settings, seed=seed, modality=modality)
-            noise = pipeline.invert(own, words, settings, modality=modality)
+            exact, words = values[part], [prompts[index] for index in part]
+            log_density[part] = pipeline.log_density(exact, words, settings, seed=seed, modality=modality)
+            noise = pipeline.invert(exact, words, settings, modality=modality)
             again = np.asarray(pipeline.latents(noise, words, settings, modality=modality))
-            error[part] = np.abs(again - own).mean(axis=tuple(range(1, own.ndim))) * 127.5
+            error[part] = np.abs(again - exact).mean(axis=tuple(range(1, exact.ndim))) * 127.5
             show(done)
     bits = np.log2(127.5) - log_density / (np.log(2) * values[0].size)
     print(f"{len(pictures)} pictures have {bits.mean():.3f} bits a value, from {bits.min():.3f} to {bits.max():.3f}")

@@ -1,7 +1,7 @@
-"""lumina parity FILE...: recorded runs of the authors' models against ours, a row for each case.
+"""lumina parity FILE...: compare lumina_jax with recorded runs of the released models, one row for each case.
 
-Each row shows the number that uses most of its tolerance: how much ours and theirs differ there, how much they may,
-and the one in percent of the other. A case passes when none uses more than 100 %.
+Each row is about the number that is closest to its tolerance: the difference, the tolerance, and the former in percent
+of the latter. A case passes if this is at most 100 %.
 """
 
 import math
@@ -21,14 +21,14 @@ from lumina_jax.parity.golden import Comparison, Golden
 @dataclass(frozen=True)
 class Arguments:
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Golden files: .safetensors (or the .json of crops)."""
+    """Recorded files: .safetensors, or the .json of recorded crops."""
 
 
 def main(words: Sequence[str]) -> int:
-    """0 when every case of every file passes, else 1."""
+    """Return 0 if all cases of all files pass, otherwise 1."""
     arguments = tyro.cli(Arguments, args=words, prog="lumina parity", description=__doc__)
     if not arguments.files:
-        print("name at least one golden file")
+        print("name at least one recorded file")
         return 2
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     keep_memory_on_cpu()
@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def failed_cases(files: Sequence[Path]) -> int:
-    """How many cases fail, after a table of all."""
+    """Print a table of all cases, and return the number of failed ones."""
     failures = count = 0
     for file in files:
         print(f"{file}\n  {'case':<38} {'difference':>10} {'allowed':>10} {'used':>8}", flush=True)
@@ -53,7 +53,7 @@ def failed_cases(files: Sequence[Path]) -> int:
 
 
 def line(row: Comparison) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     used = row.difference / row.tolerance if row.tolerance else math.inf
     share = f"{used:8.1%}" if math.isfinite(used) else f"{'-':>8}"
     verdict = "PASS" if row.passed else "FAIL"
@@ -61,11 +61,11 @@ def line(row: Comparison) -> str:
 
 
 def comparisons(file: Path) -> Iterator[Comparison]:
-    """One comparison for each case of a file; one failed row when it cannot be read or is of an unknown class."""
+    """Yield a comparison for each case of a file, or a failed one if the file is damaged or has an unknown class."""
     try:
         run = _runner(file)
         yield from run()
-    except Exception as error:  # whatever a damaged file leads to; the other files are compared all the same
+    except Exception as error:  # a damaged file can raise anything; the other files are still compared
         yield Comparison("-", float("nan"), float("nan"), False, message(error))
 
 
@@ -84,4 +84,4 @@ def _runner(file: Path) -> Callable[[], Iterator[Comparison]]:
     for prefix, run in known.items():
         if golden.cls.startswith(prefix):
             return lambda: run(golden)
-    raise ValueError(f"cls={golden.cls!r} is not a class that can be compared; known are {', '.join(known)}")
+    raise ValueError(f"cls={golden.cls!r} must begin with one of {', '.join(known)}; name another file")

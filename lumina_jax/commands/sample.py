@@ -45,7 +45,7 @@ class Arguments:
     height: int | None = None
     width: int | None = None
     modality: str | None = None
-    """Which of the model's modalities to draw; default: its own."""
+    """The modality of the model to draw; default: the first."""
     video_frames: int | None = None
     """Frames of a clip; default: those of training."""
     views: int | None = None
@@ -128,7 +128,7 @@ def draw(arguments: Arguments) -> int:
 
 
 def check_arguments(arguments: Arguments) -> None:
-    """Refuse numbers that no sample can have, whatever the model."""
+    """Refuse numbers that no model can draw."""
     if arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch} must be at least 1")
     if not FRAME_RATES[0] <= arguments.frame_rate <= FRAME_RATES[1]:

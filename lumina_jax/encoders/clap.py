@@ -64,7 +64,7 @@ def load_clap(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> ClapText:
     config, tensors = bert_config(folder, options), PickledTensors(file, within="model")
     first = f"{_TEXT}{_PROJECTION}linear1.weight"
     if first not in tensors:
-        raise ValueError(f"{file} must hold {first}, but does not; use the checkpoint of 2022, as the authors do")
+        raise ValueError(f"{file} must hold {first}, but does not; use the checkpoint of 2022")
     width = tensors.shape(first)[0]
 
     def rename(stored: str) -> str | None:

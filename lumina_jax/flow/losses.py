@@ -7,7 +7,7 @@ arXiv 2401.08740, section 2.3).
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.flow.paths import Path, Prediction, interpolate, over, wronskian
+from lumina_jax.flow.paths import PREDICTIONS, Path, interpolate, over, wronskian
 from lumina_jax.tokens.grid import Kind
 from lumina_jax.tokens.packing import spread
 
-Weighting = Literal["none", "velocity", "likelihood"]
+WEIGHTINGS = ("none", "velocity", "likelihood")
 AnyArray = jax.Array | np.ndarray
 
 
@@ -43,8 +43,8 @@ def flow_loss(
     segment_ids: Int[AnyArray, "b l"],
     *,
     path: Path,
-    prediction: Prediction,
-    weighting: Weighting = "none",
+    prediction: str,
+    weighting: str = "none",
     patch_values: Int[AnyArray, "b l"] | None = None,
     over_row: Callable[[Array], Array] = lambda count: count,
 ) -> Losses:
@@ -64,6 +64,8 @@ def flow_loss(
     Raises:
       ValueError: a weighting is given for a velocity, which has none.
     """
+    if prediction not in PREDICTIONS or weighting not in WEIGHTINGS:
+        raise ValueError(f"{prediction=} must be one of {sorted(PREDICTIONS)}, and {weighting=} one of {WEIGHTINGS}")
     if prediction == "velocity" and weighting != "none":
         raise ValueError(f"{weighting=} is for 'score' and 'noise' predictions; the velocity loss has none")
     chex.assert_rank([output, t], [3, 2])

@@ -25,6 +25,9 @@ from lumina_jax.flow.paths import Path, diffusion, score_from_velocity
 AnyArray = jax.Array | np.ndarray
 Velocity = Callable[[Float[Array, ""], Float[Array, "*shape"], Any], Float[Array, "*shape"]]
 
+STOCHASTIC = {"euler_maruyama": 1, "sde_heun": 2}
+"""Model calls a step of each solver."""
+
 
 def integrate(
     velocity: Velocity,
@@ -85,8 +88,8 @@ def integrate(
 
 def _check(solver: str, grid: AnyArray, key: Any, noise: AnyArray | None) -> None:
     chex.assert_rank(grid, 1)
-    if solver not in ("euler_maruyama", "sde_heun"):
-        raise ValueError(f"{solver=} of the SDE is unknown; choose 'euler_maruyama' or 'sde_heun'")
+    if solver not in STOCHASTIC:
+        raise ValueError(f"{solver=} of the SDE is unknown; choose one of {sorted(STOCHASTIC)}")
     if (key is None) == (noise is None):
         raise ValueError("give either key= for random increments, or noise= with one array for each step")
     steps = grid.shape[0] - 1

@@ -2,8 +2,8 @@
 
 In: a model, its text encoder, the autoencoders of its latents if it has any, and prompts. Out: samples as their
 modality shows them, such as frames, uint8 [f h w 3]; or the noise that they come from, or their log density.
-`sampler.py` holds the compiled programs: one for each shape, batch and solver, whatever the prompts, seeds, guidance
-scale and time shift.
+`sampler.py` holds the compiled programs: one for each shape, batch size and solver, which serves any prompts, seeds,
+guidance scale and time shift.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from PIL import Image
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
+from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
@@ -156,20 +157,20 @@ class Pipeline:
         """
         drawing, settings = self.modality(modality), self.config.sample if settings is None else settings
         shape = [drawing.shape_for(prompt, self.config.text) for prompt in prompts] if shape is None else shape
-        own = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
-        check_request(self.config, settings, prompts, own, drawing.patch_extent, modality=modality, seed=seed)
+        shapes = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
+        check_request(self.config, settings, prompts, shapes, drawing.patch_extent, modality=modality, seed=seed)
         batch = min(BATCH, len(prompts)) if batch is None else batch
         batch += -batch % self.least_batch
 
         def batches() -> Iterator[tuple[int, Sample | NotDrawn]]:
-            for wanted in dict.fromkeys(own):
-                places = [place for place, of_place in enumerate(own) if of_place == wanted]
-                for start in range(0, len(places), batch):
-                    chosen = places[start : start + batch]
+            for wanted in dict.fromkeys(shapes):
+                indices = [index for index, shape in enumerate(shapes) if shape == wanted]
+                for start in range(0, len(indices), batch):
+                    chosen = indices[start : start + batch]
                     filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
                     of_sample = jax.vmap(functools.partial(jax.random.fold_in, key_of_seed(seed)))
                     noise, keys = _noise(of_sample(jnp.asarray(filled)), drawing.latent_size(wanted))
-                    texts = [prompts[place] for place in filled]
+                    texts = [prompts[index] for index in filled]
                     latents = self.latents(noise, texts, settings, keys=keys, modality=modality)
                     yield from zip(chosen, self._decoded(latents, settings, drawing))
 
@@ -318,7 +319,7 @@ def _lost_on_the_way(settings: SampleConfig) -> str:
 
 
 def _check_reversible(settings: SampleConfig) -> None:
-    if settings.solver in sampler.STOCHASTIC:
+    if settings.solver in STOCHASTIC:
         raise ValueError(
             f"only the probability flow can be walked back, but solver={settings.solver!r} is stochastic; choose an "
             "ODE solver such as midpoint or dopri5"

@@ -32,7 +32,7 @@ def check_request(
     Args:
       shapes: of each sample.
       unit: the pixels of a patch, (height, width).
-      modality: which of the model's; None: its own.
+      modality: a modality of the model; None: the first.
 
     Raises:
       ValueError: there are no prompts or not a shape for each, the model has no such modality, a prompt is no text or

@@ -1,4 +1,4 @@
-"""The model card of an export: README.md, which says what lies beside it and how it is opened."""
+"""The model card of an export: README.md, which describes the files and how to open them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from lumina_jax.weights.writer import Planned, Written, total_bytes
 
 USE = {
     "jax": """\
-The layers of a block are stacked along the first axis; matrices are [in, out].
+Layers are stacked along the first axis of each block parameter; matrices are [in, out].
 
 ```python
 from lumina_jax.interop.converted import load_parameters, read_model
@@ -20,9 +20,9 @@ parameters = load_parameters("{folder}", config)
 ```
 """,
     "lumina": """\
-The tensors are named as in the authors' repository (Alpha-VLLM/Lumina-T2X), and config.json holds the arguments of
-their constructor: {call}. Their sample.py reads consolidated.00-of-01.safetensors, and beside it model_args.pth with
-the arguments of their training script, which PyTorch writes:
+The tensors are named as in the repository Alpha-VLLM/Lumina-T2X, and config.json contains the arguments of the
+constructor there: {call}. The sample.py of that repository reads consolidated.00-of-01.safetensors and, from the same
+folder, model_args.pth with the arguments of the training script, which PyTorch writes:
 
 ```python
 import argparse, torch
@@ -37,19 +37,19 @@ from diffusers import LuminaNextDiT2DModel
 transformer = LuminaNextDiT2DModel.from_pretrained("{folder}", subfolder="transformer")
 ```
 
-A whole `LuminaPipeline.from_pretrained("{folder}")` also needs the folders vae/ (AutoencoderKL), text_encoder/
-(GemmaModel) and tokenizer/ beside transformer/, such as those of Alpha-VLLM/Lumina-Next-SFT-diffusers. Where they are
-missing, copy them there, or give these three to `from_pretrained` as arguments.
+To load the whole pipeline with `LuminaPipeline.from_pretrained("{folder}")`, the folders vae/ (AutoencoderKL),
+text_encoder/ (GemmaModel) and tokenizer/ are also needed, such as those of Alpha-VLLM/Lumina-Next-SFT-diffusers. If
+they are missing, copy them next to transformer/, or pass the three components to `from_pretrained`.
 """,
 }
 LIBRARIES = {"jax": "lumina_jax", "lumina": "pytorch", "diffusers": "diffusers"}
 
 
 def model_card(source: Source, layout: str, plan: Sequence[Planned], written: Sequence[Written], folder: Path) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Args:
-      folder: where the written files lie.
+      folder: the folder that contains the written files.
     """
     config = source.config
     kind = {"flag": "Flag-DiT", "next": "Next-DiT"}[config.block]
@@ -69,14 +69,14 @@ tags: [lumina, {config.conditioning}-conditional]
 # {kind}, {_short(count)} parameters, {layout} layout
 
 Converted by lumina_jax {__version__} from {source.origin}.
-Values are unchanged{_but(source, plan)}. The license is that of the original weights.
+Values are unchanged{_rounding(source, plan)}. The license is that of the original weights.
 
 {notes}\
 | | |
 |---|---|
 {_sizes(config)}| parameters | {count:,} in {len(plan)} tensors, {types}, {total_bytes(plan):,} bytes |
 
-## Opening it
+## How to open it
 
 {use}
 ## Files
@@ -103,7 +103,7 @@ def _short(count: int) -> str:
     return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
 
 
-def _but(source: Source, plan: Sequence[Planned]) -> str:
+def _rounding(source: Source, plan: Sequence[Planned]) -> str:
     before = {source.ours.dtype(name) for name in source.ours}
     after = {tensor.dtype for tensor in plan}
-    return "" if before == after else f", but rounded to {', '.join(sorted(map(str, after)))}"
+    return "" if before == after else f", except that they are rounded to {', '.join(sorted(map(str, after)))}"

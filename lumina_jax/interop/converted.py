@@ -1,7 +1,7 @@
-"""Our own layout of weights: a folder with config.json and model.safetensors, the layers stacked.
+"""The layout of lumina_jax: a folder with config.json and model.safetensors, whose layers are stacked.
 
-In: such a folder, which `lumina convert --to jax` writes. Out: the model's configuration, and its
-parameters, each born on the devices that keep it. Only the part that one device keeps is on the host at a time.
+In: such a folder, which `lumina convert --to jax` writes. Out: the model's configuration, and its parameters, created
+sharded on the devices. The host holds the shard of one device at a time.
 """
 
 import functools
@@ -28,24 +28,24 @@ from lumina_jax.weights.tensors import Tensors, check_weight
 def load_parameters(
     folder: str | Path, config: ModelConfig, shardings: dict[str, Any] | None = None, dtype: DTypeLike = jnp.float32
 ) -> dict[str, Any]:
-    """The parameters of a converted folder, nested as `nnx.to_pure_dict` has them.
+    """Load the parameters of a converted folder, nested as by `nnx.to_pure_dict`.
 
     Args:
-      shardings: where each parameter lives: the same nested tree, or flat by dotted names; None: on the default device.
-      dtype: of the parameters.
+      shardings: the sharding of each parameter, as the same nested tree or by dotted names; None: the default device.
+      dtype: the type of the parameters.
 
     Raises:
-      ValueError: parameters are missing, unknown, of another shape than the configuration says, or not finite; a file
-        is damaged. The message names them.
+      ValueError: parameters are missing, unknown, not finite or of a shape that does not match the configuration, or a
+        file is damaged. The message names them.
     """
     tensors = TensorFiles(folder)
     check_parameters(tensors, config)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    places = None if shardings is None else named_parameters(shardings)
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    by_name = None if shardings is None else named_parameters(shardings)
 
     def value(path: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> jax.Array:
         name = dotted(path)
-        place = here if places is None else places[name]
+        sharding = default if by_name is None else by_name[name]
         read: dict[str, np.ndarray] = {}
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -53,47 +53,47 @@ def load_parameters(
                 read[str(index)] = _finite(tensors, name, index).astype(dtype)
             return read[str(index)]
 
-        return jax.make_array_from_callback(expected.shape, place, part)
+        return jax.make_array_from_callback(expected.shape, sharding, part)
 
     return jax.tree_util.tree_map_with_path(value, nnx.to_pure_dict(abstract_model(config)[1]))
 
 
 @functools.lru_cache(maxsize=4)
 def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """The shape of each parameter by its dotted name; no value is computed."""
+    """Return the shape of each parameter by its dotted name, without computing values."""
     leaves = named_parameters(nnx.to_pure_dict(abstract_model(config)[1]))
     return MappingProxyType({name: tuple(leaf.shape) for name, leaf in leaves.items()})
 
 
 def check_parameters(tensors: Tensors, config: ModelConfig, origins: Mapping[str, str] | None = None) -> None:
-    """Names and shapes are those of a model of this configuration.
+    """Check that names and shapes are those of a model with this configuration.
 
     Args:
-      origins: the name in the checkpoint of each parameter, where it has another.
+      origins: for messages, the name of each parameter in the checkpoint, if that differs.
 
     Raises:
-      ValueError: they are not; the message lists them.
+      ValueError: they are not; the message lists the differences.
     """
     shapes = parameter_shapes(config)
     missing, unknown = sorted(shapes.keys() - set(tensors)), sorted(set(tensors) - shapes.keys())
     if missing or unknown:
         raise ValueError(
             f"the tensors do not match this model: missing {listed(missing)}, unknown {listed(unknown)}; "
-            "check config.json against the weights"
+            "check that config.json belongs to the weights"
         )
     wrong = [
-        f"{(origins or {}).get(name, name)} makes {name} of shape {tensors.shape(name)}, which should be {shape}"
+        f"{(origins or {}).get(name, name)} gives {name} the shape {tensors.shape(name)} instead of {shape}"
         for name, shape in shapes.items()
         if tensors.shape(name) != shape
     ]
     for name in shapes:
         check_weight((origins or {}).get(name, name), tensors.dtype(name))
     if wrong:
-        raise ValueError(f"shapes must be those of the configuration, but {listed(wrong, most=5)}; check config.json")
+        raise ValueError(f"shapes must match the configuration, but {listed(wrong, most=5)}; check config.json")
 
 
 def _finite(tensors: Tensors, name: str, index: tuple[slice, ...] | None) -> np.ndarray:
     values = tensors.part(name, index) if index else tensors[name]
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds values that are not finite; convert the weights again")
+        raise ValueError(f"{name} contains values that are not finite; convert the weights again")
     return values

@@ -1,7 +1,7 @@
-"""The layout of diffusers' `LuminaNextDiT2DModel`: the text-conditional Next-DiT under other names.
+"""The layout of diffusers' `LuminaNextDiT2DModel`, the text-conditional Next-DiT with other names.
 
-It gives the text attention a query projection of its own, which in the released checkpoints is a copy of the one that
-the self-attention has. A model that shares them is written twice, and read back as shared when the copies are equal.
+In this layout the text attention has a separate query projection, which in the released checkpoints is a copy of that
+of the self-attention. A query that our model shares is written twice, and read as shared if the copies are equal.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,8 @@ CLASS = "LuminaNextDiT2DModel"
 
 
 class Settings(TypedDict, total=False):
+    """The settings in diffusers' config.json."""
+
     _class_name: str
     num_layers: Size
     num_attention_heads: Size
@@ -33,18 +35,15 @@ class Settings(TypedDict, total=False):
     learn_sigma: bool
 
 
-"""What their config.json holds."""
-
-
 def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
-    """Our configuration of a model with their config.json, whose defaults are theirs."""
+    """Convert diffusers' config.json to our configuration; settings that are absent have diffusers' defaults."""
     layers, heads = theirs.get("num_layers", 32), theirs.get("num_attention_heads", 32)
     copies = (("to_q.weight", "to_q.weight"), ("norm_q.weight", "norm_q.weight"), ("norm_q.bias", "norm_q.bias"))
     shared = all(
-        np.array_equal(tensors[f"layers.{layer}.attn1.{own}"], tensors[f"layers.{layer}.attn2.{copy}"])
+        np.array_equal(tensors[f"layers.{layer}.attn1.{original}"], tensors[f"layers.{layer}.attn2.{copy}"])
         for layer in range(layers)
-        for own, copy in copies
-        if f"layers.{layer}.attn2.{copy}" in tensors and f"layers.{layer}.attn1.{own}" in tensors
+        for original, copy in copies
+        if f"layers.{layer}.attn2.{copy}" in tensors and f"layers.{layer}.attn1.{original}" in tensors
     )
     return ModelConfig(
         layers=layers,
@@ -70,10 +69,10 @@ def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
 
 
 def their_config(config: ModelConfig) -> dict[str, Any]:
-    """Their config.json of our configuration, for the released side of the latents, 128.
+    """Convert our configuration to diffusers' config.json, with a latent size of 128 as released.
 
     Raises:
-      ValueError: the model is not one that diffusers can hold; the message names the fields.
+      ValueError: diffusers cannot represent the model; the message names the fields.
     """
     expected = {
         "block": "next", "conditioning": "text", "rope_axes": 2, "nextline": False, "nextframe": False,
@@ -89,7 +88,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
         "hidden_size": config.width,
         "num_layers": config.layers,
         "num_attention_heads": config.heads,
-        "num_kv_heads": config.key_heads,  # None, their default, cannot be built
+        "num_kv_heads": config.key_heads,  # diffusers fails with None, its default
         "multiple_of": config.mlp_multiple_of,
         "ffn_dim_multiplier": config.mlp_multiplier,
         "norm_eps": config.norm_eps,
@@ -101,7 +100,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    """The rules for a Next-DiT of this configuration."""
+    """Return the rules for a Next-DiT with this configuration."""
     layer, embedding = "layers.{layer}", "time_caption_embed"
     query = "text_query" if config.own_text_query else "query"
     table = [

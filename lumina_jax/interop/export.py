@@ -1,9 +1,9 @@
-"""A checkpoint written in another layout: weights, configuration and model card, whole or not at all.
+"""Writing a checkpoint in another layout: weights, configuration and model card.
 
-In: a `Source`, the layout and the folder. Out: a folder that the tools of that layout open:
-jax: config.json, model.safetensors. lumina: config.json, consolidated.00-of-01.safetensors. diffusers: transformer/,
-scheduler/, model_index.json, and vae/, text_encoder/, tokenizer/ when they are given. Each has a model card, README.md,
-and the marker of `weights/folders.py`, by which a later export knows what it may replace.
+In: a `Source`, the layout and the folder. Out: a complete folder that the tools of that layout can open, with these
+files: jax: config.json, model.safetensors. lumina: config.json, consolidated.00-of-01.safetensors. diffusers:
+transformer/, scheduler/, model_index.json, and optionally vae/, text_encoder/ and tokenizer/. Each also has a model
+card, README.md, and the marker of `weights/folders.py`, which allows a later export to replace the folder.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ FILES = {
     "diffusers": "transformer/diffusion_pytorch_model",
 }
 SMALL_FILES = 2**20
+"""The disk space reserved for files other than weights, in bytes."""
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
 PIPELINE = {
     "_class_name": "LuminaPipeline",
@@ -47,7 +48,7 @@ PIPELINE = {
 
 
 class Pipeline(TypedDict, total=False):
-    """What model_index.json says of the components: library and class."""
+    """The library and the class of each component in model_index.json."""
 
     vae: tuple[str, str]
     text_encoder: tuple[str, str]
@@ -55,28 +56,28 @@ class Pipeline(TypedDict, total=False):
 
 
 class Export(NamedTuple):
-    """Everything that will be written, decided before anything is."""
+    """Everything that will be written, determined before writing begins."""
 
     source: Source
     layout: str
     config: dict[str, Any]
     rules: Sequence[Rule]
-    """How our names become theirs; none where they are ours."""
+    """The rules between our layout and the published one; empty for our layout."""
     plan: Sequence[Planned]
 
 
 def plan_export(source: Source, layout: str, dtype: str | None = None, sample_size: int | None = None) -> Export:
-    """What an export consists of.
+    """Determine what an export consists of.
 
     Args:
-      dtype: of the weights; None: the one they are stored in.
-      sample_size: side of the latents that a pipeline of diffusers draws by default; None: 128.
+      dtype: the type of the weights; None: the stored type.
+      sample_size: the default side of latents in a diffusers pipeline; None: 128.
 
     Raises:
-      ValueError: the layout cannot hold this model; the message says why.
+      ValueError: the layout cannot represent this model; the message gives the reason.
     """
     if sample_size is not None and layout != "diffusers":
-        raise ValueError(f"the {layout} layout holds no size of samples; leave out {sample_size=}")
+        raise ValueError(f"the {layout} layout has no sample size; leave out {sample_size=}")
     stored = None if dtype is None else np.dtype(dtype)
     if layout == "jax":
         return Export(source, layout, {"model": dataclasses.asdict(source.config)}, (), plan_ours(source.ours, stored))
@@ -95,35 +96,35 @@ def write_export(
     components: Path | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Write the export to `folder`, which appears when everything is in it.
+    """Write the export to `folder` atomically.
 
     Args:
-      shard_bytes: larger files are split, which only the authors' code cannot read: theirs is always one file.
-      components: a folder with vae/, text_encoder/ and tokenizer/ to copy into a pipeline of diffusers.
-      progress: told how many bytes were written since it was last called.
+      shard_bytes: larger files are split, except in the lumina layout, whose reader needs a single file.
+      components: a folder with vae/, text_encoder/ and tokenizer/ to copy into a diffusers pipeline.
+      progress: called with the number of bytes written since its last call.
 
     Raises:
-      ValueError: the folder exists and may not be replaced, the disk has no room, or the weights are not finite.
-        Nothing is left behind.
-      OSError: the disk is full after all, or cannot be written to. Nothing is left behind.
+      ValueError: the folder exists and must not be replaced, there is not enough space on the disk, or the weights are
+        not finite. No files are left behind.
+      OSError: the disk is full or not writable. No files are left behind.
     """
     check_destination(folder, overwrite=overwrite)
     copied = _sizes(components, export.layout) if components else 0
     classes = PIPELINE | (_classes(components) if components else {})
     check_room(folder, total_bytes(export.plan) + copied + SMALL_FILES)
     with new_folder(folder.resolve(), overwrite=overwrite) as temporary:
-        place = (temporary / FILES[export.layout]).parent
-        place.mkdir(exist_ok=True)
+        weights_folder = (temporary / FILES[export.layout]).parent
+        weights_folder.mkdir(exist_ok=True)
         labels = {"lumina_jax": "1"} if export.layout == "jax" else {}
         written = write_tensors(
-            place,
+            weights_folder,
             Path(FILES[export.layout]).name,
             export.plan,
             shard_bytes=None if export.layout == "lumina" else shard_bytes,
             metadata=labels,
             progress=progress,
         )
-        _write_json(place / CONFIG_FILE, export.config)
+        _write_json(weights_folder / CONFIG_FILE, export.config)
         if export.layout == "diffusers":
             _write_pipeline(temporary, components, classes)
         write_text(temporary / CARD, model_card(export.source, export.layout, export.plan, written, temporary))
@@ -131,7 +132,7 @@ def write_export(
 
 
 def mapping_table(export: Export) -> list[tuple[str, str, str, str, str]]:
-    """For each parameter: name in the source, our name, name in the export, our shape and type, and what is done."""
+    """Return for each parameter: source name, our name, exported name, our shape and type, and the operations."""
     ours = export.source.ours
     sources: dict[str, Rule] = {rule.ours: rule for rule in reversed(export.source.rules)}
     targets: dict[str, list[Rule]] = {}
@@ -142,11 +143,11 @@ def mapping_table(export: Export) -> list[tuple[str, str, str, str, str]]:
         rules = [rule for rule in (sources.get(name), *targets.get(name, ())) if rule is not None]
         steps = [f"axes {rule.axes}" for rule in rules if rule.axes is not None]
         if any(rule.is_stacked for rule in rules):
-            steps.append("layers " + ("stacked" if export.layout == "jax" else "apart"))
+            steps.append("layers " + ("stacked" if export.layout == "jax" else "separate"))
         source = sources[name].theirs if name in sources else name
         target = " and ".join(rule.theirs for rule in targets[name]) if name in targets else name
         rows.append(
-            (source, name, target, f"{list(ours.shape(name))} {ours.dtype(name)}", ", ".join(steps) or "as it is")
+            (source, name, target, f"{list(ours.shape(name))} {ours.dtype(name)}", ", ".join(steps) or "unchanged")
         )
     return rows
 
@@ -162,22 +163,25 @@ def _write_pipeline(folder: Path, components: Path | None, classes: dict[str, An
             shutil.copytree(components / name, folder / name)
         except shutil.Error as error:
             source, _, reason = error.args[0][0]
-            raise ValueError(f"{source} cannot be copied ({reason}); repair {components}") from error
+            raise ValueError(f"{source} cannot be copied ({reason}); check {components}") from error
 
 
 def _classes(components: Path) -> dict[str, tuple[str, str]]:
-    """The libraries and classes of the components, as far as their pipeline tells."""
+    """Return the libraries and classes of the components, if their pipeline lists them."""
     file = components / INDEX
     theirs = read_json(file, Pipeline) if file.is_file() else {}
     return {name: theirs[name] for name in COMPONENTS if name in theirs}
 
 
 def _sizes(components: Path, layout: str) -> int:
-    """Bytes of the components, all of which are there."""
+    """Return the size of the components in bytes, after checking that all exist."""
     if layout != "diffusers":
-        raise ValueError(f"--components belong to a pipeline of diffusers, but the export is of the {layout} layout")
+        raise ValueError(f"--components needs --to diffusers, but the layout is {layout}; leave it out")
     if missing := [name for name in COMPONENTS if not (components / name).is_dir()]:
-        raise ValueError(f"{components} must hold the folders {', '.join(COMPONENTS)}, but lacks {', '.join(missing)}")
+        raise ValueError(
+            f"{components} must contain the folders {', '.join(COMPONENTS)}, but lacks {', '.join(missing)}; copy them "
+            "there"
+        )
     files = [file for name in COMPONENTS for file in (components / name).rglob("*")]
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -1,7 +1,7 @@
-"""A model of ours as a layout of PyTorch can hold it.
+"""Adapting a model to a PyTorch layout.
 
-In: a checkpoint, and the name of a layout. Out: the checkpoint with the embedding of padding added or left out, as the
-layout has it. Padding is masked in every attention and cut off at the end, so no output depends on its embedding.
+In: a checkpoint, and the name of a layout. Out: the checkpoint with the embedding of padding added or removed, as the
+layout requires. Padding is masked in every attention and removed at the end, so no output depends on its embedding.
 """
 
 import dataclasses
@@ -19,32 +19,34 @@ PAD = "pad_token"
 
 
 def fitted(source: Source, layout: str) -> Source:
-    """The checkpoint as a model of the layout.
+    """Adapt a checkpoint to a layout.
 
     Raises:
-      ValueError: the layout cannot hold it; the message says why, and which layout can.
+      ValueError: the layout cannot represent it; the message gives the reason, and the layouts that can.
     """
     config = dataclasses.replace(source.config, pad_token=LAYOUTS[layout].has_pad_token(source.config))
     reasons = reasons_against(source.config)
     if reason := reasons[layout]:
-        able = [f"--to {name}" for name, other in reasons.items() if not other]
-        remedy = f"choose {' or '.join(able)}" if able else "no code for PyTorch can run it, and only --to jax keeps it"
+        possible = [f"--to {name}" for name, other in reasons.items() if not other]
+        remedy = (
+            f"choose {' or '.join(possible)}" if possible else "no PyTorch layout can represent it, so choose --to jax"
+        )
         raise ValueError(f"{reason}; {remedy}")
     _check_complete(source, LAYOUTS[layout].rules(config))
     if config.pad_token == source.config.pad_token:
         return source
     if not config.pad_token:
         ours = Renamed(source.ours, lambda name: None if name == PAD else name)
-        note = f"left out: {PAD}, the embedding of padding, which no output depends on"
+        note = f"removed: {PAD}, the embedding of padding, which no output depends on"
         return source._replace(config=config, ours=ours, notes=(*source.notes, note))
     shape, dtype = (config.width,), source.ours.dtype("patch_embedding.bias")
     zeros = ComputedTensors({PAD: (shape, dtype)}, lambda name: np.zeros(shape, dtype))
-    note = f"added: {PAD}, the embedding of padding, as zeros; no output depends on it"
+    note = f"added: {PAD}, the embedding of padding, filled with zeros; no output depends on it"
     return source._replace(config=config, ours=JoinedTensors([source.ours, zeros]), notes=(*source.notes, note))
 
 
 def reasons_against(config: ModelConfig) -> Mapping[str, str]:
-    """For each layout of PyTorch why it cannot hold a model of this configuration; nothing where it can."""
+    """Return for each PyTorch layout why it cannot represent the model, or an empty string if it can."""
     return {name: _reason(config, name) for name in LAYOUTS}
 
 
@@ -58,6 +60,6 @@ def _reason(config: ModelConfig, layout: str) -> str:
 
 
 def _check_complete(source: Source, rules: list[Rule]) -> None:
-    """Every parameter has a name in the layout, so that none is lost."""
+    """Check that every parameter has a name in the layout, so that none is lost."""
     if lost := sorted(set(source.ours) - {rule.ours for rule in rules} - {PAD}):
-        raise ValueError(f"the layout has no name for {listed(lost)}, and weights are never left out; choose --to jax")
+        raise ValueError(f"the layout has no name for {listed(lost)}, and weights are never dropped; choose --to jax")

@@ -1,6 +1,6 @@
-"""The layouts of other people's checkpoints, and our model made of their tensors.
+"""The published layouts of checkpoints, and loading our model from them.
 
-In: constructor arguments or config.json of theirs, and named tensors. Out: a `FlagDiT`, and the way back.
+In: published constructor arguments or config.json, and named tensors ("theirs"). Out: a `FlagDiT`, and the inverse.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ from lumina_jax.weights.rules import Named, Rule, to_theirs
 
 
 class Layout(NamedTuple):
-    """One way to name the parameters of a model."""
+    """A published layout of parameters and configuration."""
 
     name: str
     settings: Any
-    """The type of their configuration, for `documents.read_json`."""
+    """The type of the published configuration, for `documents.read_json`."""
     read_config: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], ModelConfig]
-    """Our configuration, of their arguments and their tensors (which may be read lazily)."""
+    """Returns our configuration for published arguments and tensors, which may be read lazily."""
     write_config: Callable[[ModelConfig], dict[str, Any]]
-    """Their arguments, of our configuration: the inverse, for what a layout can carry; else a ValueError."""
+    """Returns published arguments for our configuration; ValueError if the layout cannot represent it."""
     rules: Callable[[ModelConfig], list[Rule]]
     has_pad_token: Callable[[ModelConfig], bool]
-    """Whether their model has an embedding of padding, which no output depends on."""
+    """Whether the published model has an embedding of padding, which no output depends on."""
 
 
 LAYOUTS = {
@@ -56,10 +56,10 @@ LAYOUTS = {
 
 
 def load_model(layout: Layout, config: ModelConfig, tensors: Mapping[str, np.ndarray], **changes: Any) -> FlagDiT:
-    """Our model with their weights.
+    """Return our model with published weights.
 
     Args:
-      changes: fields of the configuration that don't concern the parameters, such as `compute_dtype`.
+      changes: fields of the configuration that do not affect the parameters, such as `compute_dtype`.
 
     Raises:
       ValueError: tensors are missing, unknown or of the wrong shape; the message names them.
@@ -69,6 +69,6 @@ def load_model(layout: Layout, config: ModelConfig, tensors: Mapping[str, np.nda
 
 
 def their_tensors(layout: Layout, config: ModelConfig, parameters: dict[str, Any]) -> Named:
-    """A tree of our parameters, or of anything of their shape such as gradients, under their names, bit for bit."""
+    """Convert our parameters, or a tree like them such as gradients, to published tensors exactly."""
     ours = {name: np.asarray(value) for name, value in named_parameters(parameters).items()}
     return to_theirs(ours, layout.rules(config), layers=config.layers)

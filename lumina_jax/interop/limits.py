@@ -1,4 +1,4 @@
-"""What a layout of other people can hold: types of its settings, and fields that its code fixes."""
+"""Limits of the published layouts: the ranges of settings, and fields with a fixed value."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -8,18 +8,18 @@ from annotated_types import Interval
 from lumina_jax.config import ModelConfig
 
 Size = Annotated[int, Interval(ge=1, le=2**20)]
-"""A number of layers, heads, channels or values; more than the limit is a mistake and would take hours to refuse."""
+"""A number of layers, heads or channels. A larger number is a mistake, which would otherwise be found too late."""
 Factor = Annotated[float, Interval(gt=0, le=2**20)]
 
 
 def check_fields(config: ModelConfig, expected: Mapping[str, Any], what: str) -> None:
-    """The fields of a configuration have the values that a layout cannot write.
+    """Check the fields that a layout does not store, and that must have fixed values.
 
     Raises:
-      ValueError: some have others; the message names them.
+      ValueError: fields have other values; the message lists them.
     """
     other = [
-        f"{name}={value!r} and the model has {getattr(config, name)!r}"
+        f"{name}={value!r}, but the model has {getattr(config, name)!r}"
         for name, value in expected.items()
         if getattr(config, name) != value
     ]

@@ -1,7 +1,7 @@
-"""The authors' checkpoints: their configuration and the names of their tensors.
+"""The layout of the released checkpoints: their configuration and the names of their tensors.
 
-Their models: Flag-DiT text to image (`lumina_t2i`) and label-conditional (`Flag-DiT-ImageNet`), Next-DiT likewise
-(`lumina_next_t2i`, `Next-DiT-ImageNet`), and the one-dimensional Flag-DiT of `lumina_audio` and `lumina_music`.
+The models are the text-conditional Flag-DiT (`lumina_t2i`) and Next-DiT (`lumina_next_t2i`), the label-conditional ones
+(`Flag-DiT-ImageNet`, `Next-DiT-ImageNet`), and the one-dimensional Flag-DiT of `lumina_audio` and `lumina_music`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from lumina_jax.weights.rules import Rule, linear, norm
 
 
 class Arguments(TypedDict, total=False):
-    """The arguments of their constructors; those of the audio models are depth, num_heads and hidden_size."""
+    """The arguments of the constructors; the audio models use depth, num_heads and hidden_size."""
 
     patch_size: Size
     in_channels: Size
@@ -35,11 +35,11 @@ class Arguments(TypedDict, total=False):
 
 
 def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
-    """Our configuration of a model built with their constructor arguments.
+    """Convert constructor arguments and tensors to our configuration.
 
-    Which of their models it is, is read off the tensors, and so is each size that the arguments leave out. What no
-    tensor tells (heads of a label-conditional model, patch size, multiple of the feed-forward) has their default. A
-    table of labels without a row for 'no label' gives its last row that meaning.
+    The kind of model, and each size that the arguments leave out, are inferred from the tensors. What cannot be
+    inferred (the heads of a label-conditional model, the patch size, the multiple of the feed-forward width) has the
+    default of the constructor. If the table of labels has no row for 'no label', its last row is used for it.
     """
     audio, text = "proj_in.bias" in tensors, "cap_embedder.1.bias" in tensors
     layer = "blocks" if audio else "layers"
@@ -83,15 +83,15 @@ def model_config(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
 
 
 def their_config(config: ModelConfig) -> dict[str, Any]:
-    """The constructor arguments of their model: the inverse of `model_config`.
+    """Convert our configuration to constructor arguments: the inverse of `model_config`.
 
     Raises:
-      ValueError: none of their models is like this one; the message says why.
+      ValueError: none of the released models can represent it; the message gives the reason.
     """
     audio, label, next_dit = config.condition_limit is None, config.conditioning == "label", config.block == "next"
     name = f"{'label' if label else 'text'}-conditional {'Next' if next_dit else 'Flag'}-DiT"
     if audio:
-        name = "one-dimensional Flag-DiT of sounds"
+        name = "one-dimensional Flag-DiT for sounds"
     expected: dict[str, Any] = {
         "attention_width": None,
         "own_text_query": False,
@@ -108,7 +108,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
     }
     if audio:
         expected |= {"block": "flag", "conditioning": "text", "patch_size": 1, "predict_sigma": False}
-    check_fields(config, expected, f"the authors' code for a {name}")
+    check_fields(config, expected, f"the released {name}")
     shared = {
         "n_kv_heads": config.kv_heads,
         "multiple_of": config.mlp_multiple_of,
@@ -126,12 +126,12 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def has_pad_token(config: ModelConfig) -> bool:
-    """Whether their model has an embedding of padding: those have it that read pictures with captions."""
+    """Whether the released model has an embedding of padding; the text-conditional picture models do."""
     return config.conditioning == "text" and config.condition_limit is not None
 
 
 def flag_dit_rules(config: ModelConfig) -> list[Rule]:
-    """The rules for a model of this configuration; the audio model has other names for its layers and its entry."""
+    """Return the rules for this configuration; the audio models name layers and input projection differently."""
     audio = config.condition_limit is None
     layer, entry = ("blocks.{layer}", "proj_in") if audio else ("layers.{layer}", "x_embedder")
     attention = f"{layer}.attention"
@@ -174,7 +174,7 @@ def flag_dit_rules(config: ModelConfig) -> list[Rule]:
 
 
 def _norm_rules(config: ModelConfig, layer: str) -> list[Rule]:
-    """The norms around the branches; "1" and "2" count those before and after, and one model has no weights before."""
+    """Return the rules of norms before and after each branch; one model has weights only in the latter."""
     if config.block == "flag":
         names = {"attention_norm": "attention_norm", "ffn_norm": "mlp_norm"}
     elif config.norm_weights:

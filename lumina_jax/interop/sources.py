@@ -1,7 +1,7 @@
-"""Checkpoints as they are published, opened to be read a tensor at a time.
+"""Opening published checkpoints, whose tensors are then read one at a time.
 
-In: a folder or a file in one of the layouts. Out: a `Source`: our configuration of the model, its parameters under our
-names, and where they come from.
+In: a folder or a file in one of the layouts. Out: a `Source` with our configuration of the model, its parameters in our
+layout, and their origin.
 """
 
 import json
@@ -21,7 +21,7 @@ from lumina_jax.interop.layouts import LAYOUTS, Layout
 from lumina_jax.interop.names import check_whole, network
 from lumina_jax.interop.shards import MergedShards
 from lumina_jax.run import CONFIG_FILE
-from lumina_jax.weights.files import INDEX, INDEX_OF_VARIANT, TensorFiles
+from lumina_jax.weights.files import INDEX, VARIANT_INDEX, TensorFiles
 from lumina_jax.weights.formats import describe_file
 from lumina_jax.weights.hub import REPOSITORY, local_folder, published_name
 from lumina_jax.weights.indices import indexed_files
@@ -34,8 +34,8 @@ Weights = Literal["ema", "params"]
 SHARD = re.compile(r"consolidated(_ema)?\.(\d+)-of-(\d+)\.(safetensors|pth)")
 ARGUMENTS = "model_args.pth"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-INDEX_OF_PICKLES = "*.bin.index.json"
-GIVEN_SIZES = {
+PICKLE_INDEX = "*.bin.index.json"
+NAMED_SIZES = {
     "600M": {"dim": 1536, "n_layers": 16, "n_heads": 32},
     "2B": {"dim": 2304, "n_layers": 24, "n_heads": 32},
     "2B_GQA": {"dim": 2304, "n_layers": 24, "n_heads": 32, "n_kv_heads": 8},
@@ -43,51 +43,51 @@ GIVEN_SIZES = {
     "5B": {"dim": 3072, "n_layers": 32, "n_heads": 32},
     "7B": {"dim": 4096, "n_layers": 32, "n_heads": 32},
 }
-"""What the authors' functions DiT_Llama_<size>_patch2 and NextDiT_<size>_patch2 build."""
-PRESET = re.compile(rf"(DiT_Llama|NextDiT)_({'|'.join(sorted(GIVEN_SIZES, key=len, reverse=True))})_patch2")
+"""The arguments of the released functions DiT_Llama_<size>_patch2 and NextDiT_<size>_patch2."""
+PRESET = re.compile(rf"(DiT_Llama|NextDiT)_({'|'.join(sorted(NAMED_SIZES, key=len, reverse=True))})_patch2")
 
 
 class ScriptArguments(TypedDict, total=False):
-    """What is used of the arguments of the authors' training script."""
+    """The arguments of the released training script that are used here."""
 
     model: str
     qk_norm: bool
 
 
 class Source(NamedTuple):
-    """A checkpoint that was found whole: names and shapes are those of the model."""
+    """A complete checkpoint, whose names and shapes match the configuration."""
 
     config: ModelConfig
     ours: Tensors
     origin: str
     notes: tuple[str, ...] = ()
     rules: Sequence[Rule] = ()
-    """How their names became ours; none where they are ours."""
+    """The rules between the published layout and ours; empty for our layout."""
 
 
 def open_source(path: str | Path, layout: str, weights: Weights | None = None) -> Source:
-    """A checkpoint in the layout "lumina", "diffusers" or "jax".
+    """Open a checkpoint in the layout "lumina", "diffusers" or "jax".
 
     Args:
-      weights: which of the two that the authors save; None: the moving average where there is one.
+      weights: the moving average or the parameters; None: the moving average if there is one.
 
     Raises:
-      ValueError: there is no such checkpoint, it is damaged, it contains code, or names or shapes are not those of
-        the model that its configuration describes.
+      ValueError: there is no such checkpoint, it is damaged, it contains code, or its names or shapes do not match its
+        configuration.
     """
-    path = found(Path(path), "checkpoint")
+    path = resolved(Path(path), "checkpoint")
     if layout == "lumina":
         return _lumina(path, weights)
     if weights is not None:
-        raise ValueError(f"--weights {weights} needs a checkpoint of the authors or a run, but {path} is none")
+        raise ValueError(f"--weights {weights} needs a released checkpoint or a run, but {path} is neither")
     return _diffusers(path) if layout == "diffusers" else _jax(path)
 
 
-def found(path: Path, what: str) -> Path:
-    """The path, or the snapshot of a repository that was downloaded before.
+def resolved(path: Path, what: str) -> Path:
+    """Return the path if it exists, or the snapshot of a downloaded repository with this name.
 
     Raises:
-      ValueError: there is neither.
+      ValueError: neither exists.
     """
     if path.exists():
         return path
@@ -108,31 +108,29 @@ def _diffusers(path: Path) -> Source:
         path = path / "transformer"
     file = (path if path.is_dir() else path.parent) / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{file} is missing, which says what model {path} holds; name a folder that diffusers saved")
+        raise ValueError(f"{file} is missing, which describes the model in {path}; name a folder that diffusers saved")
     layout = LAYOUTS["diffusers"]
     theirs = read_json(file, layout.settings)
     if (name := theirs.get("_class_name", CLASS)) != CLASS:
-        raise ValueError(f"{file} must describe a {CLASS}, but describes {name!r}; no other is known")
-    plain = path / "diffusion_pytorch_model.safetensors"
+        raise ValueError(f"{file} must describe a {CLASS}, but describes {name!r}, which is not supported")
+    usual = path / "diffusion_pytorch_model.safetensors"
     return _theirs(
-        layout, theirs, open_tensors(plain if plain.is_file() else path), f"{_name(path)}, {name} of diffusers"
+        layout, theirs, open_tensors(usual if usual.is_file() else path), f"{_name(path)}, {name} of diffusers"
     )
 
 
 def _lumina(path: Path, weights: Weights | None) -> Source:
     if weights is not None and path.is_file():
-        raise ValueError(
-            f"--weights {weights} chooses between the files of a folder, but {path} is a file; leave it out"
-        )
+        raise ValueError(f"--weights {weights} selects files in a folder, but {path} is a file; leave it out")
     files, notes = _consolidated(path, weights) if path.is_dir() else ([path], [])
     shards = [open_tensors(file) for file in files] if files else [open_tensors(path)]
     if len(files) > 1:
         notes.append(f"merged from {len(files)} shards of tensor parallelism")
-    arguments, told = _arguments(path if path.is_dir() else path.parent)
+    arguments, training_notes = _arguments(path if path.is_dir() else path.parent)
     names = ", ".join(file.name for file in files)
     origin = f"{_name(path)}{f' ({names})' if path.is_dir() and files else ''}, a checkpoint of Lumina-T2X"
     tensors = shards[0] if len(shards) == 1 else MergedShards(shards)
-    return _theirs(LAYOUTS["lumina"], arguments, tensors, origin, (*notes, *told))
+    return _theirs(LAYOUTS["lumina"], arguments, tensors, origin, (*notes, *training_notes))
 
 
 def _theirs(
@@ -146,19 +144,19 @@ def _theirs(
         and not theirs.keys() & {"n_heads", "num_heads"}
     ):
         raise ValueError(
-            "the number of heads of a label-conditional model must be told, because no tensor shows it, but neither "
-            f"{ARGUMENTS} nor {CONFIG_FILE} beside the tensors of {origin} says it; write the latter, such as "
+            "the number of heads of a label-conditional model cannot be inferred from its tensors, and neither "
+            f"{ARGUMENTS} nor {CONFIG_FILE} next to the tensors of {origin} contains it; write the latter, such as "
             '{"n_heads": 32}'
         )
     try:
         config = layout.read_config(theirs, tensors)
     except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise ValueError(
-            f"{origin}: it does not have the tensors of a model of the {layout.name} layout "
+            f"{origin}: it does not have the tensors of a model in the {layout.name} layout "
             f"({type(error).__name__}: {error}); check --from"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{origin}: its configuration or tensors describe no model that can be: {error}") from error
+        raise ValueError(f"{origin}: its configuration or tensors do not describe a valid model: {error}") from error
     rules = layout.rules(config)
     ours = Restacked(tensors, rules, layers=config.layers)
     check_parameters(ours, config, {name: rule.theirs for name, rule in ours.rules.items()})
@@ -166,54 +164,56 @@ def _theirs(
 
 
 def open_tensors(path: Path) -> Tensors:
-    """A file of either kind, or a folder with one, or with several and their index."""
+    """Open a safetensors or PyTorch file, or a folder with one such file or with several and their index."""
     if path.is_file():
         if path.suffix in PICKLES:
             return PickledTensors(path, within="state_dict" if path.suffix == ".ckpt" else None)
         return TensorFiles(path)
-    if any(any(path.glob(pattern)) for pattern in ("*.safetensors", INDEX, INDEX_OF_VARIANT)):
+    if any(any(path.glob(pattern)) for pattern in ("*.safetensors", INDEX, VARIANT_INDEX)):
         return TensorFiles(path)
-    if indices := sorted(path.glob(INDEX_OF_PICKLES)):
+    if indices := sorted(path.glob(PICKLE_INDEX)):
         return JoinedTensors([PickledTensors(file) for file in indexed_files(indices[0])])
     files = [file for file in sorted(path.iterdir()) if file.is_file()]
     pickles = [file for file in files if file.suffix in PICKLES and file.name != ARGUMENTS]
     if len(pickles) == 1:
         return open_tensors(pickles[0])
     if ggufs := [file for file in files if file.suffix == ".gguf"]:
-        raise ValueError(describe_file(ggufs[0], "is no file of weights that is read here; name a .safetensors file"))
-    raise ValueError(f"{path} holds no .safetensors file and {len(pickles)} of PyTorch; name the file itself")
+        raise ValueError(describe_file(ggufs[0], "is not a supported file of weights; name a .safetensors file"))
+    raise ValueError(f"{path} contains no .safetensors file and {len(pickles)} PyTorch files; name the file itself")
 
 
 def _consolidated(folder: Path, weights: Weights | None) -> tuple[list[Path], list[str]]:
-    """The files that the ranks of the authors' training saved, in order, and what was chosen; none: other files."""
+    """Return the consolidated files of all ranks in order, if there are any, and a note on the selected weights."""
     found: dict[tuple[bool, int], dict[int, Path]] = {}
-    for file in sorted(folder.iterdir()):  # .pth comes before .safetensors, which replaces it
+    for file in sorted(folder.iterdir()):  # .safetensors comes after .pth and replaces it
         if match := SHARD.fullmatch(file.name):
             found.setdefault((match[1] is not None, int(match[3])), {})[int(match[2])] = file
     if not found:
         if weights is not None:
-            raise ValueError(f"--weights {weights} chooses between consolidated files, but {folder} has none")
+            raise ValueError(f"--weights {weights} selects consolidated files, but {folder} has none; leave it out")
         return [], []
     has_ema = any(is_ema for is_ema, _ in found)
     is_ema = has_ema if weights is None else weights == "ema"
     chosen = [count for ema, count in found if ema == is_ema]
     if len(chosen) != 1:
         kind = "consolidated_ema" if is_ema else "consolidated"
-        raise ValueError(f"{folder} must hold one set of {kind} files, but it holds {len(chosen)}; name a file itself")
+        raise ValueError(
+            f"{folder} must contain one set of {kind} files, but contains {len(chosen)}; name the file itself"
+        )
     [count] = chosen
     ranks = found[is_ema, count]
     for file in ranks.values():
         if not file.is_file():
             raise ValueError(f"{file} must be a file of tensors, but it is a folder; copy the checkpoint again")
     if missing := [rank for rank in range(count) if rank not in ranks]:
-        raise ValueError(f"{folder} lacks the shards of ranks {missing} of {count}; copy them there")
-    note = "the moving average (ema)" if is_ema else "the parameters as trained (params)"
-    both = " of the two that are there" if len({ema for ema, _ in found}) > 1 else ""
+        raise ValueError(f"{folder} lacks the shards of ranks {missing} out of {count}; copy them there")
+    note = "the moving average (ema)" if is_ema else "the parameters (params)"
+    both = ", as both are available" if len({ema for ema, _ in found}) > 1 else ""
     return [ranks[rank] for rank in range(count)], [f"weights: {note}{both}"]
 
 
 def _arguments(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The arguments of their constructor, as far as config.json or the saved arguments of their script tell."""
+    """Return the constructor arguments in config.json or in the saved script arguments, and notes on training."""
     if (folder / CONFIG_FILE).is_file():
         return read_json(folder / CONFIG_FILE, LAYOUTS["lumina"].settings), []
     if not (folder / ARGUMENTS).is_file():
@@ -221,15 +221,15 @@ def _arguments(folder: Path) -> tuple[dict[str, Any], list[str]]:
     script = read_arguments(folder / ARGUMENTS)
     used = parse_json(json.dumps(script), ScriptArguments, str(folder / ARGUMENTS))
     match = PRESET.fullmatch(used.get("model", ""))
-    sizes: dict[str, Any] = {"patch_size": 2} | GIVEN_SIZES[match[2]] if match else {}
-    told = ("model", "image_size", "vae", "tokenizer_path", "lm", "rope_scaling_factor", "ntk_factor", "snr_type")
-    note = ", ".join(f"{name}={script[name]!r}" for name in told if script.get(name) is not None)
+    sizes: dict[str, Any] = {"patch_size": 2} | NAMED_SIZES[match[2]] if match else {}
+    reported = ("model", "image_size", "vae", "tokenizer_path", "lm", "rope_scaling_factor", "ntk_factor", "snr_type")
+    note = ", ".join(f"{name}={script[name]!r}" for name in reported if script.get(name) is not None)
     return sizes | {name: used[name] for name in ("qk_norm",) if name in used}, [f"trained with {note}"] * bool(note)
 
 
 def _name(path: Path) -> str:
-    """Of a path what may be published: the repository of the hub, or the last part."""
+    """Return a name for the path that may be published: the repository of the hub, or the last component."""
     if published := published_name(path):
         return published
-    parts = Path(os.path.abspath(path).encode(errors="replace").decode()).parts  # names need not be text
+    parts = Path(os.path.abspath(path).encode(errors="replace").decode()).parts  # file names need not be valid text
     return "/".join(parts[-2:] if path.name == "transformer" else parts[-1:])

@@ -1,8 +1,8 @@
-"""The crops of the released code: lists of sizes, the steps of a crop, and its pixels.
+"""Comparison of crops with the released code: lists of sizes, the steps of a crop, and its pixels.
 
-In: crops.json (sizes and traces) with crops.safetensors (sampled pixels) beside it; either may be named. Out: one
-`Comparison` a list, a random crop and a centre crop. Integers and pixels must be equal. The pictures are the synthetic
-ones that the descriptions in the JSON define.
+In: crops.json (sizes and traces) and, in the same folder, crops.safetensors (sampled pixels); either path may be given.
+Out: a `Comparison` for each list, random crop and centre crop. Integers and pixels must be equal. The pictures are
+synthetic, as described in the JSON.
 """
 
 import functools
@@ -32,7 +32,7 @@ PICTURE_KEY = re.compile(r"out/(var_\d+_k\d+|cca_\d+)")
 
 
 def is_crops(path: str | Path) -> bool:
-    """Whether a file is one of the pair, by its content."""
+    """Whether a file is one of these two, judged by its content."""
     path = Path(path)
     if path.suffix == ".json":
         try:
@@ -49,10 +49,10 @@ def is_crops(path: str | Path) -> bool:
 
 
 def run(path: str | Path) -> Iterator[Comparison]:
-    """Every case of the pair.
+    """Compare every case of the two files.
 
     Raises:
-      ValueError: the JSON is missing or not of this form.
+      ValueError: the JSON file is missing or does not have this form.
     """
     path = Path(path)
     recorded = _recorded(path.with_suffix(".json"))
@@ -87,7 +87,7 @@ def _random_pairs(
 ) -> Iterator[Pair]:
     image = Image.fromarray(_synthetic(crop))
     draws = random.Random(crop["seed"])
-    target = choose_size(image.size, _list_of(crop, lists), draws, top_k=crop["top_k"])
+    target = choose_size(image.size, _size_list(crop, lists), draws, top_k=crop["top_k"])
     steps = covering_steps(image.size, target)
     box = random_box(steps[-1].size, target, draws)
     yield "size", target, crop["out_size"], 0.0, 0.0
@@ -123,8 +123,8 @@ def _synthetic(crop: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
     return (np.stack(channels, axis=-1) % 256).astype(np.uint8)
 
 
-def _list_of(crop: dict[str, Any], lists: dict[int, list[Size]]) -> list[Size]:
-    """The list a crop was chosen from: named, or the one whose image size is nearest to that of the crop."""
+def _size_list(crop: dict[str, Any], lists: dict[int, list[Size]]) -> list[Size]:
+    """Return the list that the crop was chosen from: the named one, or the one with the nearest image size."""
     side = crop.get("image_size", (crop["out_size"][0] * crop["out_size"][1]) ** 0.5)
     return lists[min(lists, key=lambda image_size: abs(image_size - side))]
 
@@ -133,7 +133,7 @@ def _recorded(path: Path) -> dict[str, Any]:
     try:
         recorded = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); crops need the .json beside the .safetensors") from error
+        raise ValueError(f"{path} cannot be read ({error}); crops need the .json next to the .safetensors") from error
     if "crop_size_list" not in recorded:
         raise ValueError(f"{path} has no 'crop_size_list'; it is not a recording of crops")
     return recorded

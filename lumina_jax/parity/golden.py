@@ -1,8 +1,8 @@
-"""Recorded runs of the authors' models: reading the files, and comparing our results with them.
+"""Reading recorded runs of the released models, and comparing our results with them.
 
 In: a .safetensors file with arrays `param/<name>`, `in/<case>/<name>` and `out/<case>/<name>` (`<name>.0`,
 `<name>.1`, ... for a list) and JSON metadata `meta`: `cls`, `config`, and `calls`, the arguments of each case.
-Out: dictionaries of numpy arrays, and one `Comparison` a case.
+Out: dictionaries of numpy arrays, and a `Comparison` for each case.
 """
 
 import json
@@ -16,13 +16,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 Pair = tuple[str, Any, Any, float, float]
+"""The name of an array, our values, the recorded values, and the absolute and the relative tolerance."""
 
 
 class Golden:
-    """One file: `name`, `cls`, `config`, `calls`, all of `meta`, `parameters` by their original names, `raw` arrays.
+    """A recorded file: `name`, `meta` with `cls`, `config` and `calls`, `parameters` by published name, `raw` arrays.
 
     Raises:
-      ValueError: the file is not of this format.
+      ValueError: the file does not have this format.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -36,18 +37,18 @@ class Golden:
             self.calls: dict[str, Any] = self.meta["calls"]
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{path} is no golden file ({type(error).__name__}: {error}); it must be .safetensors with JSON "
-                "metadata 'meta' that holds 'cls' and 'calls'"
+                f"{path} is not a golden file ({type(error).__name__}: {error}); it must be a .safetensors file with "
+                "JSON metadata 'meta' that contains 'cls' and 'calls'"
             ) from error
         self.config: dict[str, Any] = self.meta.get("config", {})
         self.parameters = self._under("param/")
 
     def inputs(self, case: str) -> dict[str, Any]:
-        """Arrays `in/<case>/...` by name; a list argument is a list."""
+        """Return the arrays `in/<case>/...` by name; the arrays of a list argument are a list."""
         return _lists(self._under(f"in/{case}/"))
 
     def outputs(self, case: str) -> dict[str, Any]:
-        """Arrays `out/<case>/...` by name; a list is a list."""
+        """Return the arrays `out/<case>/...` by name; the arrays of a list are a list."""
         return _lists(self._under(f"out/{case}/"))
 
     def _under(self, prefix: str) -> dict[str, np.ndarray]:
@@ -55,22 +56,19 @@ class Golden:
 
 
 class Comparison(NamedTuple):
-    """How far one case is from the recorded one; `note` says what is wrong, or special."""
+    """The difference between a case and its recording; `note` describes errors and special cases."""
 
     case: str
     difference: float
-    """At the number that uses most of its tolerance."""
+    """The difference at the number that is closest to its tolerance, or exceeds it most."""
     tolerance: float
-    """Of that number."""
+    """The tolerance of that number."""
     passed: bool
     note: str = ""
 
 
 def compare(case: str, pairs: Iterable[Pair]) -> Comparison:
-    """Compare arrays (name, ours, theirs, atol, rtol): passed when |ours - theirs| <= atol + rtol |theirs| everywhere.
-
-    Reported are difference and tolerance of the number which comes nearest to its tolerance, or goes furthest beyond.
-    """
+    """Compare pairs of arrays, which pass if |ours - theirs| <= atol + rtol |theirs| everywhere."""
     worst, difference, tolerance, note = -1.0, math.inf, 0.0, "the case has no outputs to compare"
     for name, ours, theirs, atol, rtol in pairs:
         ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
@@ -79,25 +77,25 @@ def compare(case: str, pairs: Iterable[Pair]) -> Comparison:
         if ours.size == 0 or not np.isfinite(ours - theirs).all():
             return Comparison(case, math.inf, atol, False, f"{name}: not finite" if ours.size else f"{name}: empty")
         error, allowed = np.abs(ours - theirs), np.maximum(atol + rtol * np.abs(theirs), 1e-30)
-        place = np.argmax(error / allowed)
-        used = float(error.flat[place] / allowed.flat[place])
+        index = np.argmax(error / allowed)
+        used = float(error.flat[index] / allowed.flat[index])
         if used > worst:
-            worst, difference, tolerance = used, float(error.flat[place]), float(allowed.flat[place])
+            worst, difference, tolerance = used, float(error.flat[index]), float(allowed.flat[index])
             note = f"{name}: {worst:.3g} times its tolerance"
     passed = 0 <= worst <= 1
     return Comparison(case, difference, tolerance, passed, "" if passed else note)
 
 
 def attempt(case: str, run: Callable[[], Comparison]) -> Comparison:
-    """The comparison, or a failed one when the case raises."""
+    """Return the comparison, or a failed one if the case raises."""
     try:
         return run()
-    except Exception as error:  # whatever is wrong with one case, the others must run
+    except Exception as error:  # the other cases must still run
         return Comparison(case, math.inf, 0.0, False, f"{type(error).__name__}: {error}")
 
 
 def _lists(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """x.0, x.1, ... become a list under x."""
+    """Collect x.0, x.1, ... in a list under x."""
     found: dict[str, Any] = {name: value for name, value in arrays.items() if not re.search(r"\.\d+$", name)}
     members: Iterator[str] = (name for name in arrays if name not in found)
     for name in sorted(members, key=lambda name: int(name.rsplit(".", 1)[1])):

@@ -1,8 +1,8 @@
-"""Recorded forward passes of the released models: Flag-DiT, Next-DiT and the audio model, theirs and diffusers'.
+"""Comparison with recorded forward passes of Flag-DiT, Next-DiT and the audio model, as released and in diffusers.
 
-In: a golden file of one of `CLASSES`. Out: one comparison for each forward or guided call, made in float32 with the
-weights converted by `interop`. Where a released model keeps the rotary scaling of an earlier guided call, so do we:
-cases run in their recorded order.
+In: a golden file of one of `CLASSES`. Out: a comparison for each forward or guided call, computed in float32 with the
+weights converted by `interop`. Some released models keep the rotary scaling of an earlier guided call, so cases run in
+their recorded order and the scaling is kept here as well.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,30 +21,31 @@ from lumina_jax.parity.golden import Comparison, Golden, Pair, attempt, compare
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid, pack, tokens_of, unpack, unpatchify
 
 FORWARD, GUIDED, RELATIVE = 3e-5, 2e-4, 1e-4
+"""Absolute tolerances of forward and guided calls, and the relative tolerance of both."""
 GUIDED_CHANNELS = 3
 ANGLES = 5e-6
-"""Tolerance of cosines and sines of angles up to about 40, in float32."""
+"""The tolerance of cosines and sines of angles up to about 40 in float32."""
 
 Arguments = Mapping[str, Any]
 
 
 class Released(NamedTuple):
-    """How a class of released models names its parameters, and which rotary scaling a call uses."""
+    """The layout of a class of released models, and the rotary scaling of its calls."""
 
     layout: str
     scaling: Callable[[Golden, str, RopeScaling], RopeScaling]
-    """The file, the case, and the scaling that the case before it left."""
+    """Returns the scaling for a file, a case, and the scaling after the previous case."""
     keeps_sigma: bool = False
 
 
 def _until_changed(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
-    """Flag-DiT, and the label-conditional Next-DiT: an argument replaces one factor, for good."""
+    """Flag-DiT and the label-conditional Next-DiT: an argument replaces a factor for this and all later calls."""
     given = map(golden.calls[case]["kwargs"].get, ("rope_scaling_factor", "ntk_factor"))
     return RopeScaling(*(old if new is None else new for new, old in zip(given, current)))
 
 
 def _time_aware(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
-    """Next-DiT: a guided call sets the scaling by its first time; other calls leave it."""
+    """Next-DiT: a guided call sets the scaling from its first time; other calls do not change it."""
     arguments = golden.calls[case]["kwargs"]
     if "cfg_scale" not in arguments:
         return current
@@ -52,8 +53,8 @@ def _time_aware(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
     return time_aware(factor, watershed, float(golden.inputs(case)["t"][0]))
 
 
-def _of_the_call(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
-    """diffusers: the embedding is an argument of every call."""
+def _per_call(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
+    """diffusers: the rotary embedding is an argument of every call."""
     arguments = golden.calls[case]["kwargs"]
     return RopeScaling(arguments.get("linear_factor", 1.0), arguments.get("ntk_factor", 1.0))
 
@@ -67,15 +68,15 @@ CLASSES = {
     "lumina_audio": Released("lumina", _until_changed),
     "lumina_music": Released("lumina", _until_changed),
     "lumina_t2i DiT_Llama": Released("lumina", _until_changed),
-    "diffusers LuminaNextDiT2DModel": Released("diffusers", _of_the_call, keeps_sigma=True),
+    "diffusers LuminaNextDiT2DModel": Released("diffusers", _per_call, keeps_sigma=True),
 }
-"""By the beginning of what a file calls its class."""
+"""The released models by a prefix of `cls` in the file."""
 
 _run = jax.jit(FlagDiT.__call__, static_argnames=("base_length", "keep_sigma"))
 
 
 def run(golden: Golden) -> Iterator[Comparison]:
-    """Every call of the file."""
+    """Compare every call of the file."""
     released, model = released_class(golden), released_model(golden)
     factors = golden.config.get("rope_scaling_factor", 1.0), golden.config.get("ntk_factor", 1.0)
     scaling = RopeScaling(factors[0], factors[1] * golden.config.get("scale_factor", 1.0))
@@ -88,20 +89,22 @@ def run(golden: Golden) -> Iterator[Comparison]:
 
 
 def released_class(golden: Golden) -> Released:
-    """Raises ValueError for a class that isn't known."""
+    """Return the entry of `CLASSES` for a file; raise ValueError if there is none."""
     for prefix, released in CLASSES.items():
         if golden.cls.startswith(prefix):
             return released
-    raise ValueError(f"cls={golden.cls!r} is not a released model that is known; known are {', '.join(CLASSES)}")
+    raise ValueError(f"cls={golden.cls!r} must begin with one of {', '.join(CLASSES)}; name another file")
 
 
 def released_model(golden: Golden) -> FlagDiT:
-    """Our model with the file's weights, in float32."""
+    """Return our model with the weights of the file, in float32."""
     layout = LAYOUTS[released_class(golden).layout]
     try:
         config = layout.read_config(golden.config, golden.parameters)
     except KeyError as error:
-        raise ValueError(f"a file of cls={golden.cls!r} must hold param/{error.args[0]}, which is missing") from error
+        raise ValueError(
+            f"a file with cls={golden.cls!r} must contain param/{error.args[0]}; record it again"
+        ) from error
     return load_model(layout, config, golden.parameters, compute_dtype="float32", remat="none")
 
 
@@ -118,7 +121,7 @@ def _pairs(model: FlagDiT, golden: Golden, case: str, scaling: RopeScaling) -> I
 def _forward(
     model: FlagDiT, inputs: dict[str, Any], arguments: Arguments, scaling: RopeScaling, keep_sigma: bool
 ) -> np.ndarray:
-    """The output [b c h w] (sounds: [b c w]) of a batch of samples of one size."""
+    """Return the output [b c h w] (for sounds [b c w]) for a batch of samples of the same size."""
     config, x = model.config, inputs["x"]
     guided = "cfg_scale" in arguments
     if guided:
@@ -141,9 +144,9 @@ def _forward(
 def _list_pairs(
     model: FlagDiT, inputs: dict[str, Any], outputs: dict[str, Any], scaling: RopeScaling
 ) -> Iterator[Pair]:
-    """Pictures of several sizes, each in a row of its own that ends in padding.
+    """Compare pictures of several sizes, one in each padded row.
 
-    Rows of padding carry values that nothing reads, and ours differ; they are left out.
+    Outputs at padding are not compared, because they are never used and differ between implementations.
     """
     config = model.config
     tokens, grids = packed_list(model, inputs["x"])
@@ -157,8 +160,8 @@ def _list_pairs(
     if "mask" in outputs:
         yield "mask", valid, outputs["mask"], 0.0, 0.0
     if "freqs" in outputs:
-        places = coordinates(jnp.asarray(tokens.positions), config.rope_axes)
-        turns = rotation(places, head_width=config.head_width, theta=config.rope_theta, scaling=scaling)
+        position = coordinates(jnp.asarray(tokens.positions), config.rope_axes)
+        turns = rotation(position, head_width=config.head_width, theta=config.rope_theta, scaling=scaling)
         yield "freqs", jnp.stack(turns, axis=-1)[:, :, 0][valid], outputs["freqs"][valid], ANGLES, 0.0
     if "tokens" in outputs:
         p = config.patch_size
@@ -167,7 +170,7 @@ def _list_pairs(
 
 
 def packed_list(model: FlagDiT, pictures: list[np.ndarray]) -> tuple[Tokens, list]:
-    """Pictures [c h w], each in a row of its own, as long as the longest."""
+    """Pack pictures [c h w] one in each row, padded to the longest."""
     config = model.config
     p, nextline = config.patch_size, config.nextline
     latents = [rearrange(picture, "c h w -> 1 h w c") for picture in pictures]
@@ -178,8 +181,8 @@ def packed_list(model: FlagDiT, pictures: list[np.ndarray]) -> tuple[Tokens, lis
     return pack(rows, row_tokens=longest, patch_size=p, nextline=nextline, nextframe=False)
 
 
-def condition_of(model: FlagDiT, inputs: dict[str, Any]) -> TextFeatures | jax.Array:
-    """Caption features and their mask, or labels."""
+def read_condition(model: FlagDiT, inputs: dict[str, Any]) -> TextFeatures | jax.Array:
+    """Return caption features with their mask, or labels."""
     if model.config.conditioning == "label":
         return jnp.asarray(inputs["y"])[:, None]
     if "context" in inputs:
@@ -196,6 +199,6 @@ def _call(
     base_length: int | None,
     keep_sigma: bool = False,
 ) -> jax.Array:
-    # their network is handed the time in its own scale, ours in 0..1
-    t, condition = jnp.asarray(inputs["t"])[:, None] / model.config.time_scale, condition_of(model, inputs)
+    # the released network takes scaled times, ours takes times in 0..1
+    t, condition = jnp.asarray(inputs["t"])[:, None] / model.config.time_scale, read_condition(model, inputs)
     return _run(model, tokens, t, condition, rope=scaling, base_length=base_length, keep_sigma=keep_sigma)

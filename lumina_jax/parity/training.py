@@ -1,7 +1,8 @@
-"""Recorded training of the authors' text-conditional Flag-DiT: losses, every gradient, AdamW steps and the average.
+"""Comparison with recorded training of the text-conditional Flag-DiT: losses, gradients, AdamW steps and average.
 
-In: a golden file of a few steps on a list of pictures with fixed noise and times. Out: one comparison for the losses of
-the first step, one for its gradients, one for the trajectory, one for the final and averaged parameters.
+In: a golden file of a few steps on a list of pictures with fixed noise and times. Out: comparisons of the losses and of
+all gradients of the first step, of the losses and gradient norms of all steps, and of the final and averaged
+parameters.
 """
 
 import math
@@ -16,7 +17,7 @@ import optax
 from lumina_jax.config import FlowConfig, OptimizerConfig
 from lumina_jax.interop.layouts import LAYOUTS, their_tensors
 from lumina_jax.parity.golden import Comparison, Golden, Pair, compare
-from lumina_jax.parity.models import condition_of, packed_list, released_model
+from lumina_jax.parity.models import packed_list, read_condition, released_model
 from lumina_jax.training.optimizer import ema_update, optimizer
 from lumina_jax.training.state import split_model
 from lumina_jax.training.step import NoiseAndTimes, TrainBatch, batch_losses, gradient
@@ -26,11 +27,11 @@ FLOW = FlowConfig(times="uniform")
 
 
 def run(golden: Golden) -> Iterator[Comparison]:
-    """Every call of the file."""
+    """Compare every call of the file."""
     for case, call in golden.calls.items():
         try:
             parts = _train(golden, case, call["kwargs"])
-        except Exception as error:  # whatever is wrong with one case, the others must run
+        except Exception as error:  # the other cases must still run
             yield Comparison(case, math.inf, 0.0, False, f"{type(error).__name__}: {error}")
             continue
         for part, pairs in parts.items():
@@ -44,7 +45,7 @@ def _train(golden: Golden, case: str, arguments: dict[str, Any]) -> dict[str, li
     x1, _ = packed_list(model, inputs["x1"])
     x0, _ = packed_list(model, inputs["x0"])
     count = jnp.ones((len(inputs["x1"]), 1))
-    batch = TrainBatch(jax.tree.map(jnp.asarray, x1), condition_of(model, inputs), count)
+    batch = TrainBatch(jax.tree.map(jnp.asarray, x1), read_condition(model, inputs), count)
     drawn = NoiseAndTimes(jnp.asarray(x0.patches), jnp.asarray(inputs["t"])[:, None])
     per_item = batch_losses(model, batch, drawn, FLOW).per_sample[:, 0]
 
@@ -79,7 +80,7 @@ def _train(golden: Golden, case: str, arguments: dict[str, Any]) -> dict[str, li
 
 
 def _optimizer_config(arguments: dict[str, Any]) -> OptimizerConfig:
-    """Constant rate, torch's AdamW constants, clipping by norm."""
+    """Return a constant learning rate, the constants of torch's AdamW, and clipping by norm."""
     return OptimizerConfig(
         learning_rate=arguments["lr"],
         weight_decay=arguments["wd"],
@@ -89,10 +90,10 @@ def _optimizer_config(arguments: dict[str, Any]) -> OptimizerConfig:
 
 
 def _named_pairs(golden: Golden, prefix: str, ours: dict[str, np.ndarray], relative: float) -> list[Pair]:
-    """Each recorded tensor against ours, within `relative` of its largest element.
+    """Pair each recorded tensor with ours, with a tolerance of `relative` times its largest element.
 
-    The gradient of a key's bias is zero but for rounding, as softmax does not see it: nothing is held to less than a
-    millionth of the largest element of all tensors.
+    The tolerance is at least a millionth of the largest element of all tensors, because the gradient of the bias of a
+    key is zero except for rounding: softmax does not depend on that bias.
     """
     theirs = {name.removeprefix(prefix): value for name, value in golden.raw.items() if name.startswith(prefix)}
     largest = {name: float(np.abs(value).max()) for name, value in theirs.items()}

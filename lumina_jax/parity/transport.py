@@ -1,9 +1,9 @@
-"""Parity of the flow with the released transport code: paths, losses, training times, ODE, SDE and likelihood.
+"""Comparison of the flow with the released transport code: paths, losses, training times, ODE, SDE and likelihood.
 
-In: golden files of the classes "Flag-DiT-ImageNet/transport/path.py" and "transport Sampler.sample_ode". Out: one
-`Comparison` a case. Every setting is read from the recorded call; what the release does by default is filled in here,
-so that the flow itself need not know it: num_steps counts times, not intervals; velocities on the linear and gvp paths
-have no margins at their ends; adaptive solvers overshoot; trajectories of the SDE lack their first state.
+In: golden files of the classes "Flag-DiT-ImageNet/transport/path.py" and "transport Sampler.sample_ode". Out: a
+`Comparison` for each case. Settings are read from the recorded call. Peculiarities of the released code are handled
+here, so that the flow need not: num_steps counts times, not intervals; velocities on the linear and gvp paths have no
+margin at the ends; adaptive solvers step beyond the end; trajectories of the SDE do not contain the first state.
 """
 
 import functools
@@ -28,10 +28,10 @@ from lumina_jax.tokens.grid import Kind
 
 FORMULA = "tanh(x)*t+0.3*sin(3*t)-0.5*x*(1-t)"
 EXACT, LOSSY, SOLVED, ADAPTIVE, LIKELIHOOD = 1e-5, 1e-3, 1e-4, 2e-3, 1e-3
-LARGE, OF_LARGEST = 50.0, 5e-6
-"""Noise and score predictions are divided by alpha, which is 0 at t = 0: states reach thousands and carry the rounding
-of the largest. Where a state exceeds the first number, all are held to the second times the largest."""
-FORMS: dict[str, paths.Diffusion] = {
+LARGE_STATE, LARGE_TOLERANCE = 50.0, 5e-6
+"""Noise and score predictions are divided by alpha, which is 0 at t = 0, so that states reach thousands and have the
+rounding error of the largest. If a state exceeds LARGE_STATE, the tolerance is LARGE_TOLERANCE times the largest."""
+FORMS: dict[str, str] = {
     "constant": "constant",
     "SBDM": "sbdm",
     "sigma": "sigma",
@@ -42,14 +42,14 @@ FORMS: dict[str, paths.Diffusion] = {
 
 
 def accepts(golden: Golden) -> bool:
-    """Whether the file is one of those that `run` knows."""
+    """Whether `run` supports the file."""
     return golden.cls.startswith("Flag-DiT-ImageNet/transport/path.py") or "transport Sampler.sample_ode" in golden.cls
 
 
 def run(golden: Golden) -> Iterator[Comparison]:
-    """Run every case of the file, and compare."""
+    """Compare every case of the file."""
     if not accepts(golden):
-        raise ValueError(f"{golden.name} holds {golden.cls!r}, which is no transport file")
+        raise ValueError(f"{golden.name} contains {golden.cls!r}, which is not a transport file; name another")
     if FORMULA not in str(golden.meta.get("model", "")).replace(" ", ""):
         raise ValueError(f"the analytic model of {golden.name} is {golden.meta.get('model')!r}, expected {FORMULA}")
     for case, call in golden.calls.items():
@@ -61,11 +61,11 @@ def run(golden: Golden) -> Iterator[Comparison]:
 
 
 def _runner(case: str) -> Callable[[Golden, str, dict[str, Any]], Comparison]:
-    """What the name of a case says it records."""
+    """Return the function that compares a case, by the prefix of its name."""
     for prefix, runner in _RUNNERS.items():
         if case.startswith(prefix):
             return runner
-    raise ValueError(f"{case=} is of no known kind; known prefixes: {list(_RUNNERS)}")
+    raise ValueError(f"{case=} must begin with one of {list(_RUNNERS)}; record it again")
 
 
 def _path_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
@@ -91,7 +91,7 @@ def _path_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
         "vel": paths.velocity_from_score(path, v, x, t),
         **{f"diff_{name}": paths.diffusion(path, form, t, norm=0.7) for name, form in FORMS.items()},
     }
-    # Near t = 1 the recorded numbers carry the rounding of 1 - t, and on vp that of 1 - alpha^2.
+    # Near t = 1 the recorded numbers have the rounding error of 1 - t, and on vp that of 1 - alpha^2.
     lossy = {"score", "dsigma", "drift_var", "diff_SBDM"}
     lossy |= {"sigma", "noise", "xt", "ut", "diff_sigma"} if path.name == "vp" else set()
     lossy = lossy if float(t.max()) > 0.9 else set()
@@ -100,7 +100,7 @@ def _path_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
 
 
 def _loss_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
-    """Arrays of one size: each is a row of tokens of one value."""
+    """Compare the loss of arrays of the same size, each as a row of tokens with one value."""
     given = golden.inputs(case)
     path, prediction = _path(kwargs), kwargs.get("prediction", "velocity")
     x0, x1, t = given["x0"], given["x1"], given["t"]
@@ -124,7 +124,7 @@ def _loss_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
 
 
 def _list_loss_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
-    """Pictures of any sizes [c h w], packed into one row, with one token for each place."""
+    """Compare the loss of pictures [c h w] of any size, packed into one row with one token for each pixel."""
     given = golden.inputs(case)
     path, t = _path(kwargs), given["t"]
     columns: list[list[np.ndarray]] = [[], [], [], []]
@@ -148,21 +148,14 @@ def _times_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison
 
 
 def _ode_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
-    """An ODE, by its last state and by the recorded places of its trajectory."""
-    mini = case.startswith("mini")
+    """Compare the last state of an ODE, and the recorded states of its trajectory."""
     adaptive = solver_named(kwargs["method"]).adaptive
     grid = _grid(kwargs)
-    states = _solved(
-        golden.raw["in/x"],
-        _padded(grid),
-        **_field(kwargs),
-        method=kwargs["method"],
-        # The mini sampler leaves torchdiffeq's defaults, 1e-7 and 1e-9, which float32 cannot resolve.
-        rtol=kwargs.get("rtol", 1e-6 if mini else 1e-3),
-        atol=kwargs.get("atol", 1e-6),
-    )[: len(grid)]
-    places = kwargs.get("idx") or [1, len(grid) // 2, len(grid) - 1]
-    return _compare_states(golden, case, states, [places], (SOLVED, ADAPTIVE) if adaptive else (EXACT,))
+    # The mini sampler uses torchdiffeq's defaults, 1e-7 and 1e-9, which float32 cannot resolve.
+    settings = _field(kwargs) | _tolerances(kwargs, rtol=1e-6 if adaptive and case.startswith("mini") else 1e-3)
+    states = _solved(golden.raw["in/x"], _padded(grid), method=kwargs["method"], **settings)[: len(grid)]
+    indices = kwargs.get("idx") or [1, len(grid) // 2, len(grid) - 1]
+    return _compare_states(golden, case, states, [indices], (SOLVED, ADAPTIVE) if adaptive else (EXACT,))
 
 
 def _sde_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
@@ -186,10 +179,10 @@ def _sde_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
         noise=golden.raw["in/sde_noise"][: kwargs["num_steps"] - 1],
         save_at="grid",
     )
-    # The places of an SDE's trajectory aren't recorded: the first, a middle one and the last of those that take noise.
+    # The indices of an SDE's trajectory are not recorded: they are the first, a middle and the last noisy state.
     last = kwargs["num_steps"] - 2
-    places = [[0, middle, last] for middle in (last // 2, (last + 1) // 2)]
-    return _compare_states(golden, case, states, [kwargs["idx"]] if "idx" in kwargs else places, (EXACT,))
+    indices = [[0, middle, last] for middle in (last // 2, (last + 1) // 2)]
+    return _compare_states(golden, case, states, [kwargs["idx"]] if "idx" in kwargs else indices, (EXACT,))
 
 
 def _likelihood_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Comparison:
@@ -197,10 +190,9 @@ def _likelihood_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Compa
         golden.raw["in/x"],
         golden.raw["in/lik_eps"],
         _padded(_grid(kwargs)[::-1]),
-        **_field(kwargs),
         method=kwargs["method"],
-        rtol=kwargs.get("rtol", 1e-3),
-        atol=kwargs.get("atol", 1e-6),
+        **_field(kwargs),
+        **_tolerances(kwargs),
     )
     ours = {"logp": found.log_density, "z": found.latent}
     expected = golden.outputs(case)
@@ -208,47 +200,47 @@ def _likelihood_case(golden: Golden, case: str, kwargs: dict[str, Any]) -> Compa
 
 
 def _mini_grid(golden: Golden, case: str, points: int, kind: str) -> Comparison:
-    """A recorded time grid; its shift and strength are those of the cases of as many points.
+    """Compare a recorded time grid, with the shift and strength of a case that has the same number of points.
 
-    The kind is sd30 (the sampler's own direction), sd31 (t = 1 is noise) or strength.
+    The kind is sd30 (the direction of the sampler), sd31 (t = 1 is noise) or strength.
     """
     calls = [call["kwargs"] for name, call in golden.calls.items() if name.startswith("mini_")]
     calls = [call for call in calls if call["num_steps"] == points and (kind != "strength" or "strength" in call)]
     if not calls or kind not in ("sd30", "sd31", "strength"):
-        raise ValueError(f"no recorded mini_ call tells the shift and strength of the grid {case}")
+        raise ValueError(f"no recorded mini_ call has the shift and strength of the grid {case}; record it again")
     grid = _grid(calls[0] if kind == "strength" else {**calls[0], "strength": 1.0})
     theirs = golden.raw[f"out/{case}"]
     return compare(case, [("t", 1 - grid if kind == "sd31" else grid, theirs, 1e-6, 0.0)])
 
 
 def _compare_states(
-    golden: Golden, case: str, states: Array, places: list[list[int]], tolerances: tuple[float, ...]
+    golden: Golden, case: str, states: Array, indices: list[list[int]], tolerances: tuple[float, ...]
 ) -> Comparison:
-    """Compare the last state and the trajectory at the first tolerance and places that fit, else at the last."""
+    """Compare the last state and the trajectory with the first tolerance and indices that pass, or else the last."""
     expected = golden.outputs(case)
     largest = max((float(np.abs(theirs).max()) for theirs in expected.values()), default=0.0)
-    is_large = largest > LARGE
-    for tolerance, chosen in itertools.product(tolerances, places):
+    is_large = largest > LARGE_STATE
+    for tolerance, chosen in itertools.product(tolerances, indices):
         ours = {"y": states[-1], "traj": states[np.asarray(chosen)]}
-        atol, rtol = (OF_LARGEST * largest, 0.0) if is_large else (tolerance, EXACT)
+        atol, rtol = (LARGE_TOLERANCE * largest, 0.0) if is_large else (tolerance, EXACT)
         result = compare(case, [(name, ours[name], theirs, atol, rtol) for name, theirs in expected.items()])
         if result.passed:
             break
-    note = f"allowed: {OF_LARGEST:g} of the largest state, {largest:.3g}"
+    note = f"tolerance: {LARGE_TOLERANCE:g} of the largest state, {largest:.3g}"
     return result._replace(note=f"{result.note} {note}".strip()) if is_large else result
 
 
 def _solver(method: str) -> Solver:
-    """The solver of this name; adaptive ones end as torchdiffeq's do: beyond the end, and interpolating by a quartic.
+    """Return a solver by name; adaptive ones step beyond the end and interpolate a quartic, as torchdiffeq does.
 
-    The quartic goes through both ends of the step, with their slopes, and a middle point, y0 + middle . slopes.
+    The quartic matches the values and slopes at both ends of the step, and a middle point, y0 + middle . slopes.
     """
     solver = solver_named(method)
     if not solver.adaptive:
         return solver
     middles: dict[str, Any] = {"adaptive_heun": [0.5, 0.0], "fehlberg2": [0.0, 0.5, 0.0], "bosh3": [0.0, 0.5, 0.0, 0.0]}
     middle, chosen = middles.get(method), cast(Any, solver.method)
-    if method == "dopri8":  # the middle of diffrax's own interpolation
+    if method == "dopri8":  # the middle of diffrax's interpolation
         middle = [0.5 * np.polyval(row, 0.5) for row in chosen.interpolation_cls.eval_coeffs]
     if middle is not None:
         quartic = type("Quartic", (diffrax.FourthOrderPolynomialInterpolation,), {"c_mid": np.asarray(middle)})
@@ -271,14 +263,19 @@ def _path(kwargs: dict[str, Any]) -> paths.Path:
 
 
 def _margin(kwargs: dict[str, Any]) -> float | None:
-    """The released margin: none for velocities on the linear and gvp paths, whatever was asked for."""
+    """Return the released margin; for velocities on the linear and gvp paths it is always 0."""
     if _path(kwargs).name != "vp" and kwargs.get("prediction", "velocity") == "velocity":
         return 0.0
     return kwargs.get("sample_eps")
 
 
-def _field(kwargs: dict[str, Any]) -> dict[str, str]:
-    """What the velocity depends on; a predicted velocity does not depend on the path."""
+def _tolerances(kwargs: dict[str, Any], *, rtol: float = 1e-3) -> dict[str, Any]:
+    """Return the tolerances of adaptive solvers, by default `rtol` and 1e-6."""
+    return {"rtol": kwargs.get("rtol", rtol), "atol": kwargs.get("atol", 1e-6)}
+
+
+def _field(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the prediction and path that determine the velocity; a predicted velocity ignores the path."""
     prediction = kwargs.get("prediction", "velocity")
     return {"prediction": prediction, "name": "linear" if prediction == "velocity" else _path(kwargs).name}
 
@@ -288,7 +285,7 @@ def _velocity(prediction: Any, name: Any) -> Callable[[Array, Array, Any], Array
 
 
 def _padded(grid: Float[Array, " n"]) -> Float[Array, " m"]:
-    """The grid with its last time repeated, so that grids of many lengths share one compiled loop."""
+    """Repeat the last time of a grid, so that grids of different lengths share one compiled loop."""
     return jnp.pad(grid, (0, max(64, 2 ** math.ceil(math.log2(len(grid)))) - len(grid)), mode="edge")
 
 
@@ -307,7 +304,7 @@ def _measured(
 
 
 def _model(t: Float[Array, "..."], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The analytic network of the recordings."""
+    """The analytic network that was recorded."""
     return jnp.tanh(x) * t + 0.3 * jnp.sin(3 * t) - 0.5 * x * (1 - t)
 
 

@@ -1,1 +1,1 @@
-"""Parameters in files: tables of names between layouts, tensor files read one by one, and modules filled from them."""
+"""Parameters in files: rules between layouts, reading of tensor files, and loading of modules."""

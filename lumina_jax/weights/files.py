@@ -1,8 +1,8 @@
-"""Tensor files, read one tensor at a time.
+"""Safetensors files, read one tensor at a time.
 
-In: a .safetensors file, or a folder with one, or with several and the index that says which tensor lies where.
-Out: a mapping from names to numpy arrays, in which each access reads one tensor from disk. Values of 8 bits are given
-as bfloat16, which holds each of them exactly.
+In: a .safetensors file, or a folder with one such file or with several and their index. Out: a mapping from names to
+numpy arrays, in which each access reads one tensor from disk. 8-bit values are returned as bfloat16, which represents
+each of them exactly.
 """
 
 import json
@@ -21,11 +21,11 @@ from lumina_jax.weights.rules import listed
 from lumina_jax.weights.tensors import Renamed as Renamed
 from lumina_jax.weights.tensors import Tensors
 
-INDEX, INDEX_OF_VARIANT = "*.safetensors.index.json", "*.safetensors.index.*.json"
+INDEX, VARIANT_INDEX = "*.safetensors.index.json", "*.safetensors.index.*.json"
 VARIANT = re.compile(r"(.+)\.(fp16|bf16|fp32|non_ema)(-\d+-of-\d+)?\.safetensors")
-"""A file that diffusers saves beside the usual one, in another type or without averaging."""
+"""The names of variants that diffusers saves next to the usual file, in another type or without averaging."""
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of weights by their names in safetensors files."""
+"""The numpy types of weights, by their names in safetensors files."""
 FLOAT8 = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -33,42 +33,44 @@ FLOAT8 = {
     "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
 }
 SCALE = re.compile(r"(^|[._])(scale_weight|weight_scale(_inv)?|weight_scale_2|scale_input|input_scale|scaled_fp8)$")
-"""Names of factors beside weights of 8 bits; without them the values mean nothing."""
+"""The names of the scales of quantised 8-bit weights, without which the values are meaningless."""
 
 
 class TensorFiles(Tensors):
-    """The tensors under `path` by name, in the type they are stored in.
+    """The tensors of a file or folder by name, in the type in which they are stored.
 
     Raises:
-      ValueError: there are no tensors, a file that the index names is missing, or a file is damaged.
+      ValueError: there are no tensors, a file of the index is missing, or a file is damaged.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._where: dict[str, Path] = {}
+        self._file_by_name: dict[str, Path] = {}
         self._stored: dict[str, tuple[tuple[int, ...], str]] = {}
         for file in _files(self.path):
             for name, stored in _contents(file).items():
-                if name in self._where:
-                    raise ValueError(f"tensor {name} is both in {self._where[name]} and in {file}; remove one of them")
-                self._where[name], self._stored[name] = file, stored
+                if name in self._file_by_name:
+                    raise ValueError(
+                        f"tensor {name} is both in {self._file_by_name[name]} and in {file}; remove one of the files"
+                    )
+                self._file_by_name[name], self._stored[name] = file, stored
 
     @property
     def files(self) -> list[Path]:
         """The files that hold the tensors."""
-        return sorted(set(self._where.values()))
+        return sorted(set(self._file_by_name.values()))
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know about how the values are stored."""
+        """Notes for the user about the type in which the values are stored."""
         small = sorted({stored for _, stored in self._stored.values() if stored in FLOAT8})
-        return [f"stored as {', '.join(small)}, read as bfloat16, which holds the values exactly"] if small else []
+        return [f"stored as {', '.join(small)}, read as bfloat16, which represents the values exactly"] if small else []
 
     def __getitem__(self, name: str) -> np.ndarray:
         shape, stored = self._stored[name]
         if stored in FLOAT8:
             self.dtype(name)
-            return _bytes(self._where[name], name).view(FLOAT8[stored]).reshape(shape).astype(ml_dtypes.bfloat16)
+            return _bytes(self._file_by_name[name], name).view(FLOAT8[stored]).reshape(shape).astype(ml_dtypes.bfloat16)
         with self._opened(name) as tensors:
             return tensors.get_tensor(name)
 
@@ -86,52 +88,52 @@ class TensorFiles(Tensors):
         if stored in FLOAT8:
             if scales := [other for other in self._stored if SCALE.search(other)]:
                 raise ValueError(
-                    f"{name} is stored as {stored} with a scale beside it ({listed(scales, most=2)}), which is not "
-                    "read here; take the checkpoint that was not quantised"
+                    f"{name} is stored as {stored} with a separate scale ({listed(scales, most=2)}), which is not "
+                    "supported; use the checkpoint that was not quantised"
                 )
             return np.dtype(ml_dtypes.bfloat16)
         if stored not in DTYPES:
             raise ValueError(
-                f"{name} is stored as {stored}, but weights must be one of {', '.join((*DTYPES, *FLOAT8))}; other "
-                "types are quantised weights or no weights at all, so take the checkpoint that was not quantised"
+                f"{name} is stored as {stored}, but weights must be one of {', '.join((*DTYPES, *FLOAT8))}; use "
+                "the checkpoint that was not quantised"
             )
         return np.dtype(DTYPES[stored])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._file_by_name)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._file_by_name)
 
     def _opened(self, name: str) -> safe_open:
-        """The file of a tensor that numpy has a type for."""
+        """Open the file of a tensor, after checking that numpy has its type."""
         stored = self._stored[name][1]
         if stored.startswith(("F8", "F6", "F4")):
             self.dtype(name)
-        return _open(self._where[name])
+        return _open(self._file_by_name[name])
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return indexed_files(path) if path.match("*.index*.json") else [path]
     if not path.is_dir():
-        raise ValueError(f"there is no file or folder {path}; name a .safetensors file, or the folder that holds it")
-    if indices := sorted(path.glob(INDEX)) or sorted(path.glob(INDEX_OF_VARIANT)):
+        raise ValueError(f"there is no file or folder {path}; name a .safetensors file, or the folder that contains it")
+    if indices := sorted(path.glob(INDEX)) or sorted(path.glob(VARIANT_INDEX)):
         if len(indices) > 1:
-            raise ValueError(f"{path} holds {len(indices)} indices of tensors; name the folder or file of one model")
+            raise ValueError(f"{path} contains {len(indices)} index files; name the folder or file of one model")
         return indexed_files(indices[0])
     found = _without_variants(sorted(path.glob("*.safetensors")))
     if len(found) != 1:
         names = listed([file.name for file in found], most=5)
         raise ValueError(
-            f"{path} must hold one .safetensors file, or several with a {INDEX}, but it has no index and "
+            f"{path} must contain one .safetensors file, or several with a {INDEX}, but has no index and "
             f"{len(found)} files: {names}; name the file itself"
         )
     return found
 
 
 def _without_variants(files: list[Path]) -> list[Path]:
-    """The files but those beside which the usual one lies."""
+    """Return the files without those variants whose usual file is also there."""
     names = {file.name for file in files}
     variants = {file: VARIANT.fullmatch(file.name) for file in files}
     return [
@@ -140,14 +142,14 @@ def _without_variants(files: list[Path]) -> list[Path]:
 
 
 def _contents(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each tensor of a file, from its header."""
+    """Read the shape and the type of each tensor from the header of a file."""
     with _open(file) as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
         return {name: (tuple(tensor.get_shape()), tensor.get_dtype()) for name, tensor in slices.items()}
 
 
 def _bytes(file: Path, name: str) -> np.ndarray:
-    """What is stored of a tensor, for types that numpy alone does not know."""
+    """Read the bytes of a tensor, for types that safetensors cannot return as numpy arrays."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(SAFETENSORS_HEADER), "little")
         start, end = json.loads(opened.read(length))[name]["data_offsets"]

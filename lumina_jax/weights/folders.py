@@ -1,8 +1,8 @@
-"""Folders that appear whole or not at all, and are replaced only where everything in them was written here.
+"""Writing a folder atomically, and replacing only folders that contain nothing but files written by this module.
 
-In: a folder to write. Out: the folder with its files and a marker, .lumina_jax.json, that lists each of them with its
-size and SHA-256. A folder that is in the way is replaced when its marker is there, and it holds what the marker lists
-and nothing else, at any depth; anything else is somebody's, and an error names it.
+In: a folder to write. Out: the folder with its files and a marker, .lumina_jax.json, which lists each file with its
+size and SHA-256. An existing folder is replaced only if it contains a marker, the files that the marker lists,
+unchanged, and nothing else at any depth. Otherwise an error names the other files.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ class Marker(TypedDict):
 
 
 def check_room(folder: Path, wanted: int) -> None:
-    """The disk on which a folder will lie has `wanted` bytes free.
+    """Check that the disk of a folder, which need not exist yet, has `wanted` bytes free.
 
     Raises:
-      ValueError: it has not.
+      ValueError: it does not.
     """
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -49,23 +49,23 @@ def check_room(folder: Path, wanted: int) -> None:
 
 
 def check_destination(folder: Path, *, overwrite: bool) -> None:
-    """Nothing that is worth keeping would be lost if `folder` were replaced.
+    """Check that `folder` may be written or replaced.
 
     Args:
-      overwrite: a folder that `new_folder` wrote, and nobody changed since, may be replaced.
+      overwrite: an unchanged folder that was written with a marker may be replaced.
 
     Raises:
-      ValueError: it is a file, a link or a mounted disk, or a folder that is not empty and may not be replaced.
+      ValueError: it is a file, a link or a mount point, or a folder that is not empty and must not be replaced.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"{folder} must be a new folder, but it is a file or a link; name another")
+        raise ValueError(f"{folder} must be a new folder, but is a file or a link; name another folder")
     if os.path.ismount(folder):
         raise ValueError(f"{folder} must be a new folder, but a disk is mounted there; name a folder within it")
     if not folder.exists():
         if left := _beside(folder, OLD):
             raise ValueError(
-                f"replacing {folder} was interrupted, and what it held is in {left[0]}; rename that to {folder.name}, "
-                "or remove it"
+                f"replacing {folder} was interrupted, and its previous content is in {left[0]}; rename that to "
+                f"{folder.name}, or remove it"
             )
         return
     if not any(folder.iterdir()):
@@ -74,23 +74,23 @@ def check_destination(folder: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{folder} exists and is not empty; name a new folder, or add --overwrite to replace it")
     if not (folder / MARKER).is_file() or (folder / MARKER).is_symlink():
         raise ValueError(
-            f"{folder} may only be overwritten when it is an export of ours, but it has no {MARKER}, which exports of "
-            "earlier versions lack too; remove it yourself, or name another folder"
+            f"{folder} can be overwritten only if lumina_jax wrote it, but it has no {MARKER}, which exports of "
+            "earlier versions also lack; remove it yourself, or name another folder"
         )
     if other := foreign(folder):
         raise ValueError(
-            f"{folder} may only be overwritten when it holds nothing but an unchanged export, but somebody added or "
-            f"changed {listed(other, most=5)}; move that away, or name another folder"
+            f"{folder} can be overwritten only if it contains nothing but an unchanged export, but these files were "
+            f"added or changed: {listed(other, most=5)}; move them away, or name another folder"
         )
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What writing `folder` left when it was killed, or leaves if it still goes on."""
+    """Return the temporary folders of processes that are writing `folder`, or were killed while writing it."""
     return _beside(folder, PARTIAL)
 
 
 def foreign(folder: Path) -> list[str]:
-    """What a folder holds besides the files that its marker lists: whatever was added or changed."""
+    """Return the paths in a folder that were added or changed since its marker was written."""
     known = read_json(folder / MARKER, Marker)["files"]
     parents = {str(parent) for name in known for parent in Path(name).parents}
     other = []
@@ -105,10 +105,10 @@ def foreign(folder: Path) -> list[str]:
 
 
 def write_marker(folder: Path, digests: Mapping[Path, str]) -> None:
-    """List the files of a folder as ours, and flush them to the disk.
+    """Write the marker of a folder, and flush its files to disk.
 
     Args:
-      digests: the SHA-256 of files where it is known already; the others are read.
+      digests: the SHA-256 of files for which it is already known; other files are read.
     """
     files = {
         name: _written(path, digests.get(path), flush=True)
@@ -123,10 +123,10 @@ def write_marker(folder: Path, digests: Mapping[Path, str]) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary sibling, which takes the place of `folder` when the block ends, or vanishes when it raises.
+    """Yield a temporary folder that replaces `folder` at the end of the block, or is deleted if the block raises.
 
     Raises:
-      ValueError: meanwhile something appeared in `folder` that may not be replaced.
+      ValueError: in the meantime something appeared in `folder` that must not be replaced.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}{PARTIAL}", dir=folder.parent))
@@ -138,7 +138,7 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         check_destination(folder, overwrite=overwrite)
         _replace(temporary, folder)
         _flush(folder.parent)
-    except BaseException:  # an interrupt as well
+    except BaseException:  # including KeyboardInterrupt
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
@@ -148,7 +148,7 @@ def _beside(folder: Path, ending: str) -> list[Path]:
 
 
 def _everything(folder: Path) -> Iterator[tuple[str, Path]]:
-    """What a folder holds at any depth, with the path within it; links are not followed."""
+    """Yield the relative and full path of each entry in a folder at any depth; links are not followed."""
     for parent, folders, files in os.walk(folder, onerror=_raise):
         for name in (*folders, *files):
             path = Path(parent, name)
@@ -178,28 +178,31 @@ def _replace(temporary: Path, folder: Path) -> None:
     except BaseException:
         if not folder.exists():
             os.replace(old, folder)
-        with contextlib.suppress(OSError):  # it is gone, or holds what was replaced
+        with contextlib.suppress(OSError):  # it is already gone, or is not empty
             old.rmdir()
         raise
     _remove(old)
 
 
 def _remove(folder: Path) -> None:
-    """Remove an export that was replaced, but nothing that appeared in it at the last moment."""
+    """Remove an export that was replaced, but no file that appeared in it in the meantime."""
     known = {*read_json(folder / MARKER, Marker)["files"], MARKER}
     for name, path in sorted(_everything(folder), reverse=True):
-        with contextlib.suppress(OSError):  # a folder that is not empty
+        with contextlib.suppress(OSError):  # the folder is not empty
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
             elif name in known:
                 path.unlink()
     if any(folder.iterdir()):
-        raise ValueError(f"the new export is written; {folder} keeps files of the earlier one that appeared meanwhile")
+        raise ValueError(
+            f"the new export is complete, but {folder} still contains files that appeared during writing; move them "
+            "away"
+        )
     folder.rmdir()
 
 
 def _flush(folder: Path) -> None:
-    """Write the entries of a folder to the disk."""
+    """Flush the entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Which files hold the tensors of a model that is stored in several.
+"""The index of a model that is stored in several files.
 
-In: NAME.safetensors.index.json or NAME.bin.index.json, as transformers and diffusers write them. Out: the files beside
-it. An index comes from strangers, so a file that it names must lie in its folder; a link there may lead elsewhere, as
-in the cache of the Hugging Face hub.
+In: NAME.safetensors.index.json or NAME.bin.index.json, as transformers and diffusers write them. Out: the files that it
+lists. An index is not trusted, so its files must be in the same folder. They may be links to another folder, as in the
+cache of the Hugging Face hub.
 """
 
 from pathlib import Path
@@ -18,24 +18,24 @@ class Index(TypedDict):
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """The files that an index names, all of which are there.
+    """Return the files that an index lists.
 
     Raises:
-      ValueError: it is no index, it names files outside of its folder, or some are missing.
+      ValueError: the file is not an index, it lists files outside of its folder, or files are missing.
     """
     names = sorted(set(read_json(index, Index)["weight_map"].values()))
     if not names:
-        raise ValueError(f"{index} names no file; copy it again")
+        raise ValueError(f"{index} lists no files; copy it again")
     if outside := [name for name in names if not is_plain(name)]:
         raise ValueError(
-            f"{index} may only name files in its own folder, but names {listed(outside, most=3)}; take the checkpoint "
-            "from where it was published"
+            f"{index} may only list files in the same folder, but lists {listed(outside, most=3)}; get the checkpoint "
+            "from its publisher"
         )
     if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise ValueError(f"{index.parent} lacks {listed(missing)}, which {index.name} names; copy them there")
+        raise ValueError(f"{index.parent} lacks {listed(missing)}, which {index.name} lists; copy them there")
     return [index.parent / name for name in names]
 
 
 def is_plain(name: str) -> bool:
-    """Whether a string is the name of a file and no path."""
+    """Whether a string is a plain file name, not a path."""
     return name not in ("", ".", "..") and not any(letter in "/\\" or not letter.isprintable() for letter in name)

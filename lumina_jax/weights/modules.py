@@ -1,7 +1,7 @@
-"""Modules filled with the tensors of a file.
+"""Loading tensors into a module.
 
-In: what builds the module, named tensors, and the rules between the two. Out: the module, its parameters in the type
-and on the devices that were asked for. The module is never initialised: only one parameter at a time is on the host.
+In: a function that builds the module, named tensors, and the rules between the two. Out: the module, with parameters of
+the requested type on the requested devices. The module is not initialised, and the host holds one parameter at a time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,15 @@ def load_module(
     dtype: jnp.dtype = jnp.float32,
     shardings: dict[str, Any] | None = None,
 ) -> Module:
-    """The module that `build()` would make, with the values of `tensors` in the place of random ones.
+    """Return the module that `build()` makes, with the values of `tensors` instead of random ones.
 
     Args:
-      tensors: theirs by name; read one parameter at a time, so it may be a `TensorFiles`.
-      dtype: of the parameters.
-      shardings: where each parameter lies, by its dotted name; None: on the default device.
+      build: makes the module; it is only evaluated abstractly.
+      tensors: tensors in the published layout; one parameter is read at a time, so it may be a `TensorFiles`.
+      rules: the rules between the published layout and the names of parameters.
+      layers: the number of stacked layers.
+      dtype: the type of the parameters.
+      shardings: the sharding of each parameter by its dotted name; None: the default device holds all.
 
     Raises:
       ValueError: tensors are missing, unknown, of the wrong shape or not finite; the message names them.
@@ -47,21 +50,21 @@ def load_module(
         found = parameter(tensors, rule, layers=layers)
         if found.shape != expected.shape:
             raise ValueError(
-                f"{rule.theirs} makes {name} of shape {found.shape}, but the configuration asks for "
-                f"{expected.shape}; check the configuration against the checkpoint"
+                f"{rule.theirs} gives {name} the shape {found.shape}, but the configuration requires {expected.shape}; "
+                "check that the configuration belongs to the checkpoint"
             )
         if not np.isfinite(found).all():
-            raise ValueError(f"{rule.theirs} holds values that are not finite; copy the checkpoint again")
+            raise ValueError(f"{rule.theirs} contains values that are not finite; copy the checkpoint again")
         return jax.device_put(found.astype(dtype), None if shardings is None else shardings[name])
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, abstract))
 
 
 def named_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of nested dictionaries by dotted path, such as `blocks.attention.query.kernel`."""
+    """Return the leaves of nested dictionaries by dotted path, such as `blocks.attention.query.kernel`."""
     return {dotted(path): value for path, value in jax.tree_util.tree_leaves_with_path(parameters)}
 
 
 def dotted(path: tuple[Any, ...]) -> str:
-    """The path of a leaf as one name."""
+    """Join the path of a leaf with dots."""
     return ".".join(str(entry.key) for entry in path)

@@ -1,8 +1,8 @@
-"""The tensors of a PyTorch .pth, .pt or .bin file, read without PyTorch and without running what is in it.
+"""PyTorch files (.pth, .pt, .bin), read without PyTorch and without running code from the file.
 
-In: a file that torch.save wrote (a zip with a pickle, and the bytes of each storage). Out: its tensors by name, each
-read from disk when it is asked for. A pickle can name any function of Python to be called; here only what rebuilds
-tensors is known, under stand-ins that do nothing else, and any other name is an error before anything is called.
+In: a file written by torch.save, which is a zip file with a pickle and the bytes of each storage. Out: its tensors by
+name, each read from disk on access. A pickle can call any Python function. Here only the functions that rebuild tensors
+are allowed, and replaced by ones that do nothing else; any other name is an error before anything is called.
 """
 
 import pickle
@@ -37,7 +37,7 @@ class StorageType(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """The numbers that tensors are views of: a member of the zip."""
+    """A member of the zip file with the numbers that tensors are views of."""
 
     key: str
     dtype: str
@@ -45,7 +45,7 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-    """Where a tensor lies in its storage, counted in numbers."""
+    """The position of a tensor in its storage, counted in numbers rather than bytes."""
 
     storage: Storage
     offset: int
@@ -54,12 +54,12 @@ class View(NamedTuple):
 
     @property
     def extent(self) -> int:
-        """From its first number to behind its last."""
+        """The distance from the first number to after the last one."""
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides)) if all(self.shape) else 0
 
 
 class _Names(dict):
-    """An OrderedDict without the attributes that PyTorch hangs on it."""
+    """An OrderedDict without the attributes that PyTorch adds to it."""
 
     __slots__ = ()
 
@@ -74,14 +74,14 @@ class _TensorFromStorage:
         view = View(storage, offset, tuple(shape), tuple(strides))
         numbers = (offset, *view.shape, *view.strides)
         if not isinstance(storage, Storage) or not all(type(number) is int and number >= 0 for number in numbers):
-            raise pickle.UnpicklingError("a tensor is not described by a storage and whole numbers")
+            raise pickle.UnpicklingError("a tensor must consist of a storage and integers")
         if len(view.shape) != len(view.strides) or offset + view.extent > storage.size:
             raise pickle.UnpicklingError(f"a tensor of shape {view.shape} does not fit into its storage")
         return view
 
 
 class _Unwrapped:
-    """A parameter is its tensor."""
+    """Replaces a parameter by its tensor."""
 
     __slots__ = ()
 
@@ -90,7 +90,7 @@ class _Unwrapped:
 
 
 class _Reader(pickle.Unpickler):
-    """Knows tensors, storages and ordered dictionaries, and with `arguments` the class that argparse returns."""
+    """Unpickles tensors, storages and ordered dictionaries, and argparse.Namespace if `arguments` is true."""
 
     def __init__(self, stream: Any, path: Path, *, arguments: bool = False):
         super().__init__(stream, encoding="utf-8")
@@ -107,13 +107,13 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v3"):
             raise ValueError(
-                f"{self._path} holds tensors of a type that only PyTorch knows, such as its float8; take the "
+                f"{self._path} contains tensors of a type that only PyTorch supports, such as float8; use the "
                 "checkpoint that was not quantised, or save the state_dict as safetensors"
             )
         if (module, name) not in self._known:
             raise ValueError(
-                f"{self._path} contains code: it asks to load {module}.{name}, which is no part of a tensor, so it is "
-                "not opened; save the state_dict alone with torch.save, or better as safetensors"
+                f"{self._path} contains code: it loads {module}.{name}, which is not part of a tensor, so it is not "
+                "opened; save only the state_dict with torch.save, or better as safetensors"
             )
         return self._known[module, name]
 
@@ -121,19 +121,19 @@ class _Reader(pickle.Unpickler):
         match pid:
             case ("storage", StorageType(dtype), str(key), _, int(count)) if count >= 0:
                 return Storage(key, dtype, count)
-        raise pickle.UnpicklingError("a storage is not described as PyTorch does")
+        raise pickle.UnpicklingError("a storage does not have PyTorch's form")
 
 
 class PickledTensors(Tensors):
-    """The tensors of a state_dict that torch.save wrote.
+    """The tensors of a state_dict written by torch.save.
 
     Args:
-      within: the name under which a training run keeps the state_dict among other things, as Lightning does; where
-        there is no such name, the file is the state_dict. What is no tensor is left out.
+      within: the key of the state_dict in a checkpoint that also contains other objects, such as Lightning's. If the
+        key is absent, the file itself is the state_dict. With `within`, entries that are not tensors are skipped.
 
     Raises:
-      ValueError: the file is damaged, of the format before PyTorch 1.6, holds something else than named tensors, or
-        contains code; the message says which.
+      ValueError: the file is damaged, is older than PyTorch 1.6, contains anything but named tensors, or contains
+        code; the message says which.
     """
 
     def __init__(self, path: str | Path, *, within: str | None = None):
@@ -142,16 +142,18 @@ class PickledTensors(Tensors):
         if within is not None and isinstance(value, Mapping):
             value = value.get(within, value)
         if not isinstance(value, Mapping):
-            raise ValueError(f"{path} must hold named tensors, but it holds {type(value).__name__}; save a state_dict")
+            raise ValueError(
+                f"{path} must contain named tensors, but contains a {type(value).__name__}; save a state_dict"
+            )
         if within is not None:
             value = {name: view for name, view in value.items() if isinstance(view, View)}
         other = [str(name) for name, view in value.items() if not (isinstance(view, View) and isinstance(name, str))]
         if other or not value:
             inside = [name for name, inner in value.items() if isinstance(inner, Mapping) and _has_tensors(inner)]
-            remedy = f"; those under {' and '.join(map(repr, inside))} are tensors: save one of them" if inside else ""
+            remedy = f"; save {' or '.join(map(repr, inside))}, which contains tensors" if inside else ""
             raise ValueError(
-                f"{path} must hold tensors by name and nothing else, but {', '.join(other[:5]) or 'it is empty'}"
-                f"{' are none' if other else ''}{remedy or '; save the state_dict alone'}"
+                f"{path} must contain only named tensors, but {', '.join(other[:5]) or 'is empty'}"
+                f"{' are not tensors' if other else ''}{remedy or '; save only the state_dict'}"
             )
         self._views: dict[str, View] = dict(value)
         for name, view in self._views.items():
@@ -194,7 +196,7 @@ class PickledTensors(Tensors):
             file.seek(names + view.offset * dtype.itemsize, 1)
             numbers = np.fromfile(file, dtype, view.extent)
         if not header.startswith(ZIP) or len(numbers) < view.extent:
-            raise ValueError(f"{self.path} ends within a tensor; the file is damaged, copy it again")
+            raise ValueError(f"{self.path} ends in the middle of a tensor; the file is damaged, copy it again")
         strides = [stride * dtype.itemsize for stride in view.strides]
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
 
@@ -204,15 +206,17 @@ def _has_tensors(value: Mapping[Any, Any]) -> bool:
 
 
 def read_arguments(path: str | Path) -> dict[str, Any]:
-    """The arguments of a training script, as the authors save them: an argparse.Namespace, or a dictionary.
+    """Read the saved arguments of a training script: an argparse.Namespace or a dictionary.
 
     Raises:
-      ValueError: the file is damaged, contains code, or holds other things than numbers, strings and lists of them.
+      ValueError: the file is damaged, contains code, or contains anything but numbers, strings and lists of them.
     """
     value, _ = _read(Path(path), arguments=True)
     found = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
     if found is None or not all(isinstance(name, str) and _is_plain(entry) for name, entry in found.items()):
-        raise ValueError(f"{path} must hold the arguments of a script: names with numbers, strings and lists of them")
+        raise ValueError(
+            f"{path} must contain the arguments of a script, which are numbers, strings and lists; copy it again"
+        )
     return dict(found)
 
 
@@ -223,19 +227,23 @@ def _is_plain(value: Any) -> bool:
 
 
 def _read(path: Path, *, arguments: bool = False) -> tuple[Any, dict[str, zipfile.ZipInfo]]:
-    """What a file holds, tensors as views, and the members of the zip that hold storages."""
+    """Unpickle a file, with tensors as views. Return its value, and the members of the zip file with storages."""
     if not path.is_file():
-        raise ValueError(f"{path} must be a file of PyTorch, but {'is a folder' if path.is_dir() else 'is missing'}")
+        raise ValueError(
+            f"{path} must be a PyTorch file, but {'is a folder' if path.is_dir() else 'is missing'}; name the file"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
             described = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
             if described is None:
-                raise ValueError(f"{path} is a zip, but not one that torch.save wrote; name the weights of a model")
+                raise ValueError(
+                    f"{path} is a zip file, but was not written by torch.save; name the weights of a model"
+                )
             folder = described.removesuffix("data.pkl")
             order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
             if order.strip() != b"little":
-                raise ValueError(f"{path} was written with {order!r} numbers first; save it on a common machine")
+                raise ValueError(f"{path} has the byte order {order!r}; save it again on a little-endian machine")
             with archive.open(described) as stream:
                 value = _Reader(stream, path, arguments=arguments).load()
     except zipfile.BadZipFile as error:
@@ -244,7 +252,7 @@ def _read(path: Path, *, arguments: bool = False) -> tuple[Any, dict[str, zipfil
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} is not a whole file of PyTorch ({reason}); copy it again") from error
+        raise ValueError(f"{path} is not a valid PyTorch file ({reason}); copy it again") from error
     storages = f"{folder}data/"
     return value, {name.removeprefix(storages): info for name, info in members.items() if name.startswith(storages)}
 
@@ -253,10 +261,10 @@ def _no_zip(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(16)
     if start.startswith(ZIP):
-        return f"{path} is cut off; copy it again"
+        return f"{path} is truncated; copy it again"
     if start[:1] == b"\x80":
         return (
-            f"{path} is of the format before PyTorch 1.6, which cannot be read without running it; where you trust it, "
-            "resave it: torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
+            f"{path} has the format used before PyTorch 1.6, which cannot be read without running code; if you trust "
+            "it, save it again: torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
         )
-    return describe_file(path, "is no file of PyTorch; name the .pth or .safetensors file of a model")
+    return describe_file(path, "is not a PyTorch file; name the .pth or .safetensors file of a model")

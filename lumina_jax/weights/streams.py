@@ -1,7 +1,7 @@
-"""Weights on their way from one layout to another, a layer at a time.
+"""Converting weights from one layout to another, one layer at a time.
 
-In: tensors of theirs and the rules between the layouts. Out: the same weights under our names, layers stacked, of which
-any layer can be read alone (`Restacked`); and plans for `write_tensors` in our layout or in one of theirs.
+In: tensors in a published layout ("theirs"), and the rules between it and ours. Out: the same weights in our layout
+with stacked layers, each of which can be read separately (`Restacked`); and plans for `write_tensors` in either layout.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ from lumina_jax.weights.rules import Rule, check_names, parameter
 from lumina_jax.weights.tensors import Tensors, check_weight
 from lumina_jax.weights.writer import Planned
 
-LAYERS = "blocks."
-"""How the names of our stacked parameters begin."""
+STACKED_PREFIX = "blocks."
+"""The prefix of our stacked parameters."""
 
 
 class Restacked(Tensors):
-    """Their tensors under our names; only what is asked for is read.
+    """Published tensors in our layout, which are read on access.
 
     Raises:
-      ValueError: tensors are missing or unknown, or the layers differ in shape or type; the message names them.
+      ValueError: tensors are missing or unknown, or layers differ in shape or type; the message lists them.
     """
 
     def __init__(self, theirs: Tensors, rules: Sequence[Rule], *, layers: int):
@@ -30,7 +30,7 @@ class Restacked(Tensors):
         for rule in rules:
             self.rules.setdefault(rule.ours, rule)
         self._theirs, self._layers = theirs, layers
-        self._stored = {name: self._one_of(rule) for name, rule in self.rules.items()}
+        self._stored = {name: self._shape_and_type(rule) for name, rule in self.rules.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return parameter(self._theirs, self.rules[name], layers=self._layers)
@@ -53,29 +53,31 @@ class Restacked(Tensors):
     def __len__(self) -> int:
         return len(self.rules)
 
-    def _one_of(self, rule: Rule) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and type of the parameter of ours."""
+    def _shape_and_type(self, rule: Rule) -> tuple[tuple[int, ...], np.dtype]:
+        """Return the shape and the type of our parameter."""
         names = rule.their_names(self._layers)
         for name in names:
             check_weight(name, self._theirs.dtype(name))
         shapes, dtypes = {self._theirs.shape(name) for name in names}, {self._theirs.dtype(name) for name in names}
         if len(shapes) != 1 or len(dtypes) != 1:
             raise ValueError(
-                f"every layer must have tensors of one shape and type, but {rule.theirs} comes in {sorted(shapes)} and "
-                f"{sorted(map(str, dtypes))}; the checkpoint is damaged or of another model"
+                f"all layers must have tensors of the same shape and type, but {rule.theirs} has {sorted(shapes)} and "
+                f"{sorted(map(str, dtypes))}; the checkpoint is damaged or belongs to another model"
             )
         [shape], [dtype] = shapes, dtypes
         if rule.axes is not None and len(rule.axes) != len(shape):
-            raise ValueError(f"{rule.theirs} must have {len(rule.axes)} axes, but its shape is {shape}; it is damaged")
+            raise ValueError(
+                f"{rule.theirs} must have {len(rule.axes)} axes, but its shape is {shape}; the checkpoint is damaged"
+            )
         ours = shape if rule.axes is None else tuple(shape[axis] for axis in rule.axes)
         return ((self._layers, *ours) if rule.is_stacked else ours), dtype
 
 
 def plan_ours(ours: Tensors, dtype: np.dtype | None = None) -> list[Planned]:
-    """Every parameter in our layout, in the type it is stored in or in `dtype`."""
+    """Plan to write every parameter in our layout, in its stored type or in `dtype`."""
 
     def pieces(name: str) -> Iterator[np.ndarray]:
-        if not name.startswith(LAYERS):
+        if not name.startswith(STACKED_PREFIX):
             yield ours[name]
             return
         for layer in range(ours.shape(name)[0]):
@@ -88,7 +90,7 @@ def plan_ours(ours: Tensors, dtype: np.dtype | None = None) -> list[Planned]:
 
 
 def plan_theirs(ours: Tensors, rules: Sequence[Rule], dtype: np.dtype | None = None) -> list[Planned]:
-    """Every tensor of a layout of theirs, of parameters in ours."""
+    """Plan to write our parameters in a published layout, in their stored type or in `dtype`."""
 
     def piece(rule: Rule, layer: int) -> Iterator[np.ndarray]:
         yield rule.to_theirs(ours.part(rule.ours, layer) if rule.is_stacked else ours[rule.ours])

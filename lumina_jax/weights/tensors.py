@@ -1,7 +1,7 @@
-"""Named tensors that are read when they are asked for: what every source of weights offers.
+"""Named tensors that are read on access: the interface of every source of weights.
 
-In: a name. Out: a numpy array, or its shape and type without its values. `JoinedTensors` are those of several sources,
-and `Renamed` are those of one under other names.
+In: a name. Out: a numpy array, or its shape and type without the values. `JoinedTensors` combines several sources, and
+`Renamed` changes the names of one.
 """
 
 from abc import abstractmethod
@@ -15,7 +15,7 @@ WEIGHT_TYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """A mapping from names to arrays in the type they are stored in; nothing is kept."""
+    """A mapping from names to arrays in the type in which they are stored; it does not cache them."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]: ...
@@ -24,11 +24,11 @@ class Tensors(Mapping[str, np.ndarray]):
     def dtype(self, name: str) -> np.dtype: ...
 
     def part(self, name: str, index: Any) -> np.ndarray:
-        """What `index`, a number or a tuple of slices, picks of a tensor; alone read from disk where possible."""
+        """Return `tensor[index]` for an integer or a tuple of slices; if possible, only that part is read from disk."""
         return self[name][index]
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of this name; it is not read, as it would be by the method of Mapping."""
+        """Whether there is a tensor with this name; unlike Mapping's method, this does not read it."""
         if not isinstance(name, str):
             return False
         try:
@@ -39,11 +39,11 @@ class Tensors(Mapping[str, np.ndarray]):
 
 
 class ComputedTensors(Tensors):
-    """Tensors that a function makes on request.
+    """Tensors that a function returns on access.
 
     Args:
-      shapes: shape and type of each tensor.
-      read: the tensor of a name.
+      shapes: the shape and the type of each tensor.
+      read: a function from a name to the tensor.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], read: Callable[[str], np.ndarray]):
@@ -71,41 +71,41 @@ class JoinedTensors(Tensors):
     """The tensors of several sources.
 
     Raises:
-      ValueError: two sources have a tensor of one name.
+      ValueError: two sources have a tensor with the same name.
     """
 
-    def __init__(self, parts: Sequence[Tensors]):
-        self._part_of: dict[str, Tensors] = {}
-        for part in parts:
-            for name in part:
-                if name in self._part_of:
+    def __init__(self, sources: Sequence[Tensors]):
+        self._source: dict[str, Tensors] = {}
+        for source in sources:
+            for name in source:
+                if name in self._source:
                     raise ValueError(f"tensor {name} is stored twice; remove one of the files that hold it")
-                self._part_of[name] = part
+                self._source[name] = source
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._part_of[name][name]
+        return self._source[name][name]
 
     def part(self, name: str, index: Any) -> np.ndarray:
-        return self._part_of[name].part(name, index)
+        return self._source[name].part(name, index)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._part_of[name].shape(name)
+        return self._source[name].shape(name)
 
     def dtype(self, name: str) -> np.dtype:
-        return self._part_of[name].dtype(name)
+        return self._source[name].dtype(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._part_of)
+        return iter(self._source)
 
     def __len__(self) -> int:
-        return len(self._part_of)
+        return len(self._source)
 
 
 class Renamed(Tensors):
-    """Tensors under the names that `rename` gives them; those that it gives None are left out, and never read.
+    """Tensors under the names that `rename` returns; tensors for which it returns None are left out and never read.
 
     Raises:
-      ValueError: two tensors would have one name.
+      ValueError: two tensors would have the same name.
     """
 
     def __init__(self, tensors: Tensors, rename: Callable[[str], str | None]):
@@ -116,7 +116,7 @@ class Renamed(Tensors):
             if name is None:
                 continue
             if name in self._stored:
-                raise ValueError(f"{self._stored[name]} and {stored} both stand for {name}; remove one of them")
+                raise ValueError(f"{self._stored[name]} and {stored} are both renamed to {name}; remove one of them")
             self._stored[name] = stored
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -139,9 +139,9 @@ class Renamed(Tensors):
 
 
 def check_weight(name: str, dtype: np.dtype) -> None:
-    """Raises ValueError unless a tensor has a type that weights are computed with."""
+    """Raise ValueError unless a tensor has a floating-point type that is supported."""
     if dtype.name not in WEIGHT_TYPES:
         raise ValueError(
-            f"{name} is stored as {dtype.name}, but weights must be one of {', '.join(WEIGHT_TYPES)}; integers are "
-            "quantised weights or no weights at all, so take the checkpoint that was not quantised"
+            f"{name} is stored as {dtype.name}, but weights must be one of {', '.join(WEIGHT_TYPES)}; use the "
+            "checkpoint that was not quantised"
         )

@@ -1,8 +1,8 @@
-"""Safetensors files, written piece by piece.
+"""Writing safetensors files piece by piece.
 
 In: an ordered plan of tensors, each with a function that yields its values in pieces. Out: NAME.safetensors, or several
-NAME-00001-of-0000N.safetensors and the index that says which tensor lies where. The header comes first and says where
-each tensor will lie, so that never more than one piece and a block of it is in memory.
+NAME-00001-of-0000N.safetensors and their index. The header, which is written first, has the offsets of all tensors, so
+that memory never holds more than one piece and one converted block of it.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ import numpy as np
 from lumina_jax.weights.files import DTYPES
 
 BLOCK = 32 * 2**20
-"""Bytes converted and written at a time."""
+"""About this many bytes are converted and written at a time."""
 ALIGNMENT = 8
 NAMES = {np.dtype(ours): stored for stored, ours in DTYPES.items()}
 
 
 class Planned(NamedTuple):
-    """A tensor that will be written."""
+    """A tensor to write."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     pieces: Callable[[], Iterator[np.ndarray]]
-    """Its values in order, cut along the first axis or whole; a piece of another type is converted."""
+    """Yields the values in order, whole or split along the first axis; a piece of another type is converted."""
 
     @property
     def size(self) -> int:
@@ -60,14 +60,16 @@ def write_tensors(
     metadata: dict[str, str] | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[Written]:
-    """Write a plan to files called `name` in `folder`; a file of more than `shard_bytes` is split, None: never.
+    """Write a plan to files called `name` in `folder`.
 
     Args:
-      progress: told how many bytes were written since it was last called.
+      shard_bytes: the greatest size of a file, unless it has a single tensor; None: never split the file.
+      progress: called with the number of bytes written since its last call.
 
     Raises:
-      ValueError: values are not finite, or a function yields more or fewer than its plan says; the tensor is named.
-      OSError: the disk is full, or cannot be written to. What was written before is left behind.
+      ValueError: values are not finite, or a function yields more or fewer values than planned; the message names the
+        tensor.
+      OSError: the disk is full or not writable. Files that were written before the error are not deleted.
     """
     shards = _shards(sorted(plan, key=lambda tensor: -tensor.dtype.itemsize), shard_bytes)
     names = [f"{name}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
@@ -76,14 +78,14 @@ def write_tensors(
     labels = {"format": "pt"} | (metadata or {})
     written = [_write_file(folder / file, shard, labels, progress) for file, shard in zip(names, shards)]
     if len(shards) > 1:
-        where = {tensor.name: file for file, shard in zip(names, shards) for tensor in shard}
-        index = {"metadata": {"total_size": total_bytes(plan)}, "weight_map": dict(sorted(where.items()))}
+        files = {tensor.name: file for file, shard in zip(names, shards) for tensor in shard}
+        index = {"metadata": {"total_size": total_bytes(plan)}, "weight_map": dict(sorted(files.items()))}
         write_text(folder / f"{name}.safetensors.index.json", json.dumps(index, indent=2) + "\n")
     return written
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file, flushed to the disk."""
+    """Write a small file and flush it to disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -91,7 +93,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _shards(plan: Sequence[Planned], limit: int | None) -> list[list[Planned]]:
-    """The plan in order, cut so that no part is larger than the limit, unless it is a single tensor."""
+    """Split the plan in order, so that no shard exceeds the limit unless it has a single tensor."""
     shards: list[list[Planned]] = [[]]
     size = 0
     for tensor in plan:
@@ -131,20 +133,22 @@ def _write_file(
 
 
 def _blocks(tensor: Planned) -> Iterator[np.ndarray]:
-    """The values in the order and type in which they are stored, at most about `BLOCK` bytes at a time."""
+    """Yield the values in their stored order and type, at most about `BLOCK` bytes at a time."""
     left = tensor.size
     for piece in tensor.pieces():
         rows = np.atleast_1d(piece)
-        of_a_row = max(1, rows[:1].size) * max(tensor.dtype.itemsize, rows.dtype.itemsize)
-        step = max(1, BLOCK // of_a_row)
+        row_bytes = max(1, rows[:1].size) * max(tensor.dtype.itemsize, rows.dtype.itemsize)
+        step = max(1, BLOCK // row_bytes)
         for start in range(0, len(rows), step):
             block = np.ascontiguousarray(rows[start : start + step])
             if not np.isfinite(block).all():
-                raise ValueError(f"{tensor.name} holds values that are not finite; copy the checkpoint again")
+                raise ValueError(f"{tensor.name} contains values that are not finite; copy the checkpoint again")
             stored = block.astype(tensor.dtype, copy=False)
             if stored is not block and not np.isfinite(stored).all():
-                raise ValueError(f"{tensor.name} holds values beyond the range of {tensor.dtype}; choose float32")
+                raise ValueError(f"{tensor.name} contains values outside the range of {tensor.dtype}; choose float32")
             left -= stored.size
             yield stored
     if left:
-        raise ValueError(f"{tensor.name} must have {tensor.size} values, but {tensor.size - left} came")
+        raise ValueError(
+            f"{tensor.name} must have {tensor.size} values, but has {tensor.size - left}; copy the checkpoint again"
+        )

@@ -16,6 +16,7 @@ from lumina_jax.data.fingerprints import MANY_FILES, Fingerprints
 from lumina_jax.modalities import picture as pictures
 from lumina_jax.modalities.decoding.media import Clip, Sound, Views
 from lumina_jax.parts import CACHE_VERSION, UnwritableError
+from tests.damage import flip_bit, truncate
 from tests.data.cached_pictures import (
     DATA,
     PICTURES,
@@ -142,17 +143,7 @@ def test_one_picture_under_many_names_is_encoded_once(source, vae, tmp_path):
     np.testing.assert_array_equal(encoded[6].media.mean, encoded[0].media.mean)
 
 
-def cut(file):
-    file.write_bytes(file.read_bytes()[:-4])
-
-
-def flip(file):
-    data = bytearray(file.read_bytes())
-    data[-10] ^= 1
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip_bit, Path.unlink])
 def test_damaged_latents_are_bad_samples_and_encoded_anew_by_the_next_run(source, vae, tmp_path, damage):
     encoded = encode(source, vae, tmp_path)
     before = [encoded[index].media.mean for index in range(3)]
@@ -182,7 +173,7 @@ def test_damaged_latents_in_a_folder_that_may_not_be_written_to_are_bad_samples_
     source, vae, tmp_path, monkeypatch
 ):
     encoded = encode(source, vae, tmp_path)
-    flip(part_of(encoded, 0))
+    flip_bit(part_of(encoded, 0))
     forbid_writing(monkeypatch)
     for run in (encoded, encode(source, vae, tmp_path)):
         bad = [run[index] for index in range(4) if isinstance(run[index], BadSample)]

@@ -16,6 +16,7 @@ from lumina_jax.encoders import caption_cache
 from lumina_jax.encoders.caption_cache import CHUNK, encode_captions
 from lumina_jax.encoders.text import text_encoder
 from lumina_jax.parts import UnwritableError
+from tests.damage import empty, flip_bit, truncate
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "bert_tiny"
 ROOT = Path(__file__).parents[2]
@@ -144,21 +145,7 @@ def test_a_slow_encoder_writes_a_part_now_and_then(tmp_path, small_parts, monkey
     assert seen == [2, 4, 6]
 
 
-def cut(file):
-    file.write_bytes(file.read_bytes()[:-4])
-
-
-def flip(file):
-    data = bytearray(file.read_bytes())
-    data[-10] ^= 1
-    file.write_bytes(data)
-
-
-def empty(file):
-    file.write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip_bit, empty, Path.unlink])
 def test_of_a_damaged_part_what_it_held_is_encoded_anew(tmp_path, damage, small_parts):
     before = encode_captions(numbered(10), Letters(), tmp_path)
     expected = {caption: np.array(before[caption]) for caption in numbered(10)}
@@ -172,7 +159,7 @@ def test_of_a_damaged_part_what_it_held_is_encoded_anew(tmp_path, damage, small_
 
 def test_a_damaged_part_of_a_folder_that_cannot_be_written_to_is_an_error_that_names_it(tmp_path, monkeypatch):
     encode_captions(CAPTIONS, Letters(), tmp_path)
-    flip(files(tmp_path)[0])
+    flip_bit(files(tmp_path)[0])
 
     def forbidden(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")

@@ -16,7 +16,7 @@ from lumina_jax.commands.parity import comparisons
 from lumina_jax.config import Config
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.interop.layouts import LAYOUTS, load_model
-from lumina_jax.interop.shards import MergedShards, cut_axis
+from lumina_jax.interop.shards import MergedShards, sharded_axis
 from lumina_jax.interop.sources import open_source
 from lumina_jax.parity.golden import Golden
 from lumina_jax.training.checkpoint import Checkpoints
@@ -172,7 +172,7 @@ def test_the_moving_average_of_the_authors_is_taken_unless_told_otherwise(tmp_pa
     average = {name: value + 1 for name, value in tensors_of(source, "lumina").items()}
     save_file(average, source / "consolidated_ema.00-of-01.safetensors")
     assert_same(tensors_of(run(source, tmp_path / "a", "lumina", "lumina"), "lumina"), average)
-    assert "the moving average (ema) of the two" in capsys.readouterr().out
+    assert "the moving average (ema), as both are available" in capsys.readouterr().out
     trained = run(source, tmp_path / "b", "lumina", "lumina", weights="params")
     assert_same(tensors_of(trained, "lumina"), tensors_of(source, "lumina"))
 
@@ -219,7 +219,7 @@ def test_a_model_cut_into_ranks_is_put_together_again(tmp_path, name, count):
     whole = tensors_of(source, "lumina")
     for rank in range(count):
         part = {
-            key: value if cut_axis(key) is None else np.split(value, count, cut_axis(key))[rank]
+            key: value if sharded_axis(key) is None else np.split(value, count, sharded_axis(key))[rank]
             for key, value in whole.items()
         }
         save_file({key: np.ascontiguousarray(value) for key, value in part.items()},
@@ -233,7 +233,7 @@ def test_shards_with_qk_norm_or_with_unequal_copies_are_refused(tmp_path):
     ranks = [{key[7:]: value for key, value in part.items() if key.startswith(f"rank/{rank}/")} for rank in range(2)]
     ranks[1]["eol_token"] = ranks[1]["eol_token"] + 1e-3
     save_shards(tmp_path, ranks)
-    with pytest.raises(ValueError, match="eol_token must be the same on every rank"):
+    with pytest.raises(ValueError, match="eol_token must be the same in all shards"):
         MergedShards([TensorFiles(tmp_path / f"{rank}.safetensors") for rank in range(2)])
     for rank in ranks:
         rank["layers.0.attention.q_norm.weight"] = np.ones(16, np.float32)

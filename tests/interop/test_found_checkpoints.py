@@ -50,7 +50,7 @@ def test_what_stands_before_every_name_is_removed_and_said(tmp_path, capsys, pre
     assert_same(tensors_of(run(source, tmp_path / "back", "lumina", "lumina"), "lumina"), plain)
     said = capsys.readouterr().out
     rest = prefix.replace("_orig_mod.", "")
-    assert not rest or f"names: {rest!r} at the beginning was removed" in said
+    assert not rest or f"names: the prefix {rest!r} was removed" in said
     assert ("torch.compile" in said) == ("_orig_mod." in prefix)
 
 
@@ -69,7 +69,7 @@ def test_wrappers_within_names_are_removed(tmp_path, capsys):
     wrapped = {name.replace("layers.1.", "layers.1._fsdp_wrapped_module._orig_mod."): v for name, v in plain.items()}
     save_file(wrapped, source / FILE)
     assert_same(tensors_of(run(source, tmp_path / "back", "lumina", "lumina"), "lumina"), plain)
-    assert "names: what torch.compile or FSDP put into" in capsys.readouterr().out
+    assert "names: the components that torch.compile or FSDP inserted in" in capsys.readouterr().out
 
 
 def test_what_lies_beside_the_network_is_left_out_and_said(tmp_path, capsys):
@@ -78,7 +78,7 @@ def test_what_lies_beside_the_network_is_left_out_and_said(tmp_path, capsys):
     whole = {f"model.diffusion_model.{name}": value for name, value in plain.items()}
     save_file(whole | {"vae.encoder.conv_in.bias": np.ones(3, np.float32)}, source / FILE)
     assert_same(tensors_of(run(source, tmp_path / "back", "lumina", "lumina"), "lumina"), plain)
-    assert "left out: 1 tensors besides the network, such as vae.encoder.conv_in.bias" in capsys.readouterr().out
+    assert "skipped: 1 tensors that do not belong to the network, such as vae.encoder" in capsys.readouterr().out
 
 
 def test_several_networks_in_one_file_are_not_mixed(tmp_path):
@@ -101,8 +101,8 @@ def test_a_network_under_any_prefix_is_the_network(prefix, rest):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["blocks.attention.query.kernel"], "these are parameters of lumina_jax: --from jax"),
-        (["time_caption_embed.timestep_embedder.linear_1.weight", "a", "b", "c"], "of diffusers: --from diffusers"),
+        (["blocks.attention.query.kernel"], "these are parameters of lumina_jax; use --from jax"),
+        (["time_caption_embed.timestep_embedder.linear_1.weight", "a", "b", "c"], "of diffusers; use --from diffusers"),
         (["encoder.conv_in.weight"], "of an autoencoder"),
         (["model.layers.0.self_attn.q_proj.weight"], "of a language model"),
         (["weight"], "but weight; check --from"),
@@ -133,7 +133,7 @@ def test_a_lora_is_called_one_with_what_to_do(tmp_path, name):
     for layout in ("lumina", "jax"):
         (tmp_path / "config.json").write_text(json.dumps({"model": {"layers": 1, "heads": 1, "width": 8}}))
         words = [f"{tmp_path}/lora.safetensors", f"{tmp_path}/out", "--from", layout, "--to", "jax"]
-        expect_error(words, "holds a LoRA .*, which changes a model and is none; merge it into its model first")
+        expect_error(words, "contains a LoRA .*, which is a change to a model; first merge it")
 
 
 QUANTISED = ["absmax", "quant_state.bitsandbytes__nf4", "SCB", "qweight", "scale_weight", "weight_scale_inv"]
@@ -144,7 +144,7 @@ def test_quantised_weights_are_called_so_before_names_are_compared(tmp_path, end
     source = checkpoint(tmp_path / "source", "nextdit")
     name = f"layers.0.attention.wq.{ending}"
     save_file(tensors_of(source, "lumina") | {name: np.ones(3, np.float32)}, source / FILE)
-    expect_error(words(source), rf"holds quantised weights \({name}\); take the checkpoint that was not")
+    expect_error(words(source), rf"contains quantised weights \({name}\); use the checkpoint that was not")
 
 
 @pytest.mark.parametrize("name", ["nextdit", "lumina_t2i", "audio_flagdit", "diffusers_luminanext"])
@@ -186,7 +186,7 @@ def test_a_model_in_several_files_of_pytorch_is_read_by_its_index(tmp_path):
     index.write_text(json.dumps({"weight_map": places}))
     assert_same(tensors_of(run(source, tmp_path / "ours", "diffusers", "jax"), "jax"), expected)
     index.write_text(json.dumps({"weight_map": dict.fromkeys(places, "../../secret.bin")}))
-    expect_error(words(source, "diffusers"), "files in its own folder")
+    expect_error(words(source, "diffusers"), "files in the same folder")
 
 
 @pytest.mark.parametrize("ending", ["gguf", "safetensors", "pth"])
@@ -279,7 +279,7 @@ def test_a_tensor_of_a_shape_that_no_model_has_is_refused(tmp_path, shape):
     reader = PickledTensors(file)
     view = reader._views["x_embedder.weight"]
     reader._views["x_embedder.weight"] = view._replace(shape=shape, strides=(0,) * len(shape))
-    with pytest.raises(ValueError, match=r"x_embedder|describe no model|does not have the tensors"):
+    with pytest.raises(ValueError, match=r"x_embedder|do not describe a valid model|does not have the tensors"):
         _theirs(LAYOUTS["lumina"], {"n_heads": 4}, reader, "it")
 
 

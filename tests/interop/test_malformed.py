@@ -104,7 +104,7 @@ CASES = {
     "a wrong shape": ("nextdit", changed(pad_token=lambda value: value[:-1]), r"pad_token.*\(63,\).*\(64,\)"),
     "layers that differ": (
         *("nextdit", changed(layers__1__attention__wo__weight=lambda value: value[:-1])),
-        r"one shape and type, but layers\.\{layer\}\.attention\.wo\.weight",
+        r"the same shape and type, but layers\.\{layer\}\.attention\.wo\.weight",
     ),
     "axes too many": (
         *("nextdit", changed(cap_embedder__1__weight=lambda value: value[None])),
@@ -112,20 +112,20 @@ CASES = {
     ),
     "another entry": (
         *("nextdit", changed(x_embedder__weight=lambda value: value[None])),
-        r"source .*describe no model.*model\.kv_heads",
+        r"source .*do not describe a valid model.*model\.kv_heads",
     ),
     "integers": ("nextdit", changed(pad_token=lambda value: value.astype(np.int32)), "pad_token is stored as I32"),
     "not a number": ("nextdit", changed(layers__1__attention__wo__weight=nan), r"attention\.out\.kernel.*not finite"),
     "truncated": ("nextdit", cut_off, "not a readable safetensors file"),
     "truncated early": ("nextdit", cut_in_the_header, "not a readable safetensors file"),
     "a folder as file": ("nextdit", a_folder_in_the_place_of_the_file, "is a folder"),
-    "no tensors": ("nextdit", nothing_inside, "holds no .safetensors file"),
+    "no tensors": ("nextdit", nothing_inside, "contains no .safetensors file"),
     "code": ("nextdit", a_pickle_with_code, r"contains code.*system"),
     "code in arguments": ("nextdit", arguments_with_code, r"contains code"),
     "no heads": ("flagdit_imagenet", no_arguments, "number of heads of a label-conditional model"),
     "no json": ("flagdit_imagenet", arguments_that_are_no_json, "config.json must be JSON, but is not"),
-    "other sizes": ("nextdit", arguments_of_other_sizes, r"mlp\.gate\.kernel of shape"),
-    "a rank missing": ("nextdit", a_rank_missing, r"lacks the shards of ranks \[0\] of 2"),
+    "other sizes": ("nextdit", arguments_of_other_sizes, r"mlp\.gate\.kernel the shape"),
+    "a rank missing": ("nextdit", a_rank_missing, r"lacks the shards of ranks \[0\] out of 2"),
 }
 
 
@@ -157,13 +157,13 @@ def expect_error(words, message):
     ("words", "message"),
     [
         (["nowhere", "out", "--from", "jax", "--to", "lumina"], "there is no file or folder nowhere"),
-        (["source", "source/inner", "--from", "lumina", "--to", "jax"], "must lie apart"),
-        (["source", ".", "--from", "lumina", "--to", "jax", "--overwrite"], "must lie apart"),
+        (["source", "source/inner", "--from", "lumina", "--to", "jax"], "must not contain each other"),
+        (["source", ".", "--from", "lumina", "--to", "jax", "--overwrite"], "must not contain each other"),
         (["source", "file", "--from", "lumina", "--to", "jax"], "file must be a new folder"),
         (["source", "full", "--from", "lumina", "--to", "jax"], "exists and is not empty"),
         (
             ["source", "full", "--from", "lumina", "--to", "jax", "--overwrite"],
-            "is an export of ours, but it has no .lumina_jax.json",
+            "if lumina_jax wrote it, but it has no .lumina_jax.json",
         ),
         (
             ["source", "out", "--from", "jax", "--to", "lumina"],
@@ -175,13 +175,16 @@ def expect_error(words, message):
         (["source", "out", "--from", "lumina", "--to", "jax", "--step", "3"], "--step 3 needs the folder of a run"),
         (
             ["source", "out", "--from", "lumina", "--to", "jax", "--weights", "ema"],
-            "must hold one set of consolidated_",
+            "must contain one set of consolidated_",
         ),
         (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "0"], "--shard-gb 0.0 must be a positive"),
-        (["source", "out", "--from", "lumina", "--to", "jax", "--components", "full"], "--components belong to"),
+        (
+            ["source", "out", "--from", "lumina", "--to", "jax", "--components", "full"],
+            "--components needs --to",
+        ),
         (
             ["source", "full/vae/out", "--from", "lumina", "--to", "diffusers", "--components", "full"],
-            "must not lie in",
+            "must not be in",
         ),
         (["source", "out", "--from", "lumina", "--to", "diffusers", "--components", "gone"], "no file or folder gone"),
         (["source", "out", "--from", "lumina", "--to", "jax", "--shard-gb", "nan"], "must be a positive number"),
@@ -210,7 +213,7 @@ def test_a_model_that_the_layout_cannot_hold_is_refused(tmp_path):
     source = checkpoint(tmp_path / "source", "lumina_t2i")
     expect_error(
         [f"{source}", f"{tmp_path}/out", "--from", "lumina", "--to", "diffusers"],
-        r"LuminaNextDiT2DModel.* needs block='next' and the model has 'flag'.*; choose --to lumina",
+        r"LuminaNextDiT2DModel.* needs block='next', but the model has 'flag'.*; choose --to lumina",
     )
     theirs = checkpoint(tmp_path / "theirs", "diffusers_luminanext", layout="diffusers")
     expect_error([f"{theirs}", f"{tmp_path}/out", "--from", "diffusers", "--to", "lumina"], "own_text_query")
@@ -292,7 +295,7 @@ def test_weights_that_are_not_finite_are_not_loaded(tmp_path):
     tensors = tensors_of(folder, "jax")
     tensors["pad_token"][3] = np.inf
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match="pad_token holds values that are not finite"):
+    with pytest.raises(ValueError, match="pad_token contains values that are not finite"):
         load_parameters(folder, read_model(folder))
 
 

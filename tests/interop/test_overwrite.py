@@ -15,7 +15,7 @@ from lumina_jax.weights import folders
 from lumina_jax.weights.folders import MARKER, check_destination, foreign, new_folder, write_marker
 from tests.interop.checkpoints import checkpoint, run
 
-REFUSED = "may only be overwritten when it"
+REFUSED = "can be overwritten only if"
 
 
 def everything(folder):
@@ -45,7 +45,7 @@ def test_a_pipeline_of_somebody_else_is_never_replaced(tmp_path, source):
         (pipe / name).write_text("mine")
     (pipe / "model_index.json").write_text("{}")
     before = everything(tmp_path)
-    with pytest.raises(ValueError, match=rf"{REFUSED} is an export of ours, but it has no \.lumina_jax\.json, which"):
+    with pytest.raises(ValueError, match=rf"{REFUSED} lumina_jax wrote it, but it has no \.lumina_jax\.json, which"):
         run(source, pipe, "lumina", "diffusers", overwrite=True)
     assert everything(tmp_path) == before
 
@@ -99,7 +99,7 @@ def test_whatever_was_added_to_an_export_or_changed_in_it_is_named_and_kept(tmp_
     (tmp_path / "precious/file").write_text("mine")
     CHANGES[name](export)
     before = everything(tmp_path)
-    with pytest.raises(ValueError, match=rf"{REFUSED} holds nothing but an unchanged export.*{name.strip()}"):
+    with pytest.raises(ValueError, match=rf"{REFUSED} it contains nothing but an unchanged export.*{name.strip()}"):
         check_destination(export, overwrite=True)
     assert everything(tmp_path) == before
 
@@ -199,7 +199,7 @@ def test_a_file_that_appears_while_the_new_export_is_written_is_kept(tmp_path, s
         added("precious.txt")(other)
 
     plan = plan_export(open_source(source, "lumina"), "jax")
-    with pytest.raises(ValueError, match=r"added or changed precious\.txt"):
+    with pytest.raises(ValueError, match=r"added or changed: precious\.txt"):
         write_export(plan, folder, shard_bytes=None, overwrite=True, progress=add)
     shutil.rmtree(other)
     with pytest.raises(ValueError, match="exists and is not empty"):
@@ -230,7 +230,7 @@ def test_a_replacement_that_fails_restores_what_was_there(tmp_path, export, monk
 
 def test_what_a_killed_replacement_left_beside_is_named(tmp_path, export):
     old = export.rename(tmp_path / "out.old-abc")
-    with pytest.raises(ValueError, match=r"replacing .*out was interrupted, and what it held is in .*out\.old-abc"):
+    with pytest.raises(ValueError, match=r"out was interrupted, and its previous content is in .*out\.old-abc"):
         check_destination(export, overwrite=True)
     old.rename(export)
     check_destination(export, overwrite=True)
@@ -239,7 +239,7 @@ def test_what_a_killed_replacement_left_beside_is_named(tmp_path, export):
 def test_what_a_killed_conversion_left_is_said(tmp_path, source, capsys):
     (tmp_path / "out[1].partial-abc").mkdir()
     run(source, tmp_path / "out[1]", "lumina", "jax")
-    assert "out[1].partial-abc was left by a conversion that was killed" in capsys.readouterr().out
+    assert "out[1].partial-abc is left over from a conversion" in capsys.readouterr().out
     assert (tmp_path / "out[1].partial-abc").is_dir()
 
 

@@ -78,7 +78,7 @@ def test_states_that_grow_large_are_held_to_their_largest(change, passes):
 
 def test_files_of_another_class_or_model_are_refused(tmp_path):
     meta = {"cls": "NextDiT", "calls": {}}
-    with pytest.raises(ValueError, match="no transport file"):
+    with pytest.raises(ValueError, match="not a transport file"):
         next(transport.run(Golden(write(tmp_path / "a.safetensors", {"x": [1.0]}, meta))))
     meta = {"cls": "Flag-DiT-ImageNet/transport/path.py", "calls": {}, "model": "x * t"}
     with pytest.raises(ValueError, match="analytic model"):
@@ -101,7 +101,7 @@ def test_other_files_are_no_golden_files(tmp_path):
     text = tmp_path / "text.safetensors"
     text.write_text("nothing")
     for path in (plain, text, tmp_path / "missing.safetensors"):
-        with pytest.raises(ValueError, match="no golden file"):
+        with pytest.raises(ValueError, match="not a golden file"):
             Golden(path)
 
 

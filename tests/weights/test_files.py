@@ -41,13 +41,13 @@ def test_every_value_of_8_bits_is_read_exactly_as_bfloat16(tmp_path, stored):
     assert tensors.dtype("a") == tensors["a"].dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(tensors["a"].astype(np.float64), expected)
     np.testing.assert_array_equal(tensors.part("a", 1).astype(np.float64), expected[1])
-    assert tensors.notes == [f"stored as {stored}, read as bfloat16, which holds the values exactly"]
+    assert tensors.notes == [f"stored as {stored}, read as bfloat16, which represents the values exactly"]
 
 
 @pytest.mark.parametrize("scale", ["a.scale_weight", "a.weight_scale", "a.weight_scale_inv", "scaled_fp8"])
 def test_values_of_8_bits_with_a_scale_are_refused(tmp_path, scale):
     path = write(tmp_path / "a.safetensors", {"a.weight": ("F8_E4M3", [2], b"89"), scale: ("F32", [1], bytes(4))})
-    with pytest.raises(ValueError, match=rf"a.weight is stored as F8_E4M3 with a scale beside it \({scale}\)"):
+    with pytest.raises(ValueError, match=rf"a.weight is stored as F8_E4M3 with a separate scale \({scale}\)"):
         TensorFiles(path)["a.weight"]
 
 
@@ -98,7 +98,7 @@ def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, name):
     for place in (tmp_path / "secret.safetensors", tmp_path / "model" / "sub" / "a.safetensors"):
         save_file({"a": np.ones(3, np.float32)}, place)
     an_index(tmp_path / "model", {"a": name})
-    with pytest.raises(ValueError, match="may only name files in its own folder"):
+    with pytest.raises(ValueError, match="may only list files in the same folder"):
         TensorFiles(tmp_path / "model")
 
 
@@ -125,7 +125,7 @@ def test_a_link_in_the_folder_may_lead_elsewhere_as_in_the_cache_of_the_hub(tmp_
         ("[]", "model.safetensors.index.json has wrong values"),
         ('{"weight_map": ["a"]}', "weight_map: .*object"),
         ('{"weight_map": {"a": 1}}', "weight_map.a: .*string, but got 1"),
-        ('{"weight_map": {}}', "names no file"),
+        ('{"weight_map": {}}', "lists no file"),
         ("{", "must be JSON"),
         ('{"weight_map": {"a": "b.safetensors"}}', "lacks b.safetensors"),
     ],
@@ -173,8 +173,8 @@ def test_a_file_that_holds_no_tensors_is_called_what_it_is(tmp_path, kind, name,
 
 def test_a_checkpoint_under_the_name_of_another_kind_is_called_what_it_is(tmp_path):
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "a.bin")
-    with pytest.raises(ValueError, match=r"is a safetensors file; name it \.safetensors"):
+    with pytest.raises(ValueError, match=r"is a safetensors file; rename it to \.safetensors"):
         PickledTensors(tmp_path / "a.bin")
     (tmp_path / "b.safetensors").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ValueError, match=r"if it is a checkpoint of PyTorch, name it \.pth"):
+    with pytest.raises(ValueError, match=r"if it is a PyTorch checkpoint, rename it to \.pth"):
         TensorFiles(tmp_path / "b.safetensors")

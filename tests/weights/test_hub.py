@@ -29,7 +29,9 @@ def test_a_repository_without_a_wanted_file_is_answered_with_the_command(snapsho
 
 
 def test_a_repository_that_was_never_downloaded_is_answered_with_the_command(snapshot):
-    with pytest.raises(ValueError, match=r"'other/name' is neither a folder .* run first: hf download other/name$"):
+    with pytest.raises(
+        ValueError, match=r"'other/name' is neither a folder .* download it first with: hf download other/name$"
+    ):
         local_folder("other/name", what="encoder")
 
 

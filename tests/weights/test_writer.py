@@ -93,21 +93,21 @@ def test_another_type_is_rounded_to_as_numpy_does(tmp_path, stored, asked):
 def test_values_that_are_not_finite_are_named(tmp_path, value, dtype):
     matrix = np.ones((4, 4), dtype)
     matrix[3, 3] = value
-    with pytest.raises(ValueError, match="bad holds values that are not finite"):
+    with pytest.raises(ValueError, match="bad contains values that are not finite"):
         write_tensors(tmp_path, "model", plan_of({"bad": matrix}), shard_bytes=None)
 
 
 def test_values_beyond_the_range_of_the_type_are_named(tmp_path):
     large = np.full((2,), 3.4e38, np.float32)
     planned = Planned("large", (2,), np.dtype("bfloat16"), lambda: iter([large]))
-    with pytest.raises(ValueError, match="large holds values beyond the range of bfloat16"):
+    with pytest.raises(ValueError, match="large contains values outside the range of bfloat16"):
         write_tensors(tmp_path, "model", [planned], shard_bytes=None)
 
 
 @pytest.mark.parametrize("rows", [3, 5])
 def test_more_or_fewer_values_than_planned_are_an_error(tmp_path, rows):
     planned = Planned("a", (4, 2), np.dtype("float32"), lambda: iter(np.ones((rows, 2), np.float32)))
-    with pytest.raises(ValueError, match=f"a must have 8 values, but {2 * rows} came"):
+    with pytest.raises(ValueError, match=f"a must have 8 values, but has {2 * rows}"):
         write_tensors(tmp_path, "model", [planned], shard_bytes=None)
 
 
