@@ -26,26 +26,26 @@ def arrays(key_heads, own_query):
     return (q, k, v), (normal(2, 16, 8, 6) if own_query else None), text, normal(2, 16, 8, 6)
 
 
-def whole(qkv, own, text):
-    gated = GatedText(*text, jnp.asarray(TEXT_SEGMENTS), own)
+def whole(qkv, text_q, text):
+    gated = GatedText(*text, jnp.asarray(TEXT_SEGMENTS), text_q)
     return attend(*qkv, segment_ids=jnp.asarray(SEGMENTS), scale=0.7, text=gated, implementation="reference")
 
 
-def across(qkv, own, text, ring, heads):
+def across(qkv, text_q, text, ring, heads):
     mesh = AbstractMesh((ring, heads), ("sequence_ring", "sequence_heads"), axis_types=(AxisType.Auto,) * 2)
 
     def back_end(*qkv, **rest):
         return attend(*qkv, implementation="reference", **rest)
 
-    def local(qkv, own, segments):
-        gated = GatedText(*text, jnp.asarray(TEXT_SEGMENTS), own)
+    def local(qkv, text_q, segments):
+        gated = GatedText(*text, jnp.asarray(TEXT_SEGMENTS), text_q)
         return attend_across(back_end, mesh)(*qkv, segment_ids=segments, scale=0.7, text=gated)
 
     def cut(x):
         return jnp.moveaxis(x.reshape(2, ring, heads, -1, *x.shape[2:]), 0, 2)
 
     mapped = jax.vmap(jax.vmap(local, axis_name="sequence_heads"), axis_name="sequence_ring")
-    out = mapped(*jax.tree.map(cut, (qkv, own, jnp.asarray(SEGMENTS))))
+    out = mapped(*jax.tree.map(cut, (qkv, text_q, jnp.asarray(SEGMENTS))))
     return jnp.moveaxis(out, 2, 0).reshape(2, 16, 8, 6)
 
 
