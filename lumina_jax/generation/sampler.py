@@ -72,7 +72,7 @@ def draw(
     """Noise to latents; `keys` are for the noise of the stochastic solvers."""
     chex.assert_rank([noise, keys], [5, 1])
     chex.assert_equal_shape_prefix([noise, keys], 1)
-    if settings.solver not in STOCHASTIC:
+    if settings.solver not in sde.STOCHASTIC:
         return _walked(task, settings, parameters, noise, prompt, backwards=False)
     tokens, grid = _tokens(noise, task)
     size = (settings.steps, *tokens.patches.shape[1:])
