@@ -20,7 +20,7 @@ from lumina_jax.config_files import load_config
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.sources import open_source
 from lumina_jax.run import run_folder
-from lumina_jax.training.metrics import OF_MODALITY, read_metrics
+from lumina_jax.training.metrics import MODALITY_LOSS, read_metrics
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 COUNTED = 50
@@ -53,8 +53,8 @@ def main(arguments: Arguments) -> None:
 
 def alone(joint: Config, name: str) -> Config:
     """The same network, trained on one modality."""
-    place = joint.model.place(name)
-    parts = tuple(part for part in joint.data.mixture if joint.model.place(part.modality) == place)
+    index = joint.model.modality_index(name)
+    parts = tuple(part for part in joint.data.mixture if joint.model.modality_index(part.modality) == index)
     return joint.replace(data={"mixture": parts}, run={"name": f"{joint.run.name}-{name}"})
 
 
@@ -85,7 +85,7 @@ def train(config: Config) -> None:
 def last_loss(config: Config, name: str) -> float:
     """Mean over the last tenth of the steps."""
     lines = [line for line in read_metrics(run_folder(config)) if line["step"] > 0.9 * config.run.steps]
-    return float(np.mean([line[OF_MODALITY + name] for line in lines]))
+    return float(np.mean([line[MODALITY_LOSS + name] for line in lines]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The TPU compiler: where it is looked for, and how it is installed.
 
-It lies in a folder of its own, `aot` in the environment: beside jax it would make every program that runs on CPU look
-for TPUs, and complain. jax is not imported here, since it must find the compiler when it is.
+It is installed in a separate folder, `aot` in the environment. Beside jax it would make every program that runs on CPU
+look for TPUs and print warnings. jax is not imported here, because it looks for the compiler when it is imported.
 """
 
 import importlib.metadata
@@ -18,13 +18,13 @@ def add_libtpu() -> None:
     """Let this process, and those that it starts, import libtpu: as installed, or from its folder.
 
     Raises:
-      ValueError: it is in neither; the message says how to install it.
+      ValueError: libtpu is in neither; the message says how to install it.
     """
     if importlib.util.find_spec("libtpu") is not None:
         return
     folder = Path(sys.prefix) / FOLDER
     if not (folder / "libtpu").is_dir():
-        raise ValueError(f"compiling for TPUs that are not here needs their compiler, libtpu; {remedy()}")
+        raise ValueError(f"compiling for TPUs that are not attached needs their compiler, libtpu; {remedy()}")
     sys.path.append(str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
 

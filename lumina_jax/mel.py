@@ -35,7 +35,7 @@ def load_librosa() -> ModuleType:
 
 
 def frames_of(seconds: float, rate: int) -> int:
-    """Frames of a mel spectrogram of a sound of so many seconds; the last may be filled up with silence."""
+    """Frames of a mel spectrogram of a sound of `seconds`; the last may be filled up with silence."""
     return max(1, math.ceil(round(seconds * rate) / HOP))
 
 

@@ -16,9 +16,10 @@ def with_prompts(config: Config, source: Source) -> Config:
     """
     if config.run.sample_every is None or config.run.sample_prompts:
         return config
-    own = config.model.place(None)
+    first = config.model.modality_index(None)
     parts = getattr(source, "parts", (source,))
-    found = [part for part, data in zip(parts, config.data.parts) if config.model.place(data.modality) == own]
+    indices = [config.model.modality_index(data.modality) for data in config.data.parts]
+    found = [part for part, index in zip(parts, indices) if index == first]
     classes = config.model.classes if config.model.conditioning == "label" else None
     chosen = [
         config.replace(run={"sample_prompts": (prompt,)})

@@ -16,7 +16,7 @@ from lumina_jax.generation.pipeline import Pipeline, new_pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.modalities import load_autoencoders
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.run import CONFIG_FILE, checkpoints_of, read_run
+from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, read_run, write_config
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
 
 DRAWING = {"flow": frozenset({"path", "prediction"}), "text": frozenset({"max_tokens", "see_padding"})}
@@ -24,23 +24,48 @@ SIZES = {"data": frozenset({"image_size", "frames", "grid_columns", "seconds", "
 """Besides the model, what decides how the same noise is drawn, by section."""
 
 
-def open_run(folder: str | Path, step: int | None = None, config: Config | None = None) -> tuple[Pipeline, int]:
-    """The pipeline of a trained model, and the step its parameters are from (0 for a converted one).
+def open_run(folder: str | Path, step: int | None = None, config: Config | None = None) -> Pipeline:
+    """The pipeline of a trained model, which draws with the average of its parameters.
 
     Args:
+      folder: of a run, or of converted weights.
       step: of the checkpoint; None: the newest.
-      config: None: that of the run, which must then be the one that was saved with the checkpoint.
+      config: all settings but the model, which is that of the folder; converted weights need it. None: those of the
+        run, which must then be the ones that were saved with the checkpoint.
 
     Raises:
       ValueError: the folder holds no trained model, or no such checkpoint, or the configuration was edited so that the
         model would draw something else than what it was trained for.
     """
-    is_own, config = config is None, read_run(folder) if config is None else config
+    is_own = config is None
+    config = read_run(folder) if config is None else config.replace(model=read_model(folder))
     check_as_trained(folder, config, step, DRAWING | (SIZES if is_own else {}))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
     parameters, step = trained_parameters(folder, config, jax.tree.map(lambda _: here, abstract), step)
-    return new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config)), step
+    pipeline = new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config))
+    pipeline.step = step
+    return pipeline
+
+
+def save(pipeline: Pipeline, folder: str | Path) -> Path:
+    """Save a model so that `open_run`, `lumina sample` and `lumina convert` open it; returns the folder.
+
+    The folder is that of a run without the state of its optimiser: `--run.init-from` starts a new run from it.
+
+    Raises:
+      ValueError: the folder holds a model already.
+    """
+    folder = Path(folder).absolute()
+    if (folder / CONFIG_FILE).exists() or (folder / CHECKPOINTS).exists():
+        raise ValueError(f"{folder} holds a model already; name another folder")
+    config = pipeline.config.replace(
+        run={"root": str(folder.parent), "name": folder.name, "checkpoints": "", "init_from": ""}
+    )
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        checkpoints.save(pipeline.step, {"ema": pipeline.parameters}, {}, config.to_json())
+    write_config(config)
+    return folder
 
 
 def check_as_trained(folder: str | Path, config: Config, step: int | None, sections: dict[str, frozenset[str]]) -> None:

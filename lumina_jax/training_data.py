@@ -21,7 +21,7 @@ from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.failures import written_to
 from lumina_jax.modalities import Modality
 from lumina_jax.parallel.multihost import barrier, check_agreement, is_first, say
-from lumina_jax.training.feed import own_rows
+from lumina_jax.training.feed import local_rows
 
 
 def opened_source(config: Config) -> Source:
@@ -71,7 +71,7 @@ def encoded_stream(
         seed=config.run.seed,
         modalities=modalities,
         features=features,
-        rows=own_rows(mesh, config.data.batch_rows),
+        rows=local_rows(mesh, config.data.batch_rows),
     )
 
 

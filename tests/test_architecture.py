@@ -43,6 +43,7 @@ FLOORS = {
     "kernel_bench": 7,
     "sheet_prompts": 7,
     "trained": 7,
+    "trainer": 7,
     "training_data": 7,
     "commands": 7,
     "__main__": 7,

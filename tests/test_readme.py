@@ -1,18 +1,24 @@
 """What README and docs tell a reader to type can be typed: programs, flags, targets, extras and files are there."""
 
+import ast
+import json
 import re
 import shlex
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
+from PIL import Image
 
+import lumina_jax as lumina
 from lumina_jax.__main__ import COMMANDS
 from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
 from lumina_jax.config_files import config_file
 from lumina_jax.flags import parse_config
+from tools.run_notebook import executed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,7 +30,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 def commands(page, *program):
     """The words after a program, for each line of code on a page that starts it."""
     text = re.sub(r"\\\n\s*", "", page.read_text())
-    code = [line for line in text.splitlines() if line.startswith("    ")]
+    code = [*inline(page), *(line for line in text.splitlines() if line.startswith("    "))]
     code += [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     for line in code:
         try:
@@ -37,6 +43,13 @@ def commands(page, *program):
                 rest = words[index + len(program) :]
                 ends = [rest.index(end) for end in (">", ";", "&&", "&", "|") if end in rest]
                 yield rest[: min(ends, default=len(rest))]
+
+
+def inline(page):
+    """Commands between backticks in the tables of a page; `lumina train` alone names a command."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    found = [code for line in lines for code in re.findall(r"`([^`]+)`", line)]
+    return [code for code in found if len(code.split()) > 2]
 
 
 def found(*program):
@@ -113,3 +126,69 @@ def test_readme_activates_the_environment_once_and_needs_its_path_nowhere():
     text = (ROOT / "README.md").read_text()
     assert "source .venv/bin/activate" in text
     assert ".venv/bin/python" not in text
+
+
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a run runs/emoji, whose model has learned nothing."""
+    made = tmp_path_factory.mktemp("readme")
+    config = lumina.load_config("emoji").replace(
+        model={"layers": 1, "heads": 2, "width": 16}, sample={"steps": 2, "solver": "euler"}
+    )
+    lumina.save(lumina.Trainer(config).pipeline, made / "runs" / "emoji")
+    return made
+
+
+@pytest.fixture
+def shown(folder, monkeypatch):
+    """The pictures that code shows, which runs in a folder with a trained run."""
+    pictures = []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Image.Image, "show", lambda picture: pictures.append(picture))
+    return pictures
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_on_pages_names_what_exists(page):
+    for block in python_blocks(page):
+        filled = re.sub(r",\s*\.\.\.", "", block)  # what is left to the reader
+        for node in ast.walk(ast.parse(filled)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("lumina_jax"):
+                exec(ast.unparse(node), {})
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lumina":
+                assert hasattr(lumina, node.attr)
+
+
+def test_the_first_block_of_python_draws_from_a_run(shown):
+    block, _ = python_blocks(ROOT / "README.md")
+    assert len(block.splitlines()) <= 10
+    names = {}
+    exec(block, names)
+    assert [picture.size for picture in names["pictures"]] == [(32, 32)] * 2
+    assert shown == names["pictures"][:1]
+
+
+def test_the_second_block_of_python_trains_and_draws(shown, folder):
+    names = {}
+    exec(python_blocks(ROOT / "README.md")[1], names)
+    assert names["trainer"].steps == 20
+    assert 0 < names["loss"] < 2
+    dark, light = (np.asarray(picture).mean() for picture in names["pictures"])
+    assert dark < light
+    assert lumina.open_run(folder / "runs" / "squares").step == 20
+
+
+def test_the_notebook_runs_and_shows_what_is_stored_in_it(folder, monkeypatch):
+    (folder / "notebooks").mkdir()
+    text = (ROOT / "notebooks" / "quickstart.ipynb").read_text()
+    stored = json.loads(text)
+    made = executed(json.loads(text.replace("range(600)", "range(6)")), folder / "notebooks")
+    kinds = [[sorted(output.get("data", ["text"])) for output in cell.get("outputs", ())] for cell in made["cells"]]
+    assert kinds == [
+        [sorted(output.get("data", ["text"])) for output in cell.get("outputs", ())] for cell in stored["cells"]
+    ]
+    assert sum("image/png" in kind for cell in kinds for kind in cell) == 4

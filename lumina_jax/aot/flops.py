@@ -1,10 +1,10 @@
 """Floating point operations of a step, counted from the architecture.
 
-In: a `ModelConfig`, and what a batch holds. Out: multiplications and additions of all matrix products, by what they are
-for. Norms, activations, softmax and the optimiser are not counted: that is what "model FLOPs" means where utilisation
-(MFU) is compared. A product of [m k] and [k n] takes 2 m n k; backward takes two such, one for each factor, and only
-one where the input needs no gradient (noised patches, the sinusoids of time). What rematerialisation computes again is
-not counted either.
+In: a `ModelConfig` and the contents of a batch. Out: multiplications and additions of all matrix products, by purpose.
+Norms, activations, softmax and the optimiser are not counted: that is what "model FLOPs" means where utilisation (MFU)
+is compared. A product of [m k] and [k n] takes 2 m n k; backward takes two such, one for each factor, and only one
+where the input needs no gradient (noised patches, the sinusoids of time). What rematerialisation computes again is not
+counted either.
 
 Nothing here imports jax.
 """
@@ -19,27 +19,27 @@ TIME_FREQUENCIES = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a batch holds: all rows alike."""
+    """The contents of a batch, whose rows are all alike."""
 
     rows: int
     tokens: int
-    """In a row, markers and padding included."""
+    """Tokens in a row, markers and padding included."""
     samples: int = 1
-    """In a row, of equal length; tokens attend within their sample."""
+    """Samples in a row, of equal length; tokens attend within their sample."""
     text_tokens: int = 0
-    """Of each sample's caption."""
+    """Tokens of each sample's caption."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Of one forward pass, or of one training step."""
+    """Operations of one forward pass, or of one training step, by kind."""
 
     projections: float
     """Queries, keys, values and the output of attention."""
     attention: float
     """Logits and weighted sums of self-attention, every pair of tokens of a sample."""
     text: float
-    """Keys and values of the captions, attention of each token to its own, and a trained text encoder."""
+    """Keys and values of the captions, attention of each token to its sample's caption, and a trained text encoder."""
     feed_forward: float
     conditioning: float
     """adaLN, time, caption pooling."""
@@ -55,17 +55,17 @@ class Flops:
 
 
 def forward_flops(model: ModelConfig, load: Load) -> Flops:
-    """Of one prediction for the whole batch."""
+    """Operations of one prediction for the whole batch."""
     return _flops(model, load, backward=False)
 
 
 def step_flops(model: ModelConfig, load: Load) -> Flops:
-    """Of prediction and gradient for the whole batch."""
+    """Operations of prediction and gradient for the whole batch."""
     return _flops(model, load, backward=True)
 
 
 def sampling_flops(model: ModelConfig, load: Load, calls: int, guided: bool) -> float:
-    """Of drawing the batch with so many predictions; guidance doubles the rows. Caption keys are made once."""
+    """Operations to draw the batch with `calls` predictions; guidance doubles the rows. Caption keys are made once."""
     doubled = dataclasses.replace(load, rows=load.rows * (2 if guided else 1))
     once = _text_keys(model, doubled) * model.layers
     return calls * (forward_flops(model, doubled).total - once) + once
@@ -101,18 +101,18 @@ def _flops(model: ModelConfig, load: Load, *, backward: bool) -> Flops:
 
 
 def _projections(model: ModelConfig) -> float:
-    """Of one token in one layer."""
+    """Operations for one token in one layer."""
     keys = model.key_heads * model.head_width
     return 2.0 * model.width * (2 * model.heads_width + 2 * keys)
 
 
 def _feed_forward(model: ModelConfig) -> float:
-    """Of one token in one layer: gate, up and down."""
+    """Operations for one token in one layer: gate, up and down."""
     return 6.0 * model.width * model.mlp_width
 
 
 def _text_keys(model: ModelConfig, load: Load) -> float:
-    """Keys and values of all captions in one layer."""
+    """Operations for the keys and values of all captions in one layer."""
     if model.conditioning != "text":
         return 0.0
     captions = load.rows * load.samples * load.text_tokens

@@ -45,7 +45,7 @@ class Instruction(NamedTuple):
     """Of the result; several for a tuple, flattened."""
     operands: tuple[str, ...]
     argument: str
-    """What stands in the parentheses as it is: the value of a constant, the number of a parameter."""
+    """The text in the parentheses: the value of a constant, the number of a parameter."""
     attributes: str
     is_root: bool
 
@@ -78,7 +78,7 @@ class Computation(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """A while instruction, where it stands, and how often one run of it runs its body; None: not known beforehand."""
+    """A while instruction, the computation that holds it, and how often its body runs; None: not known beforehand."""
 
     instruction: Instruction
     within: Computation
@@ -107,11 +107,11 @@ class Module(NamedTuple):
 
     def runs(self, assumed_trips: Sequence[int] = ()) -> dict[str, int]:
         """How often each computation runs in one call of the program, by its name; those inside fusions and reducers
-        are not listed. Of a conditional only the branch counts that makes the most bytes.
+        are not listed. Of a conditional only the branch that makes the most bytes counts.
 
         Args:
-          assumed_trips: of loops that decide while they run when to end: of the outermost, of one within it, and so
-            on; those further inside count once.
+          assumed_trips: trip counts of loops that decide while they run when to end: of the outermost, of one within
+            it, and so on; loops further inside count once.
         """
         trips = {loop.instruction.name: loop.trips for loop in self.loops()}
         counts: dict[str, int] = {}
@@ -220,7 +220,7 @@ def _add(computation: Computation, line: str) -> None:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis at `opening` closes."""
+    """The index at which the parenthesis at `opening` closes."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1
@@ -239,28 +239,28 @@ def _trips(module: Module, loop: Instruction, within: Computation) -> int | None
     if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
         return None
     counter, limit = (condition.origin(name) for name in compare.operands)
-    place = counter.integer("index")
-    if counter.opcode != "get-tuple-element" or limit.opcode != "constant" or place is None:
+    index = counter.integer("index")
+    if counter.opcode != "get-tuple-element" or limit.opcode != "constant" or index is None:
         return None
-    start, step = _start(loop, within, place), _step(module, loop, place)
+    start, step = _start(loop, within, index), _step(module, loop, index)
     return None if start is None or not step else -(-(int(limit.argument) - start) // step)
 
 
-def _start(loop: Instruction, within: Computation, place: int) -> int | None:
+def _start(loop: Instruction, within: Computation, index: int) -> int | None:
     """The counter before the first run, if it is a constant."""
     tuple_ = within.instructions[loop.operands[0]]
     if tuple_.opcode != "tuple":
         return None
-    first = within.origin(tuple_.operands[place])
+    first = within.origin(tuple_.operands[index])
     return int(first.argument) if first.opcode == "constant" else None
 
 
-def _step(module: Module, loop: Instruction, place: int) -> int | None:
+def _step(module: Module, loop: Instruction, index: int) -> int | None:
     """What a run of the body adds to the counter, if it is a constant."""
     body = module.computations[loop.called("body") or ""]
     if body.root.opcode != "tuple":
         return None
-    new = body.origin(body.root.operands[place])
+    new = body.origin(body.root.operands[index])
     fused = module.fused(new)
     terms = fused if fused else body
     add = terms.origin(fused.root.name) if fused else new

@@ -26,7 +26,7 @@ class Memory:
     average: float
     """The moving average of the parameters; 0 for a sampler."""
     moments: float
-    """Of the optimiser."""
+    """The moments of the optimiser."""
     inputs: float
     """The batch, the random key, and padding of small arrays."""
     activations: float
@@ -34,12 +34,12 @@ class Memory:
     gradients: float
     """Stacked over layers as the backward pass makes them."""
     temporaries: float
-    """All else that is alive at the worst moment."""
+    """All other arrays that exist when the most memory is used."""
     outputs: float
-    """New arrays that don't take the place of an input."""
+    """New arrays that do not reuse the memory of an input."""
     program: float
     host: float = 0.0
-    """In the memory of the host: activations that were offloaded. Not part of the total."""
+    """Offloaded activations in the memory of the host. Not part of the total."""
 
     @property
     def total(self) -> float:
@@ -48,7 +48,7 @@ class Memory:
 
 
 def shard_bytes(tree: Any) -> float:
-    """Bytes that one device holds of abstract arrays with shardings."""
+    """Bytes of one device for abstract arrays with shardings."""
     total = 0.0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
@@ -58,7 +58,7 @@ def shard_bytes(tree: Any) -> float:
 
 
 def memory(stats: Any, module: Module, parameters: Any, average: Any, moments: Any, layers: int) -> Memory:
-    """The kinds of what `compiled.memory_analysis()` counts; the trees are abstract arrays with shardings."""
+    """The bytes that `compiled.memory_analysis()` counts, by kind; the trees are abstract arrays with shardings."""
     own = {
         "parameters": shard_bytes(parameters),
         "average": shard_bytes(average),
@@ -103,9 +103,9 @@ def _filled(loop: Loop, layers: int) -> list[ArrayShape]:
     if root.opcode != "tuple":
         return []
     found = []
-    for place, (shape, name) in enumerate(zip(loop.instruction.shapes, root.operands)):
+    for index, (shape, name) in enumerate(zip(loop.instruction.shapes, root.operands)):
         new = loop.body.instructions[name]
-        passed_on = new.opcode == "get-tuple-element" and new.integer("index") == place
+        passed_on = new.opcode == "get-tuple-element" and new.integer("index") == index
         if shape.dims[:1] == (layers,) and len(shape.dims) > 1 and not passed_on:
             found.append(shape)
     return found

@@ -1,8 +1,8 @@
-"""The real train step, or the sampler, compiled for TPU chips that are not here.
+"""The real train step, or the sampler, compiled for TPU chips that are not attached.
 
-In: a configuration, a topology, and what a batch holds. Out: a `Report`: what fits, what the program does, and how long
-it takes at least. The program that is compiled is that of `training/step.py` (or `generation/sampler.py`) to the last
-instruction; only its arrays are abstract. Needs libtpu (`make aot-setup`), no TPU.
+In: a configuration, a topology, and the contents of a batch. Out: a `Report`: whether the program fits, what it does,
+and the least time that it takes. The program that is compiled is that of `training/step.py` (or
+`generation/sampler.py`) to the last instruction; only its arrays are abstract. Needs libtpu (`make aot-setup`), no TPU.
 
 `Topology.environment` must be set before jax is imported; `commands/aot.py` does.
 """
@@ -26,8 +26,9 @@ from lumina_jax.aot.memory import Memory, memory
 from lumina_jax.aot.roofline import Estimate, estimate
 from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
-from lumina_jax.config import Config, MeshConfig, VisualConfig
+from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
+from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Prompt, Task, draw
@@ -38,10 +39,10 @@ from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, configured_mesh
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid
 from lumina_jax.training.state import abstract_state, parameter_count
-from lumina_jax.training.step import TrainBatch, batch_places, train_step
+from lumina_jax.training.step import TrainBatch, batch_shardings, train_step
 
 QUICK, QUICK_FROM_0_12 = ("jax_exec_time_optimization_effort", -1.0), ("jax_optimization_level", "O1")
-"""The setting of jax that makes a quick compile: memory and collectives hold, speed does not."""
+"""The setting of jax for a quick compile, whose memory and collectives are right and whose speed is too low."""
 
 
 class DoesNotFitError(ValueError):
@@ -50,12 +51,12 @@ class DoesNotFitError(ValueError):
     def __init__(self, message: str, needed: float | None):
         super().__init__(message)
         self.needed = needed
-        """Bytes, as far as the compiler said."""
+        """Bytes; None where the compiler did not say."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is compiled, and for what."""
+    """The program to compile, and the topology."""
 
     config: Config
     topology: Topology
@@ -66,11 +67,11 @@ class Plan:
 
     @property
     def extent(self) -> Extent:
-        """Of the latents of a sample that is drawn."""
-        media = self.config.data.media
-        assert isinstance(media, VisualConfig)
-        side = media.image_size // (self.vae_factor if self.config.vae.path else 1)
-        return Extent(media.frames, side, side)
+        """The extent of the latents of a sample that is drawn."""
+        config = self.config
+        data, vae = config.data_of(None), config.vae_of(None)
+        modality = modality_of_source(data, config.model, vae, factor=self.vae_factor)
+        return Extent(*modality.latent_size(modality.trained_shape)[:3])
 
     @property
     def mesh(self) -> MeshConfig:
@@ -79,7 +80,7 @@ class Plan:
 
     @property
     def load(self) -> Load:
-        """The batch of `config`; of a sampler, as many samples as it has rows."""
+        """The batch of `config`; for a sampler, one sample in each row."""
         config = self.config
         data, model = config.data, config.model
         modalities = [
@@ -96,7 +97,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found out about a plan."""
+    """The findings about a plan."""
 
     plan: Plan
     load: Load
@@ -104,10 +105,10 @@ class Report:
     collectives: tuple[Collective, ...]
     work: Work
     model_flops: float
-    """Of a step on all devices, or of one sampling."""
+    """Model FLOPs of a step on all devices, or of one sampling."""
     estimate: Estimate
     parameters: int
-    """Of the model."""
+    """The number of the model's parameters."""
     compile_seconds: float
     program_lines: int
 
@@ -117,7 +118,7 @@ class Report:
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
-    """The devices that the compiler is told of, in the order of its topology.
+    """The devices of the topology, in the compiler's order.
 
     Raises:
       ValueError: libtpu is missing, or knows no such topology.
@@ -135,7 +136,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
 
 
 def plan_mesh(plan: Plan, devices: Sequence[Any]) -> Mesh:
-    """The mesh of a plan, refused before anything is compiled if model or batch do not fit it.
+    """The mesh of a plan, checked against model and batch before anything is compiled.
 
     Raises:
       ValueError: mesh, batch and topology do not fit together.
@@ -186,8 +187,8 @@ def compile_plan(plan: Plan) -> Report:
 
 
 def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
-    """A batch as `training/feed.py` lays it on the mesh, without values."""
-    places, model = batch_places(mesh), config.model
+    """A batch as `training/feed.py` divides it over the mesh, without values."""
+    shardings, model = batch_shardings(mesh), config.model
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((load.rows, *shape), dtype)
@@ -203,15 +204,15 @@ def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
     text = TextFeatures(array(words, model.text_width), array(words, dtype=jnp.int32))
     labels = array(load.samples, dtype=jnp.int32)
     batch = TrainBatch(tokens, labels if model.conditioning == "label" else text, array(load.samples))
-    return TrainBatch(*(_all_placed(part, place) for part, place in zip(batch, places)))
+    return TrainBatch(*(_all_with_sharding(part, sharding) for part, sharding in zip(batch, shardings)))
 
 
-def _all_placed(tree: Any, place: Any) -> Any:
-    return jax.tree.map(functools.partial(_placed, place), tree)
+def _all_with_sharding(tree: Any, sharding: Any) -> Any:
+    return jax.tree.map(functools.partial(_with_sharding, sharding), tree)
 
 
-def _placed(place: NamedSharding, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+def _with_sharding(sharding: NamedSharding, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _lower_step(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
@@ -227,8 +228,8 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     """One drawing of `data.batch_rows` samples, lowered, and its parameters."""
     config, load = plan.config, plan.load
     graph, abstract = abstract_model(config.model)
-    places = parameter_shardings(config.model, mesh)
-    parameters = jax.tree.map(_placed, places, nnx.to_pure_dict(abstract))
+    shardings = parameter_shardings(config.model, mesh)
+    parameters = jax.tree.map(_with_sharding, shardings, nnx.to_pure_dict(abstract))
     batch = abstract_batch(config, load, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
@@ -238,14 +239,14 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
     prompt = Prompt(batch.condition, batch.condition, number, number)
-    task = Task(graph, config, plan.extent, division=division(config, mesh, places))
+    task = Task(graph, config, plan.extent, division=division(config, mesh, shardings))
     program = jax.jit(functools.partial(draw, task, config.sample))
     lowered = program.trace(parameters, noise, keys, prompt).lower(lowering_platforms=("tpu",))
     return lowered, (parameters, (), ())
 
 
 def _compile(lowered: Any, quick: bool) -> Any:
-    """Compile, and tell a lack of memory from other errors."""
+    """Compile, and distinguish a lack of memory from other errors."""
     settings: Any = jax.config  # whose attributes are made while jax is imported
     name, least = QUICK if hasattr(settings, QUICK[0]) else QUICK_FROM_0_12
     usual = getattr(settings, name)
@@ -287,6 +288,5 @@ def _model_flops(plan: Plan) -> float:
 
 
 def _calls(solver: str) -> int:
-    """Of the network, in a step."""
-    of_stochastic = {"euler_maruyama": 1, "sde_heun": 2}
-    return SOLVERS[solver].calls if solver in SOLVERS else of_stochastic[solver]
+    """Predictions of the network in a step of the solver."""
+    return SOLVERS[solver].calls if solver in SOLVERS else STOCHASTIC[solver]

@@ -11,7 +11,7 @@ from lumina_jax.training.state import parameter_count
 
 GB = 1e9
 WEIGHTS = ("all-gather", "reduce-scatter", "all-reduce")
-"""Collectives of FSDP; where a sequence or products are shared, the others are not."""
+"""Collectives of FSDP. Those of sequence and tensor parallelism are of other kinds."""
 KINDS = {
     "parameters": "parameters",
     "average": "moving average of the parameters",
@@ -26,13 +26,13 @@ KINDS = {
 
 
 def mesh_words(plan: Plan) -> str:
-    """fsdp=64, tensor=1, ..., and data, which takes what those leave."""
+    """The sizes of the mesh, such as fsdp=64, and data, which has the devices that are left."""
     sizes = {name: size for name, size in dataclasses.asdict(plan.mesh).items() if size > 1}
     return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "data only"
 
 
 def plan_words(plan: Plan) -> str:
-    """One line: what is compiled for what."""
+    """One line: the program, the batch and the topology."""
     load, config = plan.load, plan.config
     what = f"{config.sample.steps} {config.sample.solver} steps of sampling" if plan.sampler else "train step"
     rows = f"{load.rows} rows of {load.tokens} tokens"
@@ -67,7 +67,7 @@ def failure_lines(plan: Plan, error: DoesNotFitError) -> Iterator[str]:
 
 
 def remedies(plan: Plan) -> list[str]:
-    """Changes that lower the memory of a device, with what they save where that can be counted."""
+    """Changes that lower the memory of a device, with the bytes that they save where these can be counted."""
     config, model, load = plan.config, plan.config.model, plan.load
     devices = plan.topology.devices
     rows = max(1, load.rows // config.optimizer.accumulate)
@@ -86,10 +86,10 @@ def remedies(plan: Plan) -> list[str]:
     fsdp = mesh.fsdp or 1
     shards = fsdp * mesh.sequence * mesh.tensor
     if shards < devices:
-        own = 20 * parameter_count(model) / GB
+        state = 20 * parameter_count(model) / GB
         found.append(
             f"--mesh.fsdp {fsdp * devices // shards}: parameters, average, moments and gradients over all, "
-            f"{own / shards - own / devices:.2f} GB less"
+            f"{state / shards - state / devices:.2f} GB less"
         )
     elif rows <= fsdp and not plan.sampler:
         found.append(f"--mesh.sequence {2 * mesh.sequence} --mesh.fsdp {max(1, fsdp // 2)}: fewer tokens a device")
@@ -221,6 +221,6 @@ def _roofline_lines(report: Report) -> Iterator[str]:
         f"{found.mfu_one_after_another:.1%}"
     )
     if not plan.quick:
-        yield f"  the compiler's own cycles, with kernels at their peak: {found.compiled:.4g} s"
+        yield f"  the compiler's cycles, with kernels at their peak: {found.compiled:.4g} s"
     yield f"  chip numbers: {chip.source}; assumed:"
     yield from (f"   - {line}" for line in ASSUMPTIONS)

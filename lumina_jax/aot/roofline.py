@@ -1,7 +1,7 @@
 """How long a step takes at least: the longest of arithmetic, memory and interconnect, each at its peak rate.
 
 In: what the compiled program does (`aot/traffic.py`), model FLOPs (`aot/flops.py`), the topology, and where
-each device stands on its torus. Out: an `Estimate` in seconds and the utilisation that follows. Nothing here was
+each device is on its torus. Out: an `Estimate` in seconds and the utilisation that follows. Nothing here was
 measured on a TPU; `ASSUMPTIONS` says what the numbers rest on, and is printed with them.
 """
 
@@ -11,8 +11,8 @@ from typing import NamedTuple
 from lumina_jax.aot.traffic import Collective, Work
 from lumina_jax.chips import Topology
 
-Place = tuple[int, ...]
-"""Coordinates of a device on the torus."""
+Coordinates = tuple[int, ...]
+"""Of a device on the torus: one number for each axis."""
 
 ASSUMPTIONS = (
     "arithmetic, memory and links each run at their peak, and overlap completely; 'one after another' adds them up",
@@ -63,7 +63,7 @@ def attention_efficiency(head_width: int, topology: Topology) -> float:
 def estimate(
     done: Work,
     collectives: Sequence[Collective],
-    places: Sequence[Place],
+    coordinates: Sequence[Coordinates],
     topology: Topology,
     *,
     model_flops: float,
@@ -72,14 +72,14 @@ def estimate(
     """The roofline of a program.
 
     Args:
-      places: coordinates of each device, in the order in which the program numbers them.
+      coordinates: coordinates of each device, in the order in which the program numbers them.
       model_flops: of a step of the whole batch, on all devices together.
     """
     chip, efficiency = topology.chip, attention_efficiency(head_width, topology)
     attention = (done.batched_flops + done.kernel_flops) / efficiency
     arithmetic = (done.product_flops + attention) / chip.flops
     memory = done.hbm_bytes / chip.hbm_bandwidth
-    of_each = [[one.times * seconds for seconds in link_seconds(one, places, topology)] for one in collectives]
+    of_each = [[one.times * seconds for seconds in link_seconds(one, coordinates, topology)] for one in collectives]
     links = sum(max(seconds) for seconds in of_each)
     busiest = max((sum(axis) for axis in zip(*of_each)), default=0.0)
     compiled = done.cycles / chip.clock + done.kernel_flops / efficiency / chip.flops
@@ -95,22 +95,23 @@ def estimate(
     )
 
 
-def link_seconds(one: Collective, places: Sequence[Place], topology: Topology) -> list[float]:
+def link_seconds(one: Collective, coordinates: Sequence[Coordinates], topology: Topology) -> list[float]:
     """Seconds for which one run of a collective keeps the links of each axis of the torus busy."""
     axes, rate = range(len(topology.extent)), topology.chip.link_bandwidth
     if one.kind == "collective-permute":
         hops = [
-            max((_distance(places[a], places[b], axis, topology) for a, b in one.groups), default=0) for axis in axes
+            max((_distance(coordinates[a], coordinates[b], axis, topology) for a, b in one.groups), default=0)
+            for axis in axes
         ]
         return [one.operand_bytes * count / rate for count in hops]
-    group = one.groups[0] if one.groups else range(len(places))
-    lanes = [_lanes([places[device][axis] for device in group], axis, topology) for axis in axes]
+    group = one.groups[0] if one.groups else range(len(coordinates))
+    lanes = [_lanes([coordinates[device][axis] for device in group], axis, topology) for axis in axes]
     if not any(lanes):  # the two devices of a chip
         return [0.0 for _ in axes]
     if one.kind == "all-to-all":
-        along = [len({places[device][axis] for device in group}) for axis in axes]
+        along = [len({coordinates[device][axis] for device in group}) for axis in axes]
         return [one.operand_bytes * n / (4 * lane * rate) if lane else 0.0 for n, lane in zip(along, lanes)]
-    busy = one.sent_bytes(len(places)) / (sum(lanes) * rate)
+    busy = one.sent_bytes(len(coordinates)) / (sum(lanes) * rate)
     return [busy if lane else 0.0 for lane in lanes]
 
 
@@ -125,6 +126,6 @@ def _lanes(positions: Sequence[int], axis: int, topology: Topology) -> float:
     return (2 if closes else 1) / stride
 
 
-def _distance(start: Place, end: Place, axis: int, topology: Topology) -> int:
+def _distance(start: Coordinates, end: Coordinates, axis: int, topology: Topology) -> int:
     apart = abs(start[axis] - end[axis])
     return min(apart, topology.extent[axis] - apart) if topology.wraps(axis) else apart

@@ -9,7 +9,7 @@ rests on a real program, and only the ranking on the estimates of this file, whi
 * arithmetic: model FLOPs, and again the share of the forward pass that is computed twice, attention at the share of a
   matrix unit that a head fills;
 * links: each micro-batch gathers all weights twice and scatters their gradients once, in bfloat16; gradients are summed
-  over `data` once; where a sequence is shared, q, k, v and the output change places, or keys and values go round the
+  over `data` once; where a sequence is shared, q, k, v and the output are exchanged, or keys and values go round the
   ring; where products are shared, each layer sums two results. Each pass (forward, again, backward) does so.
   Gathers, scatters and the ring overlap with arithmetic; exchanges and sums of activations are waited for.
 """
@@ -27,12 +27,12 @@ from lumina_jax.config import Config, ModelConfig
 from lumina_jax.training.state import parameter_count
 
 MARGIN = 0.92
-"""Candidates may fill so much of the memory by estimate: the compiler needs room for what the estimate leaves out."""
+"""The share of the memory that a candidate may fill by estimate, because the estimate leaves out temporaries."""
 MICRO_BATCHES, DATA, TENSOR = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)
 
 
 class Guess(NamedTuple):
-    """A candidate judged by arithmetic: seconds a step at least, and bytes of a device."""
+    """A candidate judged by arithmetic: the least seconds of a step, and bytes of a device."""
 
     plan: Plan
     seconds: float
@@ -88,12 +88,12 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
 
 
 def rank(guess: Guess) -> tuple[float, float]:
-    """Fast ones first; of those as fast to a hundredth, the one that needs least memory."""
+    """Fast ones first; of those that differ by less than a hundredth, the one that needs least memory."""
     return round(math.log(guess.seconds), 2), guess.memory
 
 
 def flags(config: Config) -> str:
-    """What selects a candidate on the command line."""
+    """The flags that select a candidate."""
     mesh = [f"--mesh.{name} {size}" for name, size in dataclasses.asdict(config.mesh).items()]
     return " ".join(
         [*mesh, f"--model.remat {config.model.remat}", f"--optimizer.accumulate {config.optimizer.accumulate}"]
@@ -124,8 +124,8 @@ def guesses(plan: Plan) -> Iterator[Guess]:
 
 
 def divisions(devices: int, heads: int) -> Iterator[Shares]:
-    """Every way to divide the devices: `data` and `tensor` few, the rest fsdp and sequence; a ring only where heads run
-    out, for to exchange heads is never slower."""
+    """Every division of the devices with small `data` and `tensor`, the rest fsdp and sequence. A ring is tried only
+    where there are too few heads, because exchanging heads is never slower."""
     for data, tensor in itertools.product(DATA, TENSOR):
         if devices % (data * tensor):
             continue
@@ -141,11 +141,11 @@ def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
     rows = load.rows / (micro * shares.data * shares.fsdp)
     tokens = rows * load.tokens / shares.sequence  # of one device in one micro-batch
     hidden, waited_for = _link_seconds(plan, shares, tokens, parameters)
-    own = 4.0 * parameters / shares.parameters
+    share = 4.0 * parameters / shares.parameters
     kept = 2.0 * tokens * _kept(model) * model.layers
     layer = 2 * 2 * 2.0 * parameters / model.layers / shares.tensor
     widest = 2.0 * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
-    memory = own * (6 if micro > 1 else 5) + kept + layer + widest
+    memory = share * (6 if micro > 1 else 5) + kept + layer + widest
     return Guess(plan, max(_arithmetic(plan, load), hidden) + waited_for, memory)
 
 
@@ -155,8 +155,8 @@ KEPT: dict[str, Callable[[ModelConfig], int]] = {
     "dots": lambda model: 3 * model.width + 2 * model.heads_width + 2 * _keys(model) + 2 * model.mlp_width,
     "none": lambda model: 12 * model.width + 4 * model.heads_width + 4 * _keys(model) + 4 * model.mlp_width,
 }
-"""Values a token that each layer keeps, under each policy; "offload" is left to be chosen by hand, for the way to the
-memory of the host has no published bandwidth."""
+"""Values a token that each layer keeps, under each policy. "offload" must be chosen by hand, because the bandwidth to
+the memory of the host is not published."""
 
 
 def _keys(model: ModelConfig) -> int:
@@ -168,7 +168,7 @@ def _kept(model: ModelConfig) -> int:
 
 
 def _arithmetic(plan: Plan, load: Load) -> float:
-    """Seconds of all products, with those that are computed again."""
+    """Seconds of all products, recomputation included."""
     model = plan.config.model
     forward, step = forward_flops(model, load), step_flops(model, load)
     products, attention = {
@@ -183,8 +183,8 @@ def _arithmetic(plan: Plan, load: Load) -> float:
 
 
 def _link_seconds(plan: Plan, shares: Shares, tokens: float, parameters: int) -> tuple[float, float]:
-    """Seconds of collectives that arithmetic can hide, and of those that it waits for, over two links of each device
-    or, where no axis closes to a ring, one."""
+    """Seconds of collectives that arithmetic can hide, and of those that it waits for, over two links of each device,
+    or over one where no axis closes to a ring."""
     model, micro = plan.config.model, plan.config.optimizer.accumulate
     wraps = any(plan.topology.wraps(axis) for axis in range(len(plan.topology.extent)))
     rate = (2 if wraps else 1) * plan.topology.chip.link_bandwidth

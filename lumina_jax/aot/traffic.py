@@ -2,9 +2,9 @@
 
 In: a `Module` of `aot/hlo.py`; all of it is per device. Out: counts in which the trip counts of loops are included.
 
-Collectives hide in two places. A fusion whose computation is named all-reduce-scatter holds an all-reduce and keeps one
-shard of it: it is a reduce-scatter. An asynchronous collective appears in the fusion that starts it, again in each
-matrix product that it overlaps, and in the fusion that ends it: only the start counts.
+Collectives hide in two kinds of fusions. A fusion whose computation is named all-reduce-scatter holds an all-reduce
+and keeps one shard of it: it is a reduce-scatter. An asynchronous collective appears in the fusion that starts it,
+again in each matrix product that it overlaps, and in the fusion that ends it: only the start counts.
 """
 
 import re
@@ -20,7 +20,7 @@ FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
     *("after-all", "partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
 }
-"""Instructions that move no bytes of their own."""
+"""Instructions that move no bytes."""
 
 
 class Collective(NamedTuple):
@@ -33,7 +33,7 @@ class Collective(NamedTuple):
     groups: tuple[tuple[int, ...], ...]
     """Devices that take part together; of a permute (source, target) each. None listed: all devices, in one group."""
     times: int
-    """Runs a step."""
+    """Runs in a step."""
 
     def size(self, devices: int) -> int:
         return len(self.groups[0]) if self.groups else devices
@@ -55,18 +55,18 @@ class Work(NamedTuple):
     """Arithmetic and memory traffic of a step."""
 
     product_flops: float
-    """Of matrix products without batch dimensions."""
+    """Operations of matrix products without batch dimensions."""
     batched_flops: float
-    """Of batched matrix products: attention that is not a kernel."""
+    """Operations of batched matrix products: attention that is not a kernel."""
     kernel_flops: float
-    """Of Pallas kernels, by their CostEstimate, the samples of a row being of equal length."""
+    """Operations of Pallas kernels, by their CostEstimate, for samples of equal length in a row."""
     silent_kernels: int
-    """Pallas kernels without one."""
+    """Pallas kernels without a CostEstimate."""
     hbm_bytes: float
     cycles: float
-    """The compiler's own estimates for its fusions; it has none for kernels and collectives."""
+    """The compiler's estimates for its fusions; it has none for kernels and collectives."""
     unknown_loops: int
-    """Loops that decide while they run how often: those of a sampler over its steps, and an adaptive solver's."""
+    """Loops whose trip count is decided while they run: those of a sampler over its steps, and of adaptive solvers."""
 
 
 def collectives(module: Module, assumed_trips: Sequence[int] = ()) -> list[Collective]:
@@ -142,8 +142,8 @@ def _collective(
     outer: tuple[Instruction, Computation] | None = None,
 ) -> Collective:
     """Sizes are those of the operands; of a fused reduce-scatter those of the fusion, which may pad them inside."""
-    user, place = outer or (one, computation)
-    operands = [shape for name in user.operands for shape in place.instructions[name].shapes]
+    user, within = outer or (one, computation)
+    operands = [shape for name in user.operands for shape in within.instructions[name].shapes]
     groups = _pairs(one.attributes) if kind == "collective-permute" else _groups(one.attributes)
     return Collective(kind, sum(shape.bytes for shape in operands), operands[0].dtype, groups, times)
 
@@ -178,7 +178,7 @@ def _products(module: Module, computation: Computation, one: Instruction) -> Ite
     elif one.opcode == "dot":
         left = computation.instructions[one.operands[0]].shapes[0]
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
-        depth = np.prod([left.dims[int(place)] for place in contracted[1].split(",") if place]) if contracted else 1
+        depth = np.prod([left.dims[int(index)] for index in contracted[1].split(",") if index]) if contracted else 1
         batched = "lhs_batch_dims={}" not in one.attributes and "lhs_batch_dims=" in one.attributes
         yield "batched" if batched else "product", 2.0 * one.shapes[0].elements * float(depth)
     elif one.opcode == "convolution":
@@ -191,7 +191,7 @@ def _convolution(computation: Computation, one: Instruction) -> tuple[str, float
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     assert labels is not None
     left, right = (computation.instructions[name].shapes[0].dims for name in one.operands)
-    sizes = [dict(zip(labels[place], dims)) for place, dims in ((1, left), (2, right), (3, one.shapes[0].dims))]
+    sizes = [dict(zip(labels[index], dims)) for index, dims in ((1, left), (2, right), (3, one.shapes[0].dims))]
     spatial = [label for label in labels[1] if label.isdigit()]
     pairs = float(np.prod([max(size.get(label, 1) for size in sizes) for label in spatial]))
     flops = 2.0 * sizes[2]["b"] * sizes[2]["f"] * sizes[1]["i"] * pairs
@@ -224,8 +224,8 @@ def _used(module: Module, computation: Computation, name: str) -> float:
             parameters = {
                 part.argument: part.name for part in nested.instructions.values() if part.opcode == "parameter"
             }
-            places = [place for place, operand in enumerate(user.operands) if operand == name]
-            total += sum(_used(module, nested, parameters[str(place)]) for place in places)
+            indices = [index for index, operand in enumerate(user.operands) if operand == name]
+            total += sum(_used(module, nested, parameters[str(index)]) for index in indices)
         elif user.opcode != "tuple" and not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
             total += whole
     return min(total, whole)

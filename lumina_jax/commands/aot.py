@@ -1,8 +1,8 @@
-"""lumina aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not here.
+"""lumina aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not attached.
 
-Prints what of a device's memory goes where, which collectives a step runs, and how long a step takes at least; fails
-if it does not fit, and says what would help. Any setting of the configuration is a flag, as for `lumina train`:
---model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, but libtpu: make aot-setup
+Prints how a device's memory is used, which collectives a step runs, and the least time of a step; fails if the program
+does not fit, and says what would help. Any setting of the configuration is a flag, as for `lumina train`:
+--model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, only libtpu: make aot-setup
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Arguments:
     search: bool = False
     """Try meshes, remat policies and micro-batches, and recommend one."""
     compiles: int = 4
-    """Of a search: the most quick compiles, of the best by estimate; the best that fits is compiled fully."""
+    """Most quick compiles of a search, best estimates first; the first that fits is compiled fully."""
     vae_factor: int = 8
     """Pixels along one side of a value of the latent, if vae.path names an autoencoder."""
     json: Path | None = None
@@ -101,7 +101,7 @@ def _searched(plan: "Plan", compiles: int) -> "Report":
 
 
 def _changed(config: Config, arguments: Arguments) -> Config:
-    """The configuration with the rows and tokens that were asked for."""
+    """The configuration with the rows and tokens of the arguments."""
     changes: dict[str, int] = {}
     if arguments.rows is not None:
         changes["batch_rows"] = arguments.rows
@@ -111,7 +111,7 @@ def _changed(config: Config, arguments: Arguments) -> Config:
 
 
 def _without_config(words: Sequence[str]) -> list[str]:
-    """What follows the name of the configuration."""
+    """The words after the name of the configuration."""
     return list(words) if not words or words[0].startswith("-") else list(words[1:])
 
 

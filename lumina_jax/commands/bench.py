@@ -1,7 +1,7 @@
-"""lumina bench kernels: attention kernels against each other, by the compiler's own schedule.
+"""lumina bench kernels: compare attention kernels by the schedule that the TPU compiler writes.
 
 Compiles ours and every installed peer (jax flash, jax splash, tokamax) ahead of time for a TPU topology that need not
-be there, and prints what the compiler scheduled: estimated cycles, their share of the matrix units' floor, the main
+be attached, and prints the schedule: estimated cycles, their share of the matrix units' floor, the main
 loop's bundles and slots, spills and VMEM. Estimates count no waits for memory: compare within one run
 (docs/kernels.md).
 """
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from lumina_jax.kernel_bench.measurements import Measurement
     from lumina_jax.kernel_bench.problems import Problem
 
-OWN = "ours"
+REFERENCE = "ours"
 
 
 @dataclass(frozen=True)
 class Kernels:
     topology: tuple[str, ...] = ("v6e:2x2",)
-    """Where to compile for: v5e:2x2, v5p:2x2x1, v6e:2x2, tpu7x:2x2x1."""
+    """Topologies to compile for: v5e:2x2, v5p:2x2x1, v6e:2x2, tpu7x:2x2x1."""
     tokens: tuple[int, ...] = ()
-    """Lengths of a row; default: 4224, or what --packed needs."""
+    """Lengths of a row; default: 4224, or the length that --packed needs."""
     width: tuple[int, ...] = (128,)
     """Head widths."""
     heads: int = 32
     backward: bool = False
-    """The gradients too."""
+    """Compute the gradients too."""
     packed: str | None = None
     """Samples x tokens of a packed row, such as 16x256; default: one sample fills the row."""
     text: int = 0
@@ -42,9 +42,9 @@ class Kernels:
     contestants: tuple[str, ...] = ()
     """Names as in the table; default: all that are installed."""
     tune: bool = False
-    """Try the likely block sizes of each, and record the best: of ours in the table that the kernels read."""
+    """Try the likely block sizes of each, and record the best; ours go into the table that the kernels read."""
     json: Path | None = None
-    """Write all that was measured here."""
+    """Write all measurements into this file."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -78,7 +78,7 @@ def kernels(arguments: Kernels) -> None:
 
 
 def problems_of(arguments: Kernels) -> "list[Problem]":
-    """Every length with every width; ValueError for sizes that no row can have."""
+    """A problem for every length and width; ValueError for sizes that no row can have."""
     from lumina_jax.kernel_bench.problems import Problem
 
     samples, length = _packed(arguments.packed)
@@ -129,7 +129,7 @@ def _printed(
     for _ in remarks:
         found.append(next(stream))
         print("\n".join(lines(found[-1])), flush=True)
-    for line in [*summary(found, OWN), *filter(None, remarks)]:
+    for line in [*summary(found, REFERENCE), *filter(None, remarks)]:
         print(f"  {line}")
     return found
 

@@ -113,13 +113,15 @@ def open_arguments(arguments: Arguments) -> "Source":
 
     folder = arguments.source
     if arguments.source_layout == "jax" and epath.Path(checkpoints_of(folder)).is_dir():
-        return open_run(folder, arguments.step, arguments.weights or "ema", keeps_all=arguments.layout == "jax")
+        return run_source(folder, arguments.step, arguments.weights or "ema", keeps_all=arguments.layout == "jax")
     if arguments.step is not None:
         raise ValueError(f"--step {arguments.step} needs the folder of a run, but {folder} is not one; leave it out")
     return open_source(folder, arguments.source_layout, arguments.weights)
 
 
-def open_run(folder: Path, step: int | None, weights: Literal["ema", "params"], *, keeps_all: bool = True) -> "Source":
+def run_source(
+    folder: Path, step: int | None, weights: Literal["ema", "params"], *, keeps_all: bool = True
+) -> "Source":
     """Open a checkpoint of a run, which is read one parameter at a time.
 
     Args:

@@ -30,12 +30,11 @@ from lumina_jax.failures import reported
 
 if TYPE_CHECKING:
     from lumina_jax.data.example import Source
-    from lumina_jax.modalities.decoding.media import Media
 
 MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture", "flite-speech": "flite_speech"}
 LARGEST_SIZE = 16_384
 """Pixels of a side, and views or frames of a sample."""
-SIZE, SHEET_SAMPLES, SHEET_FRAMES, SHEET_SECONDS = 64, 24, 6, 60.0
+SIZE, SHEET_SAMPLES = 64, 24
 
 
 @dataclass(frozen=True)
@@ -198,24 +197,9 @@ def sheet(source: "Source", path: Path) -> None:
     from lumina_jax.data.example import Record
     from lumina_jax.modalities.files.contact_sheet import contact_sheet
     from lumina_jax.modalities.files.png import save_png
+    from lumina_jax.modalities.media_preview import media_preview
 
     chosen = random.Random(0).sample(range(len(source)), min(SHEET_SAMPLES, len(source)))
     records = [record for record in map(source.__getitem__, chosen) if isinstance(record, Record)]
-    pictures = [_picture(record.media) for record in records]
+    pictures = [media_preview(record.media) for record in records]
     save_png(path, contact_sheet(pictures, [record.caption or "" for record in records]), {"samples": chosen})
-
-
-def _picture(media: "Media") -> np.ndarray:
-    """Some frames side by side, or the spectrogram of a sound."""
-    from lumina_jax.config import ClipConfig, SoundConfig
-    from lumina_jax.mel import log_mel
-    from lumina_jax.modalities.decoding.frames import read_pictures
-    from lumina_jax.modalities.decoding.media import Sound
-    from lumina_jax.modalities.decoding.sounds import read_sound
-    from lumina_jax.modalities.files.movies import frame_sheet
-    from lumina_jax.modalities.files.sounds import spectrogram_picture
-
-    if isinstance(media, Sound):
-        shown = SoundConfig(seconds=SHEET_SECONDS)
-        return spectrogram_picture(log_mel(read_sound(media, shown), shown.sample_rate))
-    return frame_sheet(np.stack([*map(np.asarray, read_pictures(media, ClipConfig(frames=SHEET_FRAMES), None))]))

@@ -40,7 +40,7 @@ class Arguments:
     """Checkpoint to draw from; default: the newest."""
     seed: int = 1
     modality: str | None = None
-    """Which of the model's modalities to draw; default: its own."""
+    """The modality of the model to draw; default: the first."""
     limit: int = 512
     """Samples of the data, at most."""
     batch: int = 32
@@ -81,9 +81,9 @@ def evaluate(arguments: Arguments) -> int:
     files = modality.files(FRAME_RATE)
     source, prompts, true, is_held_out = true_samples(config, arguments.limit, arguments.modality)
     judge = modality.judge(lambda: [caption for caption in captions(source) if caption], files)
-    pipeline, step = open_run(arguments.run, arguments.step)
+    pipeline = open_run(arguments.run, arguments.step)
     shapes = [modality.shape_for(prompt, config.text) for prompt in prompts]
-    drawn, gallery = drawn_samples(arguments, config, pipeline, step, prompts, shapes, files)
+    drawn, gallery = drawn_samples(arguments, config, pipeline, prompts, shapes, files)
     chosen = [*drawn]
     for line in judge(
         [prompts[index] for index in chosen], [*drawn.values()], [true[index] for index in chosen], is_held_out[chosen]
@@ -100,7 +100,6 @@ def drawn_samples(
     arguments: Arguments,
     config: Config,
     pipeline: "Pipeline",
-    step: int,
     prompts: list[str],
     shapes: "list[Shape]",
     files: "Files",
@@ -110,13 +109,13 @@ def drawn_samples(
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.pipeline import NotDrawn
 
-    print(f"drawing {len(prompts)} captions at step {step}", flush=True)
+    print(f"drawing {len(prompts)} captions at step {pipeline.step}", flush=True)
     for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
     asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
     name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}"])
-    folder = writable(arguments.run / "samples" / f"{step}" / name)
-    settings = {"run": config.run.name, "step": step, **asked, **dataclasses.asdict(config.sample)}
+    folder = writable(arguments.run / "samples" / f"{pipeline.step}" / name)
+    settings = {"run": config.run.name, "step": pipeline.step, **asked, **dataclasses.asdict(config.sample)}
     gallery = Gallery(folder, prompts, settings, files)
     found: dict[int, Any] = {}
 
@@ -152,11 +151,11 @@ def likelihood(
         for start in range(0, len(values), batch):
             done = min(start + batch, len(values))
             part = np.minimum(np.arange(start, start + min(batch, len(values))), len(values) - 1)  # of equal lengths
-            own, words = values[part], [prompts[index] for index in part]
-            log_density[part] = pipeline.log_density(own, words, settings, seed=seed, modality=modality)
-            noise = pipeline.invert(own, words, settings, modality=modality)
+            exact, words = values[part], [prompts[index] for index in part]
+            log_density[part] = pipeline.log_density(exact, words, settings, seed=seed, modality=modality)
+            noise = pipeline.invert(exact, words, settings, modality=modality)
             again = np.asarray(pipeline.latents(noise, words, settings, modality=modality))
-            error[part] = np.abs(again - own).mean(axis=tuple(range(1, own.ndim))) * 127.5
+            error[part] = np.abs(again - exact).mean(axis=tuple(range(1, exact.ndim))) * 127.5
             show(done)
     bits = np.log2(127.5) - log_density / (np.log(2) * values[0].size)
     print(f"{len(pictures)} pictures have {bits.mean():.3f} bits a value, from {bits.min():.3f} to {bits.max():.3f}")

@@ -45,7 +45,7 @@ class Arguments:
     height: int | None = None
     width: int | None = None
     modality: str | None = None
-    """Which of the model's modalities to draw; default: its own."""
+    """The modality of the model to draw; default: the first."""
     video_frames: int | None = None
     """Frames of a clip; default: those of training."""
     views: int | None = None
@@ -103,17 +103,17 @@ def draw(arguments: Arguments) -> int:
     files = modality.files(arguments.frame_rate)
 
     # The model
-    pipeline, step = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
+    pipeline = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
     for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
 
     # Samples, written as they come
     batch = min(arguments.batch, len(prompts))
     if arguments.out is None:
-        folder = writable(folder / f"{step}" / f"seed-{seed}")
+        folder = writable(folder / f"{pipeline.step}" / f"seed-{seed}")
     settings = {
         "run": config.run.name,
-        "step": step,
+        "step": pipeline.step,
         "modality": modality.config.name,
         "seed": seed,
         "batch": batch,
@@ -128,7 +128,7 @@ def draw(arguments: Arguments) -> int:
 
 
 def check_arguments(arguments: Arguments) -> None:
-    """Refuse numbers that no sample can have, whatever the model."""
+    """Refuse numbers that no model can draw."""
     if arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch} must be at least 1")
     if not FRAME_RATES[0] <= arguments.frame_rate <= FRAME_RATES[1]:

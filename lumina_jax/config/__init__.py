@@ -96,18 +96,24 @@ class Config(Section):
         Raises:
           ValueError: the model has no such modality, or no source has it.
         """
-        place = self.model.place(modality)
+        index = self.model.modality_index(modality)
         for part in self.data.parts:
-            if self.model.place(part.modality) == place:
+            if self.model.modality_index(part.modality) == index:
                 return part
-        raise ValueError(f"no source of data.mixture has the modality {self.model.modalities[place].name!r}")
+        raise ValueError(f"no source of data.mixture has the modality {self.model.modalities[index].name!r}")
 
     def vae_of(self, modality: str | None) -> AutoencoderConfig:
         """The autoencoder of a modality of the model, which is none without a path; None: of the first modality."""
-        index = self.model.place(modality)
+        index = self.model.modality_index(modality)
         return self.vae if index == 0 else self.vae.of(self.model.modalities[index].name)
 
     def replace(self, **sections: Any) -> "Config":
-        """A copy with settings changed: `config.replace(run={"steps": 10}, data={"image_size": 64})`."""
-        changed = {name: getattr(self, name).replace(**new) for name, new in sections.items()}
+        """A copy with settings changed: `config.replace(run={"steps": 10}, data={"image_size": 64})`.
+
+        A whole section may be given, too: `config.replace(model=preset("2B"))`.
+        """
+        changed: dict[str, Any] = {
+            name: new if isinstance(new, Section) else getattr(self, name).replace(**new)
+            for name, new in sections.items()
+        }
         return dataclasses.replace(self, **changed)

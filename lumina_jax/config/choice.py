@@ -48,6 +48,11 @@ class Choice(Section):
         return [field.name for field in dataclasses.fields(cls) if field.name != "kind"]
 
     @classmethod
+    def every_setting(cls) -> set[str]:
+        """The names of the settings of all kinds."""
+        return {name for one in cls.kinds.values() for name in one.setting_names()}
+
+    @classmethod
     def kinds_with(cls, name: str) -> list[str]:
         """The kinds that have a setting."""
         return [kind for kind, one in cls.kinds.items() if name in one.setting_names()]

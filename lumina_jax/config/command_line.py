@@ -34,7 +34,7 @@ def with_flags(default: Config, words: Sequence[str], description: str, program:
     import tyro
 
     data = _with_kinds(default.data, words, None)
-    parts = tuple(_with_kinds(part, words, index) for index, part in enumerate(default.data.mixture))
+    parts = tuple(_with_kinds(part, words, str(index)) for index, part in enumerate(default.data.mixture))
     default = _unchecked(default, data=_unchecked(data, mixture=parts))
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_flat)
@@ -42,29 +42,32 @@ def with_flags(default: Config, words: Sequence[str], description: str, program:
     return tyro.cli(Config, default=default, args=list(words), registry=registry, **about)
 
 
-def _with_kinds(origin: Any, words: Sequence[str], part: int | None) -> Any:
-    """A section of data with the kinds that the flags choose; what else they say is not looked at.
+def _with_kinds(origin: Any, words: Sequence[str], part: str | None) -> Any:
+    """A section of data with the kinds that its flags choose; other values are read later.
 
     Args:
       part: index in the mixture; None: the section itself.
 
     Raises:
-      ValueError: a flag is of a kind that is not chosen.
+      ValueError: a flag belongs to a kind that is not chosen, or to the section itself although it is a mixture.
     """
-    found = [
-        (match, following) for word, following in zip(words, [*words[1:], ""]) if (match := DATA_FLAG.fullmatch(word))
-    ]
     given = {
         match["name"].replace("-", "_"): following if match["value"] is None else match["value"]
-        for match, following in found
-        if match["part"] == (None if part is None else str(part))
+        for word, following in zip(words, [*words[1:], ""])
+        if (match := DATA_FLAG.fullmatch(word)) and match["part"] == part
     }
+    of_parts = {"source", "media", "modality", *(name for base in CHOICES.values() for name in base.every_setting())}
+    if part is None and origin.mixture and (unused := sorted(of_parts & given.keys())):
+        raise ValueError(
+            f"data.{unused[0]} says nothing beside data.mixture, each part of which has settings of that kind; use "
+            f"--data.mixture.0.{unused[0].replace('_', '-')} and so on"
+        )
     chosen = {name: kind_of(name, given.get(name, getattr(origin, name).kind)) for name in CHOICES}
     known = {setting for kind in chosen.values() for setting in kind.setting_names()}
     known |= {field.name for field in dataclasses.fields(origin)}
-    for name in given.keys() - known:
-        if any(base.kinds_with(name) for base in CHOICES.values()):
-            raise ValueError(misplaced(name, {choice: kind.kind for choice, kind in chosen.items()}))
+    for name in sorted((given.keys() & of_parts) - known):
+        section = "data" if part is None else f"data.mixture.{part}"
+        raise ValueError(misplaced(name, {choice: kind.kind for choice, kind in chosen.items()}, section))
     groups = {name: _of_kind(getattr(origin, name), kind) for name, kind in chosen.items()}
     return _unchecked(origin, **groups)
 
@@ -85,7 +88,7 @@ def _unchecked(section: Any, **changed: Any) -> Any:
 
 
 def _flat(info: Any) -> Any:
-    """tyro's view of a section of data: the settings of its source and media beside its own."""
+    """tyro's view of a section of data: the settings of its source and media beside the others."""
     from tyro.constructors import StructConstructorSpec, StructFieldSpec
 
     if not (isinstance(info.type, type) and issubclass(info.type, Origin)):

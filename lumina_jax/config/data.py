@@ -85,16 +85,17 @@ def kept(before: Choice, kind: type[Choice]) -> dict[str, Any]:
     return {name: getattr(before, name) for name in common}
 
 
-def misplaced(name: str, kinds: Mapping[str, str]) -> str:
-    """Why there is no setting of that name where these kinds of source and media are chosen."""
+def misplaced(name: str, kinds: Mapping[str, str], section: str = "data") -> str:
+    """Why a section with these kinds of source and media has no setting of that name."""
     for choice, base in CHOICES.items():
         if having := base.kinds_with(name):
             here, others = ", ".join(kind_of(choice, kinds[choice]).setting_names()), " or ".join(map(repr, having))
             return (
-                f"data.{name} is a setting of data.{choice}={others}, but data.{choice} is {kinds[choice]!r}, whose "
-                f"settings are {here}; choose the kind with it, as in --data.{choice} {having[0]}"
+                f"{section}.{name} is a setting of {section}.{choice}={others}, but {section}.{choice} is "
+                f"{kinds[choice]!r}, whose settings are {here}; choose the kind with it, as in --{section}.{choice} "
+                f"{having[0]}"
             )
-    return f"data has no setting {name!r}"
+    return f"{section} has no setting {name!r}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from lumina_jax.config.section import Section, require, require_between
 
 PathName = Literal["linear", "gvp", "vp"]
 PredictionName = Literal["velocity", "score", "noise"]
+LossWeightName = Literal["none", "velocity", "likelihood"]
+TimesName = Literal["uniform", "lognorm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +18,12 @@ class FlowConfig(Section):
     called: ClassVar[str] = "flow."
 
     path: PathName = "linear"
-    """How data and noise are mixed: along a line, with constant variance (gvp), or as diffusion does it (vp)."""
+    """How data and noise are mixed: along a line, with constant variance (gvp), or as in diffusion models (vp)."""
     prediction: PredictionName = "velocity"
     """What the network predicts."""
-    loss_weight: Literal["none", "velocity", "likelihood"] = "none"
-    """Weight of the times in the loss of score and noise."""
-    times: Literal["uniform", "lognorm"] = "lognorm"
+    loss_weight: LossWeightName = "none"
+    """Weight of the times in the loss of a score or of noise."""
+    times: TimesName = "lognorm"
     """Distribution of the training times; lognorm is the sigmoid of a standard normal."""
     time_shift: float = 1.0
     """Training times t become t / (t + m - m t): m > 1 spends more of them near noise."""

@@ -8,10 +8,10 @@ from lumina_jax.config.section import Section, require
 
 @dataclass(frozen=True, kw_only=True)
 class HostsConfig(Section):
-    """How the processes of one job find each other. On TPU VMs nothing need be said.
+    """How the processes of one job find each other. TPU VMs need none of these settings.
 
-    Elsewhere each process is given the same command but for its index. The variables JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID stand for the flags that are not given.
+    Elsewhere the command differs between processes by the index alone. The variables JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID replace flags that are not given.
     """
 
     called: ClassVar[str] = "hosts."
@@ -21,15 +21,15 @@ class HostsConfig(Section):
     count: int | None = None
     """Processes of the job; 1: this one alone, also on a TPU VM that is part of a slice."""
     index: int | None = None
-    """Of this process, from 0."""
+    """Index of this process, from 0."""
     start_timeout: int = 300
     """Seconds within which all processes must have started."""
     silence: int = 60
-    """Seconds without a message after which a host counts as lost, which ends the job. That a process was
-    killed is known at once."""
+    """Seconds without a message after which a host counts as lost, and the job ends. A killed process is noticed at
+    once."""
     stopped_status: int = 0
-    """Exit status of a run that was asked to stop (SIGTERM) before its last step. Launchers that start a failed job
-    again, as JobSet does, need another than 0."""
+    """Exit status of a run that is asked to stop (SIGTERM) before its last step. Launchers that restart failed jobs,
+    such as JobSet, need a status other than 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

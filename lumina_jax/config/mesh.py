@@ -9,18 +9,18 @@ from lumina_jax.config.section import Section, require
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig(Section):
-    """Devices along each mesh axis; `data` takes what the others leave."""
+    """Devices along each mesh axis; the axis `data` has the remaining ones."""
 
     called: ClassVar[str] = "mesh."
 
     fsdp: int | None = 1
-    """Devices that each keep a share of every parameter and moment, and gather the weights of a layer to use it; None:
-    all devices (of a slice) that sequence and tensor leave."""
+    """Devices that share the parameters and the optimiser's moments, and gather the weights of a layer for its use;
+    None: all devices (of a slice) that sequence and tensor leave."""
     sequence: int = 1
     """Devices that share the tokens of a row, for long sequences; they keep shares of the parameters as well."""
     ring: int = 1
-    """The number of those that pass keys and values round a ring; the others (sequence / ring) exchange heads for
-    tokens, which is faster but needs as many heads."""
+    """How many of those pass keys and values round a ring. Groups of sequence / ring devices exchange heads for tokens,
+    which is faster, and needs at least that number of heads."""
     tensor: int = 1
     """Devices that divide attention heads and the width of the feed-forward."""
 

@@ -1,4 +1,4 @@
-"""The network of an experiment: what there is to choose, and what cannot work."""
+"""The network of an experiment: its settings, and the rules that they must follow."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,7 +11,7 @@ EXECUTION_FIELDS = frozenset({"compute_dtype", "remat", "unroll", "attention"})
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityConfig(Section):
-    """A kind of data with its own latents, and its own projections into and out of the network."""
+    """A kind of data, with latents of its size and with projections into and out of the network."""
 
     called: ClassVar[str] = "model.others: "
 
@@ -42,6 +42,7 @@ class ModelConfig(Section):
 
     called: ClassVar[str] = "model."
 
+    # Size
     layers: int
     """Transformer blocks."""
     heads: int
@@ -52,65 +53,75 @@ class ModelConfig(Section):
     """Key/value heads shared by groups of query heads; None: one for each query head."""
     attention_width: int | None = None
     """Width of all query heads together; None: the width of the model."""
+    mlp_multiple_of: int = 256
+    """The width of the feed-forward is rounded up to a multiple of this."""
+    mlp_multiplier: float | None = None
+    """Factor on the width of the feed-forward, which is 8/3 of the width of the model; None: 1."""
+
+    # Layers
     block: Literal["flag", "next"] = "flag"
-    """flag: adaLN with shift, scale and gate. next: scale and tanh gate, and a second norm on what a branch returns."""
+    """flag: adaLN with shift, scale and gate. next: scale and tanh gate, and a second norm after each branch."""
+    qk_norm: bool = True
+    """Normalise queries and keys."""
     norm_weights: bool = True
     """A learned weight in the norm before each branch (the label-conditional Next-DiT has none)."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in a norm."""
     final_shift: bool = True
     """A shift beside the scale before the output projection (the text-conditional Next-DiT has none)."""
-    own_text_query: bool = False
-    """Text attention with a query projection of its own, as diffusers has it; released models share one."""
-    time_scale: float = 1.0
-    """The time embedding reads t times this (the released audio models: 1000, steps of a thousand)."""
     condition_limit: int | None = 1024
-    """Greatest width of the embedding that feeds adaLN; None: the width of the model (the audio models)."""
+    """The largest width of the embedding that feeds adaLN; None: the width of the model (the audio models)."""
+    time_scale: float = 1.0
+    """Factor on t before the time embedding (the released audio models: 1000)."""
+
+    # Positions
+    rope_axes: Literal[1, 2, 3] = 1
+    """The positions that rotary embeddings use. 1: in the sequence. 2: row and column. 3: frame, row and column."""
+    rope_theta: float = 10_000.0
+    """Base of the wavelengths of rotary embeddings."""
+
+    # Latents, and the tokens that they become
     patch_size: int = 2
     """Values of the latent along each side of a patch, which is one token."""
     channels: int = 4
     """Channels of the latent (3 when training on pixels)."""
     modality: str = "image"
-    """What latents of model.patch_size and model.channels are called."""
+    """Name of the modality that has model.patch_size and model.channels."""
     others: tuple[ModalityConfig, ...] = ()
-    """Further modalities that the same network learns, each with projections of its own."""
-    conditioning: Literal["text", "label"] = "text"
-    """What a sample is described by: a caption, or the number of a label."""
-    text_width: int = 4096
-    """Width of the caption features (text-conditional models only)."""
-    text_layers: int = 0
-    """Layers of a text encoder that is trained with the network, between the caption features and all that reads them
-    (text.encoder="phonemes")."""
-    classes: int = 1000
-    """Number of labels (label-conditional models only); one extra row means 'no label'."""
-    qk_norm: bool = True
-    """Normalise queries and keys."""
-    mlp_multiple_of: int = 256
-    """The width of the feed-forward is rounded up to a multiple of this."""
-    mlp_multiplier: float | None = None
-    """Factor on the width of the feed-forward, which is 8/3 of the width of the model; None: 1."""
-    norm_eps: float = 1e-5
-    """Added to the mean square in a norm."""
+    """Further modalities that the same network learns, each with its projections."""
     nextline: bool = True
     """A learned [nextline] token after every row of patches; the label-conditional models have none."""
     nextframe: bool = True
     """A learned [nextframe] token after every frame of a sample with several frames."""
     pad_token: bool = False
-    """Keep the learned embedding of padding that released checkpoints carry; it never reaches an output."""
+    """Keep the learned embedding of padding that released checkpoints have; no output depends on it."""
     predict_sigma: bool = False
     """Twice the output channels, of which the second half is thrown away (released checkpoints)."""
-    rope_axes: Literal[1, 2, 3] = 1
-    """What rotary embeddings turn by. 1: the place in the sequence. 2: row and column. 3: frame, row and column."""
-    rope_theta: float = 10_000.0
-    """Base of the wavelengths of rotary embeddings."""
+
+    # Text or labels
+    conditioning: Literal["text", "label"] = "text"
+    """What describes a sample: a caption, or the number of a label."""
+    text_width: int = 4096
+    """Width of the caption features (text-conditional models only)."""
+    text_layers: int = 0
+    """Layers of a text encoder between the caption features and the network, which is trained with it
+    (text.encoder="phonemes")."""
+    own_text_query: bool = False
+    """A separate query projection for the attention to text, as in diffusers; released models share one."""
+    classes: int = 1000
+    """Number of labels (label-conditional models only); one extra row means 'no label'."""
+
+    # Computation; a run may change these settings when it resumes
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of activations, and of weights where they are used; parameters are float32."""
+    """Type of activations, and of weights where they are used; parameters are float32."""
     remat: Literal["none", "full", "dots", "attention", "offload"] = "full"
-    """What the backward pass recomputes: nothing; each layer from its input; all but matrix products; all but the
-    attention of a fused kernel; or each layer from its input, which waits in the memory of the host (TPU)."""
+    """What the backward pass recomputes. none: nothing. full: each layer from its input. dots: all but matrix products.
+    attention: all but the attention of a fused kernel. offload: as full, with the inputs in host memory (TPU)."""
     unroll: int = 1
-    """Layers unrolled per iteration of the scan over layers; all of them: no scan, which compiles longer with every
-    layer and runs a little faster on CPU."""
+    """Layers in one iteration of the scan over layers. With all of them there is no scan: the time to compile grows
+    with the layers, and a step on CPU is a little faster."""
     attention: Literal["auto", "reference", "xla", "pallas"] = "auto"
-    """How attention is computed; auto: by the fused kernel where it can, else by XLA."""
+    """Implementation of attention; auto: the fused kernel where it can run, else XLA."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,7 +186,7 @@ class ModelConfig(Section):
 
     @property
     def modalities(self) -> tuple[ModalityConfig, ...]:
-        """All of them, the model's own first."""
+        """All of them, model.modality first."""
         return (ModalityConfig(name=self.modality, patch_size=self.patch_size, channels=self.channels), *self.others)
 
     @property
@@ -183,18 +194,18 @@ class ModelConfig(Section):
         """Values of the longest patch of any modality."""
         return max(modality.patch_values for modality in self.modalities)
 
-    def place(self, modality: str | None) -> int:
-        """Where a modality stands in `modalities`; None is the model's own.
+    def modality_index(self, modality: str | None) -> int:
+        """The index of a modality in `modalities`; None: 0.
 
         Raises:
-          ValueError: the model has none of that name.
+          ValueError: the model has no modality of that name.
         """
         if modality is None:
             return 0
-        names = [own.name for own in self.modalities]
+        names = [one.name for one in self.modalities]
         require(modality in names, f"modality={modality!r} must be one of those of the model: {', '.join(names)}")
         return names.index(modality)
 
     def modality_of(self, name: str | None) -> ModalityConfig:
-        """The modality of that name; errors as `place`."""
-        return self.modalities[self.place(name)]
+        """The modality of that name; errors as `modality_index`."""
+        return self.modalities[self.modality_index(name)]

@@ -15,7 +15,7 @@ class OptimizerConfig(Section):
     learning_rate: float = 1e-4
     """The greatest learning rate, after the warmup."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """What follows the warmup: constant, or decay to zero at the last step."""
+    """The learning rate after the warmup: constant, or decaying to zero at the last step."""
     warmup_steps: int = 0
     """Steps over which the learning rate grows to its full value."""
     beta1: float = 0.9
@@ -25,18 +25,18 @@ class OptimizerConfig(Section):
     eps: float = 1e-8
     """Added to the root of that mean."""
     weight_decay: float = 0.0
-    """Share of each parameter, times the learning rate, that a step takes away."""
+    """Share of each parameter, times the learning rate, that a step subtracts."""
     clip_norm: float | None = 2.0
     """Gradients of a larger global norm are scaled down to it; None: never."""
     accumulate: int = 1
     """Micro-batches whose gradients are averaged into one update."""
     sum_dtype: Literal["compute", "float32"] = "compute"
-    """In which type gradients of the layers' weights are added up over devices: model.compute_dtype, in which they are
-    made, or float32, which doubles that traffic."""
+    """Type in which gradients of the layers' weights are summed over devices: compute (model.compute_dtype, which is
+    their type), or float32, which doubles that traffic."""
     ema_decay: float = 0.9999
     """Decay of the average of the parameters, from which samples are drawn."""
     ema_warmup: bool = False
-    """Start the average quickly: decay = min(ema_decay, (1 + step) / (10 + step))."""
+    """Shorten the average in the first steps: decay = min(ema_decay, (1 + step) / (10 + step))."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Length of a run, and where it writes what."""
+"""The length of a run, and the files that it writes."""
 
 import re
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
-    """Length of the run, and what it writes where."""
+    """The length of the run, and the files that it writes."""
 
     called: ClassVar[str] = "run."
 
     name: str = "run"
     """Folder of the run in run.root."""
     root: str = "runs"
-    """The run lives in root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files, samples/."""
+    """The run writes to root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files, samples/."""
     checkpoints: str = ""
-    """Another place for the checkpoints, such as gs://bucket/name; nothing: in the run's folder."""
+    """Another folder for the checkpoints, such as gs://bucket/name; nothing: in the run's folder."""
     init_from: str = ""
-    """A run, or a folder made by `convert --to jax`: a new run starts from its (averaged) parameters, at step 0, and
-    has its model, whatever the configuration file describes."""
+    """A run, or a folder made by `convert --to jax`: a new run starts from its (averaged) parameters, at step 0, with
+    its model, even if the configuration file describes another one."""
     steps: int = 1000
     """Optimiser steps of the whole run; a run that is complete goes on with a larger number."""
     seed: int = 0
-    """Of the first parameters, the noise and the order of the data; up to 2**64 - 1."""
+    """Seed of the first parameters, the noise and the order of the data; up to 2**64 - 1."""
     log_every: int = 20
     """Steps between reports."""
     checkpoint_every: int = 500
@@ -40,10 +40,10 @@ class RunConfig(Section):
     sample_every: int | None = None
     """Steps between sheets of sample_prompts; None: no sheets."""
     sample_prompts: tuple[str, ...] = ()
-    """What the sheets show; nothing: captions, or labels, from all over the data."""
+    """Prompts of the sheets; nothing: captions, or labels, from all over the data."""
     profile: str = ""
-    """Steps to record a trace of, first and last, such as 10:15; it is written into profile/ of the run's folder
-    (docs/checkpoints.md says how to look at it). Nothing: none."""
+    """First and last step of a trace, such as 10:15, which is written into profile/ of the run's folder
+    (docs/checkpoints.md says how to look at it). Nothing: no trace."""
 
     wide: ClassVar[frozenset[str]] = frozenset({"seed"})
 
@@ -64,11 +64,11 @@ class RunConfig(Section):
         )
         require(
             len(self.name.encode(errors="replace")) <= LONGEST_NAME,
-            f"run.name={self.name[:20]!r}... must have at most {LONGEST_NAME} bytes, as file systems want it",
+            f"run.name={self.name[:20]!r}... must have at most {LONGEST_NAME} bytes, the limit of file systems",
         )
         require(
             "://" not in self.root and "\0" not in self.root,
-            f"run.root={self.root!r} must be a local folder; of a run, only run.checkpoints may be a URL",
+            f"run.root={self.root!r} must be a local folder; only run.checkpoints may be a URL",
         )
         if self.profile:
             first, last = self.profiled

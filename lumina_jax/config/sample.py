@@ -5,6 +5,16 @@ from typing import ClassVar, Literal
 
 from lumina_jax.config.section import Section, require, require_between
 
+SolverName = Literal[
+    "euler", "midpoint", "heun", "heun3", "rk4", "explicit_adams", "implicit_adams",
+    "adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8",
+    "euler_maruyama", "sde_heun",
+]  # fmt: skip
+DiffusionName = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
+LastStepName = Literal["none", "mean", "tweedie", "euler"]
+EVEN_GRID = ("explicit_adams", "implicit_adams")
+"""Solvers whose steps must all have one length."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Section):
@@ -12,20 +22,19 @@ class SampleConfig(Section):
 
     called: ClassVar[str] = "sample."
 
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "dopri8", "tsit5", "euler_maruyama", "sde_heun"] = (
-        "midpoint"
-    )
-    """dopri5, dopri8 and tsit5 choose their steps themselves; the last two are stochastic."""
+    solver: SolverName = "midpoint"
+    """euler to implicit_adams take sample.steps steps; adaptive_heun to dopri8 choose their steps; euler_maruyama and
+    sde_heun are stochastic. docs/flow-matching.md compares them."""
     steps: int = 30
-    """Intervals of the time grid; the adaptive solvers choose their own steps and ignore it."""
+    """Intervals of the time grid; the adaptive solvers choose their steps and ignore it."""
     guidance: float = 4.0
-    """Scale s of v_null + s (v_text - v_null); 1: no guidance."""
+    """The scale s in v_null + s (v_text - v_null); 1: no guidance."""
     guided_channels: int | None = None
     """The number of leading channels that are guided (the released code: 3); None: all."""
     time_shift: float = 1.0
     """The time grid t becomes t / (t + m - m t)."""
     rope_factor: float | None = None
-    """Rotary scaling for pictures larger than those of training; 1: none; None: as many times as they are larger."""
+    """Rotary scaling for pictures larger than those of training; 1: none; None: the ratio of the sizes."""
     rope_watershed: float = 0.0
     """Time up to which positions are squeezed by that factor; afterwards low frequencies are slowed by it (NTK). The
     released Next-DiT: 0.3."""
@@ -36,12 +45,12 @@ class SampleConfig(Section):
     """Relative tolerance of the adaptive solvers."""
     atol: float = 1e-6
     """Absolute tolerance of the adaptive solvers."""
-    diffusion: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
-    """Form of the noise that the stochastic solvers add over time."""
+    diffusion: DiffusionName = "sigma"
+    """How much noise the stochastic solvers add over time: the form of the diffusion coefficient."""
     diffusion_norm: float = 1.0
-    """Diffusion coefficient of the stochastic solvers."""
-    last_step: Literal["none", "mean", "tweedie", "euler"] = "mean"
-    """How the stochastic solvers end."""
+    """Factor of that coefficient."""
+    last_step: LastStepName = "mean"
+    """The last step of the stochastic solvers, from the last time of the grid to the data."""
     last_step_size: float = 0.04
     """Length of that last step in time."""
 
@@ -54,6 +63,11 @@ class SampleConfig(Section):
             f"sample.guided_channels={self.guided_channels} must be at least 1, or None for all",
         )
         require_between("sample.time_shift", self.time_shift, 1e-3, 1e3, "1 means no shift")
+        require(
+            self.time_shift == 1 or self.solver not in EVEN_GRID,
+            f"sample.solver={self.solver!r} needs even steps, but sample.time_shift={self.time_shift} makes them "
+            "uneven; set it to 1, or choose another solver such as 'heun3'",
+        )
         remedy = "1 means no scaling, None as the size needs"
         require_between("sample.rope_factor", self.rope_factor, 1e-3, 1e4, remedy)
         require_between("sample.rope_watershed", self.rope_watershed, 0, 2, "it is a time, and times end at 1")

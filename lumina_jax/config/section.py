@@ -69,7 +69,7 @@ class Section:
     called: ClassVar[str] = ""
     """What stands before the names of its fields, such as "model."."""
     wide: ClassVar[frozenset[str]] = frozenset()
-    """Integers that have rules of their own."""
+    """Integers that may have more than 32 bits, because other rules limit them."""
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The text encoder."""
+"""The text encoder: captions to features."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,9 +18,9 @@ class TextConfig(Section):
     max_tokens: int = 32
     """Longer captions are cut (the released text-to-image models use 128)."""
     see_padding: bool = False
-    """Fill captions up to max_tokens with padding that encoder and model see like words (the released audio models)."""
+    """Pad captions to max_tokens; encoder and model see the padding like words (the released audio models)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the encoder's parameters and activations; bfloat16 for those of billions of parameters."""
+    """Type of the encoder's parameters and activations; bfloat16 suits encoders of billions of parameters."""
     cache: str = ".cache/text"
     """Folder in which encoded caption sets are kept."""
 

@@ -17,10 +17,10 @@ class AutoencoderConfig(Section):
     hub that was downloaded, such as stabilityai/sdxl-vae. With data.media=sounds: a folder with the autoencoder of the
     released audio models. Nothing: the model is trained on pixels, or on mel spectrograms."""
     vocoder: str = ""
-    """A folder, or downloaded repository, with a BigVGAN that makes sounds of spectrograms when sampling, such as the
-    folder bigvnat of the released audio models. Nothing: Griffin and Lim's iteration makes them."""
+    """A folder, or a downloaded repository, with a BigVGAN that turns drawn spectrograms into sounds, such as the
+    folder bigvnat of the released audio models. Nothing: Griffin and Lim's iteration does."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the autoencoder's parameters and activations."""
+    """Type of the autoencoder's parameters and activations."""
     tile: int | None = 1024
     """Pixels of a side above which pictures are encoded and decoded in overlapping tiles; None: never."""
 

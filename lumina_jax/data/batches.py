@@ -2,8 +2,8 @@
 
     source -> shuffle -> repeat -> prepare (decode, crop, drop captions) -> read ahead -> pack -> Batch
 
-Sample i of the stream is the same whatever the number of workers or processes, and so is every row of every batch: a
-row takes its own indices (`data.rows`), looks at the oldest samples that it has not handed out, packs those that fit,
+Sample i of the stream is the same for any number of workers or processes, and so is every row of every batch: a row
+takes its indices (`data.rows`), looks at the oldest samples that it has not handed out, packs those that fit,
 and leaves the others for its next batch. Which process makes which rows is therefore free.
 
 So the state of a stream is small: the next index to read, and the indices that wait. It describes the batches handed
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 READING_THREADS = 16
 WINDOW = 3
-"""A row of several samples chooses among so many times as many: that fills it as well as packing all rows together."""
+"""A row of n samples chooses among WINDOW n: that fills it as well as packing all rows together."""
 HOPELESS = 10
-"""After so many times the samples of the source without a usable one, there is none."""
+"""After this many passes over the source without a usable sample, the stream gives up."""
 
 
 @runtime_checkable
 class CaptionLookup(Protocol):
-    """Encoded captions: `lookup[caption]` is the features [t c] of its own tokens, at most `max_tokens` of them."""
+    """Encoded captions: `lookup[caption]` is the features [t c] of its tokens, at most `max_tokens` of them."""
 
     max_tokens: int
 
@@ -182,9 +182,9 @@ class Stream:
         Raises:
           ValueError: the state is that of other rows.
         """
-        rows, own = state.get("rows"), [row.number for row in self._rows]
-        if rows is not None and (rows != own or state["batch_rows"] != self._data.batch_rows):
-            raise ValueError(f"this stream makes the rows {own}, the state is of the rows {rows}; use merge_states")
+        rows, numbers = state.get("rows"), [row.number for row in self._rows]
+        if rows is not None and (rows != numbers or state["batch_rows"] != self._data.batch_rows):
+            raise ValueError(f"this stream makes the rows {numbers}, the state is of the rows {rows}; use merge_states")
         self.close()
         self.bad, self._bad_in_a_row = {}, 0
         here = in_source(dict(state), contents(self._source), repr(self._source), is_mixture=bool(self._data.mixture))
@@ -225,8 +225,8 @@ class Stream:
         """The oldest samples of the row that fit into it, which are then handed out."""
         lengths = [self._tokens_of(example) for _, example in row.waiting]
         fit = first_fit(lengths, self._row_tokens, rows=1, samples_per_row=self._data.samples_per_row)
-        chosen = [row.waiting[place][1] for place in fit.rows[0]]
-        row.waiting = [row.waiting[place] for place in fit.left_over]
+        chosen = [row.waiting[index][1] for index in fit.rows[0]]
+        row.waiting = [row.waiting[index] for index in fit.left_over]
         return chosen
 
     def _report(self, sample: BadSample) -> None:
@@ -261,8 +261,8 @@ class Stream:
             patch_values=model.patch_values,
         )
         present = np.zeros((len(rows), segments), np.float32)
-        for place, row in enumerate(rows):
-            present[place, : len(row)] = 1
+        for index, row in enumerate(rows):
+            present[index, : len(row)] = 1
         if model.conditioning == "label":
             return Batch(tokens, None, _labels(rows, segments, model.classes), present)
         lookup = self._features
@@ -274,8 +274,8 @@ class Stream:
 
 def _labels(rows: list[list[Example]], segments: int, no_label: int) -> Int[np.ndarray, "b s"]:
     labels = np.full((len(rows), segments), no_label, np.int32)
-    for place, row in enumerate(rows):
-        labels[place, : len(row)] = [example.label for example in row if example.label is not None]
+    for index, row in enumerate(rows):
+        labels[index, : len(row)] = [example.label for example in row if example.label is not None]
     return labels
 
 

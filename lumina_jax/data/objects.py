@@ -20,7 +20,7 @@ ELEVATION = 30.0
 ANGLE = 30.0
 """Degrees that the camera sees from its lower to its upper edge."""
 LIGHTS = ((0.7, (0.4, 0.9, 1.0)), (0.3, (-0.7, 0.2, 1.0)))
-"""Intensity, and place beside the camera, of each light: together weak enough that white stands out from the ground."""
+"""Intensity, and position beside the camera, of each light: so weak together that white stands out from the ground."""
 AMBIENT = 0.25
 """Light that comes from everywhere, at least, as a share of a surface's color."""
 MARGIN = 1.05
@@ -51,17 +51,17 @@ def render_views(
     _load(vtk, file, window, renderer)
     renderer.SetBackground(1, 1, 1)
     renderer.RemoveAllLights()
-    for intensity, place in LIGHTS:
+    for intensity, position in LIGHTS:
         light = vtk.vtkLight()
         light.SetLightTypeToCameraLight()
-        light.SetPosition(*place)
+        light.SetPosition(*position)
         light.SetIntensity(intensity)
         renderer.AddLight(light)
     for actor in renderer.GetActors():
         surface = actor.GetProperty()
-        own = surface.GetAmbient() * np.array(surface.GetAmbientColor())
+        ambient = surface.GetAmbient() * np.array(surface.GetAmbientColor())
         least = AMBIENT * np.array(surface.GetDiffuseColor())
-        surface.SetAmbientColor(*np.maximum(own, least))
+        surface.SetAmbientColor(*np.maximum(ambient, least))
         surface.SetAmbient(1.0)
     bounds = np.array(renderer.ComputeVisiblePropBounds()).reshape(3, 2)
     if not (bounds[:, 0] <= bounds[:, 1]).all():
@@ -145,7 +145,7 @@ def _picture(
 
 
 def load_vtk() -> Any:
-    """The modules of VTK, whose own warnings are turned off.
+    """The modules of VTK, whose warnings are turned off.
 
     Raises:
       RuntimeError: it is not installed.

@@ -2,7 +2,7 @@
 
 In: a folder that is searched for .obj, .glb, .gltf, .ply and .stl files, or a .jsonl of {"model": file, "caption":
 text}. Out: a folder with captions.jsonl, one line of {"views": [...], "caption": ...} for each object, and its pictures
-in a folder of their own. A run that was interrupted goes on where it stopped.
+in a folder for each object. A run that was interrupted goes on where it stopped.
 """
 
 import hashlib
@@ -128,8 +128,8 @@ def _render(model: Path, folder: Path, look: Look) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for place, view in enumerate(views):
-        Image.fromarray(view).save(partial / _file(place))
+    for index, view in enumerate(views):
+        Image.fromarray(view).save(partial / _file(index))
     partial.replace(folder)
 
 
@@ -138,7 +138,7 @@ def _file(view: int) -> str:
 
 
 def _name(file: Path) -> str:
-    """The name of a model's folder, which changes with place, size and time of its file: what changed is drawn anew."""
+    """The name of a model's folder, which changes with path, size and time of its file: what changed is drawn anew."""
     state = f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else "missing"
     digest = hashlib.blake2b(f"{file.resolve()} {state}".encode(), digest_size=4).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9]+', '-', file.stem).strip('-') or 'model'}-{digest}"

@@ -5,8 +5,8 @@ Runge-Kutta steps (3/8 rule); from then on the order is the number of slopes kno
 Solving Ordinary Differential Equations I, section III.1). 'explicit_adams' extrapolates the slopes (Adams-Bashforth);
 'implicit_adams' corrects that by fixed-point iterations of the Adams-Moulton formula, which has one order more.
 
-Kept because released samplers offer them; prefer a Runge-Kutta solver. The coefficients are those of equal steps: on a
-shifted grid the order is 1; and the high orders of the explicit one are stable for the smallest steps only.
+They exist because released samplers offer them; prefer a Runge-Kutta solver. The coefficients are for equal steps: on a
+shifted grid the order is 1. High orders of the explicit solver are stable only for very small steps.
 """
 
 import math
@@ -27,7 +27,7 @@ State = PyTree[Float[Array, "..."]]
 Tolerance = float | Float[Array, ""]
 Drift = Callable[[Float[Array, ""], State], Any]
 Mean = Callable[[Float[Array, "..."]], Float[Array, ""]]
-"""Of all values of an array of the batch, over all devices that have a part of it."""
+"""The mean of all values of an array, over all devices that have a part of the batch."""
 
 
 def adams(
@@ -45,7 +45,8 @@ def adams(
     Args:
       drift: dx/dt of (t, x).
       implicit: correct each step, with at most 4 calls, until a correction changes the increment by less than
-        atol + rtol |increment| everywhere, which is when the `mean` of those that change more is 0.
+        atol + rtol |increment| everywhere.
+      mean: used to find whether that holds on all devices.
     """
     starts = min(MIN_HISTORY - 1, grid.shape[0] - 1)
     intervals = jnp.stack([grid[:-1], grid[1:]], axis=1)
@@ -127,7 +128,7 @@ def _corrected(
 
 
 def _weighted(weights: Float[Array, " k"], history: State, dt: Float[Array, ""]) -> State:
-    """dt times the weighted sum of slopes, newest first, in float32 whatever the matrix unit's precision."""
+    """dt times the weighted sum of slopes, newest first; in float32, so not as a matrix product."""
     return jax.tree.map(
         lambda past: dt * jnp.sum(weights.reshape((-1,) + (1,) * (past.ndim - 1)) * past, axis=0), history
     )

@@ -1,9 +1,9 @@
-"""Adaptive solvers for a batch whose samples each choose their steps, so that none depends on its neighbours.
+"""Adaptive solvers that choose the steps of each sample of a batch by its error alone, so that none affects another.
 
-In: a drift, a batch of states and the two ends of the path. Out: the states at its end. Each sample has a time, a step
-size and an error: in every step taken, the root mean square of error / (atol + rtol |x|) over its values is less than
-1. The drift is asked for the whole batch at once, with a time for each sample; samples that have arrived wait for the
-others. Steps are chosen as in `ode.py`, by diffrax's default controller: there, a batch of one takes the same steps.
+In: a drift, a batch of states, a start and an end time. Out: the states at the end. Each sample has a time, a step size
+and an error: in every accepted step, the root mean square of error / (atol + rtol |x|) over its values is less than 1.
+The drift is called for the whole batch at once, with a time for each sample; samples that have arrived wait for the
+others. The rule for step sizes is diffrax's default, as in `ode.py`, where a batch of one takes the same steps.
 """
 
 import functools
@@ -25,7 +25,7 @@ Slopes = PyTree[Float[Array, "s b ..."]]
 Rows = Float[Array, " b"]
 Drift = Callable[[Rows, State], State]
 Norm = Callable[..., Rows]
-"""Of a state relative to the tolerance at the largest of the states that follow it."""
+"""(state, *scales) -> the size of the state relative to the tolerance at the largest of `scales`, for each sample."""
 
 
 def mean_of_rows(values: Float[Array, "b ..."]) -> Rows:
@@ -33,23 +33,23 @@ def mean_of_rows(values: Float[Array, "b ..."]) -> Rows:
 
 
 class Samples(NamedTuple):
-    """How each sample of a batch is measured by itself, where devices may have parts of the batch and of samples."""
+    """Reductions for batches whose rows and tokens may be divided over devices."""
 
     mean: Callable[[Float[Array, "b ..."]], Rows] = mean_of_rows
-    """Of all values of each sample, whichever devices have them."""
+    """The mean of all values of each sample, over all devices that have a part of it."""
     anywhere: Callable[[Bool[Array, ""]], Bool[Array, ""]] = lambda flag: flag
-    """Whether a flag is set on any device: all go on as long as one has to."""
+    """Whether a flag is set on any device: all continue until the last one is done."""
 
 
 class _Walk(NamedTuple):
-    """Where each sample is."""
+    """The progress of each sample."""
 
     t: Rows
     x: State
     slope: State
-    """At t and x, if the solver keeps it."""
+    """The slope at t and x, for solvers that reuse it."""
     size: Rows
-    """Of the next step, positive in both directions; NaN of a sample that cannot go on."""
+    """The size of the next step, positive in both directions; NaN if the sample cannot continue."""
     steps: Int[Array, ""]
     goes_on: Bool[Array, ""]
 
@@ -58,12 +58,12 @@ class _Stages(NamedTuple):
     """A Runge-Kutta tableau with an error estimate, as full arrays."""
 
     weights: Float[np.ndarray, "s s"]
-    """Of the slopes of earlier stages, a row for each stage."""
+    """Weights of the slopes of earlier stages, a row for each stage."""
     nodes: Float[np.ndarray, " s"]
     solution: Float[np.ndarray, " s"]
     error: Float[np.ndarray, " s"]
     first: int
-    """The first stage to be computed: 1 where the last stage of a step is the first of the next, else 0."""
+    """The first stage to compute: 1 if the last stage of a step is the first of the next, else 0."""
 
 
 def integrate_each(
@@ -77,7 +77,7 @@ def integrate_each(
     atol: float | Float[Array, ""],
     samples: Samples,
 ) -> State:
-    """The state of each sample at the time `end`, before or after `start`; NaN of one that does not arrive.
+    """The state of each sample at the time `end`, before or after `start`; NaN if it does not arrive.
 
     Args:
       drift: dx/dt of the times [b] and the states.
@@ -91,14 +91,14 @@ def integrate_each(
         is_last = walk.size >= left
         size = jnp.where(left > 0, jnp.minimum(walk.size, left), 0)
         moved, error, slope = _step(drift, walk, direction * size, stages)
-        inverse = 1 / norm(error, walk.x, moved)  # not a number where the step left the drift's domain
+        inverse = 1 / norm(error, walk.x, moved)  # NaN where the step left the domain of the drift
         taken = inverse > 1
         least, most = jnp.where(taken, 1.0, SMALLEST_FACTOR), jnp.where(taken, LARGEST_FACTOR, SAFETY)
         factor = jnp.clip(SAFETY * inverse ** (1 / solver.order), least, most)
         after = jnp.where(is_last, end, walk.t + direction * size)
         taken &= left > 0
         next_size = size * jnp.where(jnp.isnan(factor), SMALLEST_FACTOR, factor)
-        is_stuck = (after == walk.t) & (left > 0)  # float32 knows no time between
+        is_stuck = (after == walk.t) & (left > 0)  # there is no float32 between the two times
         return _Walk(
             jnp.where(taken, after, walk.t),
             _chosen(taken, moved, walk.x),
@@ -119,7 +119,7 @@ def integrate_each(
 
 
 def _step(drift: Drift, walk: _Walk, size: Rows, stages: _Stages) -> tuple[State, State, State]:
-    """The state after a step of each sample, its estimated error, and the last slope. The drift is traced once."""
+    """The state of each sample after a step, its estimated error, and the last slope. The drift is traced once."""
     count = len(stages.nodes)
     weights, nodes = jnp.asarray(stages.weights, jnp.float32), jnp.asarray(stages.nodes, jnp.float32)
 
@@ -173,7 +173,7 @@ def _norm(
     values: State,
     *scales: State,
 ) -> Rows:
-    """Root mean squares relative to the tolerance; of a tree, the largest of its leaves'."""
+    """Root mean squares relative to the tolerance; for a tree, the largest of its leaves."""
 
     def one(value: Float[Array, "b ..."], *scales: Float[Array, "b ..."]) -> Rows:
         scale = functools.reduce(jnp.maximum, map(jnp.abs, scales))
@@ -183,11 +183,11 @@ def _norm(
 
 
 def _stages(solver: Solver) -> _Stages:
-    assert solver.method is not None  # of an adaptive solver
+    assert solver.method is not None  # adaptive solvers have one
     tableau = solver.method.tableau  # type: ignore[attr-defined]
     weights = np.zeros((tableau.num_stages, tableau.num_stages))
-    for stage, of_stage in enumerate(tableau.a_lower, start=1):
-        weights[stage, :stage] = of_stage
+    for stage, row in enumerate(tableau.a_lower, start=1):
+        weights[stage, :stage] = row
     nodes = np.concatenate([[0.0], tableau.c])
     return _Stages(weights, nodes, np.asarray(tableau.b_sol), np.asarray(tableau.b_error), int(tableau.fsal))
 

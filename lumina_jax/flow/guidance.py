@@ -5,6 +5,7 @@ Lumina-T2X (arXiv 2405.05945), section 2.3; the released models were sampled wit
 guided, which `guided_channels=3` repeats.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,18 +23,20 @@ def guide(
     patch_size: int,
     guided_channels: int | None = None,
 ) -> Float[Array, "b l p"]:
-    """The guided output; channels that aren't guided keep the conditional one.
+    """The guided output; channels that are not guided keep the conditional output.
 
     Args:
       conditional, unconditional: outputs for the caption and for the empty one, patch values ordered
         (channel, row, column).
-      scale: s, one for all or one for each row of the batch; may be traced. 1 is no guidance.
-      guided_channels: guide only so many leading channels; None: all.
+      scale: s, one for all or one for each row of the batch; may be traced. 1: no guidance.
+      guided_channels: the number of leading channels that are guided; None: all.
 
     Raises:
       ValueError: `guided_channels` is not between 1 and the channels of a patch.
     """
+    chex.assert_equal_shape([conditional, unconditional])
     scale = jnp.asarray(scale, conditional.dtype)
+    chex.assert_rank(scale, {0, 1})
     scale = scale.reshape((*scale.shape, 1, 1)) if scale.ndim else scale
     guided = unconditional + scale * (conditional - unconditional)
     if guided_channels is None:
@@ -50,8 +53,8 @@ def guide_doubled(
 ) -> Float[Array, "b2 l p"]:
     """Guidance of a batch whose first half is conditional and whose second half is the same rows unconditional.
 
-    Both halves of the result are guided alike, so that they stay the same sample; channels that aren't guided keep
-    each half's own output.
+    Both halves of the result are guided alike, so that they stay the same sample. In channels that are not guided,
+    each half keeps its output.
 
     Raises:
       ValueError: the batch is odd, or as `guide`.

@@ -3,14 +3,15 @@
 In: data x and the velocity field. Out: log p(x) in nats and the latent z of x. Along the flow,
 d log p_t(x_t) / dt = -div v, and p_0 is standard normal, so log p(x) = log N(z) - integral of div v
 (Score-based SDEs, arXiv 2011.13456, appendix D.2). The divergence is Hutchinson's estimate e . J e with signs e, drawn
-once and kept along the whole path, so that the solver meets a smooth function; it costs one vector-Jacobian product
-besides the model call. The released code drew new signs at every call.
+once for the whole path, so that the solver integrates a smooth function; it costs one vector-Jacobian product besides
+the model call. The released code drew new signs at every call.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,12 +52,13 @@ def log_likelihood(
     Args:
       velocity: v of (t, x, args) with times as `ode.integrate` gives them; samples of a batch must not influence each
         other.
-      signs: the Rademacher noise, as `rademacher` draws it; average over several draws for less variance.
+      signs: Rademacher noise from `rademacher`; the mean over several results has less variance.
       grid: times from data to noise, decreasing: `sampling_grid(...)[::-1]`.
       mask: 1 where x is data, 0 elsewhere (markers, padding), broadcastable to x. There the velocity must be 0.
       mean, samples: as for `ode.integrate`.
-      over_row: adds up what devices found that each have a part of every sample, if there are any.
+      over_row: the sum over the devices that share the tokens of a row.
     """
+    chex.assert_equal_shape([x, signs])
     weight = jnp.broadcast_to(jnp.float32(1) if mask is None else jnp.asarray(mask, jnp.float32), x.shape)
     axes = tuple(range(1, x.ndim))
     signs = jnp.asarray(signs, jnp.float32) * weight

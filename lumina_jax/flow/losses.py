@@ -1,29 +1,30 @@
 """The loss of each sample of a batch of packed rows.
 
-In: the network's output on tokens [b l p], what it was made from, and which sample each token belongs to.
-Out: the mean over each sample's own patch elements [b s]. Samples count equally, whatever their size: the loss of a
+In: the network's output for tokens [b l p], the noise, data and times of its input, and the sample of each token.
+Out: the mean over the patch elements of each sample [b s]. Samples count equally, whatever their size: the loss of a
 batch is the mean over samples, not over tokens (Lumina-T2X, arXiv 2405.05945, eq. 4; weightings of SiT,
 arXiv 2401.08740, section 2.3).
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.flow.paths import Path, Prediction, interpolate, over, wronskian
+from lumina_jax.flow.paths import PREDICTIONS, Path, interpolate, over, wronskian
 from lumina_jax.tokens.grid import Kind
 from lumina_jax.tokens.packing import spread
 
-Weighting = Literal["none", "velocity", "likelihood"]
+WEIGHTINGS = ("none", "velocity", "likelihood")
 AnyArray = jax.Array | np.ndarray
 
 
 class Losses(NamedTuple):
-    """The loss of every sample, and 1 where there is one: rows may hold fewer samples than others."""
+    """The loss of every sample, and 1 where there is a sample, 0 where a row has fewer samples than others."""
 
     per_sample: Float[Array, "b s"]
     present: Float[Array, "b s"]
@@ -42,8 +43,8 @@ def flow_loss(
     segment_ids: Int[AnyArray, "b l"],
     *,
     path: Path,
-    prediction: Prediction,
-    weighting: Weighting = "none",
+    prediction: str,
+    weighting: str = "none",
     patch_values: Int[AnyArray, "b l"] | None = None,
     over_row: Callable[[Array], Array] = lambda count: count,
 ) -> Losses:
@@ -53,18 +54,23 @@ def flow_loss(
     (W / alpha)^2 ('velocity', which makes it the velocity loss) or W / (alpha sigma) ('likelihood').
 
     Args:
-      x0, x1: patches of noise and of data, of which x_t was interpolated.
+      x0, x1: patches of noise and of data, between which x_t was interpolated.
       t: the time of each sample.
-      kinds: what each token is; only patches count.
-      segment_ids: 0 for padding, else the sample of the row, from 1.
-      patch_values: how many values of each token's patch count, the first ones; None: all.
-      over_row: adds up what the devices that share the tokens of a row counted. Each then gets its part of the loss.
+      kinds: the `Kind` of each token; only patches count.
+      segment_ids: 0 for padding, else the number of the sample in its row, from 1.
+      patch_values: for each token, the number of leading values of its patch that count; None: all.
+      over_row: the sum over the devices that share the tokens of a row; each then gets its part of the loss.
 
     Raises:
-      ValueError: a weighting is given for a velocity.
+      ValueError: a weighting is given for a velocity, which has none.
     """
+    if prediction not in PREDICTIONS or weighting not in WEIGHTINGS:
+        raise ValueError(f"{prediction=} must be one of {sorted(PREDICTIONS)}, and {weighting=} one of {WEIGHTINGS}")
     if prediction == "velocity" and weighting != "none":
         raise ValueError(f"{weighting=} is for 'score' and 'noise' predictions; the velocity loss has none")
+    chex.assert_rank([output, t], [3, 2])
+    chex.assert_equal_shape([output, x0, x1])
+    chex.assert_equal_shape_prefix([output, t], 1)
     t = jnp.asarray(t, jnp.float32)
     output = output.astype(jnp.float32)
     if prediction == "noise":
@@ -101,6 +107,10 @@ def sample_means(
     Args:
       patch_values, over_row: as for `flow_loss`.
     """
+    chex.assert_rank(values, 3)
+    chex.assert_equal_shape([kinds, segment_ids, *([] if patch_values is None else [patch_values])])
+    chex.assert_equal_shape_prefix([values, kinds], 2)
+    chex.assert_type([kinds, segment_ids], int)
     patches = (segment_ids[..., None] == jnp.arange(1, segments + 1)) & (kinds == Kind.PATCH)[..., None]
     if patch_values is None:
         token_means = jnp.mean(values, axis=-1)[..., None]

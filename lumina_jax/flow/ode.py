@@ -2,18 +2,19 @@
 
 In: a drift, a state (an array or a tree of them) and a grid of times. Out: the state at the end of the grid, or at each
 of its times. A decreasing grid integrates towards noise. `solvers.py` tells which solver does what at which cost.
-Everything is one traced loop without callbacks to the host; the drift's weights travel through `args`, so that a jitted
+Everything is one traced loop without callbacks to the host. Weights of the drift are passed as `args`, so that a jitted
 sampler compiles once.
 
 Adaptive solvers choose steps so that the root mean square, over the whole state, of error / (atol + rtol |x|) is at
-most 1. They walk from the first to the last time of the grid and interpolate in between when asked for all times.
-With `samples`, each sample of a batch chooses its steps by itself (`adaptive.py`).
+most 1. They integrate from the first to the last time of the grid, and interpolate when asked for the times between.
+With `samples`, the steps of each sample of a batch are chosen for it alone (`adaptive.py`).
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -48,20 +49,21 @@ def integrate(
     finite, returns NaN.
 
     Args:
-      solver: a name of `solvers.SOLVERS`, or a Solver of your own.
+      solver: a name in `solvers.SOLVERS`, or a `Solver`.
       x: the state at the first time: an array, or a tree of arrays.
       grid: at least two times, increasing or decreasing; may be traced. The last time may be repeated: those steps are
         not taken, so that one compiled loop serves grids of several lengths.
       rtol, atol: tolerances of the adaptive solvers and of the corrections of implicit_adams.
       save_at: 'end' returns the last state; 'grid' the states at all times of the grid, along a new first axis.
-      mean: of the values of an array like x over the whole batch, where devices have parts of it.
-      samples: the first axis of x is a batch, whose samples take steps of their own with an adaptive solver, from the
-        first to the last time of the grid; None: all take the same steps.
+      mean: the mean of an array like x over the whole batch, of which each device may have a part.
+      samples: with an adaptive solver, choose the steps of each sample separately; the first axis of x is the batch.
+        None: all samples take the same steps.
 
     Raises:
-      ValueError: unknown solver, a grid without an interval, or times between its ends asked for with `samples`.
+      ValueError: unknown solver, fewer than two times, or `save_at='grid'` with `samples` and an adaptive solver.
     """
     found = solver_named(solver) if isinstance(solver, str) else solver
+    chex.assert_rank(grid, 1)
     if grid.shape[0] < 2:
         raise ValueError(f"a grid of {grid.shape=} has no interval; give at least two times")
     grid, x = jnp.asarray(grid, jnp.float32), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), x)
@@ -74,7 +76,10 @@ def integrate(
         states = adams(plain, x, grid, implicit=found.calls > 1, mean=mean, **tolerances)
     elif found.adaptive and samples is not None:
         if save_at == "grid" or found.overshoots:
-            raise ValueError("samples that take steps of their own have no times in common but the ends of the grid")
+            raise ValueError(
+                "with `samples` an adaptive solver must stop at the end of the grid and give no other states, but "
+                f"{save_at=} and {found.overshoots=}; take save_at='end' and a solver that does not overshoot"
+            )
         return integrate_each(plain, x, grid[0], grid[-1], solver=found, samples=samples, **tolerances)
     else:
         norm = functools.partial(_largest_root_mean_square, mean)
@@ -86,7 +91,7 @@ def integrate(
 def _by_diffrax(
     found: Solver, drift: Drift, x: State, grid: Float[Array, " n"], steps: Any, args: Any, save_at: Any
 ) -> State:
-    """The states that are to be kept, with `steps` as the controller of steps; NaN if it gave up."""
+    """The states to keep, with `steps` as the step size controller; NaN if the solver gave up."""
     last, event = grid[-1], None
     if found.overshoots:
         last = jnp.sign(grid[-1] - grid[0]) * jnp.inf
@@ -112,7 +117,7 @@ def _by_diffrax(
 
 
 def _saved(solver: Solver, grid: Float[Array, " n"], save_at: Literal["end", "grid"]) -> diffrax.SaveAt:
-    """What to keep: of fixed steps each one, of others interpolations."""
+    """The times to save: each step of a fixed grid, interpolations of adaptive steps."""
     if solver.overshoots:
         return diffrax.SaveAt(ts=grid[-1:] if save_at == "end" else grid)
     if save_at == "end":
@@ -121,7 +126,7 @@ def _saved(solver: Solver, grid: Float[Array, " n"], save_at: Literal["end", "gr
 
 
 class _Grid(diffrax.StepTo):
-    """Steps exactly to given times. Its parent's check of them would be compiled as a callback to the host."""
+    """Steps that end exactly at given times. The check in the parent class would compile to a callback to the host."""
 
     def wrap(self, direction: Any) -> "_Grid":
         return _Grid(ts=self.ts * direction)
@@ -131,7 +136,7 @@ class _Grid(diffrax.StepTo):
 
 
 class _Adaptive(diffrax.PIDController):
-    """Steps by tolerance, the first one too: its parent starts every ODE with a step of 0.01."""
+    """Steps chosen by tolerance, the first one too: the parent class starts every ODE with a step of 0.01."""
 
     def init(
         self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any, error_order: Any
@@ -155,5 +160,5 @@ class _Adaptive(diffrax.PIDController):
 
 
 def _largest_root_mean_square(mean: Mean, errors: PyTree) -> Float[Array, ""]:
-    """The norm over a whole batch; of a tree, the largest of its leaves' norms."""
+    """The root mean square over a whole batch; for a tree, the largest of its leaves."""
     return jnp.max(jnp.stack([jnp.sqrt(mean(leaf**2)) for leaf in jax.tree.leaves(errors)]))

@@ -12,8 +12,8 @@ With the Wronskian W = alpha' sigma - alpha sigma', which vanishes nowhere, each
     v = (alpha' x - W noise) / alpha     v = (alpha' x + sigma W score) / alpha
 
 so that from a velocity the noise is finite everywhere and the score is finite at t = 0. What is infinite by nature
-stays so: the score at t = 1, where the density of x_t has no width, and a velocity made from a score or from noise at
-t = 0 where alpha = 0. `interval` says where to stop.
+stays infinite: the score at t = 1, where the density of x_t has no width, and a velocity from a score or from noise at
+t = 0 where alpha = 0. `interval` gives the times to stop at.
 
 A time has the leading axes of the array it belongs to ([b] for one sample a row, [b l] for tokens) or none at all.
 """
@@ -21,16 +21,13 @@ A time has the leading axes of the array it belongs to ([b] for one sample a row
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-PathName = Literal["linear", "gvp", "vp"]
-Prediction = Literal["velocity", "score", "noise"]
-Diffusion = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 Times = Float[jax.Array | np.ndarray | float, "*times"]
 Values = Float[jax.Array | np.ndarray, "*values"]
 
@@ -63,7 +60,7 @@ class Path:
     sigma (alpha' sigma - alpha sigma') in a form that stays finite where sigma' does not.
     """
 
-    name: PathName
+    name: str
     coefficients: Callable[[Times], Coefficients]
     sigma_wronskian: Callable[[Times], Float[Array, "*times"]]
 
@@ -74,9 +71,9 @@ def path(name: str) -> Path:
     Raises:
       ValueError: there is no such path.
     """
-    if name not in _PATHS:
-        raise ValueError(f"path {name=} is unknown; choose one of {sorted(_PATHS)}")
-    return _PATHS[name]
+    if name not in PATHS:
+        raise ValueError(f"path {name=} is unknown; choose one of {sorted(PATHS)}")
+    return PATHS[name]
 
 
 def interpolate(path: Path, x0: Values, x1: Values, t: Times) -> Interpolant:
@@ -132,11 +129,11 @@ def velocity_from_noise(path: Path, noise: Values, x: Values, t: Times) -> Float
     return (c.d_alpha * x - wronskian(path, t) * noise) / c.alpha
 
 
-def velocity_from(prediction: Prediction, path: Path, output: Values, x: Values, t: Times) -> Float[Array, "*values"]:
-    """The velocity that a network's output means, whatever it was trained to predict: the drift of the sampling ODE."""
-    if prediction == "velocity":
-        return jnp.asarray(output)
-    return (velocity_from_score if prediction == "score" else velocity_from_noise)(path, output, x, t)
+def velocity_from(prediction: str, path: Path, output: Values, x: Values, t: Times) -> Float[Array, "*values"]:
+    """The drift of the sampling ODE, from the output of a network that was trained to predict `prediction`."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"{prediction=} is unknown; choose one of {sorted(PREDICTIONS)}")
+    return PREDICTIONS[prediction](path, output, x, t)
 
 
 def diffusion(path: Path, form: str, t: Times, *, norm: float = 1.0) -> Float[Array, "*times"]:
@@ -147,33 +144,22 @@ def diffusion(path: Path, form: str, t: Times, *, norm: float = 1.0) -> Float[Ar
     Raises:
       ValueError: there is no such form.
     """
-    t = jnp.asarray(t, jnp.float32)
-    if form == "constant":
-        return jnp.full_like(t, norm)
-    if form == "sbdm":
-        return norm * score_weight(path, t)
-    if form == "sigma":
-        return norm * path.coefficients(t).sigma
-    if form == "linear":
-        return norm * (1 - t)
-    if form == "decreasing":
-        return 0.25 * (norm * jnp.cos(math.pi * t) + 1) ** 2
-    if form == "increasing-decreasing":
-        return norm * jnp.sin(math.pi * t) ** 2
-    raise ValueError(f"diffusion {form=} is unknown; choose one of {get_args(Diffusion)}")
+    if form not in DIFFUSIONS:
+        raise ValueError(f"diffusion {form=} is unknown; choose one of {sorted(DIFFUSIONS)}")
+    return DIFFUSIONS[form](path, jnp.asarray(t, jnp.float32), norm)
 
 
 def interval(
     path: Path,
-    prediction: Prediction,
+    prediction: str,
     *,
     training: bool = False,
-    sde: Diffusion | None = None,
+    sde: str | None = None,
     last_step_size: float = 0.0,
     steps: int | None = None,
     margin: float | None = None,
 ) -> tuple[float, float]:
-    """First and last time at which the network may be asked, away from the ends where its use is infinite.
+    """The first and last time at which the network may be called: formulas can be infinite at t = 0 and t = 1.
 
     A velocity on the linear and gvp paths needs no margin in training and in the ODE. Otherwise the ends where a
     formula is infinite are left out by `margin`, by default the released one: 1e-5 for training on vp, else 1e-3.
@@ -181,7 +167,7 @@ def interval(
     Args:
       sde: form of the diffusion, when the times are those of the SDE sampler. 'sbdm' starts late, as it is infinite at
         t = 0, and by default not earlier than one step of `steps`, before which explicit steps are unstable.
-      last_step_size: what the last step of the SDE covers; the interval ends so much before t = 1.
+      last_step_size: the size of the last step of the SDE, with which the interval ends before t = 1.
     """
     chosen = margin
     if margin is None:
@@ -218,9 +204,27 @@ def _vp(t: Times) -> Coefficients:
     return Coefficients(alpha, sigma, alpha * half_beta, -(alpha**2) * half_beta / sigma)
 
 
-_PATHS = {
+PATHS = {
     "linear": Path("linear", _linear, lambda t: _linear(t).sigma),
     # Where alpha^2 + sigma^2 = 1, sigma sigma' = -alpha alpha', and so sigma W = alpha'.
     "gvp": Path("gvp", _gvp, lambda t: _gvp(t).d_alpha),
     "vp": Path("vp", _vp, lambda t: _vp(t).d_alpha),
 }
+"""By the names that a configuration gives them, as in the tables below."""
+
+PREDICTIONS: dict[str, Callable[[Path, Values, Values, Times], Array]] = {
+    "velocity": lambda path, output, x, t: jnp.asarray(output),
+    "score": velocity_from_score,
+    "noise": velocity_from_noise,
+}
+"""The velocity of (path, output, x, t), by what the network predicts."""
+
+DIFFUSIONS: dict[str, Callable[[Path, Array, float], Array]] = {
+    "constant": lambda path, t, norm: jnp.full_like(t, norm),
+    "sbdm": lambda path, t, norm: norm * score_weight(path, t),
+    "sigma": lambda path, t, norm: norm * path.coefficients(t).sigma,
+    "linear": lambda path, t, norm: norm * (1 - t),
+    "decreasing": lambda path, t, norm: 0.25 * (norm * jnp.cos(math.pi * t) + 1) ** 2,
+    "increasing-decreasing": lambda path, t, norm: norm * jnp.sin(math.pi * t) ** 2,
+}
+"""The diffusion coefficient of (path, t, norm), by its form."""

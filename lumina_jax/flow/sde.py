@@ -1,7 +1,7 @@
 """Stochastic samplers: dx = (v + w score) dt + sqrt(2 w) dW, from noise to data.
 
 In: the velocity field, noise x and a grid of times. Out: a sample. For every diffusion coefficient w(t) >= 0 the law
-of x_t is that of the probability flow (SiT, arXiv 2401.08740, section 2.2), but errors made early are forgotten. The
+of x_t is that of the probability flow (SiT, arXiv 2401.08740, section 2.2), but early errors are damped. The
 score comes from the same model call as the velocity. The last step, from the last time of the grid to t = 1, is
 deterministic.
 
@@ -14,6 +14,7 @@ deterministic.
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,9 @@ from lumina_jax.flow.paths import Path, diffusion, score_from_velocity
 
 AnyArray = jax.Array | np.ndarray
 Velocity = Callable[[Float[Array, ""], Float[Array, "*shape"], Any], Float[Array, "*shape"]]
+
+STOCHASTIC = {"euler_maruyama": 1, "sde_heun": 2}
+"""Model calls a step of each solver."""
 
 
 def integrate(
@@ -44,12 +48,12 @@ def integrate(
     """Sample along `grid`, then take the last step; in float32, as one scan.
 
     Args:
-      velocity: v of (t, x, args) with a scalar t, whatever the network predicts: see `paths.velocity_from`.
+      velocity: v of (t, x, args) with a scalar t; see `paths.velocity_from` for networks that predict something else.
       x: standard normal noise.
       form, norm: the diffusion coefficient, as `paths.diffusion`.
       last_step: from the last time of the grid, 'mean' is an Euler step of `last_step_size` along the SDE's drift and
-        'euler' along the velocity; 'tweedie' is the expectation of the data; 'none' stays.
-      key: draws the increments; or `noise`, one standard normal array a step, gives them.
+        'euler' along the velocity; 'tweedie' is the expectation of the data; 'none' takes no step.
+      key: for random increments; or `noise`: one standard normal array for each step.
       save_at: 'end' returns the sample; 'grid' the states after each step and after the last step, along a new
         first axis.
 
@@ -65,9 +69,9 @@ def integrate(
 
     def step(x: Float[Array, "*shape"], inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         start, end, source = inputs
-        draw = source if key is None else jax.random.normal(source, x.shape, x.dtype)
+        normal = source if key is None else jax.random.normal(source, x.shape, x.dtype)
         dt = end - start
-        kick = jnp.sqrt(2 * diffusion(path, form, start, norm=norm) * dt) * draw
+        kick = jnp.sqrt(2 * diffusion(path, form, start, norm=norm) * dt) * normal
         if solver == "euler_maruyama":
             x = x + drift(start, x) * dt + kick
         else:
@@ -83,15 +87,16 @@ def integrate(
 
 
 def _check(solver: str, grid: AnyArray, key: Any, noise: AnyArray | None) -> None:
-    if solver not in ("euler_maruyama", "sde_heun"):
-        raise ValueError(f"{solver=} of the SDE is unknown; choose 'euler_maruyama' or 'sde_heun'")
+    chex.assert_rank(grid, 1)
+    if solver not in STOCHASTIC:
+        raise ValueError(f"{solver=} of the SDE is unknown; choose one of {sorted(STOCHASTIC)}")
     if (key is None) == (noise is None):
-        raise ValueError("give either key= to draw the increments, or noise= with one array a step")
+        raise ValueError("give either key= for random increments, or noise= with one array for each step")
     steps = grid.shape[0] - 1
     if steps < 1 or (noise is not None and noise.shape[0] != steps):
         given = None if noise is None else noise.shape
         raise ValueError(
-            f"a grid of {grid.shape=} has {steps} steps, but noise of shape {given}; give one array a step"
+            f"a grid of {grid.shape=} has {steps} steps, but noise of shape {given}; give one array for each step"
         )
 
 

@@ -1,6 +1,6 @@
-"""The solvers of the probability flow: what each costs, and those that diffrax lacks.
+"""The solvers of the probability flow, their order and cost, and those that diffrax does not have.
 
-Names are torchdiffeq's, which the released samplers used. All but the Adams ones are diffrax's or tableaus for it.
+The names are those of torchdiffeq, which the released samplers used. All except the Adams solvers run in diffrax.
 
 | solver | order | model calls | grid |
 |---|---|---|---|
@@ -25,17 +25,16 @@ import numpy as np
 
 
 class Solver(NamedTuple):
-    """What is known of a solver before it runs."""
+    """The properties of a solver."""
 
     order: int
     calls: int
-    """Model calls a step; of an adaptive solver, a tried step."""
+    """Model calls for each step; adaptive solvers: for each step that is tried."""
     adaptive: bool
     method: type[diffrax.AbstractSolver] | None
-    """None: an Adams solver, of `adams.py`."""
+    """None: an Adams solver (`adams.py`)."""
     overshoots: bool = False
-    """Adaptive: let the last step pass the end and interpolate back, instead of ending there. The model is then asked
-    beyond the end."""
+    """Adaptive: let the last step pass the end and interpolate back. The model is then called beyond the end."""
 
 
 def solver_named(name: str) -> Solver:

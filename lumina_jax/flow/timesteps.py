@@ -1,4 +1,4 @@
-"""Times: those drawn for training, and the grids on which samplers walk from noise (t = 0) to data (t = 1).
+"""Random times for training, and grids of times for samplers, from noise (t = 0) to data (t = 1).
 
 In: random keys, numbers of steps. Out: float32 times. A time shift m moves times towards noise, t -> t / (t + m - m t),
 which larger pictures need (Lumina-T2X, arXiv 2405.05945, section 2.3; m = 4 to 6 at 1024 px); m = 1 changes nothing.
@@ -21,20 +21,21 @@ def training_times(
     shift: Scalar = 1.0,
 ) -> Float[Array, "..."]:
     """Independent times of `shape` within `interval`: uniform, or 'lognorm', the sigmoid of a standard normal."""
-    draw = jax.random.uniform if distribution == "uniform" else jax.random.normal
-    return times_from(draw(key, shape, jnp.float32), distribution=distribution, interval=interval, shift=shift)
+    sample = jax.random.uniform if distribution == "uniform" else jax.random.normal
+    return times_from(sample(key, shape, jnp.float32), distribution=distribution, interval=interval, shift=shift)
 
 
 def times_from(
-    draws: Float[jax.Array | np.ndarray, "*shape"],
+    samples: Float[jax.Array | np.ndarray, "*shape"],
     *,
     distribution: str,
     interval: tuple[float, float] = (0.0, 1.0),
     shift: Scalar = 1.0,
 ) -> Float[Array, "*shape"]:
-    """The times that draws of the distribution's own variable (uniform in [0, 1), standard normal) become.
+    """Times from samples of the underlying variable: uniform in [0, 1), or standard normal for 'lognorm'.
 
-    The shift bends the unit interval before it is scaled to `interval`, so its ends are kept.
+    The shift is applied to the unit interval, before that is scaled to `interval`, so that the ends stay where they
+    are.
 
     Raises:
       ValueError: there is no such distribution.
@@ -42,7 +43,7 @@ def times_from(
     if distribution not in ("uniform", "lognorm"):
         raise ValueError(f"{distribution=} of training times is unknown; choose 'uniform' or 'lognorm'")
     start, end = interval
-    unit = jax.nn.sigmoid(draws) if distribution == "lognorm" else jnp.asarray(draws)
+    unit = jax.nn.sigmoid(samples) if distribution == "lognorm" else jnp.asarray(samples)
     return shifted(unit, shift) * (end - start) + start
 
 

@@ -26,8 +26,8 @@ class Extent(NamedTuple):
 def rope_factor(settings: SampleConfig, model: ModelConfig, size: Extent, trained: Extent) -> float:
     """How much longer than in training the coordinates of a sample's tokens are.
 
-    `sample.rope_factor`, or when that is None: where rotary embeddings turn by the place in the sequence, the ratio of
-    the volumes; where they turn by row and column, that of the sides, sqrt(area / trained area); where they turn by
+    `sample.rope_factor`, or when that is None: where rotary embeddings turn by the position in the sequence, the ratio
+    of the volumes; where they turn by row and column, that of the sides, sqrt(area / trained area); where they turn by
     frame as well, the larger of that and the ratio of the frames. Samples smaller than those of training keep 1.
     """
     if settings.rope_factor is not None:

@@ -2,8 +2,8 @@
 
 In: a model, its text encoder, the autoencoders of its latents if it has any, and prompts. Out: samples as their
 modality shows them, such as frames, uint8 [f h w 3]; or the noise that they come from, or their log density.
-`sampler.py` holds the compiled programs: one for each shape, batch and solver, whatever the prompts, seeds, guidance
-scale and time shift.
+`sampler.py` holds the compiled programs: one for each shape, batch size and solver, which serves any prompts, seeds,
+guidance scale and time shift.
 """
 
 import dataclasses
@@ -17,10 +17,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from PIL import Image
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
+from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation import sampler
 from lumina_jax.generation.extrapolation import Extent
@@ -37,6 +39,8 @@ from lumina_jax.tokens import TextFeatures
 Sample = Shaped[np.ndarray, "..."]
 """Such as frames, uint8 [f h w 3], or the log mel spectrogram [t 80] of a sound."""
 
+BATCH = 16
+"""Samples drawn at once, unless another number is asked for."""
 NOT_DECODED = "the autoencoder makes values of it that are not finite; check the files in vae.path"
 
 
@@ -47,9 +51,12 @@ class NotDrawn(NamedTuple):
 
 
 class Pipeline:
-    """A trained model ready to draw.
+    """A trained model that draws samples from prompts.
 
-    `parameters` may be replaced between calls (a training run shows its average so) without compiling again.
+        pictures = pipeline.pictures(["red heart, noto style"], seed=7)     # PIL images
+        arrays = pipeline(["red heart, noto style"], seed=7)
+
+    `parameters` may be replaced between calls without compiling again.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class Pipeline:
         """
         self.config = config
         self.parameters = parameters
+        self.step = 0
+        """Steps of the optimiser that the parameters have taken, as far as is known."""
         self.least_batch = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         """Devices that share the samples of a batch."""
         self.encoder = encoder
@@ -81,14 +90,14 @@ class Pipeline:
     def __call__(
         self,
         prompts: Sequence[str],
-        settings: SampleConfig,
+        settings: SampleConfig | None = None,
         *,
-        seed: int,
-        shape: Shape | Sequence[Shape],
-        batch: int,
+        seed: int = 0,
+        shape: Shape | Sequence[Shape] | None = None,
+        batch: int | None = None,
         modality: str | None = None,
     ) -> list[Sample]:
-        """One sample for each prompt, as `drawn` makes them.
+        """One sample for each prompt, as `drawn` makes them; arguments as there.
 
         Raises:
           ValueError: as `drawn`, and for samples that are not finite, which it names.
@@ -103,14 +112,31 @@ class Pipeline:
             )
         return [sample for _, sample in sorted(found.items(), key=lambda of: of[0]) if not isinstance(sample, NotDrawn)]
 
+    def pictures(
+        self,
+        prompts: Sequence[str],
+        settings: SampleConfig | None = None,
+        *,
+        seed: int = 0,
+        shape: Shape | Sequence[Shape] | None = None,
+        batch: int | None = None,
+        modality: str | None = None,
+    ) -> list[Image.Image]:
+        """One picture for each prompt: of a clip its frames side by side, of a sound its spectrogram.
+
+        Arguments and errors as for a call.
+        """
+        samples = self(prompts, settings, seed=seed, shape=shape, batch=batch, modality=modality)
+        return [Image.fromarray(self.modality(modality).preview(sample)) for sample in samples]
+
     def drawn(
         self,
         prompts: Sequence[str],
-        settings: SampleConfig,
+        settings: SampleConfig | None = None,
         *,
-        seed: int,
-        shape: Shape | Sequence[Shape],
-        batch: int,
+        seed: int = 0,
+        shape: Shape | Sequence[Shape] | None = None,
+        batch: int | None = None,
         modality: str | None = None,
     ) -> Iterator[tuple[int, Sample | NotDrawn]]:
         """Index and sample of each prompt, batch by batch; sample i depends on the seed, i and its prompt, not on its
@@ -118,29 +144,33 @@ class Pipeline:
 
         Args:
           prompts: captions, or for a label-conditional model the numbers of labels.
+          settings: None: those of the configuration.
           seed: of the noise, from 0 to 2**64 - 1.
-          shape: of all samples or of each; height and width are multiples of the pixels of a patch.
+          shape: of all samples or of each; height and width are multiples of the pixels of a patch. None: as in
+            training.
           batch: samples drawn at once, rounded up to a multiple of `least_batch`; the last batch of a shape is filled
-            up, so that one program serves all.
-          modality: which of the model's to draw; None: its own.
+            up, so that one program serves all. None: all prompts, but at most BATCH.
+          modality: the modality of the model to draw; None: the first.
 
         Raises:
           ValueError: what is asked for cannot be drawn: see `check_request`. It is raised here, before the first batch.
         """
-        own = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
-        drawing = self.modality(modality)
-        check_request(self.config, settings, prompts, own, drawing.patch_extent, modality=modality, seed=seed)
+        drawing, settings = self.modality(modality), self.config.sample if settings is None else settings
+        shape = [drawing.shape_for(prompt, self.config.text) for prompt in prompts] if shape is None else shape
+        shapes = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
+        check_request(self.config, settings, prompts, shapes, drawing.patch_extent, modality=modality, seed=seed)
+        batch = min(BATCH, len(prompts)) if batch is None else batch
         batch += -batch % self.least_batch
 
         def batches() -> Iterator[tuple[int, Sample | NotDrawn]]:
-            for wanted in dict.fromkeys(own):
-                places = [place for place, of_place in enumerate(own) if of_place == wanted]
-                for start in range(0, len(places), batch):
-                    chosen = places[start : start + batch]
+            for wanted in dict.fromkeys(shapes):
+                indices = [index for index, shape in enumerate(shapes) if shape == wanted]
+                for start in range(0, len(indices), batch):
+                    chosen = indices[start : start + batch]
                     filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
                     of_sample = jax.vmap(functools.partial(jax.random.fold_in, key_of_seed(seed)))
                     noise, keys = _noise(of_sample(jnp.asarray(filled)), drawing.latent_size(wanted))
-                    texts = [prompts[place] for place in filled]
+                    texts = [prompts[index] for index in filled]
                     latents = self.latents(noise, texts, settings, keys=keys, modality=modality)
                     yield from zip(chosen, self._decoded(latents, settings, drawing))
 
@@ -166,7 +196,7 @@ class Pipeline:
 
     def modality(self, name: str | None = None) -> Modality:
         """A modality of the model; None: the first. Errors as `modality_of`."""
-        index = self.config.model.place(name)
+        index = self.config.model.modality_index(name)
         if index not in self._modalities:
             self._modalities[index] = modality_of(self.config, self.config.model.modalities[index].name)
         return self._modalities[index]
@@ -231,11 +261,6 @@ class Pipeline:
         prompt = self._prompt(prompts, settings)
         return self._compiled(modality).density(_static(settings), self.parameters, latents, signs, prompt)
 
-    @property
-    def compilations(self) -> int:
-        """Drawing programs compiled so far."""
-        return sum(programs.draw._cache_size() for programs in self._programs.values())
-
     def _prompt(self, prompts: Sequence[str], settings: SampleConfig) -> Prompt:
         scale, shift = jnp.float32(settings.guidance), jnp.float32(settings.time_shift)
         null = jax.tree.map(lambda x: jnp.repeat(x, len(prompts), axis=0), self._null)
@@ -294,7 +319,7 @@ def _lost_on_the_way(settings: SampleConfig) -> str:
 
 
 def _check_reversible(settings: SampleConfig) -> None:
-    if settings.solver in sampler.STOCHASTIC:
+    if settings.solver in STOCHASTIC:
         raise ValueError(
             f"only the probability flow can be walked back, but solver={settings.solver!r} is stochastic; choose an "
             "ODE solver such as midpoint or dopri5"

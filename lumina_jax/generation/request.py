@@ -32,13 +32,15 @@ def check_request(
     Args:
       shapes: of each sample.
       unit: the pixels of a patch, (height, width).
-      modality: which of the model's; None: its own.
+      modality: a modality of the model; None: the first.
 
     Raises:
       ValueError: there are no prompts or not a shape for each, the model has no such modality, a prompt is no text or
         no label of it, a size does not fit, or the settings do not.
     """
     check_seed(seed)
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list, but {shortened(prompts)} is one text; write [{shortened(prompts)}]")
     channels = config.model.modality_of(modality).channels
     guided = settings.guided_channels
     if guided is not None and not 1 <= guided <= channels:

@@ -10,6 +10,7 @@ each device has its own samples, or its own tokens of them, and gathers the weig
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,6 @@ Output = Callable[[Times, Float[Array, "b l p"]], Float[Array, "b l p"]]
 Velocity = Callable[[Times, Float[Array, "b l p"], Any], Float[Array, "b l p"]]
 Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
 """Of parameters, tokens, what else there is of each token, and a prompt."""
-STOCHASTIC = ("euler_maruyama", "sde_heun")
 
 
 class Task(NamedTuple):
@@ -46,14 +46,14 @@ class Task(NamedTuple):
     config: Config
     trained: Extent
     """Of the latents of training."""
-    place: int = 0
-    """Of the modality in those of the model."""
+    modality_index: int = 0
+    """The index of the modality in those of the model."""
     division: Division | None = None
     """How devices share the work; None: one has all of it."""
 
     @property
     def modality(self) -> ModalityConfig:
-        return self.config.model.modalities[self.place]
+        return self.config.model.modalities[self.modality_index]
 
 
 class Prompt(NamedTuple):
@@ -68,7 +68,9 @@ class Prompt(NamedTuple):
 def draw(
     task: Task, settings: SampleConfig, parameters: dict, noise: Latents, keys: Key[Array, " b"], prompt: Prompt
 ) -> Latents:
-    """Noise to latents; `keys` are for the stochastic solvers' own noise."""
+    """Noise to latents; `keys` are for the noise of the stochastic solvers."""
+    chex.assert_rank([noise, keys], [5, 1])
+    chex.assert_equal_shape_prefix([noise, keys], 1)
     if settings.solver not in STOCHASTIC:
         return _walked(task, settings, parameters, noise, prompt, backwards=False)
     tokens, grid = _tokens(noise, task)
@@ -108,6 +110,7 @@ def density(
     task: Task, settings: SampleConfig, parameters: dict, latents: Latents, signs: Latents, prompt: Prompt
 ) -> Float[Array, " b"]:
     """log p of latents in nats, by Hutchinson's estimate with these signs."""
+    chex.assert_equal_shape([latents, signs])
     tokens, grid = _tokens(latents, task)
     means = _means(task, grid.length)
 
@@ -199,8 +202,8 @@ def _samples(task: Task, length: int) -> Samples:
     devices = axis_size(mesh, "sequence")
 
     def mean(values: Float[Array, "b ..."]) -> Float[Array, " b"]:
-        own = mean_of_rows(values)
-        return across(own) / devices * (filled / length) if values.ndim > 1 else own  # tokens that fill up have 0
+        means = mean_of_rows(values)
+        return across(means) / devices * (filled / length) if values.ndim > 1 else means  # tokens that fill up have 0
 
     return Samples(mean, lambda flag: jax.lax.pmax(flag.astype(jnp.int32), mesh.axis_names) > 0)
 
@@ -215,7 +218,7 @@ def _tokens(latents: Latents, task: Task) -> tuple[Tokens, Grid]:
         return tokens, grid
     missing = model.patch_values - task.modality.patch_values
     patches = jnp.pad(jnp.asarray(tokens.patches), ((0, 0), (0, 0), (0, missing)))
-    return tokens._replace(patches=patches, modalities=jnp.full(tokens.kinds.shape, task.place)), grid
+    return tokens._replace(patches=patches, modalities=jnp.full(tokens.kinds.shape, task.modality_index)), grid
 
 
 def _latents(patches: Float[Array, "b l p"], grid: Grid, task: Task) -> Latents:

@@ -1,4 +1,4 @@
-"""Everyone who takes part, by name."""
+"""All contestants, by name."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ CONTESTANTS = (OURS, *PEERS)
 
 
 def contestant_of(name: str) -> Contestant:
-    """ValueError, with the names, for one that does not take part."""
+    """The contestant of a name; ValueError, with all names, where there is none."""
     for contestant in CONTESTANTS:
         if contestant.name == name:
             return contestant
@@ -18,7 +18,7 @@ def contestant_of(name: str) -> Contestant:
 
 
 def chosen(names: Sequence[str]) -> list[Contestant]:
-    """The named ones, or all whose package is installed."""
+    """The contestants with these names, or all whose package is installed."""
     if names:
         return [contestant_of(name) for name in names]
     return [contestant for contestant in CONTESTANTS if contestant.is_installed()]

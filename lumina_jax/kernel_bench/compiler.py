@@ -1,8 +1,8 @@
-"""Compiles trials for a topology that is not here, each batch in a process of its own, and yields measurements.
+"""Compiles trials for a topology that is not attached, each batch in a separate process, and yields measurements.
 
-libtpu reads LIBTPU_INIT_ARGS once in a process's life, so the dumps need a fresh process (`worker`), told by its
-environment where to put them. It runs optimised (-O), because tokamax wants its types checked by an old typeguard, and
-newer ones fail on them. A compiler that aborts takes its process down: the trial is reported, the rest go on.
+libtpu reads LIBTPU_INIT_ARGS once in the life of a process, so the dumps need a fresh process (`worker`), whose
+environment says where to write them. It runs optimised (-O), because tokamax has its types checked by an old typeguard,
+and newer ones fail. A compiler that aborts ends its process: that trial is reported, and the others continue.
 """
 
 import json
@@ -19,13 +19,13 @@ from lumina_jax.kernel_bench.measurements import Measurement, Trial
 from lumina_jax.libtpu import add_libtpu
 
 MARK = "@@"
-"""Begins the lines of a worker's output that are meant for us."""
+"""Begins the lines of a worker's output that hold measurements."""
 PASSES = "final_bundles|final_hlo-static|post-delay-converter"
 """The dumps that are read; writing all of the compiler's passes takes most of its time."""
 
 
 def measure(trials: Sequence[Trial], topology: str) -> Iterator[Measurement]:
-    """One measurement for each trial, in order, as soon as it is there."""
+    """One measurement for each trial, in order, as soon as it is finished."""
     add_libtpu()
     parse_topology(topology)
     done = 0
@@ -48,7 +48,7 @@ def measure(trials: Sequence[Trial], topology: str) -> Iterator[Measurement]:
 
 
 def _read(worker: subprocess.Popen[str]) -> Iterator[Measurement]:
-    """What a worker says until it ends."""
+    """The measurements that a worker prints until it ends."""
     assert worker.stdout
     for line in worker.stdout:
         if line.startswith(MARK):
@@ -71,7 +71,7 @@ def _start(trials: Sequence[Trial], topology: str, dump: Path) -> subprocess.Pop
 
 
 def compiling_environment(topology: str, dump: Path) -> dict[str, str]:
-    """What libtpu must find before it is loaded to compile on a machine without a TPU."""
+    """The environment that libtpu needs to compile on a machine without a TPU and to dump its schedules."""
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={PASSES}"

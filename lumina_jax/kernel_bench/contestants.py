@@ -1,4 +1,4 @@
-"""What takes part in `bench kernels`: an implementation of attention, and the block sizes worth trying for it.
+"""A contestant of `bench kernels`: an implementation of attention, and the block sizes to try for it.
 
 In: a Problem and block sizes by name. Out: a function and abstract arguments for the compiler, which compute softmax
 attention within segments, plus gated text attention, and on request the gradients of every input.
@@ -27,15 +27,15 @@ class Case(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[jax.ShapeDtypeStruct, ...]
     values: Mapping[int, np.ndarray]
-    """Of the arguments, by place, that kernels are steered by."""
+    """Values, by index, of the arguments that steer kernels."""
 
     def example(self) -> list[Array]:
-        """Arguments to run with: zero, but for `values` and gates, one number a head, which are open."""
+        """Arguments to run with: `values`, open gates (the arrays with one number a head), and zeros."""
         return [
-            jnp.asarray(self.values[place])
-            if place in self.values
+            jnp.asarray(self.values[index])
+            if index in self.values
             else jnp.full(of.shape, len(of.shape) == 1, of.dtype)
-            for place, of in enumerate(self.arguments)
+            for index, of in enumerate(self.arguments)
         ]
 
 
@@ -43,12 +43,12 @@ class Contestant(NamedTuple):
     """One implementation.
 
     Attributes:
-      name: as the table has it.
-      package: what must be installed.
-      case: (problem, blocks) -> what to compile.
+      name: as in the table.
+      package: the package that must be installed.
+      case: (problem, blocks) -> the program to compile.
       forward, backward: block sizes to try for either pass, likeliest first.
-      note: what a reader must know to compare fairly.
-      keep: writes down the blocks of measurements for whoever reads them; None: in the record of `tuning`.
+      note: a remark that a fair comparison needs.
+      keep: records the blocks of measurements; None: they go into the record of `tuning`.
     """
 
     name: str
@@ -89,7 +89,7 @@ def padded(tokens: int) -> int:
 
 
 def near(tokens: int, target: int) -> int:
-    """The divisor of `tokens` (padded) nearest to `target` that is a multiple of LANES; small ratios are near."""
+    """The divisor of the padded `tokens` that is a multiple of LANES and nearest to `target` by ratio."""
     parts = padded(tokens) // LANES
     divisors = [part for part in range(1, parts + 1) if parts % part == 0]
     return LANES * min(divisors, key=lambda part: max(part * LANES / target, target / (part * LANES)))

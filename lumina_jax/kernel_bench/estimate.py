@@ -1,9 +1,9 @@
-"""From a schedule to estimated cycles: what holds up a kernel whose bundles are issued so many times.
+"""From a schedule to estimated cycles.
 
-Bundles x times issued are the cycles of the issue; the matrix units' own time is counted apart, because on some
-generations the schedule does not hold it: a bf16 product streams 16 rows, one or two a cycle, into one of the units.
-Each straight piece of the program costs the larger of the two. Waits for transfers, bank conflicts and launches are
-not counted, so estimates compare kernels and are no wall times.
+In: a schedule and how often each bundle is issued. Bundles x times issued are the cycles of the issue. The time of the
+matrix units is counted separately, because on some generations the schedule does not contain it: a bf16 product streams
+16 rows, one or two a cycle, into one of the units. Each branch-free piece of the program costs the larger of the two.
+Waits for transfers, bank conflicts and launches are not counted, so estimates compare kernels but are not wall times.
 """
 
 import itertools
@@ -28,10 +28,10 @@ class Estimate:
 
     Attributes:
       issue_cycles: bundles issued.
-      product_cycles: what the matrix units need, evenly loaded.
-      main_bundles, main_runs: the straight piece that most cycles go to, and how often it is issued.
+      product_cycles: cycles that the matrix units need, evenly loaded.
+      main_bundles, main_runs: the branch-free piece that takes most cycles, and how often it is issued.
       slot_use: the share of each slot that the piece fills; VSTORE:SPILL and VLOAD:FILL are parts of VSTORE and VLOAD.
-      spills, fills: vector registers that the piece stores for want of registers, and loads again.
+      spills, fills: vector registers that the piece stores because there are too few, and loads again.
     """
 
     kernel: str
@@ -48,7 +48,7 @@ class Estimate:
 
 
 def estimate(schedule: Schedule, chip: Chip, issued: Float[np.ndarray, " n"]) -> Estimate:
-    """The cycles of a kernel whose bundles are issued so many times."""
+    """The cycles of a kernel whose bundles are issued as often as `issued` says."""
     edges = [0, *(np.flatnonzero(np.diff(issued)) + 1).tolist(), len(issued)]
     pieces = list(itertools.pairwise(edges))
     length, busy, balanced = np.transpose([_piece(schedule, chip, *piece) for piece in pieces])
@@ -75,7 +75,7 @@ def estimate(schedule: Schedule, chip: Chip, issued: Float[np.ndarray, " n"]) ->
 
 
 def _piece(schedule: Schedule, chip: Chip, first: int, end: int) -> tuple[float, float, float]:
-    """Cycles of a straight piece: to issue it, of its busiest matrix unit, and of its units evenly loaded."""
+    """Cycles of a branch-free piece: to issue it, of its busiest matrix unit, and of its units evenly loaded."""
     text = "\n".join(bundle.text for bundle in schedule.bundles[first:end])
     delays = sum(int(cycles) - 1 for cycles in DELAY.findall(text))
     busy: dict[str, float] = defaultdict(float)

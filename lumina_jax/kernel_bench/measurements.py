@@ -1,4 +1,4 @@
-"""What was measured of one contestant on one problem, and its way through a pipe as JSON."""
+"""Measurements of one contestant on one problem, and their form as JSON, in which they pass through a pipe."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ class Measurement:
 
     Attributes:
       kernels: one estimate for each kernel of the program.
-      around_bytes: what the program writes besides its kernels: copies, transposes, sums.
-      error: why there is no estimate; None when there is one.
+      around_bytes: bytes that the program writes outside its kernels: copies, transposes, sums.
+      error: why there is no estimate; None where there is one.
     """
 
     topology: str
@@ -59,7 +59,7 @@ class Measurement:
         return self.trial.problem.floor_cycles(self.chip) / self.cycles
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with what follows from them for whoever reads the file."""
+        """Plain values, and the numbers that follow from them."""
         values = dataclasses.asdict(self)
         if self.error is None:
             values |= {
@@ -72,10 +72,10 @@ class Measurement:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Measurement":
         names = {entry.name for entry in dataclasses.fields(cls)}
-        own = {name: value for name, value in values.items() if name in names}
-        own["trial"] = Trial.from_json(own["trial"])
-        own["kernels"] = tuple(
-            Estimate(**{**kernel, "grid": tuple(kernel["grid"])}) for kernel in own.get("kernels", ())
+        fields = {name: value for name, value in values.items() if name in names}
+        fields["trial"] = Trial.from_json(fields["trial"])
+        fields["kernels"] = tuple(
+            Estimate(**{**kernel, "grid": tuple(kernel["grid"])}) for kernel in fields.get("kernels", ())
         )
-        own["notes"] = tuple(own.get("notes", ()))
-        return cls(**own)
+        fields["notes"] = tuple(fields.get("notes", ()))
+        return cls(**fields)

@@ -1,7 +1,8 @@
-"""Ours: `attend(implementation="pallas")`, heads side by side as projections leave them, the text in the same kernel.
+"""Our contestant: `attend(implementation="pallas")`, heads side by side as projections leave them, with the text in the
+same kernel.
 
-Block sizes are rows of the table that the kernels read (kernels/tuned.py), which hold what differs from their rule. A
-row is tried by being in the table as long as the call is traced, and kept by being written into its file.
+Block sizes are rows of the table that the kernels read (kernels/flash/tuned.py), which holds sizes that differ from the
+rule. A row is tried by putting it into the table while the call is traced, and kept by writing it into the file.
 """
 
 import ast
@@ -65,7 +66,7 @@ def _near(tokens: int, targets: tuple[int, ...]) -> list[int]:
 
 
 def _forward(problem: Problem) -> Iterator[Blocks]:
-    """The table as it is; then products of so many queries and keys; of packed rows the pieces of a sample."""
+    """The table as it is; then sizes of products, or for packed rows sizes of the pieces of a sample."""
     yield {}
     length = padded_length(problem.tokens)
     if problem.is_packed:
@@ -84,7 +85,7 @@ def _backward(problem: Problem) -> Iterator[Blocks]:
 
 
 def keep(best: Sequence[Measurement], file: Path = Path(tuned.__file__)) -> None:
-    """Write the table that the kernels read anew, with the rows of what was tuned; others stay."""
+    """Rewrite the table that the kernels read, with the rows that were tuned; others stay."""
     rows = dict(tuned.TUNED)
     for measured in best:
         if measured.error is None and measured.trial.blocks:

@@ -20,7 +20,7 @@ Softmax = Callable[..., Float[Array, "h l d"]]
 Builder = Callable[[Problem, Blocks, int], Softmax]
 """(problem, blocks, number of keys) -> what computes it."""
 TOKAMAX_BOUND = 20.0
-"""What takes the place of the largest logit where tokamax is told one; its value changes nothing in the schedule."""
+"""The constant that tokamax subtracts instead of the largest logit; its value does not change the schedule."""
 FORWARD_TARGETS = ((1408, 4224, 384), (384, 4224, 1408), (1408, 1408, 1408), (704, 4224, 704), (1024, 2048, 512))
 BACKWARD_TARGETS = ((1408, 1408, 384), (1408, 1408, 1408), (704, 1408, 384), (384, 1408, 384), (704, 704, 704))
 
@@ -82,10 +82,10 @@ def _triples(problem: Problem, targets: Iterable[tuple[int, int, int]]) -> Itera
 def _flash(problem: Problem, blocks: Blocks, keys: int) -> Softmax:
     from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
-    own = _for_keys(blocks, keys)
+    fitted = _for_keys(blocks, keys)
     backward = {}
     if problem.backward:
-        q, kv, compute = own["q_backward"], own["kv_backward"], own["kv_compute_backward"]
+        q, kv, compute = fitted["q_backward"], fitted["kv_backward"], fitted["kv_compute_backward"]
         backward = {
             "block_q_major_dkv": q,
             "block_q_dkv": q,
@@ -95,7 +95,7 @@ def _flash(problem: Problem, blocks: Blocks, keys: int) -> Softmax:
             "block_k_major_dq": kv,
             "block_k_dq": compute,
         }
-    sizes = flash.BlockSizes(own["q"], own["kv"], own["kv_compute"], 1, **backward)
+    sizes = flash.BlockSizes(fitted["q"], fitted["kv"], fitted["kv_compute"], 1, **backward)
 
     def softmax(q, k, v, ids, key_ids):
         segments = None if ids is None else flash.SegmentIds(ids[None], key_ids[None])
@@ -111,9 +111,9 @@ def _splash(problem: Problem, blocks: Blocks, keys: int) -> Softmax:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    own = _for_keys(blocks, keys)
+    fitted = _for_keys(blocks, keys)
     mask = masks.MultiHeadMask([masks.FullMask((padded(problem.tokens), keys))] * problem.heads)
-    sizes = splash.BlockSizes(**_splash_blocks(own, fused=bool(own.get("fused", 1)), backward=problem.backward))
+    sizes = splash.BlockSizes(**_splash_blocks(fitted, fused=bool(fitted.get("fused", 1)), backward=problem.backward))
     kernel = splash.make_splash_mha(mask=mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
     return _scaled(kernel, splash.SegmentIds, problem.width)
 
@@ -122,8 +122,8 @@ def _tokamax(problem: Problem, blocks: Blocks, keys: int, *, bound: float | None
     from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel as splash
     from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_mask as masks
 
-    own = _splash_blocks(_for_keys(blocks, keys), fused=True, backward=problem.backward)
-    config = splash.SplashConfig(**own, max_logit_const=bound)
+    fitted = _splash_blocks(_for_keys(blocks, keys), fused=True, backward=problem.backward)
+    config = splash.SplashConfig(**fitted, max_logit_const=bound)
     kernel = splash.make_splash_mha(mask=masks.FullMask((padded(problem.tokens), keys)), config=config, q_seq_shards=1)
     return _scaled(kernel, splash.SegmentIds, problem.width)
 
@@ -144,11 +144,15 @@ def _scaled(kernel: Callable[..., Array], segments: Callable[..., Any], width: i
     return softmax
 
 
-def _splash_blocks(own: Blocks, *, fused: bool, backward: bool) -> dict[str, Any]:
-    sizes = {"block_q": own["q"], "block_kv": own["kv"], "block_kv_compute": own["kv_compute"]}
+def _splash_blocks(fitted: Blocks, *, fused: bool, backward: bool) -> dict[str, Any]:
+    sizes = {
+        "block_q": fitted["q"],
+        "block_kv": fitted["kv"],
+        "block_kv_compute": fitted["kv_compute"],
+    }
     if not backward:
         return sizes
-    q, kv, compute = own["q_backward"], own["kv_backward"], own["kv_compute_backward"]
+    q, kv, compute = fitted["q_backward"], fitted["kv_backward"], fitted["kv_compute_backward"]
     sizes |= {"block_q_dkv": q, "block_kv_dkv": kv, "block_kv_dkv_compute": compute}
     apart = {} if fused else {"block_q_dq": q, "block_kv_dq": kv}
     return sizes | apart | {"use_fused_bwd_kernel": fused}

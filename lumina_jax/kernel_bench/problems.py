@@ -1,7 +1,7 @@
-"""One attention to compute: its sizes, who sees whom, and the least that a matrix unit must do for it.
+"""One attention to compute: its sizes, its segments, and the least time that the matrix units need.
 
 Not causal. A row holds one sample, or `samples` of equal length packed one after the other and told apart by segment
-ids, each with its own text.
+ids, each with a text.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Problem:
     Attributes:
       tokens: length of a row.
       width: head width.
-      samples, length: how many samples a row holds, of how many tokens each; what is left of it is padding.
+      samples, length: the samples of a row, and the tokens of each; the rest of the row is padding.
       text: text tokens of each sample, attended to as well; 0: none.
       backward: the gradients of all inputs too.
     """
@@ -52,12 +52,12 @@ class Problem:
 
     @property
     def is_packed(self) -> bool:
-        """Whether anything may not be seen, so that a kernel without segment ids would be wrong."""
+        """Whether some tokens are hidden from others, so that a kernel without segment ids would be wrong."""
         return self.sample_length < self.tokens
 
     @property
     def text_tokens(self) -> int:
-        """Of a row."""
+        """Text tokens of a row."""
         return self.samples * self.text
 
     def segment_ids(self, padded_to: int | None = None) -> Int[np.ndarray, " l"]:
@@ -72,7 +72,7 @@ class Problem:
         return ids
 
     def floor_cycles(self, chip: Chip, *, backward: bool | None = None) -> float:
-        """Cycles of a core when its matrix units do nothing but the products of what may be seen, and never wait.
+        """Cycles of a core whose matrix units compute only the products of visible pairs, and never wait.
 
         Head widths below the unit's width cost as much as the unit's width. `backward`: of the backward pass alone
         (True), of the forward pass alone (False), or of what the problem asks for (None).

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from lumina_jax.kernel_bench.schedule import Schedule
 
 FROM_VECTOR = struct.unpack("<i", struct.pack("<f", 1.0))[0]
-"""What vector units report: 1.0, which is true as an integer too."""
+"""The number that vector units are assumed to report; true as an integer too."""
 MOST_PIECES = 20_000_000
-"""Straight pieces to follow before a kernel counts as endless."""
+"""Branch-free pieces to follow before a kernel counts as endless."""
 WORDS = 1 << 16
 """Pseudo-addresses between two allocations."""
 
@@ -57,7 +57,7 @@ COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": "
 
 
 class Piece(NamedTuple):
-    """A straight piece, translated: `run(s, p, memory)` returns whether its branch is taken."""
+    """A branch-free piece, translated: `run(s, p, memory)` returns whether its branch is taken."""
 
     last: int
     target: int | None
@@ -76,15 +76,15 @@ def follow(schedule: Schedule, scalars: Mapping[int, np.ndarray]) -> Float[np.nd
     memory = _memory(schedule, scalars)
     pieces: dict[int, Piece] = {}
     visited: Counter[tuple[int, int]] = Counter()
-    s, p, place = [0] * 64, [False] * 32, 0
+    s, p, bundle = [0] * 64, [False] * 32, 0
     for _ in range(MOST_PIECES):
-        piece = pieces.get(place)
+        piece = pieces.get(bundle)
         if piece is None:
-            piece = pieces[place] = _translate(schedule, place, scalars)
-        visited[place, piece.last] += 1
+            piece = pieces[bundle] = _translate(schedule, bundle, scalars)
+        visited[bundle, piece.last] += 1
         taken = piece.run(s, p, memory)
-        place = piece.target if taken and piece.target is not None else piece.last + 1
-        if place >= len(schedule.bundles):
+        bundle = piece.target if taken and piece.target is not None else piece.last + 1
+        if bundle >= len(schedule.bundles):
             break
     else:
         raise ValueError(f"{schedule.name} did not end within {MOST_PIECES} pieces")
@@ -99,12 +99,12 @@ def _memory(schedule: Schedule, scalars: Mapping[int, np.ndarray]) -> dict[int, 
     memory: dict[int, int] = {}
     for number, (allocation, size) in schedule.scalars.items():
         words = np.resize(np.frombuffer(scalars[number].tobytes(), np.uint8), size).view(np.int32)
-        memory |= {_address(allocation) + place: int(word) for place, word in enumerate(words)}
+        memory |= {_address(allocation) + offset: int(word) for offset, word in enumerate(words)}
     return memory
 
 
 def _address(allocation: str) -> int:
-    """A pseudo-address for #allocation12 or #allocation12_spill, which are apart."""
+    """A pseudo-address for #allocation12 or #allocation12_spill, which are two allocations."""
     number = int(re.sub(r"\D", "", allocation))
     return (2 * number + ("spill" in allocation) + 1) * WORDS
 
@@ -141,9 +141,9 @@ def _statements(text: str, scalars: Mapping[int, np.ndarray]) -> list[str]:
             continue
         translated = _instruction(found[1], found[2], found[3], found[4], scalars)
         if translated:
-            place, value, condition = translated
+            target, value, condition = translated
             reads.append(f"new{number} = {value}")
-            writes.append(f"{place} = new{number}")
+            writes.append(f"{target} = new{number}")
             if condition:
                 reads.append(f"if{number} = {condition}")
                 writes[-1] = f"if if{number}: {writes[-1]}"
@@ -153,7 +153,7 @@ def _statements(text: str, scalars: Mapping[int, np.ndarray]) -> list[str]:
 def _instruction(
     name: str, operation: str, kind: str, rest: str, scalars: Mapping[int, np.ndarray]
 ) -> tuple[str, str, str] | None:
-    """(place, value, condition or '') of an instruction; None for what changes neither registers nor memory."""
+    """(target, value, condition or '') of an instruction; None if it changes neither registers nor memory."""
     if operation in ("sphi", "pphi"):
         return None
     if operation == "sdivrem":
@@ -163,9 +163,9 @@ def _instruction(
         return f"memory[{operands[0]}]", operands[1], guard
     if not re.search(r"_[sp]\d+$", name):
         return None
-    place, condition = _register(f"%{name}"), ""
+    target, condition = _register(f"%{name}"), ""
     if operation == "inlined_call_operand":
-        return place, str(_operand_value(rest, scalars)), condition
+        return target, str(_operand_value(rest, scalars)), condition
     guarded = GUARD.search(rest)
     guard, operands = _operands(rest)
     value = _value(operation, kind, operands)
@@ -173,7 +173,7 @@ def _instruction(
         value = f"{value} if {guard} else {_operand(guarded[3])}"
     elif guard:
         condition = guard
-    return place, value, condition
+    return target, value, condition
 
 
 def _value(operation: str, kind: str, operands: list[str]) -> str:
@@ -233,7 +233,7 @@ def _register(name: str) -> str:
 
 
 def _operand_value(rest: str, scalars: Mapping[int, np.ndarray]) -> int:
-    """What an operand's register holds at the start: a scalar itself, or where it lies, which nothing depends on."""
+    """The value of an operand's register at the start: a scalar, or an address, on which nothing depends."""
     index = re.search(r"index: (\d+)", rest)
     array = scalars.get(int(index[1])) if index else None
     return int(array.reshape(-1).view(np.int32)[0]) if array is not None and array.size == 1 else 0

@@ -1,8 +1,8 @@
 """The scalar arrays that a program hands to its kernels, computed on this machine.
 
-A kernel that skips blocks, as ours does with packed rows, is told by small integer arrays which ones; they follow from
-segment ids alone. Here the program runs without its kernels: everything around them is computed, whoever would call a
-kernel is given zeros, and the scalars of each call are kept.
+A kernel that skips blocks, as ours does with packed rows, reads which ones from small integer arrays; they follow from
+segment ids alone. Here the program runs without its kernels: everything around them is computed, each call of a kernel
+returns zeros, and the scalars of each call are kept.
 """
 
 import contextlib
@@ -49,10 +49,10 @@ def _recorded(calls: list[Call]) -> Iterator[None]:
 
 
 def scalars_of(schedule: Schedule, calls: Sequence[Call]) -> dict[int, np.ndarray]:
-    """The scalars of the call that a schedule belongs to: the first of its name that has so many and has room for them.
+    """The scalars of the call that a schedule belongs to: the first call of its name whose scalars fit the schedule's.
 
-    Differentiation puts its own name around that of the call (`jvp_NAME_.1`). An array of one value a head may be given
-    for fewer heads.
+    Differentiation wraps the name of the call (`jvp_NAME_.1`). An array of one value a head may come from a call with
+    fewer heads.
     """
     for call in calls:
         found = {number: call.scalars[number] for number in schedule.scalars if number < len(call.scalars)}

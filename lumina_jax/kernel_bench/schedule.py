@@ -33,15 +33,15 @@ class Bundle(NamedTuple):
     """One issue slot."""
 
     depth: int
-    """Loops around it."""
+    """Number of loops around it."""
     text: str
     """Its instructions, without comments."""
     begins: bool
-    """It is marked as the first of a block."""
+    """Whether it is marked as the first of a block."""
 
 
 class Branch(NamedTuple):
-    """At the end of the bundles of its delay the program goes on at `target`, if the predicate is as wanted."""
+    """After the bundles of its delay the program continues at `target`, if the predicate is as wanted."""
 
     predicate: str
     """The register's name; '' for a branch that is always taken."""
@@ -61,12 +61,12 @@ class Schedule:
     slot_use: Int[np.ndarray, "n slots"]
     vmem_bytes: int
     scalars: Mapping[int, tuple[str, int]]
-    """Where in scalar memory an operand lies and how many bytes it has: arrays that tell a kernel what to do."""
+    """The allocation in scalar memory and the bytes of each operand that steers the kernel."""
 
     def delay_end(self, branch: int) -> int:
         """The last bundle that is executed whether the branch is taken or not."""
         after = self.bundles[branch + 1 : branch + 1 + DELAY]
-        return branch + next((place for place, bundle in enumerate(after) if bundle.begins), len(after))
+        return branch + next((index for index, bundle in enumerate(after) if bundle.begins), len(after))
 
 
 def kernel_name(bundles: str) -> str | None:
@@ -76,7 +76,11 @@ def kernel_name(bundles: str) -> str | None:
 
 
 def read_schedule(bundles: str, utilization: str, allocations: str) -> Schedule:
-    """Raises: ValueError when a text is not what its name says, which a change of libtpu's format would cause."""
+    """The schedule in three texts of the compiler.
+
+    Raises:
+      ValueError: a text is not what its name says, as after a change of libtpu's format.
+    """
     numbered, starts = _bundles(bundles)
     name = kernel_name(bundles)
     if name is None or not numbered:
@@ -93,7 +97,7 @@ def read_schedule(bundles: str, utilization: str, allocations: str) -> Schedule:
         capacity,
         slot_use[: len(numbered)],
         max((size + offset for size, offset in spans), default=0),
-        {int(number): (place, int(size, 0)) for place, size, number in SCALARS.findall(allocations)},
+        {int(number): (allocation, int(size, 0)) for allocation, size, number in SCALARS.findall(allocations)},
     )
 
 
@@ -138,10 +142,10 @@ def _grid(text: str) -> tuple[int, ...]:
 def _slots(text: str) -> tuple[dict[str, int], Int[np.ndarray, "n slots"]]:
     """`== CAPACITY:` (libtpu misspells it), names, numbers; then `== UTILIZATION:` and one line of numbers a bundle."""
     lines = text.splitlines()
-    places = [place for place, line in enumerate(lines) if line.startswith("== UTIL")]
-    if len(lines) < 4 or not places:
+    starts = [index for index, line in enumerate(lines) if line.startswith("== UTIL")]
+    if len(lines) < 4 or not starts:
         raise ValueError("the text has no `== UTILIZATION:` line; give the per-bundle utilization file of a kernel")
     names = [name.strip() for name in lines[1].split(",")]
     capacity = dict(zip(names, map(int, lines[2].split()), strict=True))
-    rows = [[int(value) for value in line.split()] for line in lines[places[0] + 1 :] if line.strip()]
+    rows = [[int(value) for value in line.split()] for line in lines[starts[0] + 1 :] if line.strip()]
     return capacity, np.array(rows, int).reshape(-1, len(names))

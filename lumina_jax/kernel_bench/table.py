@@ -49,12 +49,12 @@ def _details(kernel: Estimate) -> str:
     return f"{main:>15}  {slots}{kernel.spills:8}{kernel.fills:7}{kernel.vmem_bytes / 2**20:6.1f}M"
 
 
-def summary(measurements: Sequence[Measurement], own: str) -> Iterator[str]:
-    """How the others compare with ours, or with the fastest where ours is not among them."""
+def summary(measurements: Sequence[Measurement], reference: str) -> Iterator[str]:
+    """How the others compare with the contestant `reference`, or with the fastest where it is not among them."""
     good = [measured for measured in measurements if measured.error is None]
     if len(good) < 2:
         return
-    best = next((measured for measured in good if measured.trial.contestant == own), min(good, key=_time))
+    best = next((measured for measured in good if measured.trial.contestant == reference), min(good, key=_time))
     for measured in sorted(good, key=_time):
         if measured is not best:
             ratio = measured.microseconds / best.microseconds

@@ -1,4 +1,4 @@
-"""Block sizes: those recorded as best, and the search for them by static schedule.
+"""Block sizes: the recorded best ones, and the search for them by static schedule.
 
 The record is a JSON file beside this one, a row for each contestant, generation and problem; `bench kernels --tune`
 rewrites its rows. Without a row for a problem the nearest likely sizes are used.
@@ -21,7 +21,7 @@ Report = Callable[[Measurement], None]
 
 
 class Stage(NamedTuple):
-    """One pass to tune."""
+    """A contestant's pass to tune, and the blocks to try."""
 
     contestant: Contestant
     problem: Problem
@@ -41,7 +41,7 @@ def with_recorded(
 
 
 def _known(contestant: Contestant, problem: Problem, topology: str, record: Path) -> list[dict[str, int]]:
-    """Block sizes for a problem, best first: one if it is recorded, packed or not, else all that are likely."""
+    """Block sizes for a problem, best first: the recorded ones, packed or not, else all that are likely."""
     rows = _rows(record)
     known: list[dict[str, int]] = [{}]
     for backward in (False, True) if problem.backward else (False,):
@@ -58,24 +58,24 @@ def tune(
 ) -> list[Measurement]:
     """The best measurement of each problem and contestant; the forward pass is tuned first, the backward pass with it.
 
-    `report` is told of every trial. Whoever cannot be compiled with any blocks is there with an error.
+    `report` is called with every trial. A contestant that compiles with no blocks has a measurement with an error.
     """
     pairs = [(contestant, problem) for problem in problems for contestant in contestants]
     forward = [Stage(one, replace(problem, backward=False), one.forward(problem)) for one, problem in pairs]
     best = _best(forward, topology, report)
-    places = [place for place, (one, problem) in enumerate(pairs) if problem.backward and best[place].error is None]
+    indices = [index for index, (one, problem) in enumerate(pairs) if problem.backward and best[index].error is None]
     stages = []
-    for place in places:
-        contestant, problem = pairs[place]
-        of_forward = best[place].trial.blocks
+    for index in indices:
+        contestant, problem = pairs[index]
+        of_forward = best[index].trial.blocks
         stages.append(Stage(contestant, problem, ({**of_forward, **blocks} for blocks in contestant.backward(problem))))
-    for place, measured in zip(places, _best(stages, topology, report), strict=True):
-        best[place] = measured
+    for index, measured in zip(indices, _best(stages, topology, report), strict=True):
+        best[index] = measured
     return best
 
 
 def _best(stages: Sequence[Stage], topology: str, report: Report) -> list[Measurement]:
-    """For each stage the trial of fewest cycles; an error only where every trial failed."""
+    """For each stage the trial with the fewest cycles; an error only where every trial failed."""
     tried = [[Trial(stage.contestant.name, stage.problem, blocks) for blocks in stage.blocks] for stage in stages]
     results = _told(measure(list(itertools.chain(*tried)), topology), report)
     found = [[next(results) for _ in trials] for trials in tried]
@@ -89,14 +89,14 @@ def _told(measurements: Iterable[Measurement], report: Report) -> Iterator[Measu
 
 
 def keep(best: Sequence[Measurement], contestants: Sequence[Contestant], record: Path = RECORD) -> None:
-    """Write down the blocks that were found best, each contestant's where it wants them; other rows stay."""
+    """Record the best blocks of each contestant, with its `keep` or in `record`; other rows stay."""
     rows = _rows(record)
     for contestant in contestants:
-        own = [one for one in best if one.error is None and one.trial.contestant == contestant.name]
+        measurements = [one for one in best if one.error is None and one.trial.contestant == contestant.name]
         if contestant.keep:
-            contestant.keep(own)
+            contestant.keep(measurements)
             continue
-        for measured in own:
+        for measured in measurements:
             for backward in {False, measured.trial.problem.backward}:
                 stage = replace(measured.trial.problem, backward=backward)
                 rows[_key(contestant, stage, measured.topology)] = {

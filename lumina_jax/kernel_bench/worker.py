@@ -36,7 +36,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custo
 """Instructions that write nothing; custom calls are the kernels."""
 ERROR_LENGTH = 200
 HEADS = 4
-"""The most heads of a grid step of our kernels that need not be taken together."""
+"""The most heads of a grid step of our kernels, where no more must be taken together."""
 
 
 def main(job: Path) -> None:
@@ -57,14 +57,14 @@ def main(job: Path) -> None:
 
 
 def _short(error: Exception) -> str:
-    """One line; of kernels that need too much fast memory, how much."""
+    """The error in one line; for kernels that need too much VMEM, how much they need."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     needed = re.search(r"Scoped allocation with size (\S+) and limit (\S+)", text)
     return f"needs {needed[1]} of VMEM, the limit is {needed[2]}" if needed else text[:ERROR_LENGTH]
 
 
 def _answer_for(device: Any) -> None:
-    """Kernels that ask which chip they are traced for shall hear of the topology's, not of this machine's."""
+    """Answer kernels that ask which chip they are traced for with the topology's chip, not with this machine's."""
     from jax._src.pallas.mosaic import tpu_info
 
     tpu_info.get_device_kind = lambda: device.device_kind
@@ -90,7 +90,7 @@ def _measure(trial: Trial, topology: str, sharding: NamedSharding, dump: Path) -
 
 
 def _few_heads(problem: Problem) -> int:
-    """As few heads as let the kernels cut their work as for all: what steers a kernel is the same for every head."""
+    """The fewest heads with which kernels cut their work as with all: scalars are the same for every head."""
     fewest = math.lcm(HEADS, least_heads(problem.heads, problem.width))
     return fewest if problem.heads % fewest == 0 else problem.heads
 

@@ -1,6 +1,6 @@
-"""The one door to attention: `attend`, not causal, over packed rows, with gated text attention added.
+"""The one door to attention: `attend`, not causal, over packed rows, plus gated attention to text.
 
-In: queries, keys and values [b l h d], segment ids that say who may see whom, and text keys and values with one gate
+In: queries, keys and values [b l h d], segment ids that say who sees whom, and text keys and values with one gate
 a head. Out: softmax(scale q k^T) v + tanh(gate) softmax(q k_text^T / sqrt(d)) v_text (Lumina-T2X, section 2.2), each
 softmax with its own denominator. Tokens that may see nothing get zeros.
 """
@@ -8,6 +8,7 @@ softmax with its own denominator. Tokens that may see nothing get zeros.
 import logging
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -37,13 +38,18 @@ def attend(
       scale: factor of the self-attention logits; the text logits always have 1/sqrt(d).
       text: what to add, or None.
       implementation: `reference` forms every logit in float32; `xla` leaves the layout to XLA; `pallas` is our kernel
-        for TPUs (`flash.py`); `auto` is `pallas` where it is traced for a TPU and the kernel takes these arrays, else
-        `xla`, and says why in the log. Key/value heads may be fewer than query heads, in groups.
-      interpret: of `pallas`: run on any device, slowly; see `flash.flash_attention`.
+        for TPUs (`flash/call.py`); `auto` is `pallas` where it is traced for a TPU and the kernel takes these arrays,
+        else `xla`, with the reason in the log. Key/value heads may be fewer than query heads, in groups.
+      interpret: run the kernels on any device, slowly; see `flash.call.flash_attention`.
 
     Raises:
       ValueError: heads that key heads do not divide; `pallas` where its kernels cannot run.
     """
+    chex.assert_rank([q, k], 4)
+    chex.assert_equal_shape([k, v])
+    chex.assert_equal_shape([q, k], dims=[0, 1, 3])
+    chex.assert_shape(segment_ids, q.shape[:2])
+    chex.assert_type([q, segment_ids], [float, int])
     heads, key_heads = q.shape[2], k.shape[2]
     if heads % key_heads:
         raise ValueError(f"{heads} query heads must be a multiple of {key_heads} key/value heads")

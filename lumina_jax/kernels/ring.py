@@ -8,14 +8,14 @@ Each block gives its output o_i and the logarithm of its softmax's denominator, 
 
     lse = log(exp(lse_1) + exp(lse_2))        o = exp(lse_1 - lse) o_1 + exp(lse_2 - lse) o_2
 
-and the backward pass needs no more of the others than that lse: with p = exp(scale q k^T - lse) and D = rowsum(do * o),
+and the backward pass needs only that lse from the other blocks: with p = exp(scale q k^T - lse) and D = rowsum(do * o),
 ds = p (do v^T - D), each block of keys gets its gradients from every device it visits, on its way home (Dao et al.,
 FlashAttention-2, arXiv 2307.08691, section 3.1).
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,14 @@ from jaxtyping import Array, Bool, Float, Int
 from lumina_jax.kernels.arguments import HIDDEN, same_segment
 
 QUERIES_AT_ONCE = 1024
-"""Queries whose logits exist together in the plain block; the others wait."""
+"""Most queries whose logits exist at one time in the plain block."""
+
+Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 
 class KeyBlock(NamedTuple):
-    """A block of keys and values, and the segment of each; it travels."""
+    """A block of keys and values, and their segment ids, that is passed from device to device."""
 
     keys: Float[Array, "b n k d"]
     values: Float[Array, "b n k d"]
@@ -37,7 +40,8 @@ class KeyBlock(NamedTuple):
 
 
 class BlockAttention(NamedTuple):
-    """Attention of queries to one block of keys, forward and backward: as `forward_block` and `backward_block` are."""
+    """Attention of queries to one block of keys, forward and backward, by the signatures of `forward_block` and
+    `backward_block`."""
 
     forward: Callable[..., tuple[Float[Array, "b l h d"], Float[Array, "b h l"]]]
     backward: Callable[..., tuple[Float[Array, "b l h d"], Float[Array, "b n k d"], Float[Array, "b n k d"]]]
@@ -79,10 +83,28 @@ def _ring(
     return _ring_forward(scale, axes, size, attention, q, k, v, q_segments, k_segments)[0]
 
 
+class Residuals(NamedTuple):
+    """What the backward pass needs."""
+
+    q: Float[Array, "b l h d"]
+    block: KeyBlock
+    q_segments: Int[Array, "b l"]
+    out: Float[Array, "b l h d"]
+    lse: Float[Array, "b h l"]
+
+
 def _ring_forward(
-    scale: float, axes: tuple[str, ...], size: int, attention: BlockAttention, q: Any, k: Any, v: Any, *segments: Any
-) -> tuple[Float[Array, "b l h d"], Any]:
-    q_segments, block = segments[0], KeyBlock(k, v, segments[1])
+    scale: float,
+    axes: tuple[str, ...],
+    size: int,
+    attention: BlockAttention,
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b n k d"],
+    v: Float[Array, "b n k d"],
+    q_segments: Int[Array, "b l"],
+    k_segments: Int[Array, "b n"],
+) -> tuple[Float[Array, "b l h d"], Residuals]:
+    here = block = KeyBlock(k, v, k_segments)
     merged = None
     for number in range(size):
         # The next block sets out before this one is used, so that it travels while this one is computed.
@@ -93,14 +115,13 @@ def _ring_forward(
     assert merged is not None
     out = checkpoint_name(merged[0].astype(q.dtype), "attention_out")
     lse = checkpoint_name(merged[1], "attention_lse")
-    return out, (q, k, v, segments, out, lse)
+    return out, Residuals(q, here, q_segments, out, lse)
 
 
 def _ring_backward(
-    scale: float, axes: tuple[str, ...], size: int, attention: BlockAttention, residuals: Any, d_out: Array
+    scale: float, axes: tuple[str, ...], size: int, attention: BlockAttention, residuals: Residuals, d_out: Array
 ) -> tuple[Array, Array, Array, None, None]:
-    q, k, v, (q_segments, k_segments), out, lse = residuals
-    block = KeyBlock(k, v, k_segments)
+    q, block, q_segments, out, lse = residuals
     d_q, d_keys = jnp.zeros(q.shape, jnp.float32), None
     for number in range(size):
         following = _passed_on(block, axes, size) if number + 1 < size else block
@@ -112,16 +133,16 @@ def _ring_backward(
         d_keys = to_keys if arriving is None else jax.tree.map(jnp.add, arriving, to_keys)
         block = following
     assert d_keys is not None
-    d_k, d_v = _passed_on(d_keys, axes, size) if size > 1 else d_keys  # home again
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+    d_k, d_v = _passed_on(d_keys, axes, size) if size > 1 else d_keys  # back to the device that they belong to
+    return d_q.astype(q.dtype), d_k.astype(block.keys.dtype), d_v.astype(block.values.dtype), None, None
 
 
 _ring.defvjp(_ring_forward, _ring_backward)
 
 
-def _passed_on(block: Any, axes: tuple[str, ...], size: int) -> Any:
+def _passed_on(block: Tree, axes: tuple[str, ...], size: int) -> Tree:
     """The block of the device before this one in the ring."""
-    ring = [(place, (place + 1) % size) for place in range(size)]
+    ring = [(index, (index + 1) % size) for index in range(size)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, ring), block)
 
 
@@ -150,7 +171,7 @@ def forward_block(
 ) -> tuple[Float[Array, "b l h d"], Float[Array, "b h l"]]:
     """softmax(scale q k^T) v within segments, and the log of its denominators, which is HIDDEN if nothing is seen."""
 
-    def some(part: tuple[Array, Array]) -> tuple[Array, Array]:
+    def some(part: tuple[Array, ...]) -> tuple[Array, Array]:
         q, segments = part
         visible = _visible(segments, k_segments)
         logits = _logits(q, k, visible, scale)
@@ -229,8 +250,8 @@ def _by_query(x: Float[Array, "b k g l"]) -> Float[Array, "b l h 1"]:
     return x.reshape(x.shape[0], -1, x.shape[-1]).swapaxes(1, 2)[..., None]
 
 
-def _in_parts(compute: Callable[[Any], Any], arrays: tuple[Array, ...]) -> Any:
-    """`compute` of so many queries at a time, results stacked; the queries are the second dimension of each array."""
+def _in_parts(compute: Callable[[tuple[Array, ...]], Result], arrays: tuple[Array, ...]) -> Result:
+    """Stacked results of `compute` for at most QUERIES_AT_ONCE queries at a time, along the second dimension."""
     length = arrays[0].shape[1]
     parts = length // QUERIES_AT_ONCE if length % QUERIES_AT_ONCE == 0 else 1
     if parts <= 1:

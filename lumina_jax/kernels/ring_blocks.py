@@ -1,8 +1,8 @@
-"""One block of ring attention by our TPU kernels: the `BlockAttention` that `ring.py` takes in the place of its own.
+"""One block of ring attention by our TPU kernels: a `BlockAttention` that replaces the matrix products of `ring.py`.
 
-In: this device's queries and a block of keys and values [b l h d], and who belongs to which segment. Out: what
-`ring.forward_block` and `ring.backward_block` return. The kernels count in logarithms to the base 2, the ring in
-natural ones; a query that sees nothing has weights of 0 in both.
+In: this device's queries, a block of keys and values [b l h d], and the segment ids of both. Out: the results of
+`ring.forward_block` and `ring.backward_block`. The kernels use logarithms to the base 2, the ring natural ones; a query
+that sees nothing has weights of 0 in both.
 """
 
 import functools
@@ -92,7 +92,7 @@ def _backward(
     """As `ring.backward_block`."""
     plan = kernel_plan(q, k, scale=scale, residuals=True)
     ids, key_ids = (padded_rows(x, plan.length) for x in (q_segments, k_segments))
-    # Padding, and what sees nothing, has to the kernels a huge denominator, so that its weights are 0.
+    # For the kernels padding, and a query that sees nothing, have a huge denominator, so that their weights are 0.
     sees = (q_segments > 0)[:, None] & (lse > HIDDEN / 2)
     logs = jnp.where(sees, lse * LOG2E, -HIDDEN)[:, :, None]
     logs = jnp.pad(logs, [(0, 0)] * 3 + [(0, plan.length - q.shape[1])])

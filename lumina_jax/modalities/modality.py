@@ -139,7 +139,9 @@ class Modality(ABC):
         Raises:
           ValueError: the files of its autoencoder are missing, or its latents do not fit the model or the samples.
         """
-        made = cls(index=model.place(data.modality), config=model.modality_of(data.modality), data=data, vae=vae)
+        made = cls(
+            index=model.modality_index(data.modality), config=model.modality_of(data.modality), data=data, vae=vae
+        )
         if not vae.path:
             return made
         if factor is not None:

@@ -13,6 +13,7 @@ stacked; one scan runs them, so compile time does not grow with depth.
 import dataclasses
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -141,10 +142,10 @@ class NextBlock(nnx.Module):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        y = self.attention_norm(x) * (1 + scale)
-        x = x + jnp.tanh(gate) * self.attention_out_norm(self.attention(y, tokens, text, attend))
-        y = self.mlp_norm(x) * (1 + mlp_scale)
-        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(self.mlp(y))
+        y = self.attention(self.attention_norm(x) * (1 + scale), tokens, text, attend)
+        x = x + jnp.tanh(gate) * self.attention_out_norm(y)
+        y = self.mlp(self.mlp_norm(x) * (1 + mlp_scale))
+        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
 
 
 Block = FlagBlock | NextBlock
@@ -223,6 +224,11 @@ class FlagDiT(nnx.Module):
           base_length: training length for proportional attention; None: the plain softmax scale.
           keep_sigma: return the second half of the channels too, which `model.predict_sigma` adds.
         """
+        chex.assert_rank([tokens.patches, tokens.positions, t], [3, 3, 2])
+        chex.assert_equal_shape_prefix([tokens.patches, tokens.positions, t], 1)
+        chex.assert_equal_shape([tokens.kinds, tokens.segment_ids])
+        chex.assert_equal_shape_prefix([tokens.patches, tokens.kinds, tokens.positions], 2)
+        chex.assert_axis_dimension(tokens.patches, 2, self.config.patch_values)
         config, segments = self.config, t.shape[1]
         dtype = jnp.dtype(config.compute_dtype)
         if isinstance(condition, TextFeatures):

@@ -1,10 +1,10 @@
 """The published sizes, as changes to a `ModelConfig`.
 
 S to XL: Lumina-T2X report (arXiv 2405.05945), table of text-to-speech models; 600M, 3B, 7B: label-conditional
-ImageNet; 2B: text to video and multi-view; 5B: text to image. "3B" and "5B" differ by their text attention.
-Next-2B and Next-2B-GQA: text-conditional Next-DiT (arXiv 2406.18583); Next-600M to Next-7B: the label-conditional ones.
-Audio: text to audio and to music, as their code has it (`lumina_audio`, `lumina_music`).
-The published widths of L and XL are no multiples of their heads; their heads here are 42 values wide.
+ImageNet; 2B: text to video and multi-view; 5B: text to image. "3B" and "5B" differ in their text attention.
+Next-2B and Next-2B-GQA: text-conditional Next-DiT (arXiv 2406.18583); Next-600M to Next-7B: label-conditional ones.
+Audio: text to audio and to music, from the released code (`lumina_audio`, `lumina_music`).
+The published widths of L and XL are not multiples of their numbers of heads; here each head has 42 values.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def preset(size: str, **changes: Any) -> ModelConfig:
-    """The configuration of a published size with `changes`: `preset("5B", text_width=4096)`.
+    """The configuration of a published size, with changes: `preset("5B", text_width=4096)`.
 
     Raises:
       ValueError: no size of that name.

@@ -1,6 +1,6 @@
 """Rotary position embedding over interleaved pairs, with the scalings that let a model leave its training length.
 
-A token stands at n coordinates p_0 ... p_(n-1): its place in the sample (n = 1, Flag-DiT), its row and column (n = 2,
+A token has n coordinates p_0 ... p_(n-1): its index in the sample (n = 1, Flag-DiT), its row and column (n = 2,
 Next-DiT), or its frame, row and column (n = 3). Pair j = n i + a of a head of width d turns by coordinate a, by the
 angle (p_a / linear) * (theta * ntk) ** (-2 n i / d): `linear` squeezes positions (position interpolation), `ntk` slows
 the low frequencies (NTK-aware scaling; Lumina-T2X, section 2.3).
@@ -30,16 +30,16 @@ class Rotation(NamedTuple):
 def time_aware(factor: float, watershed: float, t: float | Float[Array, ""] | Float[Array, " b"]) -> RopeScaling:
     """Positions squeezed by `factor` before the time `watershed`, low frequencies slowed by it from then on.
 
-    Early steps decide what is where in the picture, late ones its detail (Lumina-Next, section 2.2). A watershed of 0
-    is NTK-aware scaling alone, one above 1 position interpolation alone. As in the released code, a float32 time is
-    compared with a watershed in double precision: float32(0.45) is less than 0.45.
+    Early steps decide the composition of the picture, late ones its detail (Lumina-Next, section 2.2). With a watershed
+    of 0 this is NTK-aware scaling, with one above 1 it is position interpolation. As in the released code, a float32
+    time is compared with a watershed in double precision: float32(0.45) is less than 0.45.
     """
     early = jnp.asarray(t, jnp.float32) < _least_float32(watershed)
     return RopeScaling(linear=jnp.where(early, factor, 1.0), ntk=jnp.where(early, 1.0, factor))
 
 
 def _least_float32(value: float) -> np.float32:
-    """The least float32 that is not below a double: a float32 is less than the one where it is less than the other."""
+    """The least float32 that is not below a double. Every float32 is less than both of them or than neither."""
     rounded = np.float32(value)
     return np.nextafter(rounded, np.float32(np.inf)) if float(rounded) < value else rounded
 

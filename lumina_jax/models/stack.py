@@ -1,11 +1,11 @@
 """The layers of a network, one after another: one scan, so that compile time does not grow with depth.
 
 In: a function of one layer, activations, and parameters with a leading dimension of layers. Out: the activations after
-the last. What the backward pass recomputes is named by `model.remat`.
+the last layer. `model.remat` names what the backward pass recomputes.
 
-Where parameters are cut over devices (`parallel.gather.Weights`), each step of the scan gathers the weights of the next
-layer while it computes with those of its own; backward likewise, and the gradient of a layer is scattered while that of
-the layer below is computed. Gathered weights are never kept for the backward pass, whatever else is.
+Where parameters are divided over devices (`parallel.gather.Weights`), each step of the scan computes one layer while it
+gathers the weights of the next. The backward pass does the same in reverse order, and scatters the gradient of a layer
+while it computes the layer below. Gathered weights are never kept for the backward pass.
 """
 
 import functools
@@ -20,7 +20,7 @@ from lumina_jax.parallel.gather import Weights
 
 Activations = Float[Array, "b l m"]
 Layer = Callable[[Any, Any, Any, Any], Any]
-"""(activations, parameters of one layer, what has a gradient in all layers, what has none) -> activations."""
+"""(activations, parameters of one layer, shared arguments, fixed arguments) -> activations; see `run_layers`."""
 
 KEPT: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -29,7 +29,7 @@ KEPT: dict[str, Callable[..., Any] | None] = {
     "attention": jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
     "offload": jax.checkpoint_policies.nothing_saveable,
 }
-"""What each policy keeps of a layer besides its input; None: everything."""
+"""What each policy keeps for the backward pass besides the input of a layer; None: everything."""
 
 
 def run_layers(
@@ -48,10 +48,10 @@ def run_layers(
     Args:
       layer: closes over no traced value.
       stack: parameters of all layers; with `weights`, this device's shares of them.
-      shared, fixed: further arguments of every layer; gradients flow to `shared` alone.
+      shared, fixed: further arguments of every layer; only `shared` gets a gradient.
       remat: "none", "full", "dots", "attention" or "offload", see `config.ModelConfig`.
-      unroll: layers computed in one iteration of the scan; all of them: no scan. Alone on a device only.
-      weights: how a layer is gathered; None: parameters are whole.
+      unroll: layers computed in one iteration of the scan; with all of them there is no scan. Unused with `weights`.
+      weights: how a layer is gathered; None: each device has all parameters.
     """
     layer = recomputed(layer, remat)
     if weights is not None:
@@ -68,7 +68,7 @@ def run_layers(
 
 
 def recomputed(layer: Layer, remat: str) -> Layer:
-    """The layer, of which the backward pass keeps what the policy says."""
+    """The layer, whose backward pass recomputes what the policy does not keep."""
     policy = KEPT[remat]
     return layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
@@ -77,7 +77,7 @@ def recomputed(layer: Layer, remat: str) -> Layer:
 def _gathered(
     layer: Layer, weights: Weights, offload: bool, x: Activations, stack: Any, shared: Any, fixed: Any
 ) -> Activations:
-    """`run_layers` over shares of parameters."""
+    """`run_layers` for parameters that are divided over devices."""
     return _forward(layer, weights, x, stack, shared, fixed)[0]
 
 
@@ -85,9 +85,9 @@ def _forward(layer: Layer, weights: Weights, x: Activations, stack: Any, shared:
     """The activations after the last layer, and its gathered weights."""
 
     def body(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], None]:
-        x, own = carry
+        x, layer_weights = carry
         following = weights.gather(_at(stack, jnp.minimum(index + 1, _count(stack) - 1)))
-        return (layer(x, own, shared, fixed), following), None
+        return (layer(x, layer_weights, shared, fixed), following), None
 
     carry, _ = jax.lax.scan(body, (x, weights.gather(_at(stack, 0))), jnp.arange(_count(stack)))
     return carry
@@ -96,14 +96,14 @@ def _forward(layer: Layer, weights: Weights, x: Activations, stack: Any, shared:
 def _forward_keeping(
     layer: Layer, weights: Weights, offload: bool, x: Activations, stack: Any, shared: Any, fixed: Any
 ) -> tuple[Activations, Any]:
-    """The activations, and for the backward pass what `layer` keeps of each layer besides weights and arguments."""
+    """The activations, and for each layer what its backward pass needs besides weights and arguments."""
     restores = []
 
     def body(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], list[Array]]:
-        x, own = carry
+        x, layer_weights = carry
         following = weights.gather(_at(stack, jnp.minimum(index + 1, _count(stack) - 1)))
-        out, pullback = jax.vjp(lambda x, own, shared: layer(x, own, shared, fixed), x, own, shared)
-        kept, restore = _without(pullback, (own, shared, fixed))
+        out, pullback = jax.vjp(lambda x, given, shared: layer(x, given, shared, fixed), x, layer_weights, shared)
+        kept, restore = _without(pullback, (layer_weights, shared, fixed))
         restores.append(restore)
         return (out, following), [jax.device_put(leaf, jax.memory.Space.Host) for leaf in kept] if offload else kept
 
@@ -117,39 +117,40 @@ def _backward(layer: Layer, weights: Weights, offload: bool, residuals: Any, gra
     layers = _count(stack)
 
     def body(carry: tuple, inputs: tuple[Int[Array, ""], list[Array]]) -> tuple[tuple, None]:
-        (gradient, of_shared, own, above, of_stack), (index, kept) = carry, inputs
+        (gradient, shared_gradient, layer_weights, above, stack_gradient), (index, kept) = carry, inputs
         below = weights.gather(_at(stack, jnp.maximum(index - 1, 0)))
-        # the first iteration has no layer above; what it writes is written over by the second
-        of_stack = _put(of_stack, weights.scatter(above), jnp.minimum(index + 1, layers - 1))
+        # The first iteration has no layer above; the second overwrites what it writes.
+        stack_gradient = _put(stack_gradient, weights.scatter(above), jnp.minimum(index + 1, layers - 1))
         if offload:
             kept = [jax.device_put(leaf, jax.memory.Space.Device) for leaf in kept]
-        gradient, of_own, more = restore(kept, (own, shared, fixed))(gradient)
-        of_shared = jax.tree.map(lambda total, part: total + part.astype(total.dtype), of_shared, more)
-        return (gradient, of_shared, below, of_own, of_stack), None
+        gradient, layer_gradient, more = restore(kept, (layer_weights, shared, fixed))(gradient)
+        shared_gradient = jax.tree.map(lambda total, part: total + part.astype(total.dtype), shared_gradient, more)
+        return (gradient, shared_gradient, below, layer_gradient, stack_gradient), None
 
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
     sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
     carry = (gradient, sums, last, zeros(last), zeros(stack))
-    (gradient, of_shared, _, first, of_stack), _ = jax.lax.scan(body, carry, (jnp.arange(layers), kept), reverse=True)
-    of_stack = _put(of_stack, weights.scatter(first), 0)
-    of_shared = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), of_shared, shared)
-    return gradient, of_stack, of_shared, None
+    carry, _ = jax.lax.scan(body, carry, (jnp.arange(layers), kept), reverse=True)
+    gradient, shared_gradient, _, first, stack_gradient = carry
+    stack_gradient = _put(stack_gradient, weights.scatter(first), 0)
+    shared_gradient = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), shared_gradient, shared)
+    return gradient, stack_gradient, shared_gradient, None
 
 
 _gathered.defvjp(_forward_keeping, _backward)
 
 
 def _without(pullback: Any, arguments: Any) -> tuple[list[Array], Callable[[list[Array], Any], Any]]:
-    """The arrays in a function of `jax.vjp` that are not among `arguments`, and how to put it together again."""
+    """The arrays in a function of `jax.vjp` that are not among `arguments`, and a function that restores it."""
     leaves, structure = jax.tree.flatten(pullback)
-    places = {id(argument): place for place, argument in enumerate(jax.tree.leaves(arguments))}
-    sources = [places.get(id(leaf)) for leaf in leaves]
+    indices = {id(argument): index for index, argument in enumerate(jax.tree.leaves(arguments))}
+    sources = [indices.get(id(leaf)) for leaf in leaves]
 
     def restore(kept: list[Array], arguments: Any) -> Any:
         again, rest = jax.tree.leaves(arguments), iter(kept)
-        return jax.tree.unflatten(structure, [next(rest) if place is None else again[place] for place in sources])
+        return jax.tree.unflatten(structure, [next(rest) if index is None else again[index] for index in sources])
 
-    return [leaf for leaf, place in zip(leaves, sources) if place is None], restore
+    return [leaf for leaf, index in zip(leaves, sources) if index is None], restore
 
 
 def _count(stack: Any) -> int:
@@ -168,9 +169,9 @@ def _put(stack: Any, layer: Any, index: Int[Array, ""] | int) -> Any:
 
 @jax.custom_vjp
 def unstack(stacked: Any) -> list[Any]:
-    """The layers of a tree that holds all of them along its first axes.
+    """The layers of a tree that holds all of them along the first axes of its leaves.
 
-    Its gradient is one stack; that of plain indexing adds up as many stacks as there are layers.
+    The gradient of this function is one stack; that of plain indexing is the sum of a whole stack for each layer.
     """
     return [jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked) for layer in range(_count(stacked))]
 

@@ -1,11 +1,11 @@
-"""Parameters cut over devices: whole weights where they are used, shares of gradients where those are made.
+"""Parameters that are divided over devices: weights are gathered where they are used, gradients are scattered.
 
-In: this device's shares of parameters, float32, inside `jax.shard_map`. Out: the weights, in the type that products
-are computed in; and back, from the gradients that this device's rows and tokens give, the shares of their sum.
+In: this device's shares of parameters, float32, inside `jax.shard_map`. Out: whole weights, in the type of the matrix
+products. In the other direction, the gradients from this device's rows and tokens become shares of the sum over
+devices.
 
-A share is cast first and gathered then, so the network carries half the bytes. Gathers and scatters go along one mesh
-axis after another, because that is what compiles to real all-gathers and reduce-scatters on a torus (see
-`parallel/mesh.py`).
+A share is cast before it is gathered, which halves the traffic. Gathers and scatters go along one mesh axis after
+another, because on a torus only those compile to real all-gathers and reduce-scatters (see `parallel/mesh.py`).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Tree = TypeVar("Tree")
 
 
 class Cut(NamedTuple):
-    """Along which dimension a parameter is cut, and over which mesh axes, the slowest first; over none: it is whole."""
+    """The dimension along which a parameter is divided, and the mesh axes, slowest first; without axes it is whole."""
 
     dimension: int
     axes: tuple[str, ...]
@@ -33,33 +33,33 @@ class Cut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """How one tree of parameters, such as a layer, is gathered, and its gradient scattered.
+    """How a tree of parameters, such as a layer, is gathered, and its gradient scattered.
 
-    `gather` alone is not differentiable as meant here; use `whole` where autodiff passes.
+    `gather` is not meant to be differentiated; under autodiff use `whole`, whose gradient is `scatter`.
     """
 
     cuts: tuple[Cut, ...]
-    """Of each leaf, in the order of `jax.tree.leaves`."""
+    """One for each leaf, in the order of `jax.tree.leaves`."""
     summed: tuple[str, ...]
-    """The mesh axes whose devices have different rows or tokens, so that their gradients add up."""
+    """The mesh axes whose devices have different rows or tokens, so that their gradients are added up."""
     dtype: jnp.dtype
-    """Of gathered weights. What is not cut keeps its own type."""
+    """The type of gathered weights. Parameters that are not divided keep their type."""
     sum_dtype: jnp.dtype | None
-    """In which gradients of cut weights are added up; None: that of the gradients."""
-    own: int = 0
-    """Leaves that follow those of parameters, which each device has for its own rows: they and their gradients stay as
-    they are."""
+    """The type in which gradients of divided weights are added up; None: that of the gradients."""
+    local_leaves: int = 0
+    """The number of leaves after those of the parameters that belong to this device's rows alone: they and their
+    gradients are left as they are."""
 
     def beside(self, arrays: Any) -> "Weights":
-        """The same for a tree of parameters that is followed by arrays of this device's own."""
-        return dataclasses.replace(self, own=len(jax.tree.leaves(arrays)))
+        """The same for a tree of parameters followed by arrays that belong to this device's rows alone."""
+        return dataclasses.replace(self, local_leaves=len(jax.tree.leaves(arrays)))
 
     def gather(self, shares: Tree) -> Tree:
-        """Every weight whole."""
+        """The whole weights."""
         return self._each(self._gather_one, shares)
 
     def scatter(self, gradients: Tree) -> Tree:
-        """This device's shares of the sum of all devices' gradients, float32."""
+        """This device's shares of the sum of the gradients of all devices, float32."""
         scattered = self._each(self._scatter_one, gradients)
         leaves, structure = jax.tree.flatten(scattered)
         groups = defaultdict(list)
@@ -84,7 +84,7 @@ class Weights:
     def _each(self, change: Any, tree: Tree) -> Tree:
         leaves, structure = jax.tree.flatten(tree)
         count = len(self.cuts)
-        assert len(leaves) == count + self.own, (len(leaves), count, self.own)
+        assert len(leaves) == count + self.local_leaves, (len(leaves), count, self.local_leaves)
         changed = [change(leaf, cut) for leaf, cut in zip(leaves, self.cuts)]
         return jax.tree.unflatten(structure, [*changed, *leaves[count:]])
 
@@ -106,7 +106,7 @@ class Weights:
 
 
 def weights(
-    places: Any,
+    shardings: Any,
     mesh: AnyMesh,
     *,
     late: tuple[str, ...],
@@ -114,22 +114,22 @@ def weights(
     dtype: jnp.dtype,
     sum_dtype: jnp.dtype | None,
 ) -> Weights:
-    """How the parameters that lie at `places` are gathered.
+    """How parameters are gathered.
 
     Args:
-      places: a tree of `NamedSharding`s, as `parallel.axes.shardings` makes them.
+      shardings: a `NamedSharding` for each parameter, as `parallel.axes.shardings` returns them.
       late: mesh axes over which gradients are not added up here.
-      stacked: the parameters have a leading dimension of layers, and one layer at a time is gathered.
+      stacked: the parameters have a leading dimension of layers, and are gathered one layer at a time.
       dtype, sum_dtype: see `Weights`.
     """
     over = axes_of(mesh, *LOGICAL["fsdp"])
-    cuts = [_cut(place, over, stacked) for place in jax.tree.leaves(places)]
+    cuts = [_cut(sharding, over, stacked) for sharding in jax.tree.leaves(shardings)]
     summed = tuple(axis for axis in axes_of(mesh, "data", "fsdp", "sequence") if axis not in late)
     return Weights(tuple(cuts), summed, dtype, sum_dtype)
 
 
-def _cut(place: NamedSharding, over: Sequence[str], stacked: bool) -> Cut:
-    for dimension, axes in enumerate(place.spec[1:] if stacked else place.spec):
+def _cut(sharding: NamedSharding, over: Sequence[str], stacked: bool) -> Cut:
+    for dimension, axes in enumerate(sharding.spec[1:] if stacked else sharding.spec):
         names = (axes,) if isinstance(axes, str) else tuple(axes or ())
         if names and set(names) <= set(over):
             return Cut(dimension, names)

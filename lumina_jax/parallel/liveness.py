@@ -1,12 +1,13 @@
-"""A line between the processes of a job, over which they meet, and learn at once when one of them is gone.
+"""Connections between the processes of a job, which detect at once when one of them dies.
 
 In: the address of process 0, which listens there; every other process keeps a connection to it. Out: `Watch.meet`
-returns when all have come, or says who is missing. From then on the end of a process that said no goodbye (its
-connection closes when it is killed; nothing comes from a host that lost power or network) ends every other one
-within a second, with a message on stderr. Otherwise they would wait in the next collective for minutes or for ever.
+returns when all processes are connected, or names those that are missing. From then on, if a process ends without
+saying so (its connection closes when it is killed; nothing arrives from a host that lost power or network), every other
+process ends within a second, with a message on stderr. Otherwise they would wait in the next collective for minutes, or
+forever.
 
-One JSON object a line: {"index", "count", "name"} at first, then {"alive"}, {"failed": why} or {"bye"}; from process 0
-{"all": true} when all have come, {"alive"}, {"end": why} or {"bye"}.
+Messages are JSON objects, one a line: {"index", "count", "name"} first, then {"alive"}, {"failed": why} or {"bye"};
+from process 0 {"all": true} when all are connected, {"alive"}, {"end": why} or {"bye"}.
 """
 
 import contextlib
@@ -23,27 +24,27 @@ Address = tuple[str, int]
 RETRY = 0.2
 """Seconds between attempts to reach process 0."""
 ENDED_BY_OTHERS = 143
-"""Exit status of a process that ends because another is gone: that of a program ended by SIGTERM. Launchers, such as
-XPK, start a job again after it, and not after 1, which an error of the settings gives."""
+"""Exit status of a process that ends because another died: that of a program ended by SIGTERM. Launchers such as XPK
+restart a job after it, but not after 1, the status after an error in the settings."""
 FAREWELL = 0.5
-"""Seconds that process 0 waits before it ends, so that its last words arrive."""
+"""Seconds that process 0 waits before it ends, so that its last messages arrive."""
 
 
 def end_process(why: str) -> None:
-    """Say why on stderr and end this process, whatever it waits for."""
-    print(f"error: {why}\nThis process ends too; start all of them again to go on.", file=sys.stderr, flush=True)
+    """Print the reason on stderr and end this process, whatever it waits for."""
+    print(f"error: {why}\nThis process ends too; start all of them again to continue.", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(ENDED_BY_OTHERS)
 
 
 class Watch:
-    """This process's end of the line.
+    """The connections of this process.
 
     Args:
-      index: of this process; 0 listens, the others connect.
-      count: processes of the job.
-      address: host and port of process 0, or several to try.
-      silence: a process from which nothing came for so many seconds counts as gone.
+      index: the index of this process; 0 listens, the others connect.
+      count: the number of processes.
+      addresses: hosts and ports at which to try to reach process 0.
+      silence: a process from which nothing arrived for this number of seconds is considered dead.
       end: called with the reason when the job has ended.
     """
 
@@ -65,10 +66,10 @@ class Watch:
         self._listener: socket.socket | None = None
 
     def listen(self) -> int:
-        """Process 0: accept connections from now on; returns the port.
+        """In process 0: accept connections from now on; returns the port.
 
         Raises:
-          OSError: another program listens there.
+          OSError: another program listens at this port.
         """
         port, family = self._addresses[0][1], socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         try:
@@ -84,10 +85,10 @@ class Watch:
         return self._listener.getsockname()[1]
 
     def meet(self, timeout: float) -> None:
-        """Return when every process is here.
+        """Return when all processes are connected.
 
         Raises:
-          RuntimeError: after `timeout` seconds some are not, or two processes say they are the same.
+          RuntimeError: after `timeout` seconds some are missing, or two processes have the same index.
         """
         deadline = time.monotonic() + timeout
         if self._index:
@@ -123,7 +124,7 @@ class Watch:
         time.sleep(FAREWELL)
 
     def close(self) -> None:
-        """Say goodbye: this process is done, and the others may be or not."""
+        """Tell the others that this process has finished; they may still be running."""
         with self._changed:
             self._closed = True
         self._tell_all({"bye": True})
@@ -150,7 +151,7 @@ class Watch:
                 time.sleep(RETRY)
         self._lines[0] = line
         self._names[0] = self._addresses[0][0]
-        self._tell(line, {"index": self._index, "count": self._count, "name": _own_name()})
+        self._tell(line, {"index": self._index, "count": self._count, "name": _process_name()})
         self._start(self._follow, 0, self._messages(line))
 
     def _accept(self) -> None:
@@ -163,7 +164,7 @@ class Watch:
             self._start(self._welcome, line)
 
     def _welcome(self, line: socket.socket) -> None:
-        """A new connection: one of the job, or someone who has the wrong number."""
+        """Handle a new connection: from a process of the job, or from a stranger, which is closed."""
         messages = self._messages(line)
         hello = next(messages, {})
         index, count = hello.get("index"), hello.get("count")
@@ -177,7 +178,10 @@ class Watch:
             problem = f"two processes were started with hosts.index={index}: {self._names[index]} and {hello['name']}"
         with self._changed:
             if problem:
-                self._refusal = self._refusal or f"every process must have its own place in the job, but {problem}"
+                self._refusal = (
+                    self._refusal
+                    or f"every process must have an index that no other has, and the same hosts.count, but {problem}"
+                )
                 self._tell(line, {"end": self._refusal})
             else:
                 self._names[index], self._lines[index] = str(hello.get("name")), line
@@ -186,7 +190,7 @@ class Watch:
             self._follow(index, messages)
 
     def _follow(self, index: int, messages: Iterator[dict[str, Any]]) -> None:
-        """Hear what process `index` says, until it goes."""
+        """Handle the messages of process `index` until it ends."""
         for message in messages:
             if "all" in message:
                 with self._changed:
@@ -204,7 +208,7 @@ class Watch:
         self._over(self._described(index, "is gone: it was killed, or its host is lost"))
 
     def _messages(self, line: socket.socket) -> Iterator[dict[str, Any]]:
-        """What comes over a connection, up to its end or a silence."""
+        """The messages from a connection, until it is closed or silent for too long."""
         line.settimeout(self._silence)
         with contextlib.suppress(OSError, ValueError), line.makefile("r") as words:
             for word in words:
@@ -214,11 +218,11 @@ class Watch:
                 yield message
 
     def _over(self, why: str) -> None:
-        """The job has ended: pass it on, and end."""
+        """Tell the others that the job has ended, and end."""
         with self._changed:
             if self._closed:
                 return
-            if not self._all_here:  # `meet` is still waiting, and raises it
+            if not self._all_here:  # `meet` is still waiting, and raises the refusal
                 self._refusal = self._refusal or why
                 self._changed.notify_all()
                 return
@@ -240,11 +244,11 @@ class Watch:
 
     @staticmethod
     def _tell(line: socket.socket, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # whoever listens to that line learns that it is broken
+        with contextlib.suppress(OSError):  # the thread that reads this connection finds that it is broken
             line.sendall(json.dumps(message).encode() + b"\n")
 
     def _described(self, index: int, what: str) -> str:
-        name = _own_name() if index == self._index else self._names.get(index, "")
+        name = _process_name() if index == self._index else self._names.get(index, "")
         return f"process {index} of {self._count} ({name}) {what}"
 
     @staticmethod
@@ -252,5 +256,5 @@ class Watch:
         threading.Thread(target=target, args=arguments, daemon=True).start()
 
 
-def _own_name() -> str:
+def _process_name() -> str:
     return f"{socket.gethostname()}, process id {os.getpid()}"

@@ -1,13 +1,14 @@
-"""The devices of a run as one mesh of named axes, and how a batch lies on it.
+"""The devices of a run as one mesh of named axes, and the sharding of a batch on it.
 
-In: how many devices share each parameter (`fsdp`), each row of tokens (`sequence`) and each matrix product (`tensor`).
+In: the numbers of devices that share each parameter (`fsdp`), each row of tokens (`sequence`) and each matrix product
+(`tensor`).
 Out: a `jax.sharding.Mesh`. Rows of a batch are spread over data and fsdp, tokens of a row over sequence; parameters are
 spread by the table of `parallel/axes.py`.
 
 A logical axis is one mesh axis or several: on a TPU, one for each dimension of the torus of chips that it runs along,
-named after both: ("fsdp_x", "fsdp_y", "fsdp_z"). Only sums along one dimension of the torus at a time compile to real
-reduce-scatters; flattened, they become all-reduces of twice the traffic. So nothing here or elsewhere may assume that
-`mesh.axis_names` holds "fsdp": ask `axes_of(mesh, "fsdp")` and `axis_size(mesh, "fsdp")`.
+with the names of both: ("fsdp_x", "fsdp_y", "fsdp_z"). Only sums along one dimension of the torus at a time compile to
+real reduce-scatters; sums over several at once become all-reduces with twice the traffic. So no code may assume that
+`mesh.axis_names` contains "fsdp"; use `axes_of(mesh, "fsdp")` and `axis_size(mesh, "fsdp")`.
 """
 
 import itertools
@@ -24,9 +25,10 @@ from lumina_jax.config import Config, MeshConfig
 
 AnyMesh = Mesh | AbstractMesh
 FAMILIES = ("data", "fsdp", "sequence_ring", "sequence_heads", "tensor")
-"""Mesh axes from the slowest to the fastest links. Those of sequence: keys go round a ring, or heads are exchanged."""
+"""Mesh axes from the slowest to the fastest links. Sequence has two: for the ring of keys, and the exchange of
+heads."""
 Devices = Sequence[Any]
-"""`jax.Device`s, or anything that describes one: those of a topology that is not here are of other types."""
+"""`jax.Device`s, or descriptions of the devices of a topology that does not exist here."""
 Split = Mapping[str, Sequence[int]]
 
 
@@ -40,25 +42,26 @@ def make_mesh(
     slices: int | None = None,
     split: Split | None = None,
 ) -> Mesh:
-    """A mesh of all `devices` (default: every device of the run); the axis `data` takes what the others leave.
+    """A mesh of all `devices` (default: every device of the run); the axis `data` takes those that the others leave.
 
     Args:
-      fsdp: devices that each keep a share of every parameter, and gather it where it is used; None: all of a slice
-        that sequence and tensor leave.
-      sequence: devices that share the tokens of a row, and keep shares of parameters as well.
-      ring: so many of those pass keys and values round; the others (sequence / ring) exchange heads for tokens.
+      fsdp: devices that each hold a share of every parameter, and gather it where it is used; None: all devices of a
+        slice that sequence and tensor leave.
+      sequence: devices that share the tokens of a row, and hold shares of parameters as well.
+      ring: the number of groups of those devices that pass keys and values round; the sequence / ring devices of a
+        group exchange heads for tokens.
       tensor: devices that divide attention heads and the width of the feed-forward.
-      slices: groups of devices joined by a slower network, which only `data` crosses; None: as the devices say.
-      split: mesh axes that an axis is made of, for devices that know no coordinates: {"fsdp": (2, 4)}.
+      slices: groups of devices joined by a slower network, which only `data` crosses; None: read from the devices.
+      split: sizes of the mesh axes of a logical axis, for devices without coordinates: {"fsdp": (2, 4)}.
 
     Raises:
-      ValueError: the axes do not fill the devices, or not each slice.
+      ValueError: the axes do not fill all devices, or do not fit into a slice.
     """
     devices = list(jax.devices() if devices is None else devices)
     if min(1 if fsdp is None else fsdp, sequence, ring, tensor) < 1 or sequence % ring:
         raise ValueError(
-            f"sizes of mesh axes must be at least 1, and mesh.ring divide mesh.sequence, but {fsdp=}, {sequence=}, "
-            f"{ring=}, {tensor=}; choose mesh.ring from {_divisors(max(sequence, 1))}"
+            f"sizes of mesh axes must be at least 1, and mesh.ring must divide mesh.sequence, but {fsdp=}, "
+            f"{sequence=}, {ring=}, {tensor=}; choose mesh.ring from {_divisors(max(sequence, 1))}"
         )
     by_slice = _slices(devices, slices)
     asked = MeshConfig(fsdp=fsdp, sequence=sequence, ring=ring, tensor=tensor).over(len(by_slice[0]))
@@ -77,21 +80,21 @@ def make_mesh(
         )
     sizes = dict(zip(FAMILIES, (len(by_slice[0]) // group, fsdp, ring, sequence // ring, tensor)))
     if split is not None:
-        array, names = _split_as_told(np.array(by_slice), sizes, split)
+        array, names = _split(np.array(by_slice), sizes, split)
     else:
         array, names = _laid_on_torus([_torus(part) for part in by_slice], sizes)
     return Mesh(array, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def configured_mesh(config: MeshConfig, devices: Devices | None = None) -> Mesh:
-    """The mesh that a configuration describes; errors as `make_mesh`."""
+    """The mesh that a configuration describes; raises as `make_mesh`."""
     return make_mesh(
         fsdp=config.fsdp, sequence=config.sequence, ring=config.ring, tensor=config.tensor, devices=devices
     )
 
 
 def _fitting(asked: MeshConfig, devices: int) -> str:
-    """The flags that make a mesh of so many devices, as near to the one asked for as they allow."""
+    """The flags for the mesh of this number of devices that is nearest to the one asked for."""
     tensor = math.gcd(asked.tensor, devices)
     sequence = math.gcd(asked.sequence, devices // tensor)
     rest = devices // (tensor * sequence)
@@ -102,7 +105,7 @@ def _fitting(asked: MeshConfig, devices: int) -> str:
 
 
 def axes_of(mesh: AnyMesh, *logical: str) -> tuple[str, ...]:
-    """The mesh axes of logical axes ("data", "fsdp", "sequence", "tensor"), in order, those of one device left out."""
+    """The mesh axes of logical axes ("data", "fsdp", "sequence", "tensor"), in order, without those of one device."""
     return tuple(
         name
         for axis in logical
@@ -112,27 +115,27 @@ def axes_of(mesh: AnyMesh, *logical: str) -> tuple[str, ...]:
 
 
 def axis_size(mesh: AnyMesh, *logical: str) -> int:
-    """The number of devices along logical axes together."""
+    """The number of devices along logical axes: the product of their sizes."""
     return math.prod(mesh.shape[name] for name in axes_of(mesh, *logical))
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """Rows of a batch, its first dimension, spread over data and fsdp; every other dimension whole."""
+    """Rows of a batch, its first dimension, divided over data and fsdp; all other dimensions whole."""
     return NamedSharding(mesh, row_spec(mesh))
 
 
 def row_spec(mesh: AnyMesh) -> PartitionSpec:
-    """Rows over data and fsdp."""
+    """Rows divided over data and fsdp."""
     return PartitionSpec(axes_of(mesh, "data", "fsdp") or None)
 
 
 def token_spec(mesh: AnyMesh) -> PartitionSpec:
-    """Rows over data and fsdp, and the tokens of each, its second dimension, over sequence."""
+    """Rows divided over data and fsdp, and tokens, the second dimension, over sequence."""
     return PartitionSpec(axes_of(mesh, "data", "fsdp") or None, axes_of(mesh, "sequence") or None)
 
 
 def check_rows(rows: int, mesh: AnyMesh, micro_batches: int = 1) -> None:
-    """Refuse a batch whose rows do not spread evenly over the mesh.
+    """Refuse a batch whose rows cannot be divided evenly over the mesh.
 
     Raises:
       ValueError: a micro-batch of `rows` is not a multiple of the devices along data and fsdp.
@@ -148,7 +151,7 @@ def check_rows(rows: int, mesh: AnyMesh, micro_batches: int = 1) -> None:
 
 
 def check_tokens(tokens: int, mesh: AnyMesh) -> None:
-    """Refuse rows whose tokens do not spread evenly over the mesh.
+    """Refuse rows whose tokens cannot be divided evenly over the mesh.
 
     Raises:
       ValueError: `tokens` is not a multiple of the devices along sequence.
@@ -162,7 +165,7 @@ def check_tokens(tokens: int, mesh: AnyMesh) -> None:
 
 
 def check_mesh(config: Config, mesh: AnyMesh) -> None:
-    """Refuse a model, or a batch, that cannot be divided over the mesh: before anything is read or compiled.
+    """Refuse a model or a batch that cannot be divided over the mesh, before anything is read or compiled.
 
     Raises:
       ValueError: rows, heads or widths are not divisible; the message names the setting.
@@ -192,7 +195,7 @@ def check_mesh(config: Config, mesh: AnyMesh) -> None:
 
 
 def _slices(devices: Devices, slices: int | None) -> list[list[Any]]:
-    """Devices of each slice, in equal numbers."""
+    """The devices of each slice."""
     found = sorted({getattr(device, "slice_index", None) or 0 for device in devices})
     if slices is None or len(found) == slices:
         parts = [[d for d in devices if (getattr(d, "slice_index", None) or 0) == index] for index in found]
@@ -208,23 +211,24 @@ def _slices(devices: Devices, slices: int | None) -> list[list[Any]]:
 
 
 def _torus(devices: Devices) -> np.ndarray:
-    """The devices of a slice by their coordinates x, y, z and core; in one line if they do not fill a box."""
+    """The devices of a slice as an array indexed by x, y, z and core; a line of devices if they do not fill a box."""
     line = np.array(devices, object).reshape(-1, 1, 1, 1)
     if not all(len(getattr(device, "coords", None) or ()) == 3 for device in devices):
         return line
-    places = np.array([(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices])
-    places -= places.min(axis=0)
-    shape = tuple(int(size) for size in places.max(axis=0) + 1)
+    coordinates = np.array([(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices])
+    coordinates -= coordinates.min(axis=0)
+    shape = tuple(int(size) for size in coordinates.max(axis=0) + 1)
     if math.prod(shape) != len(devices):
         return line
     box = np.empty(shape, object)
-    for place, device in zip(places, devices):
-        box[tuple(place)] = device
+    for coordinate, device in zip(coordinates, devices):
+        box[tuple(coordinate)] = device
     return box
 
 
 def _laid_on_torus(boxes: list[np.ndarray], sizes: dict[str, int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Every logical axis as the dimensions of the torus that it runs along; inner axes on neighbouring chips."""
+    """The mesh array and its axes, one for each dimension of the torus along which a logical axis runs. Inner axes join
+    neighbouring chips."""
     letters = [letter for letter, size in zip("xyzc", boxes[0].shape) if size > 1] or ["x"]
     dimensions = [size for size in boxes[0].shape if size > 1] or [1]
     pieces = _pieces(tuple(dimensions), tuple(sizes.values()))  # [logical axis][dimension]
@@ -235,7 +239,7 @@ def _laid_on_torus(boxes: list[np.ndarray], sizes: dict[str, int]) -> tuple[np.n
     return _named(array.transpose(0, *order), axes)
 
 
-def _split_as_told(by_slice: np.ndarray, sizes: dict[str, int], split: Split) -> tuple[np.ndarray, tuple[str, ...]]:
+def _split(by_slice: np.ndarray, sizes: dict[str, int], split: Split) -> tuple[np.ndarray, tuple[str, ...]]:
     for name, parts in split.items():
         if name not in sizes or math.prod(parts) != sizes[name]:
             raise ValueError(f"split={dict(split)} must cut axes of {sizes} into parts of their product")
@@ -248,7 +252,7 @@ def _split_as_told(by_slice: np.ndarray, sizes: dict[str, int], split: Split) ->
 
 
 def _named(array: np.ndarray, axes: dict[str, list[tuple[str, int]]]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The array with an axis for each part of more than one device, at least one for each logical axis."""
+    """The array with one axis for each part of more than one device, and at least one for each logical axis."""
     shape, names = [], []
     for name, parts in axes.items():
         real = [(letter, size) for letter, size in parts if size > 1]
@@ -258,10 +262,10 @@ def _named(array: np.ndarray, axes: dict[str, list[tuple[str, int]]]) -> tuple[n
 
 
 def _pieces(dimensions: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """How many devices of each dimension of the torus each logical axis takes: [axis][dimension].
+    """The number of devices that each logical axis has along each dimension of the torus: [axis][dimension].
 
-    Of all ways, that with the fewest pieces, so that axes run along whole dimensions, whose ends are joined. Among
-    those, the last axes come first in taking one dimension alone.
+    Chosen is the way with the fewest pieces, so that axes run along whole dimensions, whose ends are joined. Among
+    equal ways, the last axes have the fewest pieces.
     """
 
     def ways(axis: int, left: tuple[int, ...]) -> list[tuple[tuple[int, ...], ...]]:
@@ -269,14 +273,14 @@ def _pieces(dimensions: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[tuple[
             return [()] if math.prod(left) == 1 else []
         choices = itertools.product(*(_divisors(size) for size in left))
         return [
-            (*before, own)
-            for own in choices
-            if math.prod(own) == sizes[axis]
-            for before in ways(axis - 1, tuple(size // part for size, part in zip(left, own)))
+            (*before, parts)
+            for parts in choices
+            if math.prod(parts) == sizes[axis]
+            for before in ways(axis - 1, tuple(size // part for size, part in zip(left, parts)))
         ]
 
     def cost(way: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-        counts = [sum(part > 1 for part in own) for own in way]
+        counts = [sum(part > 1 for part in parts) for parts in way]
         return (sum(counts), *reversed(counts))
 
     return min(ways(len(sizes) - 1, dimensions), key=cost)

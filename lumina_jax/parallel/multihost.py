@@ -1,9 +1,9 @@
 """The processes of one job: how they start together, agree, and end together.
 
-In: flags (`--hosts.coordinator`, `--hosts.count`, `--hosts.index`), the environment, or nothing at all on TPU VMs. Out:
-`jax.devices()` of all of them. Where a program runs alone, everything here does nothing.
+In: flags (`--hosts.coordinator`, `--hosts.count`, `--hosts.index`), environment variables, or, on TPU VMs, nothing.
+Out: `jax.devices()` of all processes. In a job of one process, everything here does nothing.
 
-Process 0 answers at two ports of the coordinator: that of jax.distributed and, for `liveness`, the one above it.
+Process 0 listens at two ports of the coordinator: that of jax.distributed and, for `liveness`, the next one.
 """
 
 import contextlib
@@ -32,19 +32,20 @@ TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 TPU_COORDINATOR_PORT = 8482
 """The port that jax.distributed uses on TPU VMs, unless JAX_COORDINATOR_PORT says otherwise."""
 EARLY = 10
-"""So many seconds before jax gives up waiting, this does."""
+"""Seconds by which this gives up waiting earlier than jax does."""
 LATENESS = 24 * 3600
-"""Seconds that a barrier waits for the last process, as after encoding; one that died ends the job sooner."""
+"""Seconds that a barrier waits for the last process, which may be encoding its data; one that died ends the job
+sooner."""
 AFTERMATH = 3.0
-"""Seconds in which the death of another process explains an error here, such as that of a collective."""
+"""Seconds to wait after an error, such as that of a collective, for the news that another process died."""
 Report = Callable[[BaseException], None]
 
 
 def join_arguments(hosts: HostsConfig, environment: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | None:
-    """Arguments of jax.distributed.initialize, which finds out by itself what is not among them; None: run alone.
+    """Arguments for jax.distributed.initialize, which detects the others itself; None: a job of one process.
 
     Raises:
-      ValueError: something is missing, or is no number.
+      ValueError: a value is missing, or is not a number.
     """
     coordinator = hosts.coordinator or environment.get("JAX_COORDINATOR_ADDRESS", "")
     count = _number(hosts.count, environment, "JAX_NUM_PROCESSES")
@@ -72,13 +73,13 @@ def join_arguments(hosts: HostsConfig, environment: Mapping[str, str], *, on_tpu
 
 @contextlib.contextmanager
 def joined(hosts: HostsConfig, report: Report) -> Iterator[None]:
-    """Within the block this process is one of the job.
+    """Within the block this process is part of the job.
 
-    If the block fails, `report` says why, and every process of the job ends. It does not return then: what jax and
-    Orbax do at the end of a program waits for the other processes.
+    If the block fails, `report` is called with the error, every process of the job ends, and this does not return: at
+    the end of a program jax and Orbax would wait for the other processes.
 
     Raises:
-      ValueError, RuntimeError: not all processes of the job came, or the flags are incomplete.
+      ValueError, RuntimeError: not all processes of the job started, or the flags are incomplete.
     """
     arguments = join_arguments(hosts, os.environ, on_tpu=_on_tpu())
     watch = None if arguments is None else _start(arguments, hosts)
@@ -88,49 +89,49 @@ def joined(hosts: HostsConfig, report: Report) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        time.sleep(AFTERMATH)  # perhaps another process is gone: then the watch says so, and ends this one
+        time.sleep(AFTERMATH)  # if another process died, the watch reports that and ends this one
         report(error)
         watch.fail(f"{type(error).__name__}: {error}")
         os._exit(1)
-    jax.distributed.shutdown()  # waits for all
+    jax.distributed.shutdown()  # waits for all processes
     watch.close()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is process 0, which writes and prints for all."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """A line on the terminal, by one process."""
+    """Print a line, in process 0 only."""
     if is_first():
         print(text, flush=True)
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all processes, in order; each must call it, with anything that JSON holds."""
+    """The values of all processes, in order. Each must call it, with a value that JSON can hold."""
     if jax.process_count() == 1:
         return [value]
     words = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(words.size))
-    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)  # few sizes, so few programs are compiled
+    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)  # few different sizes, so few programs
     padded[: words.size] = words
     everyone = multihost_utils.process_allgather(padded)
-    return [json.loads(bytes(of_one[:length])) for of_one, length in zip(everyone, lengths)]
+    return [json.loads(bytes(words[:length])) for words, length in zip(everyone, lengths)]
 
 
 def whole(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """An array of which other processes may hold parts, on every process; each must call it."""
+    """The whole array on every process, where each process may hold a part. Each must call it."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return array
     return multihost_utils.process_allgather(array, tiled=True)
 
 
 def barrier(name: str) -> None:
-    """Return when all processes have come here, however late; each name once.
+    """Return when all processes have called this, however late. Each name can be used once.
 
-    It goes through the coordinator, not the devices: the first collective of some devices gives up after half a minute
-    on CPUs, if they don't come to it together.
+    It uses the coordinator, not the devices: on CPUs the first collective fails if some devices reach it half a minute
+    later than others.
     """
     everyone = set(range(jax.process_count()))
     if len(everyone) > 1:
@@ -138,7 +139,8 @@ def barrier(name: str) -> None:
 
 
 def compiled_together(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A jitted function, whose first call runs when every process has compiled it; later calls have the same shapes."""
+    """A jitted function whose first call waits until every process has compiled it. Later calls must have the same
+    shapes."""
     if jax.process_count() == 1:
         return function
     programs: list[Callable[..., Any]] = []
@@ -153,7 +155,7 @@ def compiled_together(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_shared(folder: Path) -> bool:
-    """Whether all processes see the same folder, as on a shared file system; each must call it. It is created."""
+    """Whether all processes see the same folder, as on a shared file system. It is created. Each must call it."""
     folder.mkdir(parents=True, exist_ok=True)
     name = gathered(f".shared-{uuid.uuid4().hex}")[0]
     if is_first():
@@ -166,10 +168,10 @@ def is_shared(folder: Path) -> bool:
 
 
 def check_agreement(values: Mapping[str, Any], remedy: str) -> None:
-    """Refuse processes that differ in any of these values.
+    """Refuse to continue if any of these values differs between processes.
 
     Raises:
-      ValueError: on every process; it names the values and the processes.
+      ValueError: on every process, with the values and the processes.
     """
     everyone = gathered(dict(values))
     different = [
@@ -184,10 +186,10 @@ def check_agreement(values: Mapping[str, Any], remedy: str) -> None:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Within the block SIGTERM, SIGHUP and Ctrl-C only ask to stop; the value tells, after a step, whether to do so.
+    """Within the block SIGTERM, SIGHUP and Ctrl-C only request a stop; call the value after each step to learn of it.
 
-    A second Ctrl-C ends the process at once. SIGHUP and Ctrl-C stay ignored where they were, as after nohup. One
-    process that is asked stops all after the same step, if each calls the value after every step.
+    A second Ctrl-C ends the process at once. SIGHUP and Ctrl-C are ignored if they were ignored before, as after nohup.
+    A request to one process stops all of them after the same step, if each calls the value after every step.
     """
     asked, is_alone = False, jax.process_count() == 1
 
@@ -198,11 +200,13 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             with contextlib.suppress(OSError):
                 os.write(2, b"\nsaving after this step; press Ctrl-C again to stop at once\n")
-        if not is_alone:  # jax.distributed has its own handler of this signal, and agrees on the step
+        if not is_alone:  # the handler of jax.distributed, which lets all processes agree on the step
             os.kill(os.getpid(), signal.SIGTERM)
 
     numbers = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in [*numbers, *[signal.SIGTERM] * is_alone]}
+    numbers += [signal.SIGTERM] * is_alone
+    is_allowed = threading.current_thread() is threading.main_thread()  # Python lets no other thread handle signals
+    before = {number: signal.signal(number, ask) for number in numbers if is_allowed}
     try:
         yield (lambda step: asked) if is_alone else multihost_utils.reached_preemption_sync_point
     finally:
@@ -214,12 +218,12 @@ def _number(flag: int | None, environment: Mapping[str, str], name: str) -> int 
     if flag is not None or not environment.get(name):
         return flag
     if not environment[name].isdecimal():
-        raise ValueError(f"the variable {name}={environment[name]!r} must be a number")
+        raise ValueError(f"the environment variable {name}={environment[name]!r} must be a number")
     return int(environment[name])
 
 
 def _on_tpu() -> bool:
-    """Whether jax will run on TPUs of this machine; asked without starting jax."""
+    """Whether jax will run on TPUs of this machine, found without starting jax."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     return (
         (not platforms or "tpu" in platforms)
@@ -229,9 +233,9 @@ def _on_tpu() -> bool:
 
 
 def _start(arguments: dict[str, Any], hosts: HostsConfig) -> Watch | None:
-    """Meet the other processes and join them; None: jax found that this process is alone."""
+    """Join the other processes; None: jax found that there are none."""
     if not arguments:
-        return _watch_of_found(hosts) if _found_by_jax(hosts) else None
+        return _watch_processes(hosts) if _found_by_jax(hosts) else None
     host, _, port = arguments["coordinator_address"].rpartition(":")
     index, count = arguments["process_id"], arguments["num_processes"]
     watch = Watch(index, count, [(host.strip("[]"), int(port) + 1)], silence=hosts.silence)
@@ -247,11 +251,11 @@ def _timeouts(hosts: HostsConfig) -> dict[str, Any]:
 
 
 def _found_by_jax(hosts: HostsConfig) -> bool:
-    """Join the processes that jax finds out about; whether there is any but this."""
+    """Join the processes that jax detects; returns whether there are others."""
     why = (
         f"all processes of the job must start within hosts.start_timeout={hosts.start_timeout} seconds of each other, "
         "but some did not come; start them on every host with the same command"
-    )  # jax would abort here, with the names of its own parts
+    )  # without this, jax would abort with an internal error
     late = threading.Timer(max(1, hosts.start_timeout - EARLY), end_process, [why])
     late.daemon = True
     late.start()
@@ -269,24 +273,24 @@ def _found_by_jax(hosts: HostsConfig) -> bool:
     return jax.process_count() > 1
 
 
-def _watch_of_found(hosts: HostsConfig) -> Watch:
-    """The watch of processes that jax has joined, whose addresses they tell each other."""
+def _watch_processes(hosts: HostsConfig) -> Watch:
+    """The watch for processes that jax has joined. They exchange their addresses through jax."""
     index, count = jax.process_index(), jax.process_count()
     port = int(os.environ.get("JAX_COORDINATOR_PORT", TPU_COORDINATOR_PORT)) + 1
     watch = Watch(index, count, [("", port)], silence=hosts.silence)
     if index == 0:
         watch.listen()
-    addresses = gathered(_own_addresses())[0]
+    addresses = gathered(_addresses())[0]
     if index != 0:
         watch = Watch(index, count, [(address, port) for address in addresses], silence=hosts.silence)
     watch.meet(hosts.start_timeout)
     return watch
 
 
-def _own_addresses() -> list[str]:
-    """Of this host, the likeliest first."""
+def _addresses() -> list[str]:
+    """The addresses of this host, the likeliest first."""
     found = []
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outwards:
-        outwards.connect(("192.0.2.1", 9))  # sends nothing; asks which address would be used
+        outwards.connect(("192.0.2.1", 9))  # sends nothing, but selects the address that would be used
         found.append(outwards.getsockname()[0])
     return [*found, socket.gethostname()]

@@ -3,12 +3,12 @@
 In: an `attend` of whole rows. Out: an `attend` for devices that each hold a part of every row, inside `jax.shard_map`:
 it takes and returns this device's tokens, all heads of them. Everything else in the network works on tokens one by one.
 
-Two ways, and their product. Heads exchanged for tokens (DeepSpeed-Ulysses, arXiv 2309.14509): each device gets all
-tokens of some heads, attends by any back end, and gives them back; it needs at least as many heads as devices. Ring
-attention (`kernels/ring.py`): keys and values pass by all devices; any number of devices. With both, heads are
-exchanged within groups of neighbours, and keys go round from group to group.
+There are two ways, which can be combined. Devices exchange heads for tokens (DeepSpeed-Ulysses, arXiv 2309.14509): each
+gets all tokens of some heads, attends with any back end, and exchanges them back; this needs at least as many heads as
+devices. Ring attention (`kernels/ring.py`): keys and values are passed from device to device; this works for any number
+of devices. Combined, heads are exchanged within groups of neighbours, and keys are passed from group to group.
 
-A row's texts are whole on every device. Tokens are divided in order: the first device of a row has its first tokens.
+Every device has the whole texts of its rows. Tokens are divided in order: the first device has the first tokens.
 """
 
 import math
@@ -31,7 +31,7 @@ def attend_across(
     """`attend` over the devices of `mesh` that share the tokens of a row.
 
     Args:
-      attend: as `kernels.attention.attend`, with its back end chosen. A ring does not use it.
+      attend: `kernels.attention.attend` with a back end. A ring does not use it.
       implementation, interpret: how a ring computes each block; see `kernels.ring_blocks.block_attention`.
     """
     ring, heads = axes_of(mesh, "sequence_ring"), axes_of(mesh, "sequence_heads")
@@ -41,7 +41,7 @@ def attend_across(
 
 
 def _around(axes: tuple[str, ...], size: int, implementation: Implementation, interpret: Interpret) -> Any:
-    """`attend` whose keys and values are passed round a ring."""
+    """`attend` that passes keys and values round a ring."""
 
     def attend(
         q: Float[Array, "b l h d"],
@@ -52,8 +52,8 @@ def _around(axes: tuple[str, ...], size: int, implementation: Implementation, in
         scale: float,
         text: GatedText | None = None,
     ) -> Float[Array, "b l h d"]:
-        own, attention = KeyBlock(k, v, segment_ids), block_attention(q, k, implementation, interpret)
-        out = ring_attention(q, own, segment_ids, scale=scale, axes=axes, size=size, attention=attention)
+        keys, attention = KeyBlock(k, v, segment_ids), block_attention(q, k, implementation, interpret)
+        out = ring_attention(q, keys, segment_ids, scale=scale, axes=axes, size=size, attention=attention)
         if text is None:
             return out
         queries, block = q if text.queries is None else text.queries, KeyBlock(text.keys, text.values, text.segment_ids)
@@ -64,7 +64,7 @@ def _around(axes: tuple[str, ...], size: int, implementation: Implementation, in
 
 
 def _exchanging(attend: Any, axes: tuple[str, ...], size: int) -> Any:
-    """`attend` for which devices exchange heads for tokens before it, and back after it."""
+    """`attend` with an exchange of heads for tokens before it, and of tokens for heads after it."""
 
     def attended(
         q: Float[Array, "b l h d"],
@@ -75,34 +75,34 @@ def _exchanging(attend: Any, axes: tuple[str, ...], size: int) -> Any:
         scale: float,
         text: GatedText | None = None,
     ) -> Float[Array, "b l h d"]:
-        def of_heads(x: Float[Array, "b l h d"]) -> Float[Array, "b _ _ d"]:
+        def all_tokens(x: Float[Array, "b l h d"]) -> Float[Array, "b _ _ d"]:
             return jax.lax.all_to_all(_for_all(x, size), axes, split_axis=2, concat_axis=1, tiled=True)
 
-        def own_heads(x: Float[Array, "b t k d"]) -> Float[Array, "b t _ d"]:
+        def local_heads(x: Float[Array, "b t k d"]) -> Float[Array, "b t _ d"]:
             return _share(_for_all(x, size), 2, axes, size)
 
         if text is not None:
             text = GatedText(
-                own_heads(text.keys),
-                own_heads(text.values),
+                local_heads(text.keys),
+                local_heads(text.values),
                 _share(text.gate, 0, axes, size),
                 text.segment_ids,
-                None if text.queries is None else of_heads(text.queries),
+                None if text.queries is None else all_tokens(text.queries),
             )
         ids = jax.lax.all_gather(segment_ids, axes, axis=1, tiled=True)
-        out = attend(of_heads(q), of_heads(k), of_heads(v), segment_ids=ids, scale=scale, text=text)
+        out = attend(all_tokens(q), all_tokens(k), all_tokens(v), segment_ids=ids, scale=scale, text=text)
         return jax.lax.all_to_all(out, axes, split_axis=1, concat_axis=2, tiled=True)
 
     return attended
 
 
 def _for_all(x: Float[Array, "b l k d"], size: int) -> Float[Array, "b l _ d"]:
-    """Heads for every device: key heads that are fewer are repeated, each for the devices of its query heads."""
+    """At least one head for each device: with fewer heads than devices, each is repeated for those that use it."""
     heads = x.shape[2]
     return x if heads % size == 0 else jnp.repeat(x, size // heads, axis=2)
 
 
 def _share(x: Array, axis: int, axes: tuple[str, ...], size: int) -> Array:
-    """This device's part of what all devices have whole."""
+    """This device's part of an array that all devices have whole."""
     each = x.shape[axis] // size
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * each, each, axis)

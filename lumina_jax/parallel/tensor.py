@@ -1,9 +1,9 @@
-"""Matrix products divided between devices: what they tell each other around each product (Megatron-LM, arXiv
-1909.08053, section 3).
+"""Matrix products divided between devices: the sums over devices around each product (Megatron-LM, arXiv 1909.08053,
+section 3).
 
-Attention heads and the width of the feed-forward are cut over the mesh axis `tensor`; activations between products are
-whole on every device. A product whose output is cut needs nothing forward and a sum of its input's gradient backward
-(`share`); one whose input is cut needs the sum of its output forward and nothing backward (`join`).
+Attention heads and the hidden width of the feed-forward are divided over the mesh axis `tensor`; activations between
+products are whole on every device. Where the output of a product is divided, the gradient of its input is summed in the
+backward pass (`share`); where the input is divided, the output is summed in the forward pass (`join`).
 """
 
 import dataclasses
@@ -15,21 +15,22 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """The devices that divide each product: `axes` of the mesh, of `size` devices. Alone, every method does nothing."""
+    """The `size` devices along `axes` of the mesh that divide each product. Without axes, every method does nothing."""
 
     axes: tuple[str, ...] = ()
     size: int = 1
 
     def share(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-        """What all devices have, before each multiplies it by its own weights: the gradient is the sum of theirs."""
+        """An input that all devices have, before each multiplies it by its weights; its gradient is the sum over
+        devices."""
         return _share(x, self.axes) if self.axes else x
 
     def join(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-        """The sum of what the devices computed, which all of them get."""
+        """The sum of an output over devices, on each of them."""
         return _join(x, self.axes) if self.axes else x
 
     def mean(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-        """The mean over devices of a statistic of equal parts, for use on each part."""
+        """The mean over devices of a statistic, where each device has an equal part of the values."""
         return self.share(self.join(x)) / self.size if self.axes else x
 
 

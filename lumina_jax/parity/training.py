@@ -20,7 +20,7 @@ from lumina_jax.parity.golden import Comparison, Golden, Pair, compare
 from lumina_jax.parity.models import packed_list, read_condition, released_model
 from lumina_jax.training.optimizer import ema_update, optimizer
 from lumina_jax.training.state import split_model
-from lumina_jax.training.step import Draw, TrainBatch, batch_losses, gradient
+from lumina_jax.training.step import NoiseAndTimes, TrainBatch, batch_losses, gradient
 
 LOSS, GRADIENT, TRAJECTORY = 1e-4, 1e-3, 1e-3
 FLOW = FlowConfig(times="uniform")
@@ -46,7 +46,7 @@ def _train(golden: Golden, case: str, arguments: dict[str, Any]) -> dict[str, li
     x0, _ = packed_list(model, inputs["x0"])
     count = jnp.ones((len(inputs["x1"]), 1))
     batch = TrainBatch(jax.tree.map(jnp.asarray, x1), read_condition(model, inputs), count)
-    drawn = Draw(jnp.asarray(x0.patches), jnp.asarray(inputs["t"])[:, None])
+    drawn = NoiseAndTimes(jnp.asarray(x0.patches), jnp.asarray(inputs["t"])[:, None])
     per_item = batch_losses(model, batch, drawn, FLOW).per_sample[:, 0]
 
     transform = optimizer(_optimizer_config(arguments), total_steps=arguments["steps"])

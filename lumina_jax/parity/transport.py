@@ -31,7 +31,7 @@ EXACT, LOSSY, SOLVED, ADAPTIVE, LIKELIHOOD = 1e-5, 1e-3, 1e-4, 2e-3, 1e-3
 LARGE_STATE, LARGE_TOLERANCE = 50.0, 5e-6
 """Noise and score predictions are divided by alpha, which is 0 at t = 0, so that states reach thousands and have the
 rounding error of the largest. If a state exceeds LARGE_STATE, the tolerance is LARGE_TOLERANCE times the largest."""
-FORMS: dict[str, paths.Diffusion] = {
+FORMS: dict[str, str] = {
     "constant": "constant",
     "SBDM": "sbdm",
     "sigma": "sigma",

@@ -23,11 +23,11 @@ class Kind(enum.IntEnum):
 
 
 class Layout(NamedTuple):
-    """Kind and place of every token of one sample.
+    """Kind and position of every token of one sample.
 
-    `positions` holds four integers a token: its place in the sample's sequence (what Flag-DiT's 1-D rotary embedding
-    turns by), then frame, row and column (what Next-DiT's turns by). A marker stands one column after its row, or one
-    row after its frame.
+    `positions` holds four integers for each token: its index in the sample, which the 1-D rotary embedding of Flag-DiT
+    uses, then frame, row and column, which that of Next-DiT uses. The column of a [nextline] is one past the last of
+    its row; the row of a [nextframe] is one past the last of its frame.
     """
 
     kinds: Int[np.ndarray, " l"]
@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Patches of one sample: frames x rows x columns, and which markers stand between them.
+    """The patches of one sample, frames x rows x columns, and which markers separate them.
 
     >>> Grid(frames=1, rows=2, columns=3, nextline=True, nextframe=True).layout().kinds.tolist()
     [1, 1, 1, 2, 1, 1, 1, 2]
@@ -70,8 +70,8 @@ class Grid:
         kinds[(row == self.rows) & (column == 0)] = Kind.NEXTFRAME
         kinds[(row == self.rows) & (column > 0)] = Kind.PAD  # not part of the sequence
         kept = kinds != Kind.PAD
-        places = np.arange(self.length, dtype=np.int32)
-        return Layout(kinds[kept], np.stack([places, frame[kept], row[kept], column[kept]], axis=-1))
+        indices = np.arange(self.length, dtype=np.int32)
+        return Layout(kinds[kept], np.stack([indices, frame[kept], row[kept], column[kept]], axis=-1))
 
 
 def latent_grid(frames: int, height: int, width: int, *, patch_size: int, nextline: bool, nextframe: bool) -> Grid:

@@ -3,15 +3,16 @@
 A row of a batch holds one sample or many. Two pictures, of 1 x 2 and 2 x 1 patches, packed into a row of 8 tokens:
 
     kinds         1 1 2   1 2 1 2   0      (0 padding, 1 patch, 2 [nextline], 3 [nextframe])
-    positions     0 1 2   0 1 2 3   0      (place in the sample; frame, row and column follow)
+    positions     0 1 2   0 1 2 3   0      (index in the sample; frame, row and column follow)
     segment_ids   1 1 1   2 2 2 2   0      (0 padding, else the sample of the row, counted from 1)
 
-Attention lets a token see only tokens of its own segment; each segment has its own time and caption.
+A token attends only to tokens of its segment; each segment has a time and a caption.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,25 +23,25 @@ from lumina_jax.tokens.patchify import AnyArray, patchify, unpatchify
 
 
 class Tokens(NamedTuple):
-    """A batch of rows of tokens: everything the model knows of a sample but its time and caption."""
+    """A batch of rows of tokens: everything the model knows about samples except their times and captions."""
 
     patches: Num[AnyArray, "b l p"]
     kinds: Int[AnyArray, "b l"]
     positions: Int[AnyArray, "b l 4"]
     segment_ids: Int[AnyArray, "b l"]
     modalities: Int[AnyArray, "b l"] | None = None
-    """Place of each token's modality in those of the model; None: all tokens are of the first."""
+    """For each token the index of its modality in `model.modalities`; None: all tokens belong to the first."""
 
 
 class Fit(NamedTuple):
-    """Which samples share a row, by their index, and those that fit nowhere."""
+    """The indices of the samples in each row, and of those for which no row has room."""
 
     rows: list[list[int]]
     left_over: list[int]
 
 
 def first_fit(lengths: Sequence[int], row_tokens: int, *, rows: int, samples_per_row: int) -> Fit:
-    """Each sample, in the given order, goes into the first row with room for it.
+    """Put each sample, in the given order, into the first row with room for it.
 
     >>> first_fit([3, 4, 2, 5], 8, rows=2, samples_per_row=4)
     Fit(rows=[[0, 1], [2, 3]], left_over=[])
@@ -69,7 +70,8 @@ def first_fit(lengths: Sequence[int], row_tokens: int, *, rows: int, samples_per
 def tokens_of(
     latents: Num[AnyArray, "b f h w c"], *, patch_size: int, nextline: bool, nextframe: bool
 ) -> tuple[Tokens, Grid]:
-    """One sample a row, all of one shape: what sampling works on. Also returns the grid that undoes it."""
+    """One sample in each row, all of one shape, as sampling needs them; also their grid, for `unpatchify`."""
+    chex.assert_rank(latents, 5)
     batch, frames, height, width, _ = latents.shape
     grid = latent_grid(frames, height, width, patch_size=patch_size, nextline=nextline, nextframe=nextframe)
     kinds, positions = grid.layout()
@@ -93,19 +95,23 @@ def pack(
     modalities: Sequence[Sequence[int]] | None = None,
     patch_values: int | None = None,
 ) -> tuple[Tokens, list[list[Grid]]]:
-    """Rows of latents of any shapes to tokens [rows, row_tokens]; also the grid of each sample, for `unpack`.
+    """Rows of latents of any shapes as tokens [rows, row_tokens]; also the grid of each sample, for `unpack`.
 
     Args:
-      patch_size: of all samples; or, with `modalities`, of each modality.
-      modalities: the place of each sample's modality; None: there is one.
-      patch_values: of the longest patch, to which shorter ones are filled up with zeros; None: those of the samples.
+      patch_size: for all samples; or, with `modalities`, one for each modality.
+      modalities: the index of each sample's modality; None: there is only one.
+      patch_values: the values of a patch; shorter patches are padded with zeros. None: those of the longest patch here.
+
+    Raises:
+      ValueError: the samples of a row have more than `row_tokens` tokens.
     """
     sizes = [patch_size] if isinstance(patch_size, int) else patch_size
-    places = modalities or [[0] * len(row) for row in rows]
-    own = {sizes[place] ** 2 * latent.shape[-1] for row, of in zip(rows, places) for latent, place in zip(row, of)}
+    indices = modalities or [[0] * len(row) for row in rows]
+    pairs = [pair for row, modalities_of_row in zip(rows, indices) for pair in zip(row, modalities_of_row)]
+    longest = max(sizes[modality] ** 2 * latent.shape[-1] for latent, modality in pairs) if pairs else 0
     shape = (len(rows), row_tokens)
     packed = Tokens(
-        patches=np.zeros((*shape, patch_values or max(own)), np.float32),
+        patches=np.zeros((*shape, patch_values or longest), np.float32),
         kinds=np.full(shape, Kind.PAD, np.int32),
         positions=np.zeros((*shape, 4), np.int32),
         segment_ids=np.zeros(shape, np.int32),
@@ -115,8 +121,8 @@ def pack(
     for index, row in enumerate(rows):
         start = 0
         grids.append([])
-        for segment, (latent, place) in enumerate(zip(row, places[index]), start=1):
-            sample, grid = tokens_of(latent[None], patch_size=sizes[place], nextline=nextline, nextframe=nextframe)
+        for segment, (latent, modality) in enumerate(zip(row, indices[index]), start=1):
+            sample, grid = tokens_of(latent[None], patch_size=sizes[modality], nextline=nextline, nextframe=nextframe)
             end = start + grid.length
             if end > row_tokens:
                 raise ValueError(f"row {index} holds {end} tokens or more, but {row_tokens=}; use first_fit")
@@ -124,7 +130,7 @@ def pack(
             packed.kinds[index, start:end], packed.positions[index, start:end] = sample.kinds[0], sample.positions[0]
             packed.segment_ids[index, start:end] = segment
             if packed.modalities is not None:
-                packed.modalities[index, start:end] = place
+                packed.modalities[index, start:end] = modality
             grids[-1].append(grid)
             start = end
     return packed, grids
@@ -134,6 +140,8 @@ def unpack(
     patches: Num[AnyArray, "b l p"], grids: Sequence[Sequence[Grid]], *, patch_size: int
 ) -> list[list[Num[AnyArray, "_ _ _ c"]]]:
     """The inverse of `pack`: the latents of each row, in order."""
+    chex.assert_rank(patches, 3)
+    chex.assert_axis_dimension(patches, 0, len(grids))
     rows = []
     for row, row_grids in zip(patches, grids):
         latents, start = [], 0
@@ -146,11 +154,13 @@ def unpack(
 
 
 def spread(table: Num[Array, "b s *m"], segment_ids: Int[AnyArray, "b l"]) -> Num[Array, "b _ *m"]:
-    """What a segment has, given to each of its tokens: [b s ...] to [b l ...]; padding gets zeros.
+    """A value for each segment as one for each of its tokens: [b s ...] to [b l ...]; padding gets zeros.
 
-    Rows of one sample broadcast instead: [b 1 ...]. Packed rows multiply by one-hot segments, which moves a tenth
-    of the bytes that a gather per token does on TPU, and is exact.
+    Where rows have one segment, the table is returned as it is, [b 1 ...], to be broadcast. Otherwise this is a product
+    with one-hot segment ids, which is exact and on TPU moves a tenth of the bytes of a gather per token.
     """
+    chex.assert_rank(segment_ids, 2)
+    chex.assert_equal_shape_prefix([table, segment_ids], 1)
     segments = table.shape[1]
     if segments == 1:
         return table

@@ -2,7 +2,7 @@
 
 In: latents [b f h w c], channels last. Out: patches [b l p] in the order of `Grid`, zeros at the markers.
 The values of a patch are ordered (channel, row in patch, column in patch), as the released models read them.
-Works on numpy and jax arrays alike, and never copies between the two.
+Numpy arrays give numpy arrays, jax arrays give jax arrays.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,10 @@ else:
 
 
 def patchify(latents: Num[AnyArray, "b f h w c"], grid: Grid, patch_size: int) -> Num[AnyArray, "b l p"]:
-    """The sequence of patches of each latent; `grid` must be the grid of these latents."""
+    """The sequence of patches of each latent, whose grid is `grid`."""
     expected = (grid.frames, grid.rows * patch_size, grid.columns * patch_size)
     if latents.shape[1:4] != expected:
-        raise ValueError(f"latents of {latents.shape[1:4]=} do not have the {expected} of {grid=}; {patch_size=}")
+        raise ValueError(f"latents of {grid=} and {patch_size=} must have shape {expected}, but {latents.shape[1:4]=}")
     patches = rearrange(latents, "b f (r i) (w j) c -> b f r w (c i j)", i=patch_size, j=patch_size)
     xp = jnp if isinstance(latents, jax.Array) else np
     if grid.nextline:
@@ -37,9 +37,9 @@ def patchify(latents: Num[AnyArray, "b f h w c"], grid: Grid, patch_size: int) -
 
 
 def unpatchify(patches: Num[AnyArray, "b l p"], grid: Grid, patch_size: int) -> Num[AnyArray, "b f h w c"]:
-    """The inverse of `patchify`; what stands at the markers is dropped."""
+    """The inverse of `patchify`; the values at markers are dropped."""
     if patches.shape[1] != grid.length:
-        raise ValueError(f"{patches.shape[1]} tokens are not the {grid.length} of {grid=}")
+        raise ValueError(f"a sample of {grid=} must have {grid.length} tokens, but there are {patches.shape[1]}")
     lines = rearrange(patches, "b (f l) p -> b f l p", f=grid.frames)
     lines = lines[:, :, : grid.rows * (grid.columns + grid.nextline)]
     rows = rearrange(lines, "b f (r w) p -> b f r w p", r=grid.rows)[:, :, :, : grid.columns]
@@ -47,7 +47,7 @@ def unpatchify(patches: Num[AnyArray, "b l p"], grid: Grid, patch_size: int) -> 
 
 
 def tile_views(views: Num[np.ndarray, "f h w c"], columns: int) -> Num[np.ndarray, "1 v u c"]:
-    """The views of an object as one picture, line by line.
+    """The views of an object as one picture, `columns` views in each line.
 
     Raises:
       ValueError: the last line would not be full.
@@ -61,7 +61,7 @@ def cut_views(picture: Num[np.ndarray, "1 v u c"], columns: int) -> Num[np.ndarr
     """The inverse of `tile_views` for square views.
 
     Raises:
-      ValueError: the picture is no grid of so many columns of squares.
+      ValueError: the picture is not a grid of squares with `columns` columns.
     """
     height, width = picture.shape[1:3]
     if width % columns or height % (width // columns):

@@ -1,4 +1,4 @@
-"""Text as the model attends to it: features of caption tokens, packed like the tokens they describe.
+"""Features of caption tokens, packed like the tokens of the samples that they describe.
 
 In: the features of each caption. Out: rows of a batch, told apart by the same segment ids as `Tokens`.
 """
@@ -13,7 +13,8 @@ from lumina_jax.tokens.patchify import AnyArray
 
 
 class TextFeatures(NamedTuple):
-    """Text of a batch: `segment_ids` is 0 at padding, else the sample of the row, from 1, that a token belongs to."""
+    """The captions of a batch. `segment_ids` is 0 at padding, else the number of the token's sample in its row, from
+    1."""
 
     features: Float[AnyArray, "b t c"]
     segment_ids: Int[AnyArray, "b t"]

@@ -1,12 +1,12 @@
-"""Checkpoints of a run: written in the background, whole or not at all, restored onto any mesh.
+"""Checkpoints of a run: written in the background and atomically, restored onto any mesh.
 
-In: a state (any tree of arrays, typed random keys included), the place in the data (a JSON dictionary) and the
+In: a state (any tree of arrays, typed random keys included), the position in the data (a JSON dictionary) and the
 configuration. Out: a folder for each step, of which the newest and every `keep_every`-th are kept. Each process of a
-job writes its part of the arrays, and any number of processes reads them.
+job writes its part of the arrays, and any number of processes can read them.
 
-On disk the state is flat: each array under its path, such as `ema.blocks.mlp.up.kernel`, so that a part of it can be
-read alone. A step's folder gets its name only when it is complete; what a killed process leaves behind has another
-name, is never read, and is removed when the next run opens the folder.
+On disk the state is flat: each array has its path as its name, such as `ema.blocks.mlp.up.kernel`, so that a part of
+the state can be read alone. The folder of a step gets its name only when it is complete; incomplete folders of a killed
+process have other names, are never read, and are removed when the next run opens the checkpoints.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from lumina_jax.parallel.multihost import is_shared
 Tree = TypeVar("Tree")
 
 READERS = {"gs": ("gcsfs", "pip install 'lumina_jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
-"""The package that reads URLs of a kind, and the command that installs it."""
+"""The package that reads URLs with this scheme, and the command that installs it."""
 LOCK_FILE = "lock.json"
-"""Says who trains in a folder (`lock.py`)."""
+"""The name of the file that locks a folder (`lock.py`)."""
 
 
 def is_begun(folder: str | Path) -> bool:
-    """Whether a run has opened this folder of checkpoints before; nothing is created."""
+    """Whether a run has opened this folder of checkpoints before. Nothing is created."""
     path = located(folder)
     return path.is_dir() and any(inside.name != LOCK_FILE for inside in path.iterdir())
 
@@ -47,9 +47,9 @@ class Checkpoints:
     Args:
       folder: created if missing, unless `read_only`; also a URL such as gs://bucket/name, with gcsfs installed. All
         processes of a job open the same one.
-      keep: so many of the newest are kept.
-      keep_every: besides those, every step that is a multiple of it is kept.
-      read_only: neither create, nor write, nor clean up: the way to read the checkpoints of a run that still trains.
+      keep: the number of newest checkpoints to keep.
+      keep_every: keep every step that is a multiple of this as well.
+      read_only: do not create, write or remove anything, to read the checkpoints of a run that still trains.
 
     Raises:
       ValueError: `read_only`, and there is no such folder.
@@ -57,7 +57,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 1, keep_every: int | None = None, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax reports there, it also raises
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises the errors that it logs
         self._folder = located(folder)
         if read_only and not self._folder.is_dir():
             raise ValueError(f"there are no checkpoints in {self._folder}; name the folder of a run that has saved one")
@@ -75,16 +75,16 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def is_shared(self) -> bool:
-        """Whether all processes of the job see this folder; each must ask for it."""
+        """Whether all processes of the job see this folder. Each process must call this."""
         return "://" in str(self._folder) or is_shared(Path(self._folder))
 
     def save(self, step: int, state: Any, data_state: dict[str, Any], config_json: str) -> None:
-        """Copy the state and write it in the background; a step that was saved before is left as it is.
+        """Copy the state and write it in the background; a step that was saved before is not written again.
 
-        On return the state may be donated or overwritten. Waits for the previous save, if it still runs.
+        When this returns, the state may be donated or overwritten. It waits for a save that still runs.
 
         Raises:
-          OSError: this or the previous checkpoint cannot be written; it names the folder.
+          OSError: this or the previous checkpoint cannot be written; the message names the folder.
         """
         if step in self._manager.all_steps():
             return
@@ -105,10 +105,10 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def chosen(self, step: int | None) -> int:
-        """The step that is asked for; None: the newest.
+        """The step, if it was saved; for None, the newest.
 
         Raises:
-          ValueError: there is none, or not this one.
+          ValueError: there is no checkpoint, or none of this step.
         """
         saved = self.steps()
         if not saved:
@@ -124,11 +124,11 @@ class Checkpoints:
 
         Args:
           step: one of `steps()`.
-          abstract_state: the tree of `jax.ShapeDtypeStruct`s with shardings to restore onto; they need not be those
-            under which the state was saved.
+          abstract_state: a tree of `jax.ShapeDtypeStruct`s with the shardings to restore onto, which may differ from
+            those of the saved state.
 
         Raises:
-          ValueError: the state has other arrays or shapes, or the checkpoint cannot be read; it names the folder.
+          ValueError: the state has other arrays or shapes, or cannot be read; the message names the folder.
         """
         return self._restore(step, abstract_state, prefix="", whole=True)
 
@@ -137,7 +137,7 @@ class Checkpoints:
         return self._restore(step, abstract, prefix=f"{name}.", whole=False)
 
     def restore_data(self, step: int) -> dict[str, Any]:
-        """The place in the data that was saved with a step."""
+        """The position in the data that was saved with a step."""
         return self._read(step, data=ocp.args.JsonRestore())["data"]
 
     def restore_config(self, step: int) -> Config:
@@ -145,7 +145,7 @@ class Checkpoints:
         return Config.from_json(json.dumps(self._read(step, config=ocp.args.JsonRestore())["config"]))
 
     def wait(self) -> None:
-        """Return when the last save is complete.
+        """Wait until the last save is complete.
 
         Raises:
           OSError: it could not be written.
@@ -165,19 +165,19 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close; but after an error of one of several processes, wait for nobody: the others don't come."""
+        """Close; but after an error in one of several processes do not wait, since the others will not save."""
         if kind is None or jax.process_count() == 1:
             self.close()
 
     def _restore(self, step: int, abstract: Tree, *, prefix: str, whole: bool) -> Tree:
         wanted = {prefix + name: leaf for name, leaf in _flat(abstract).items()}
         self._check_arrays(step, wanted, whole=whole)
-        places = ocp.checkpoint_utils.construct_restore_args(wanted)
-        read = self._read(step, state=ocp.args.PyTreeRestore(wanted, restore_args=places, partial_restore=True))
+        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+        read = self._read(step, state=ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True))
         return jax.tree.unflatten(jax.tree.structure(abstract), [read["state"][name] for name in wanted])
 
     def _check_arrays(self, step: int, wanted: dict[str, Any], *, whole: bool) -> None:
-        """Refuse to restore into a tree whose names and shapes are not those of the checkpoint."""
+        """Refuse to restore into a tree with other names or shapes than those of the checkpoint."""
         with self._reading(step):
             index = ocp.PyTreeCheckpointer().metadata(self._folder / str(step) / "state").item_metadata
             if index is None:
@@ -203,12 +203,12 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Name the folder of a checkpoint that cannot be read, and what to do about it."""
+        """Turn errors of reading into one that names the folder and a remedy."""
         if step not in self._manager.all_steps():
             raise ValueError(f"there is no checkpoint of {step=} in {self._folder}; there are {self.steps()}")
         try:
             yield
-        except Exception as error:  # Orbax raises nothing narrower for a file that is damaged
+        except Exception as error:  # Orbax raises nothing narrower for damaged files
             if not (self._folder / str(step)).is_dir():
                 raise ValueError(
                     f"the checkpoint {self._folder / str(step)} was removed while it was read, as its run does with "
@@ -223,7 +223,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Name the folder into which nothing can be written."""
+        """Turn errors of writing into one that names the folder and a remedy."""
         try:
             yield
         except Exception as error:  # TensorStore reports a full disk as a ValueError, the file system as an OSError
@@ -234,10 +234,10 @@ class Checkpoints:
 
 
 def located(folder: str | Path) -> epath.Path:
-    """An absolute path, or a URL as it is.
+    """An absolute path, or a URL.
 
     Raises:
-      ValueError: nothing reads such URLs, or what does is not installed.
+      ValueError: URLs with this scheme cannot be read, or the package for them is not installed.
     """
     scheme, mark, _ = str(folder).partition("://")
     if not mark:
@@ -257,10 +257,10 @@ def check_same_model(
     rule: str,
     remedy: str = "restore these settings, or choose another run.name",
 ) -> None:
-    """Refuse the parameters of a model with the configuration of another.
+    """Refuse the parameters of one model with the configuration of another.
 
     Raises:
-      ValueError: it gives the rule, and lists each field that differs, except those of `EXECUTION_FIELDS`.
+      ValueError: with the rule and each field that differs, except those in `EXECUTION_FIELDS`.
     """
     changed = changed_fields("model", saved, current, but=EXECUTION_FIELDS)
     if changed:
@@ -268,7 +268,7 @@ def check_same_model(
 
 
 def changed_fields(section: str, before: Any, now: Any, *, but: frozenset[str]) -> list[str]:
-    """What differs between two configurations of one section, besides the fields in `but`."""
+    """The fields that differ between two configurations of one section, except those in `but`."""
     old, new = before.settings(), now.settings()
     return [
         f"{section}.{name} was {old.get(name)!r} and is {new.get(name)!r}"
@@ -278,18 +278,18 @@ def changed_fields(section: str, before: Any, now: Any, *, but: frozenset[str]) 
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-    """Each leaf under its path, such as optimizer.0.mu.blocks.mlp.up.kernel."""
+    """The leaves by path, such as optimizer.0.mu.blocks.mlp.up.kernel."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _plain(leaf: Any) -> Any:
-    """The array as it is stored: random keys as their words."""
+    """The array in the form that is stored: the words of random keys."""
     return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def _reason(error: BaseException) -> str:
-    """The cause at the root of an error; of a system error inside a report of TensorStore, that alone."""
+    """The first cause of an error; for a report of TensorStore about a system error, only that error."""
     while error.__cause__ is not None:
         error = error.__cause__
     system = re.search(r"os_error_code='(\d+)'", str(error))

@@ -1,4 +1,4 @@
-"""What a run says before it starts: five lines that name the run, the model, the devices, the data and a batch."""
+"""The five lines that a run prints before it starts: run, model, devices, data and batch."""
 
 from collections.abc import Sized
 
@@ -15,8 +15,8 @@ def header_lines(config: Config, mesh: Mesh, *, source: Sized, row_tokens: int) 
     """The lines of the header.
 
     Args:
-      source: what the run is trained on.
-      row_tokens: tokens in a row of a batch.
+      source: the samples to train on.
+      row_tokens: the number of tokens in a row of a batch.
     """
     model, data, run = config.model, config.data, config.run
     size = f"{short_number(parameter_count(model))} parameters: layers {model.layers}, width {model.width}"

@@ -1,14 +1,14 @@
 """One training at a time in a folder.
 
-In: the folders that a run writes to. Out: a block in which no other run writes there, from this machine or another. A
-file `lock.json` in each folder says who writes, and changes every few seconds.
+In: the folders to which a run writes. Out: a block in which no other run, on this machine or another, writes to them. A
+file `lock.json` in each folder names the process that writes, and is rewritten every few seconds.
 
     {"token": "6f0c41...", "host": "vm-1", "pid": 312, "started": "118423", "boot": "0b7e9a...", "processes": "pid:[4]",
      "since": "2026-11-26 02:40:11 +0000", "beats": 7, "beat_at": 1795660811.3}
 
-A run that was killed holds up nobody on its machine: the system gives back its lock of the file (flock), and its
-process is no longer there. On another machine, or in a bucket, the next run waits until it is sure that the file does
-not change any more. Those who only read need no lock.
+A run that was killed blocks nobody on its machine: the system releases its lock on the file (flock), and its process
+no longer exists. On another machine, or in a bucket, the next run waits until the file has not changed for a while.
+Reading needs no lock.
 """
 
 import contextlib
@@ -31,30 +31,30 @@ from lumina_jax.parallel.multihost import barrier, is_first, say
 from lumina_jax.training.checkpoint import LOCK_FILE, located
 
 BEAT = 10.0
-"""Seconds between two changes of the file."""
+"""Seconds between two writes of the file."""
 PATIENCE = 45.0
-"""Seconds without one after which a run on another machine is taken for gone."""
+"""Seconds without a write after which a run on another machine is considered dead."""
 FORGOTTEN = 600.0
-"""A last change so many seconds ago, by the clocks of both machines, needs no waiting."""
+"""Seconds after the last write, by the clocks of both machines, after which there is no need to wait."""
 SETTLING = 1.0
-"""Seconds in which two runs that start together in a bucket see each other's file."""
+"""Seconds within which two runs that start together in a bucket see the file of the other."""
 SIZE = 1024
-"""Bytes of the file, filled up, so that it is replaced in one call and nobody reads a half."""
+"""Bytes of the file, padded, so that one call replaces it and nobody reads a part of it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who writes to a folder."""
+    """The process that writes to a folder."""
 
     token: str
     host: str
     pid: int
     started: str
-    """When its process started, as the system counts; numbers of processes are given again."""
+    """The start time of the process in the system's units, since process ids are reused."""
     boot: str
-    """Of the machine, another one each time it starts; containers on it share it."""
+    """The id of the current boot of the machine; its containers have the same."""
     processes: str
-    """The container in which `pid` means anything."""
+    """The namespace of `pid`, which differs between containers."""
     since: str
     beats: int
     beat_at: float
@@ -63,10 +63,10 @@ class Holder:
 @contextlib.contextmanager
 def locked(folders: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
     """Within the block this job alone trains in these folders, which are created; a folder may be a URL. Every process
-    of the job must come here, and the first holds the locks.
+    of the job must call this; process 0 holds the locks.
 
     Raises:
-      ValueError: another run trains there; it names the host, the process and since when.
+      ValueError: another run trains there; the message names its host, process and start time.
       OSError: a folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
@@ -84,7 +84,7 @@ class Lock:
     """The lock of one folder.
 
     Args:
-      end: called with the reason when another run has taken over, since this one stood still for long.
+      end: called with the reason if another run has taken the folder, because this one was suspended for too long.
     """
 
     def __init__(self, folder: str, end: Callable[[str], None] | None = None):
@@ -92,34 +92,34 @@ class Lock:
         self._path = located(folder) / LOCK_FILE
         self._is_local = "://" not in folder
         self._file: int | None = None
-        self._own: Holder | None = None
+        self._holding: Holder | None = None
         self._made_folder = False
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
 
     def take(self) -> None:
-        """Errors as `locked`."""
+        """Take the lock; raises as `locked`."""
         if not self._path.parent.is_dir():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._made_folder = True
-        own, is_certain = _myself(), self._is_local and self._take_file()
+        this, is_certain = _this_process(), self._is_local and self._take_file()
         other = self._holder()
-        if other is not None and not (is_certain and other.boot == own.boot):
-            self._wait_until_gone(other, own)
-        self._own = own
-        self._write(own)
+        if other is not None and not (is_certain and other.boot == this.boot):
+            self._wait_until_gone(other, this)
+        self._holding = this
+        self._write(this)
         if not self._is_local:
             time.sleep(SETTLING)
-            self._check_own()
+            self._check_holder()
         self._beating.start()
 
     def release(self) -> None:
-        """The folder is free; the file goes, so that nobody need wait to be sure of that."""
+        """Release the lock and remove the file, so that the next run need not wait."""
         self._over.set()
-        if self._own is not None:
+        if self._holding is not None:
             if self._beating.is_alive():
                 self._beating.join()
-            with contextlib.suppress(Exception):  # a bucket has errors of any type, and none of them matters here
+            with contextlib.suppress(Exception):  # buckets raise errors of any type, and none of them matters here
                 self._path.unlink()
         if self._file is not None:
             os.close(self._file)
@@ -128,7 +128,8 @@ class Lock:
                 os.rmdir(self._path.parent)
 
     def _take_file(self) -> bool:
-        """Take the system's lock of the file, which ends with this process; whether the file system has such locks."""
+        """Take the system's lock on the file, which ends with this process. Returns whether the file system has such
+        locks."""
         while True:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -140,11 +141,11 @@ class Lock:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._file), os.stat(self._path)):
                     return True
-            os.close(self._file)  # who had it has just removed it
+            os.close(self._file)  # the previous holder has just removed this file
 
-    def _wait_until_gone(self, other: Holder, own: Holder) -> None:
-        """Return when the run that the file names is taken for gone; else refuse."""
-        if (other.boot, other.processes) == (own.boot, own.processes):
+    def _wait_until_gone(self, other: Holder, this: Holder) -> None:
+        """Return if the run in the file is dead; otherwise refuse."""
+        if (other.boot, other.processes) == (this.boot, this.processes):
             if _start_of(other.pid) == other.started:
                 self._refuse(other)
             return
@@ -161,7 +162,7 @@ class Lock:
                 self._refuse(now)
 
     def _holder(self) -> Holder | None:
-        """Who the file names; None: nobody."""
+        """The process named in the file; None: there is none."""
         try:
             return parse_json(self._path.read_bytes(), Holder, str(self._path))
         except (ValueError, FileNotFoundError):
@@ -174,11 +175,11 @@ class Lock:
             "choose another run.name (and run.checkpoints)"
         )
 
-    def _check_own(self) -> None:
-        """Refuse to go on if the file names another."""
+    def _check_holder(self) -> None:
+        """Refuse to continue if the file names another process."""
         other = self._holder()
-        if other is not None and self._own is not None and other.token != self._own.token:
-            self._own = None  # the file is theirs
+        if other is not None and self._holding is not None and other.token != self._holding.token:
+            self._holding = None  # the file belongs to the other
             self._refuse(other)
 
     def _write(self, holder: Holder) -> None:
@@ -192,18 +193,20 @@ class Lock:
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
             try:
-                self._check_own()
-                assert self._own is not None
-                self._own = dataclasses.replace(self._own, beats=self._own.beats + 1, beat_at=time.time())
-                self._write(self._own)
+                self._check_holder()
+                assert self._holding is not None
+                self._holding = dataclasses.replace(self._holding, beats=self._holding.beats + 1, beat_at=time.time())
+                self._write(self._holding)
             except ValueError as error:
                 self._end(str(error))
                 return
-            except Exception:  # the disk is full, or the bucket away for a while, which has errors of any type
+            except (
+                Exception
+            ):  # such as a full disk, or a bucket that cannot be reached, which raises errors of any type
                 continue
 
 
-def _myself() -> Holder:
+def _this_process() -> Holder:
     now = datetime.datetime.now(datetime.UTC)
     return Holder(
         token=uuid.uuid4().hex,
@@ -219,7 +222,7 @@ def _myself() -> Holder:
 
 
 def _start_of(pid: int) -> str:
-    """When a process started; nothing if there is none."""
+    """The start time of a process; an empty string if there is none."""
     after_name = _first_line(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return after_name[19] if len(after_name) > 19 else ""
 
@@ -243,6 +246,6 @@ def _described(holder: Holder) -> str:
 
 
 def _end_process(why: str) -> None:
-    """End at once: what this run would save is no longer its business."""
+    """End at once, without saving: the folder belongs to another run now."""
     print(f"error: {why}", file=sys.stderr, flush=True)
     os._exit(1)

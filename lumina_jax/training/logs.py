@@ -1,7 +1,7 @@
-"""Files that grow while a run trains, and that a full disk does not stop.
+"""Files to which a run appends while it trains, even if the disk is full for a while.
 
-In: pieces of bytes, such as a line or a record. Out: a file of whole pieces. One that cannot be written waits and is
-tried again with the next, so that nothing is lost when there is space again; a warning says so, once.
+In: pieces of bytes, such as a line or a record. Out: a file of whole pieces. A piece that cannot be written is kept in
+memory and tried again with the next, so that nothing is lost when there is space again; a warning is printed once.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 WAITING_BYTES = 2**26
-"""More than this is not kept in memory; the oldest pieces are then lost."""
+"""The most that is kept in memory; beyond it the oldest pieces are lost."""
 
 
 class GrowingFile:
@@ -21,18 +21,18 @@ class GrowingFile:
 
     Args:
       path: its folder is created if missing.
-      what: is in the file, for the warning.
+      content: the name of the content, for the warning.
     """
 
-    def __init__(self, path: Path, what: str):
-        self._path, self._what = path, what
+    def __init__(self, path: Path, content: str):
+        self._path, self._content = path, content
         self._file: Any = None
         self._size: int | None = None
         self._waiting: deque[bytes] = deque()
         self._has_failed = False
 
     def write(self, piece: bytes) -> None:
-        """Append it now, or as soon as that is possible."""
+        """Append a piece now, or as soon as that is possible."""
         self._waiting.append(piece)
         try:
             while self._waiting:
@@ -47,11 +47,11 @@ class GrowingFile:
             self._has_failed = False
 
     def close(self) -> None:
-        """Try once more to write what waits."""
+        """Try once more to write the pieces in memory, and close the file."""
         if self._waiting:
             self.write(b"")
         if self._waiting:
-            _say(f"warning: the last {self._what} are not in {self._path}")
+            _say(f"warning: the last {self._content} are not in {self._path}")
         self._release()
 
     def _append(self, piece: bytes) -> None:
@@ -61,7 +61,7 @@ class GrowingFile:
             size = os.fstat(self._file.fileno()).st_size
             if self._size is None or self._size > size:
                 self._size = size
-            self._file.truncate(self._size)  # without the half of a piece that was written before it failed
+            self._file.truncate(self._size)  # removes a part of a piece from before an error
         assert self._size is not None
         done = 0
         while done < len(piece):
@@ -80,13 +80,13 @@ class GrowingFile:
         if not self._has_failed:
             self._has_failed = True
             _say(
-                f"warning: {self._what} cannot be written to {self._path} ({error.strerror or error}); training goes "
-                "on, and they are written as soon as there is space"
+                f"warning: {self._content} cannot be written to {self._path} ({error.strerror or error}); training "
+                "continues, and they are written as soon as there is space"
             )
 
 
 def record(data: bytes) -> bytes:
-    """A message as TensorBoard's files hold it: length, checksum, message, checksum."""
+    """A message in the format of TensorBoard's files: length, checksum, message, checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack("<Q", len(data))

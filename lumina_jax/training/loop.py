@@ -2,15 +2,16 @@
 
 In: a state, a compiled step and a stream of batches. Out: the state at the last step, checkpoints, metrics, sheets.
 
-Three promises. A loss or gradient that is not finite stops the run with its step, before anything is saved. SIGTERM,
-SIGHUP or Ctrl-C saves after the running step and ends the run as finished; to one of several processes, it does so in
-all of them after the same step. What a checkpoint holds, state and place in the data, continues bit for bit, in any
-number of processes.
+Three promises. A loss, gradient or parameter that is not finite stops the run with the number of its step, before
+anything is saved. SIGTERM, SIGHUP or Ctrl-C saves after the current step and ends the run without an error; sent to one
+of several processes, it ends all of them after the same step. A run that continues from a checkpoint gives the same
+bits as one that was never interrupted, in any number of processes.
 """
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import chex
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -27,15 +28,15 @@ from lumina_jax.training.state import Parameters, TrainState, abstract_state, cr
 from lumina_jax.training.step import Step, StepMetrics, TrainBatch
 from lumina_jax.training.watched import watched
 
-PLACES = frozenset({"cache", "workers", "prefetch"})
-"""Fields that change nothing of what is trained."""
+READING_FIELDS = frozenset({"cache", "workers", "prefetch"})
+"""Fields that change how samples are read, but not what is trained."""
 Show = Callable[[int, Parameters], None]
 """Draws and writes a sheet of pictures for a step, from the averaged parameters."""
 
 
 @runtime_checkable
 class Restorable(Protocol):
-    """A stream of data that can be put back to a recorded place."""
+    """A stream of data that can continue from a recorded position."""
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
@@ -54,9 +55,11 @@ def train(
     writer: MetricWriter | None,
     show: Show | None = None,
 ) -> TrainState:
-    """Train to `run.steps`, or to a request to stop. If data end with an error, the last step is saved before.
+    """Train to `run.steps`, or until a request to stop. If reading data fails, the last step is saved first.
 
-    Only one process has a `writer` of the metrics.
+    Args:
+      writer: writes the metrics; None in all processes but one.
+      show: draws sheets of samples; None: there are none.
 
     Raises:
       NotFiniteError: the loss or the gradient of a step is not finite.
@@ -71,7 +74,7 @@ def train(
     ):
         for number in range(start + 1, run.steps + 1):
             state, metrics = step(state, _next_batch(config, state, batches, checkpoints, pending))
-            if pending is not None:  # of the step before, so that the device never waits for the host
+            if pending is not None:  # those of the step before: the device need not wait for the host
                 speed.count(curves.add(_check(*pending)))
             pending = (number, metrics)
             stopping = stop_requested(number) or number == run.steps
@@ -110,13 +113,13 @@ def restored_or_new(
     stream: Restorable,
     initial: Callable[[], Parameters] | None = None,
 ) -> TrainState:
-    """The state of the newest checkpoint, with the stream put where it was; or a new state.
+    """The state of the newest checkpoint, with the stream at its recorded position; or a new state.
 
     Args:
       initial: makes the parameters of a new state; None: they are random, from the seed.
 
     Raises:
-      ValueError: the checkpoint is of another model, or cannot be read; or not all processes find it.
+      ValueError: the checkpoint has another model or seed, or cannot be read, or some processes do not find it.
     """
     newest = check_newest(config, checkpoints)
     if newest is None:
@@ -131,11 +134,11 @@ def restored_or_new(
 
 
 def changes(saved: Config, config: Config, step: int) -> list[str]:
-    """What a run that continues after `step` steps does otherwise than before."""
+    """The differences in settings for a run that continues after `step` steps, one line each."""
     found = [
         change
         for section in ("data", "text", "vae", "flow", "optimizer")
-        for change in changed_fields(section, getattr(saved, section), getattr(config, section), but=PLACES)
+        for change in changed_fields(section, getattr(saved, section), getattr(config, section), but=READING_FIELDS)
     ]
     before, now = (float(learning_rate(one.optimizer, one.run.steps)(step)) for one in (saved, config))
     if before != now:
@@ -143,15 +146,17 @@ def changes(saved: Config, config: Config, step: int) -> list[str]:
             found.append(f"run.steps was {saved.run.steps} and is {config.run.steps}")
         found.append(f"the learning rate of step {step + 1} was {before:.3g} and is {now:.3g}")
     if saved.data.mixture != config.data.mixture:
-        found.append("samples of the mixture come in another order: some may come twice in this epoch, and others not")
+        found.append(
+            "samples of the mixture come in another order: some may come twice in this epoch, and others not at all"
+        )
     return found
 
 
 def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
-    """The newest checkpoint, None if there is none, after a look at whose it is: what can be known before long work.
+    """The newest checkpoint, or None; refuses one that cannot be continued, before any long work.
 
     Raises:
-      ValueError: it is of another model or seed, or not all processes find it.
+      ValueError: it has another model or seed, or some processes do not find it.
     """
     if jax.process_count() > 1 and not checkpoints.is_shared():
         raise ValueError(
@@ -172,26 +177,26 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
 
 
 def samples_word(config: Config) -> str:
-    """What the samples of a run are called."""
+    """The word for the samples of a run."""
     return "samples" if config.data.mixture else modality_of_source(config.data, config.model).plural
 
 
 class Curves:
-    """What is logged of the losses: that of the last step, and where the model has several modalities the mean loss of
-    each over the steps since the last report, as `loss/NAME`."""
+    """The losses to log: that of the last step, and for a model of several modalities the mean loss of each over the
+    steps since the last report, as `loss/NAME`."""
 
     def __init__(self, modalities: list[str]):
         self._names = modalities
         self._losses, self._samples = np.zeros(len(modalities)), np.zeros(len(modalities))
 
     def add(self, metrics: StepMetrics) -> float:
-        """Count a step; returns how many samples it had."""
+        """Count a step; returns the number of its samples."""
         self._losses += metrics.totals.losses
         self._samples += metrics.totals.samples
         return float(np.sum(metrics.totals.samples))
 
     def values(self, last: StepMetrics) -> dict[str, float]:
-        """What to log now; the means begin anew."""
+        """The values to log now; the means start again."""
         numbers = {name: float(value) for name, value in last._asdict().items() if name != "totals"}
         numbers["samples"] = float(np.sum(last.totals.samples))
         if len(self._names) > 1:
@@ -209,8 +214,8 @@ def _next_batch(
     checkpoints: Checkpoints,
     pending: tuple[int, StepMetrics] | None,
 ) -> TrainBatch:
-    """The next batch. If reading it fails, the last step is saved first; of several processes the others would have to
-    save, too, and don't."""
+    """The next batch. If reading it fails, the last step is saved before the error is raised; in a job of several
+    processes it is not, because all of them would have to save together."""
     try:
         return next(batches)
     except Exception:
@@ -222,8 +227,8 @@ def _next_batch(
 
 
 def _show(show: Show, number: int, state: TrainState, progress: Progress) -> None:
-    """Draw a sheet; if that fails, say so and go on. Of several processes some may have drawn their part and wait for
-    the others, so that only errors of writing are passed over."""
+    """Draw a sheet; if that fails, print a warning and continue. In a job of several processes only errors of writing
+    are ignored: after another error, the other processes would wait for this one."""
     progress.note(f"drawing a sheet of samples at step {number}")
     try:
         show(number, state.ema)
@@ -234,13 +239,15 @@ def _show(show: Show, number: int, state: TrainState, progress: Progress) -> Non
 
 
 def _check(number: int, metrics: StepMetrics) -> StepMetrics:
-    """The metrics as numbers of the host, once the device has them."""
+    """The metrics on the host, when the device has computed them."""
     metrics = jax.device_get(metrics)
-    if not all(np.isfinite(value).all() for value in jax.tree.leaves(metrics)):
+    try:
+        chex.assert_tree_all_finite(metrics)
+    except AssertionError:
         values = {name: float(value) for name, value in metrics._asdict().items() if name != "totals"}
         raise NotFiniteError(
             f"loss, gradient and parameters must be finite, but at step {number} they are {values}; nothing was saved "
             "since the last checkpoint. Start again from it with a lower optimizer.learning_rate, more "
             "optimizer.warmup_steps or a smaller optimizer.clip_norm"
-        )
+        ) from None
     return metrics

@@ -1,8 +1,8 @@
-"""What a run says about itself: curves on disk, progress on the terminal.
+"""Metrics of a run: curves on disk, progress on the terminal.
 
-In: numbers of a step. Out: `metrics.jsonl` (one JSON object a line, readable with any tool), TensorBoard files beside
-it, and a progress bar, or plain lines where the output is not a terminal. A run that resumes continues its curves: what
-was written after the step it resumes from is dropped first, so no step appears twice.
+In: the metrics of a step. Out: `metrics.jsonl` (one JSON object a line), TensorBoard files in a folder beside it, and a
+progress bar, or plain lines if the output is not a terminal. A run that resumes continues its curves: lines of later
+steps than the one from which it resumes are removed first, so that no step appears twice.
 """
 
 import json
@@ -25,23 +25,23 @@ METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 SAMPLES_PER_SECOND = "samples_per_second"
 RENAMED = {"images_per_second": SAMPLES_PER_SECOND}
-"""Names in the files of older runs, and what they are called now."""
+"""Names in the files of older runs, and the names that they have now."""
 LABELS = {"loss": "loss", "gradient_norm": "gradient"}
-"""The metrics that the terminal shows beside the speed, and what it calls them."""
-OF_MODALITY = "loss/"
-"""What the name of a modality's loss begins with."""
+"""The metrics shown on the terminal, and their labels there."""
+MODALITY_LOSS = "loss/"
+"""The prefix of the name of a modality's loss."""
 SMOOTHING = 0.7
 """Weight of the past in the smoothed speed."""
 ESTIMATE_AFTER, LONG = 5.0, 60.0
-"""Seconds of training after which the length of a run is estimated, and the least that are worth it."""
+"""Seconds of training after which the time left is estimated, and the least time left that is printed."""
 
 
 class MetricWriter:
-    """Appends the metrics of a run to `folder`. Once it is opened, nothing that a disk does stops it (`logs.py`).
+    """Appends the metrics of a run to files in `folder`. Once they are open, no error of the disk stops it (`logs.py`).
 
     Args:
-      folder: of the run; created if missing.
-      resumed_step: the step that the run continues from; later lines of an earlier attempt are dropped.
+      folder: the folder of the run; created if missing.
+      resumed_step: the step from which the run continues; lines of later steps are removed.
 
     Raises:
       ValueError: a line of metrics.jsonl before the last is not JSON.
@@ -58,14 +58,16 @@ class MetricWriter:
             if path.exists():
                 _drop_after(path, resumed_step)
         self._lines = GrowingFile(path, "metrics")
-        attempt = f"{os.getpid()}.{resumed_step}"  # else a restart within the second would go on in the same file
+        attempt = f"{os.getpid()}.{resumed_step}"  # so that a restart within the same second has another file
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{attempt}"
         self._events = GrowingFile(folder / TENSORBOARD_FOLDER / name, "curves for TensorBoard")
         self._event(file_version="brain.Event:2")
-        self._event(resumed_step + 1, session_log=SessionLog(status=SessionLog.START))  # hides what came after
+        self._event(
+            resumed_step + 1, session_log=SessionLog(status=SessionLog.START)
+        )  # hides later steps of an earlier attempt
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """One line, and one TensorBoard scalar for each metric; a number that is not finite becomes null."""
+        """Write a line, and a TensorBoard scalar for each metric; in the line, a number that is not finite is null."""
         from tensorboardX import summary
 
         numbers = {name: float(value) for name, value in metrics.items()}
@@ -75,7 +77,7 @@ class MetricWriter:
             self._event(step, summary=summary.scalar(name, value))
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
-        """A picture for TensorBoard."""
+        """Write a picture for TensorBoard."""
         from tensorboardX import summary
 
         self._event(step, summary=summary.image(name, pixels, dataformats="HWC"))
@@ -91,7 +93,7 @@ class MetricWriter:
 
 
 class Speed:
-    """Samples a second, smoothed over measurements. The first count starts the clock: the first step compiles.
+    """Samples per second, smoothed over measurements. The clock starts after the first step, which compiles.
 
     Args:
       clock: gives seconds.
@@ -104,18 +106,18 @@ class Speed:
         self._smoothed: float | None = None
 
     def count(self, samples: SupportsFloat) -> None:
-        """So many more samples are done."""
+        """Count the samples of a step."""
         if self._since is None:
             self._since = self._clock()
         else:
             self._samples += float(samples)
 
     def restart(self) -> None:
-        """Leave out what happened since the last measurement, such as the drawing of a sheet."""
+        """Exclude the time since the last measurement, such as that for drawing a sheet."""
         self._since, self._samples = self._clock(), 0.0
 
     def measure(self) -> float | None:
-        """The smoothed speed up to now; None until a step after the first has been counted."""
+        """The smoothed speed; None until a step after the first has been counted."""
         now = self._clock()
         if self._since is not None and self._samples and now > self._since:
             speed = self._samples / (now - self._since)
@@ -125,20 +127,20 @@ class Speed:
 
 
 class Progress:
-    """A progress bar with the last metrics and the time left; where there is no terminal, a line for each report.
+    """A progress bar with the last metrics and the time left; if there is no terminal, a line for each report.
 
-    After the first seconds of a long run a line says how long it will take. The last line of a bar stays as it is.
+    After the first seconds of a long run a line gives the time that it will take.
 
         with Progress(run.steps, start, run.name) as progress:
             progress.advance(number)            # after each step
-            progress.advance(number, metrics)   # now and then
+            progress.advance(number, metrics)   # every run.log_every steps
 
     Args:
-      total: steps of the whole run.
-      start: steps done before.
-      description: stands before the bar.
-      samples: what samples are called beside the speed.
-      is_shown: False: say nothing, as all but one process of a job do.
+      total: the number of steps of the whole run.
+      start: the number of steps done before.
+      description: the text before the bar.
+      samples: the word for samples in the speed.
+      is_shown: False: print nothing, as in all processes of a job but one.
       clock: gives seconds.
     """
 
@@ -176,7 +178,7 @@ class Progress:
             self._bar.stop()
 
     def advance(self, step: int, metrics: Mapping[str, SupportsFloat] | None = None) -> None:
-        """`step` steps are done; metrics, when given, are shown with the time left."""
+        """Show that `step` steps are done, with metrics, if given, and the time left."""
         if self._first is None:
             self._first = step, self._clock()
         self._estimate(step)
@@ -187,7 +189,7 @@ class Progress:
             print(f"{self._description} {step}/{self._total}  {shown['shown']}", flush=True)
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif self._is_shown:
@@ -196,9 +198,9 @@ class Progress:
     def _texts(self, step: int, metrics: Mapping[str, SupportsFloat]) -> list[str]:
         texts = [f"{LABELS[name]} {float(value):.4g}" for name, value in metrics.items() if name in LABELS]
         texts += [
-            f"{name.removeprefix(OF_MODALITY)} {float(value):.4g}"
+            f"{name.removeprefix(MODALITY_LOSS)} {float(value):.4g}"
             for name, value in metrics.items()
-            if name.startswith(OF_MODALITY)
+            if name.startswith(MODALITY_LOSS)
         ]
         if SAMPLES_PER_SECOND in metrics:
             texts.append(f"{float(metrics[SAMPLES_PER_SECOND]):.4g} {self._samples}/s")
@@ -213,7 +215,7 @@ class Progress:
         return (self._clock() - first_time) / (step - first_step) if step > first_step else None
 
     def _estimate(self, step: int) -> None:
-        """Say, once, how long the run will take: the first step, which compiles, is not counted."""
+        """Print once the time that the run will take, without the first step, which compiles."""
         time_per_step = None if self._is_estimated else self._seconds_per_step(step)
         if time_per_step is None or self._first is None or self._clock() - self._first[1] < ESTIMATE_AFTER:
             return
@@ -224,14 +226,14 @@ class Progress:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one dictionary a report, under the names that metrics have now."""
+    """The lines of metrics.jsonl as dictionaries, with the names that metrics have now."""
     lines = map(json.loads, (Path(folder) / METRICS_FILE).read_text().splitlines())
     return [{RENAMED.get(name, name): value for name, value in line.items()} for line in lines]
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Take lines of later steps and a torn last line from the file, at once or not at all; where they are its end, as
-    usual, no space on the disk is needed."""
+    """Remove lines of later steps and an incomplete last line from the file, atomically. If they are its end, as usual,
+    that needs no space on the disk."""
     text = path.read_text()
     lines = text.splitlines()
     kept = []

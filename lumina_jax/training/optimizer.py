@@ -6,8 +6,8 @@ clip by the global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101, algo
     m_t = beta1 m + (1 - beta1) g        v_t = beta2 v + (1 - beta2) g^2
     x_t = x - rate_t (m_t / (1 - beta1^t) / (sqrt(v_t / (1 - beta2^t)) + eps) + decay x)
 
-decaying every parameter, and after it the average a_t = d a + (1 - d) x_t. Steps count from 0: `rate(0)` is that of the
-first update. Micro-batches are averaged before they arrive here.
+with decay for every parameter, then the average a_t = d a + (1 - d) x_t. Steps count from 0: `rate(0)` is the rate of
+the first update. Gradients are averaged over micro-batches before.
 """
 
 from typing import TypeVar
@@ -39,7 +39,7 @@ def optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransf
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """The learning rate of each step: a linear warmup, then constant or down to 0 after the last step.
 
-    The warmup's step k of n has (k + 1) / n of the rate, so that no step is wasted on a rate of 0.
+    Step k of a warmup of n steps has (k + 1) / n of the rate, so that no step has a rate of 0.
 
     Raises:
       ValueError: the warmup leaves no step for a schedule that decays.
@@ -69,5 +69,5 @@ def ema_decay(config: OptimizerConfig, step: Int[Array, ""] | int) -> Float[Arra
 
 
 def ema_update(ema: Tree, parameters: Tree, decay: Float[Array, ""] | float) -> Tree:
-    """The average moved towards the parameters: d a + (1 - d) x."""
+    """The next average, d a + (1 - d) x."""
     return jax.tree.map(lambda average, value: decay * average + (1.0 - decay) * value, ema, parameters)

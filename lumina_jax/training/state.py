@@ -1,7 +1,7 @@
-"""All that a training run carries from step to step, born where it lives.
+"""The state of a training run, created on the devices that keep it.
 
-In: a configuration and a mesh. Out: parameters, their moving average, optimiser moments, step and random key, each
-array created on the devices that keep it; no device ever holds more than its share.
+In: a configuration and a mesh. Out: parameters, their moving average, optimiser moments, step and random key. No device
+ever holds more than its share of an array.
 """
 
 import math
@@ -25,7 +25,7 @@ Parameters = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds, besides the place in the data."""
+    """The arrays of a checkpoint, which holds the position in the data and the configuration as well."""
 
     step: Int[Array, ""]
     parameters: Parameters
@@ -41,36 +41,40 @@ def split_model(model: FlagDiT) -> tuple[nnx.GraphDef, Parameters]:
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Values of all parameters; none is computed."""
+    """The number of parameter values; none is computed."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(model)[1]))
 
 
 def state_shardings(config: Config, mesh: Mesh) -> TrainState:
-    """Where each array of the state lives: moments and average beside their parameters, the rest everywhere."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    of_parameters = parameter_shardings(config.model, mesh)
+    """The sharding of each array of the state: moments and average as their parameters, the rest replicated."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    parameters = parameter_shardings(config.model, mesh)
     abstract = jax.eval_shape(lambda: _initial_state(config))
     transform = optimizer(config.optimizer, config.run.steps)
     moments = optax.tree_map_params(
-        transform, lambda _, place: place, abstract.optimizer, of_parameters, transform_non_params=lambda _: everywhere
+        transform,
+        lambda _, sharding: sharding,
+        abstract.optimizer,
+        parameters,
+        transform_non_params=lambda _: replicated,
     )
-    return TrainState(everywhere, of_parameters, of_parameters, moments, everywhere)  # type: ignore[arg-type]
+    return TrainState(replicated, parameters, parameters, moments, replicated)  # type: ignore[arg-type]
 
 
 def create_state(config: Config, mesh: Mesh, parameters: Parameters | None = None) -> TrainState:
-    """The state at step 0, from `run.seed`, or around given parameters, which are used up."""
-    places = state_shardings(config, mesh)
+    """The state at step 0, from `run.seed`, or with given parameters, whose memory is reused."""
+    shardings = state_shardings(config, mesh)
     if parameters is None:
-        return jax.jit(lambda: _initial_state(config), out_shardings=places)()
-    around = jax.jit(lambda parameters: _state(config, parameters), out_shardings=places, donate_argnums=0)
-    return around(parameters)
+        return jax.jit(lambda: _initial_state(config), out_shardings=shardings)()
+    create = jax.jit(lambda parameters: _state(config, parameters), out_shardings=shardings, donate_argnums=0)
+    return create(parameters)
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-    """Shapes, types and places of the state: what a checkpoint is restored into."""
+    """Shapes, types and shardings of the state, as restoring a checkpoint needs them."""
     abstract = jax.eval_shape(lambda: _initial_state(config))
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
         state_shardings(config, mesh),
     )

@@ -1,12 +1,12 @@
 """One training step: noise, times, prediction, loss, gradient, update, moving average.
 
 In: the state and a batch of packed rows. Out: the new state and a few numbers, still on the device.
-Randomness comes from the run's key folded with the step, for the whole batch before it is cut into micro-batches or
-spread over devices, so neither changes anything but rounding.
+Noise and times come from the key of the run folded with the step. They are drawn for the whole batch before it is
+divided into micro-batches or over devices, so that this division changes only rounding.
 
-On several devices the gradient is computed inside `jax.shard_map`, where each device sees its own rows, tokens and
-shares of parameters, and what it tells the others is written out (`models/division.py`). All that follows treats one
-element like another, so arrays cut in any way need nothing said.
+On several devices the gradient is computed inside `jax.shard_map`, where each device has some of the rows, tokens and
+parameters, and every communication is explicit (`models/division.py`). The update after it works element by element, so
+that any sharding of the arrays gives the same result without further code.
 """
 
 from collections.abc import Callable
@@ -35,26 +35,26 @@ class TrainBatch(NamedTuple):
     tokens: Tokens
     condition: TextFeatures | Int[Array, "b s"]
     present: Float[Array, "b s"]
-    """1 where a segment holds a sample."""
+    """1 where a segment holds a sample, else 0."""
 
 
-class Draw(NamedTuple):
-    """What is random in a step: the noise of each row and the time of each sample."""
+class NoiseAndTimes(NamedTuple):
+    """The random numbers of a step: noise for each row and a time for each sample."""
 
     x0: Float[Array, "b l p"]
     t: Float[Array, "b s"]
 
 
 class Totals(NamedTuple):
-    """For each modality of the model, the sum of the losses of its samples, and how many there were."""
+    """For each modality of the model, the sum of the losses of its samples, and their number."""
 
     losses: Float[Array, " n"]
     samples: Float[Array, " n"]
 
 
 class StepMetrics(NamedTuple):
-    """Mean loss of the samples, norm of their gradient before clipping, norm of the new parameters, and what the
-    samples were."""
+    """The mean loss, the norm of the gradient before clipping, the norm of the new parameters, and sums for each
+    modality."""
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
@@ -66,14 +66,14 @@ Step = Callable[[TrainState, TrainBatch], tuple[TrainState, StepMetrics]]
 
 
 def train_step(config: Config, mesh: Mesh) -> Step:
-    """The compiled step for this configuration; the state passed to it is used up (its memory is reused)."""
+    """The jitted step for this configuration. It reuses the memory of the state that is passed to it."""
     graph = abstract_model(config.model)[0]
     transform = optimizer(config.optimizer, config.run.steps)
-    places = state_shardings(config, mesh)
-    divided = division(config, mesh, places.parameters)
+    shardings = state_shardings(config, mesh)
+    divided = division(config, mesh, shardings.parameters)
 
     def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
-        drawn = draw(jax.random.fold_in(state.key, state.step), batch, config.flow)
+        drawn = noise_and_times(jax.random.fold_in(state.key, state.step), batch, config.flow)
         loss, totals, gradients = gradient(
             graph, state.parameters, batch, drawn, config.flow, config.optimizer.accumulate, divided
         )
@@ -83,40 +83,44 @@ def train_step(config: Config, mesh: Mesh) -> Step:
         metrics = StepMetrics(loss, optax.global_norm(gradients), optax.global_norm(parameters), totals)
         return TrainState(state.step + 1, parameters, ema, moments, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0, in_shardings=(places, batch_places(mesh)), out_shardings=(places, None))
+    return jax.jit(
+        step, donate_argnums=0, in_shardings=(shardings, batch_shardings(mesh)), out_shardings=(shardings, None)
+    )
 
 
-def batch_places(mesh: Mesh) -> TrainBatch:
-    """Where each part of a batch lies: rows are spread, and the tokens of each; a row's texts are whole."""
+def batch_shardings(mesh: Mesh) -> TrainBatch:
+    """The sharding of each part of a batch: rows are divided, and the tokens of each; texts are whole."""
     rows = batch_sharding(mesh)
     return TrainBatch(tokens=NamedSharding(mesh, token_spec(mesh)), condition=rows, present=rows)  # type: ignore[arg-type]
 
 
-def draw(key: Array, batch: TrainBatch, flow: FlowConfig) -> Draw:
-    """Noise for every patch value, and a time for every sample."""
+def noise_and_times(key: Array, batch: TrainBatch, flow: FlowConfig) -> NoiseAndTimes:
+    """Random noise for every patch value, and a random time for every sample."""
     key_noise, key_times = jax.random.split(key)
     interval = paths.interval(paths.path(flow.path), flow.prediction, training=True)
     t = timesteps.training_times(
         key_times, batch.present.shape, distribution=flow.times, interval=interval, shift=flow.time_shift
     )
-    return Draw(jax.random.normal(key_noise, batch.tokens.patches.shape), t)
+    return NoiseAndTimes(jax.random.normal(key_noise, batch.tokens.patches.shape), t)
 
 
 def gradient(
     graph: nnx.GraphDef,
     parameters: Parameters,
     batch: TrainBatch,
-    drawn: Draw,
+    drawn: NoiseAndTimes,
     flow: FlowConfig,
     micro_batches: int,
     division: Division | None = None,
 ) -> tuple[Float[Array, ""], Totals, Parameters]:
-    """Mean loss over the samples of the batch, what they were, and the gradient of that mean.
+    """The mean loss over the samples of the batch, sums for each modality, and the gradient of the mean loss.
 
-    `division` says how devices share the work; None: one has all of it.
+    `division` says how devices share the work; None: there is one device.
     """
 
-    def local(parameters: Parameters, batch: TrainBatch, drawn: Draw) -> tuple[Float[Array, "b s"], Parameters]:
+    def local(
+        parameters: Parameters, batch: TrainBatch, drawn: NoiseAndTimes
+    ) -> tuple[Float[Array, "b s"], Parameters]:
         return _losses_and_gradient(graph, parameters, batch, drawn, flow, micro_batches, division)
 
     if division is not None:
@@ -124,70 +128,70 @@ def gradient(
         local = jax.shard_map(
             local,
             mesh=division.mesh,
-            in_specs=(division.specs, TrainBatch(tokens, rows, rows), Draw(tokens, rows)),  # type: ignore[arg-type]
+            in_specs=(division.specs, TrainBatch(tokens, rows, rows), NoiseAndTimes(tokens, rows)),  # type: ignore[arg-type]
             out_specs=(rows, division.specs),
             check_vma=False,  # gradients are added up by hand, where they are scattered
         )
-    of_samples, gradients = local(parameters, batch, drawn)
-    totals = _totals(of_samples, batch, len(nnx.merge(graph, parameters).config.modalities))
+    sample_losses, gradients = local(parameters, batch, drawn)
+    totals = _totals(sample_losses, batch, len(nnx.merge(graph, parameters).config.modalities))
     count = jnp.maximum(jnp.sum(totals.samples), 1)
-    return jnp.sum(of_samples) / count, totals, jax.tree.map(lambda g: g / count, gradients)
+    return jnp.sum(sample_losses) / count, totals, jax.tree.map(lambda g: g / count, gradients)
 
 
 def _losses_and_gradient(
     graph: nnx.GraphDef,
     parameters: Parameters,
     batch: TrainBatch,
-    drawn: Draw,
+    drawn: NoiseAndTimes,
     flow: FlowConfig,
     micro_batches: int,
     division: Division | None,
 ) -> tuple[Float[Array, "b s"], Parameters]:
     """The loss of each sample, 0 where there is none, and the gradient of their sum over all devices."""
 
-    def total_loss(parameters: Parameters, batch: TrainBatch, drawn: Draw) -> tuple[Float[Array, ""], Array]:
+    def total_loss(parameters: Parameters, batch: TrainBatch, drawn: NoiseAndTimes) -> tuple[Float[Array, ""], Array]:
         model = nnx.merge(graph, parameters) if division is None else division.model(parameters)
-        of_samples = batch_losses(model, batch, drawn, flow, division).per_sample * batch.present
-        return jnp.sum(of_samples), of_samples
+        sample_losses = batch_losses(model, batch, drawn, flow, division).per_sample * batch.present
+        return jnp.sum(sample_losses), sample_losses
 
     gradient_and_losses = jax.grad(total_loss, has_aux=True)
     if micro_batches == 1:
-        gradients, of_samples = gradient_and_losses(parameters, batch, drawn)
+        gradients, sample_losses = gradient_and_losses(parameters, batch, drawn)
     else:
 
-        def add(sums: Parameters, part: tuple[TrainBatch, Draw]) -> tuple[Parameters, Array]:
-            gradients, of_samples = gradient_and_losses(parameters, *part)
-            return jax.tree.map(jnp.add, sums, gradients), of_samples
+        def add(sums: Parameters, part: tuple[TrainBatch, NoiseAndTimes]) -> tuple[Parameters, Array]:
+            gradients, sample_losses = gradient_and_losses(parameters, *part)
+            return jax.tree.map(jnp.add, sums, gradients), sample_losses
 
         parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (batch, drawn))
-        gradients, of_samples = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, parameters), parts)
-        of_samples = of_samples.reshape(batch.present.shape)
+        gradients, sample_losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, parameters), parts)
+        sample_losses = sample_losses.reshape(batch.present.shape)
     if division is None:
-        return of_samples, gradients
-    return division.over_row(of_samples), division.finish(gradients)
+        return sample_losses, gradients
+    return division.over_row(sample_losses), division.finish(gradients)
 
 
 def _totals(losses: Float[Array, "b s"], batch: TrainBatch, modalities: int) -> Totals:
     """Sums over the samples of each modality."""
     if batch.tokens.modalities is None:
         return Totals(jnp.sum(losses)[None], jnp.sum(batch.present)[None])
-    of_tokens = jnp.asarray(batch.tokens.modalities)
+    token_modalities = jnp.asarray(batch.tokens.modalities)
     in_segment = batch.tokens.segment_ids[:, :, None] == jnp.arange(1, losses.shape[1] + 1)
-    places = jnp.max(jnp.where(in_segment, of_tokens[:, :, None], 0), axis=1)
-    of_each = places[:, :, None] == jnp.arange(modalities)
+    sample_modalities = jnp.max(jnp.where(in_segment, token_modalities[:, :, None], 0), axis=1)
+    is_member = sample_modalities[:, :, None] == jnp.arange(modalities)
     return Totals(
-        jnp.sum(jnp.where(of_each, losses[:, :, None], 0), axis=(0, 1)),
-        jnp.sum(jnp.where(of_each, batch.present[:, :, None], 0), axis=(0, 1)),
+        jnp.sum(jnp.where(is_member, losses[:, :, None], 0), axis=(0, 1)),
+        jnp.sum(jnp.where(is_member, batch.present[:, :, None], 0), axis=(0, 1)),
     )
 
 
 def batch_losses(
-    model: FlagDiT, batch: TrainBatch, drawn: Draw, flow: FlowConfig, division: Division | None = None
+    model: FlagDiT, batch: TrainBatch, drawn: NoiseAndTimes, flow: FlowConfig, division: Division | None = None
 ) -> losses.Losses:
-    """The loss of each sample at the times and with the noise drawn; of this device's tokens its part of it."""
+    """The loss of each sample for given noise and times. With `division`, this device's part of it."""
     path, tokens = paths.path(flow.path), batch.tokens
-    of_tokens = spread(drawn.t, tokens.segment_ids)
-    x_t = tokens._replace(patches=paths.interpolate(path, drawn.x0, tokens.patches, of_tokens).x)
+    token_times = spread(drawn.t, tokens.segment_ids)
+    x_t = tokens._replace(patches=paths.interpolate(path, drawn.x0, tokens.patches, token_times).x)
     return losses.flow_loss(
         model(x_t, drawn.t, batch.condition),
         drawn.x0,
@@ -204,7 +208,7 @@ def batch_losses(
 
 
 def _patch_values(model: FlagDiT, tokens: Tokens) -> Int[Array, "b l"] | None:
-    """How many values the patch of each token has; None: all have the same."""
+    """The number of values in the patch of each token; None: all have the same number."""
     if tokens.modalities is None:
         return None
     return jnp.asarray([modality.patch_values for modality in model.config.modalities])[tokens.modalities]

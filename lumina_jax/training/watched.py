@@ -1,7 +1,7 @@
-"""A training step that says when it compiles, and records a trace of some of its calls.
+"""A training step that reports when it compiles, and records a trace of some of its calls.
 
-In: a compiled step and `run.profile`. Out: the same step. The trace lies in profile/ of the run's folder, as
-`jax.profiler` writes it: TensorBoard's profiler and https://ui.perfetto.dev show it.
+In: a jitted step and `run.profile`. Out: the same step. `jax.profiler` writes the trace to profile/ in the folder of
+the run, where TensorBoard's profiler and https://ui.perfetto.dev can show it.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ Note = Callable[[str], None]
 def watched(
     step: Step, config: Config, start: int, note: Note, clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[Step]:
-    """The step, watched within the block.
+    """The step, with reports and traces within the block.
 
     Args:
-      start: steps that are done before its first call.
+      start: the number of steps before its first call.
       note: shows a line of text.
       clock: gives seconds.
     """
@@ -58,12 +58,10 @@ def watched(
 
 
 class Trace:
-    """Records from the beginning of one step to the end of another, in the first process.
-
-    What goes wrong with a trace is said, and never stops training.
+    """A trace from the start of one step to the end of another, in process 0. Its errors never stop training.
 
     Args:
-      steps: the first and the last; (0, 0): none.
+      steps: the first and the last step; (0, 0): no trace.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int], note: Note):
@@ -72,7 +70,7 @@ class Trace:
         self._is_running = False
 
     def before(self, number: int) -> None:
-        """Start if this step is one of those recorded; of a run that resumes among them, from there on."""
+        """Start the trace before its first step, or before the step at which a resumed run begins."""
         if self.first <= number <= self.last and not self._is_running and is_first():
             try:
                 jax.profiler.start_trace(self._folder)
@@ -82,13 +80,13 @@ class Trace:
                 self._is_running = True
 
     def after(self, number: int, done: Any) -> None:
-        """Stop after the last step, when the devices have finished it."""
+        """Stop after the last step of the trace, when the devices have finished it."""
         if self._is_running and number == self.last:
             jax.block_until_ready(done)
             self.stop()
 
     def stop(self) -> None:
-        """Write what was recorded, if anything was."""
+        """Write the trace, if one was started."""
         if self._is_running:
             self._is_running = False
             try:
@@ -100,4 +98,4 @@ class Trace:
 
     def _failed(self, error: Exception) -> None:
         self.last = 0
-        self._note(f"no trace can be written into {self._folder} ({error}); training goes on without")
+        self._note(f"no trace can be written into {self._folder} ({error}); training continues without it")

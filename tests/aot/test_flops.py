@@ -70,7 +70,7 @@ def traced_flops(jaxpr, times=1):
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            depth = math.prod(shape[place] for place in contracted)
+            depth = math.prod(shape[index] for index in contracted)
             total += times * 2 * depth * math.prod(equation.outvars[0].aval.shape)
     return total
 

@@ -85,14 +85,16 @@ def test_libtpu_is_found_in_a_folder_beside_the_environment_here_and_in_processe
 
 
 class Chip:
-    """A device that only has a place."""
+    """A device that only has coordinates."""
 
     def __init__(self, number, coords):
         self.id, self.coords, self.core_on_chip, self.process_index, self.slice_index = number, coords, 0, 0, 0
 
 
 def chips(*extent):
-    return [Chip(number, (*place, *[0] * (3 - len(extent)))) for number, place in enumerate(np.ndindex(*extent))]
+    return [
+        Chip(number, (*coordinates, *[0] * (3 - len(extent)))) for number, coordinates in enumerate(np.ndindex(*extent))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ V5P, V5E = parse_topology("v5p:4x4x4"), parse_topology("v5e:16x16")
 LINK = V5P.chip.link_bandwidth
 
 
-def places(topology):
+def coordinates(topology):
     """Coordinates of devices numbered with the last axis fastest."""
     return list(itertools.product(*(range(side) for side in topology.extent)))
 
@@ -36,37 +36,39 @@ Z, Y = range(4), range(0, 16, 4)
     ],
 )
 def test_a_collective_along_a_ring_keeps_the_links_of_that_axis_busy(kind, seconds):
-    assert link_seconds(among(kind, 1e9, Z), places(V5P), V5P) == pytest.approx([0, 0, seconds])
-    assert link_seconds(among(kind, 1e9, Y), places(V5P), V5P) == pytest.approx([0, seconds, 0])
+    assert link_seconds(among(kind, 1e9, Z), coordinates(V5P), V5P) == pytest.approx([0, 0, seconds])
+    assert link_seconds(among(kind, 1e9, Y), coordinates(V5P), V5P) == pytest.approx([0, seconds, 0])
 
 
 def test_an_axis_that_does_not_close_has_one_way_only():
     """v5e closes at 16 chips; a group of every second chip shares its links with the other half."""
     line = parse_topology("v5e:8x16")
     along_x, along_y = range(0, 128, 16), range(16)
-    ring, open_ = (link_seconds(among("all-gather", 1e9, group), places(line), line) for group in (along_y, along_x))
+    ring, open_ = (
+        link_seconds(among("all-gather", 1e9, group), coordinates(line), line) for group in (along_y, along_x)
+    )
     assert open_[0] / 7 == pytest.approx(2 * ring[1] / 15)
-    every_second = link_seconds(among("all-gather", 1e9, range(0, 16, 2)), places(line), line)
+    every_second = link_seconds(among("all-gather", 1e9, range(0, 16, 2)), coordinates(line), line)
     assert every_second[1] / 7 == pytest.approx(2 * ring[1] / 15)
 
 
 def test_a_group_over_all_axes_uses_all_links():
-    found = link_seconds(Collective("all-reduce", 64e9, "f32", (), 1), places(V5P), V5P)
+    found = link_seconds(Collective("all-reduce", 64e9, "f32", (), 1), coordinates(V5P), V5P)
     assert found == pytest.approx([2 * 63e9 / (6 * LINK)] * 3)
 
 
 def test_a_permute_takes_as_long_as_its_longest_way_round():
     pairs = tuple((device, (device + 1) % 4) for device in range(4))
     neighbours = Collective("collective-permute", 1e9, "bf16", pairs, 1)
-    assert link_seconds(neighbours, places(V5P), V5P) == pytest.approx([0, 0, 1e9 / LINK])
+    assert link_seconds(neighbours, coordinates(V5P), V5P) == pytest.approx([0, 0, 1e9 / LINK])
     line = parse_topology("v5e:4x4")
-    assert link_seconds(neighbours, places(line), line) == pytest.approx([0, 3e9 / line.chip.link_bandwidth])
+    assert link_seconds(neighbours, coordinates(line), line) == pytest.approx([0, 3e9 / line.chip.link_bandwidth])
 
 
 def test_a_step_takes_as_long_as_what_limits_it():
     done = Work(459e12, 459e12 * 0.3, 459e12 * 0.45, 0, 2765e9 * 1.5, 1.75e9, 0)
     gathers = [Collective("all-gather", 2 * LINK / 3, "bf16", (tuple(Z),), 2)]  # a second, twice
-    found = estimate(done, gathers, places(V5P), V5P, model_flops=64 * 459e12, head_width=96)
+    found = estimate(done, gathers, coordinates(V5P), V5P, model_flops=64 * 459e12, head_width=96)
     assert found.arithmetic == pytest.approx(1 + 0.75 / 0.75)
     assert (found.memory, found.links) == pytest.approx((1.5, 2))
     assert found.compiled == pytest.approx(1 + 0.45 / 0.75)

@@ -87,19 +87,19 @@ HloModule hidden
   ROOT %both = (bf16[16,256]{1,0}, bf16[32,128]{1,0}) tuple(%product, %gather.2)
 }
 
-%slice_one (stack: f32[10,64], place: s32[]) -> f32[1,64] {
+%slice_one (stack: f32[10,64], offset: s32[]) -> f32[1,64] {
   %stack = f32[10,64]{1,0} parameter(0)
-  %place = s32[]{:S(6)} parameter(1)
+  %offset = s32[]{:S(6)} parameter(1)
   %first = s32[] constant(0)
-  ROOT %slice = f32[1,64]{1,0} dynamic-slice(%stack, %place, %first), dynamic_slice_sizes={1,64}
+  ROOT %slice = f32[1,64]{1,0} dynamic-slice(%stack, %offset, %first), dynamic_slice_sizes={1,64}
 }
 
-%write_one (stack.1: f32[10,64], new: f32[1,64], place.1: s32[]) -> f32[10,64] {
+%write_one (stack.1: f32[10,64], new: f32[1,64], offset.1: s32[]) -> f32[10,64] {
   %stack.1 = f32[10,64]{1,0} parameter(0)
   %new = f32[1,64]{1,0} parameter(1)
-  %place.1 = s32[]{:S(6)} parameter(2)
+  %offset.1 = s32[]{:S(6)} parameter(2)
   %first.1 = s32[] constant(0)
-  ROOT %written = f32[10,64]{1,0} dynamic-update-slice(%stack.1, %new, %place.1, %first.1)
+  ROOT %written = f32[10,64]{1,0} dynamic-update-slice(%stack.1, %new, %offset.1, %first.1)
 }
 
 ENTRY %main (g: bf16[2048,4096], s: bf16[8,128], l: bf16[16,64]) -> f32[10,64] {

@@ -12,12 +12,11 @@ import soundfile
 from PIL import Image
 
 from lumina_jax.config import ClipConfig, DataConfig, ModelConfig, SoundConfig
-from lumina_jax.data import preparation
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, Example, Record, reason_of
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.preparation import Preparation
-from lumina_jax.modalities import modality_of_source
+from lumina_jax.modalities import modality_of_source, picture
 from lumina_jax.modalities.decoding.kinds import kind_of, mistaken
 from lumina_jax.modalities.decoding.media import Clip, Sound, Views
 from tests.data.numbered import Lookup, take
@@ -75,7 +74,7 @@ def test_whatever_decoding_raises_makes_the_sample_a_bad_one(monkeypatch, error)
     def failing(*_):
         raise error
 
-    monkeypatch.setattr(preparation, "read_pictures", failing)
+    monkeypatch.setattr(picture, "read_pictures", failing)
     assert str(error.args[0] if error.args else "").strip("'") in reason(b"anything")
 
 
@@ -84,7 +83,7 @@ def test_a_request_to_stop_is_no_fault_of_the_sample(monkeypatch, error):
     def stopping(*_):
         raise error
 
-    monkeypatch.setattr(preparation, "read_pictures", stopping)
+    monkeypatch.setattr(picture, "read_pictures", stopping)
     prepare = Preparation(modality_of_source(DATA, MODEL), MODEL, 0)
     with pytest.raises(error):
         prepare((0, Record("it", b"anything", "a caption", None)))

@@ -45,10 +45,10 @@ def test_each_epoch_holds_every_sample_once_in_another_order():
 def test_the_seed_decides_everything():
     def first(seed):
         with Stream(EmojiSource(48, "train"), PACKED, TEXT, seed=seed, features=Lookup()) as stream:
-            return take(stream, 3)
+            return next(stream)
 
-    assert_same(first(5), first(5))
-    assert not np.array_equal(first(5)[0].tokens.patches, first(6)[0].tokens.patches)
+    assert_same(one := first(5), first(5))
+    assert not np.array_equal(one.tokens.patches, first(6).tokens.patches)
 
 
 # contents
@@ -139,11 +139,11 @@ def test_rows_hold_the_longest_bucket_unless_told_otherwise():
 def test_captions_and_labels_are_dropped_at_the_stated_share():
     data = small(caption_dropout=0.25, batch_rows=40)
     with Stream(Numbered(40), data, LABEL, seed=0) as stream:
-        labels = np.array(labels_of(take(stream, 20)))
-    assert 0.19 < (labels == LABEL.classes).mean() < 0.31
+        labels = np.array(labels_of(take(stream, 10)))
+    assert 0.17 < (labels == LABEL.classes).mean() < 0.33
     with Stream(Numbered(40), data, TEXT, seed=0, features=Lookup()) as stream:
-        lengths = np.concatenate([batch.text.features[:, 0, 0] for batch in take(stream, 20)])
-    np.testing.assert_array_equal(lengths == 0, labels == LABEL.classes)
+        lengths = np.concatenate([batch.text.features[:, 0, 0] for batch in take(stream, 2)])
+    np.testing.assert_array_equal(lengths == 0, (labels == LABEL.classes)[: len(lengths)])
 
 
 # bad samples

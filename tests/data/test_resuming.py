@@ -18,22 +18,22 @@ from lumina_jax.data.order import dealt, shuffled, taker
 from tests.data.numbered import LABEL, PACKED, TEXT, Lookup, Numbered, assert_same, labels_of, small, take
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_restored_stream_continues_bit_for_bit_with_any_number_of_workers(workers):
+def test_a_restored_stream_continues_bit_for_bit_with_any_number_of_workers():
     def opened(count):
         data = DataConfig(**{**vars(PACKED), "workers": count})
         return Stream(EmojiSource(48, "train"), data, TEXT, seed=3, features=Lookup())
 
     with opened(0) as stream:
-        take(stream, 7)
+        take(stream, 4)
         state = json.dumps(stream.state())
         assert json.loads(state)["waiting"]
-        expected = take(stream, 10)
+        expected = take(stream, 6)
         final = stream.state()
-    with opened(workers) as stream:
-        stream.restore(json.loads(state))
-        assert_same(take(stream, 10), expected)
-        assert stream.state() == final
+    for workers in (0, 2):
+        with opened(workers) as stream:
+            stream.restore(json.loads(state))
+            assert_same(take(stream, 6), expected)
+            assert stream.state() == final
 
 
 def test_a_restored_stream_seeks_and_does_not_replay():
@@ -76,10 +76,10 @@ def test_a_row_is_the_same_whoever_makes_it(data, parts):
         return Stream(EmojiSource(48, "train"), data, TEXT, seed=2, features=Lookup(), rows=rows)
 
     with opened(None) as stream:
-        whole = take(stream, 6)
+        whole = take(stream, 4)
     for rows in parts:
         with opened(rows) as stream:
-            assert_same(take(stream, 6), jax.tree.map(lambda x, rows=rows: x[np.array(rows)], whole))
+            assert_same(take(stream, 4), jax.tree.map(lambda x, rows=rows: x[np.array(rows)], whole))
 
 
 @pytest.mark.parametrize("rows", [6, 7])

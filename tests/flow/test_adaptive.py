@@ -93,5 +93,5 @@ def test_the_density_of_a_sample_does_not_depend_on_its_neighbours():
 
 
 def test_times_that_samples_do_not_share_are_refused():
-    with pytest.raises(ValueError, match="no times in common"):
+    with pytest.raises(ValueError, match="must stop at the end of the grid"):
         integrate(rotating, X, GRID, solver="dopri5", args=RATE, samples=Samples(), save_at="grid")

@@ -36,7 +36,7 @@ def test_the_likelihood_of_gaussian_data_is_its_density():
     np.testing.assert_allclose(found.latent, (x - gaussian.MEAN) / gaussian.DEVIATION, atol=1e-3)
 
 
-def test_masked_places_have_no_share_in_the_likelihood():
+def test_masked_values_do_not_count_in_the_likelihood():
     x, mask = gaussian_data(), jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
     found = likelihood(x, mask)
     np.testing.assert_allclose(found.log_density, (mask * log_density(x)).sum((1, 2)), rtol=2e-3, atol=2e-3)

@@ -119,7 +119,7 @@ def test_wrong_arguments_are_refused():
     field, x, key = gaussian.velocity(path), jnp.ones(3), jax.random.key(0)
     with pytest.raises(ValueError, match="either key"):
         sde.integrate(field, x, grid, solver="euler_maruyama", **options)
-    with pytest.raises(ValueError, match="give one array a step"):
+    with pytest.raises(ValueError, match="give one array for each step"):
         sde.integrate(field, x, grid, solver="euler_maruyama", noise=jnp.ones((3, 3)), **options)
     with pytest.raises(ValueError, match="sde_heun"):
         sde.integrate(field, x, grid, solver="heun", key=key, **options)

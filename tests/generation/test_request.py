@@ -39,8 +39,8 @@ def test_what_can_be_drawn_passes():
         ({"shape": Shape(16, 16, 0)}, "at least one frame, but frames=0"),
         ({"shape": Shape(80_000, 80_000)}, "has 100000000 patches, but may have"),
         ({"modality": "smell"}, "modality='smell' must be one of those of the model: image"),
-        ({"seed": -1}, "seed=-1 must lie between 0 and"),
-        ({"seed": 10**20}, "must lie between 0 and"),
+        ({"seed": -1}, "seed=-1 must be between 0 and"),
+        ({"seed": 10**20}, "must be between 0 and"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_its_name(asked, reason):
@@ -66,7 +66,7 @@ SPEECH = dataclasses.replace(TEXT, text=dataclasses.replace(TEXT.text, encoder="
      "[180] seven", "[180,5 Hz] seven", "[0 Hz] seven", f"[{'9' * 400} Hz] seven", "[180 hertz] seven", "[1.8 kHz] a"],
 )  # fmt: skip
 def test_a_pitch_that_is_written_in_another_way_is_refused_and_not_spoken(prompt):
-    with pytest.raises(ValueError, match=r"written '\[180 Hz\] ' before the text"):
+    with pytest.raises(ValueError, match=r"write a pitch as '\[180 Hz\] ' before the text"):
         check(SPEECH, [prompt])
     check(TEXT, [prompt])
 

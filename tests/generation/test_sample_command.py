@@ -9,18 +9,16 @@ import pytest
 from PIL import Image
 
 import lumina_jax.trained
-from lumina_jax.commands import sample
+from lumina_jax.commands import sample, train
 from lumina_jax.generation import pipeline as pipeline_module
 from lumina_jax.modalities.files.png import read_png_metadata
-from tests.training.processes import training
 from tests.training.tiny import label_config
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     settings = label_config(tmp_path_factory.mktemp("runs"), run={"steps": 1, "checkpoint_every": 1})
-    done = training(settings)
-    assert done.returncode == 0, done.stderr
+    assert train.run(settings)
     return Path(settings.run.root) / "tiny"
 
 
@@ -68,8 +66,8 @@ def test_other_settings_of_one_seed_leave_what_is_there(draw, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--seed", -1], "seed=-1 must lie between 0 and 2**64 - 1"),
-        (["--seed", 10**20], "must lie between 0 and 2**64 - 1"),
+        (["--seed", -1], "seed=-1 must be between 0 and 2**64 - 1"),
+        (["--seed", 10**20], "must be between 0 and 2**64 - 1"),
         (["--size", 0], "--size 0 must be at least 1"),
         (["--height", 0], "--height 0 must be at least 1"),
         (["--size", 12], "must be a positive multiple of the 8 pixels"),
@@ -145,7 +143,8 @@ def test_an_edited_configuration_is_refused_by_the_name_of_what_changed(draw, tr
     shutil.copytree(trained, tmp_path / "run")
     file = tmp_path / "run" / "config.json"
     settings = json.loads(file.read_text())
-    before, settings[section][name] = settings[section][name], value
+    fields = settings["data"]["media"] if section == "data" else settings[section]
+    before, fields[name] = fields[name], value
     file.write_text(json.dumps(settings))
     status, said = draw("3", run=tmp_path / "run")
     assert status == 1
@@ -156,7 +155,8 @@ def test_how_a_model_is_computed_and_where_files_lie_may_be_edited(draw, trained
     shutil.copytree(trained, tmp_path / "run")
     file = tmp_path / "run" / "config.json"
     settings = json.loads(file.read_text())
-    settings["model"]["attention"], settings["data"]["path"], settings["sample"]["steps"] = "reference", "/moved", 1
+    settings["model"]["attention"], settings["sample"]["steps"] = "reference", 1
+    settings["data"]["source"]["path"] = "/moved"
     file.write_text(json.dumps(settings))
     assert draw("3", run=tmp_path / "run")[0] == 0
 

@@ -8,20 +8,32 @@ import pytest
 import soundfile
 import yaml
 from flax import nnx
+from PIL import Image
 from safetensors.numpy import save_file
 
+from lumina_jax.config import (
+    EmojiConfig,
+    FolderConfig,
+    ModalityConfig,
+    OtherAutoencoder,
+    Part,
+    PictureConfig,
+    SoundConfig,
+)
 from lumina_jax.config_files import load_config
 from lumina_jax.data.batches import Stream, row_tokens
 from lumina_jax.data.example import BadSample
 from lumina_jax.data.file_sources import FolderSource
-from lumina_jax.data.latents import encode
+from lumina_jax.data.latents import LatentSource, encode, encode_sources
+from lumina_jax.data.sources import open_source
 from lumina_jax.encoders.sound_vae import sound_vae
 from lumina_jax.encoders.vocoder import vocoder
 from lumina_jax.mel import log_mel
-from lumina_jax.modalities import Shape, modality_of, sound_latents
+from lumina_jax.modalities import Shape, load_autoencoders, modalities_of_sources, modality_of, sound_latents
 from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.modalities.sound_latents import SoundLatents
 from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.training.metrics import read_metrics
 from tests.data.numbered import Lookup
 from tests.encoders.sound_layout import CHANNELS, random_tensors, random_vocoder
 from tests.encoders.sound_layout import VAE as SOME_VAE
@@ -165,3 +177,59 @@ def test_the_vocoder_of_a_configuration_makes_its_sounds(folder):
 def test_an_autoencoder_that_does_not_fit_sounds_is_refused(folder, change, message):
     with pytest.raises(ValueError, match=message):
         modality_of(tiny(folder).replace(**change))
+
+
+# a mixture
+
+
+def mixed(folder, steps):
+    """Pictures and sounds in one model, each in the latents of an autoencoder of its modality."""
+    parts = (
+        Part(source=EmojiConfig(emoji_names=2), media=PictureConfig(image_size=16)),
+        Part(source=FolderConfig(path=str(folder)), media=SoundConfig(seconds=0.6, sample_rate=RATE), modality="sound"),
+    )
+    sound = OtherAutoencoder(modality="sound", path=str(folder / "maa2"), vocoder=str(folder / "voice"))
+    return tiny(folder).replace(
+        model={
+            "modality": "image", "patch_size": 2, "channels": 4,
+            "others": (ModalityConfig(name="sound", patch_size=1, channels=CHANNELS),),
+        },
+        vae={"path": str(ROOT / "tests/golden/vae_tiny"), "vocoder": "", "others": (sound,)},
+        data={"mixture": parts, "row_tokens": 48, "samples_per_row": 4},
+        run={"name": f"mixed-{steps}", "steps": steps},
+    )  # fmt: skip
+
+
+def test_a_mixture_of_pictures_and_sounds_in_latents_trains_resumes_and_draws_both(folder, capsys):
+    from lumina_jax.commands import sample, train
+
+    train.run(mixed(folder, 4))
+    said = capsys.readouterr().out
+    assert "encoding pictures and sounds" in said
+    begun = mixed(folder, 4).replace(run={"name": "resumed", "steps": 2})
+    train.run(begun)
+    train.run(begun.replace(run={"steps": 4}))
+    whole, resumed = (read_metrics(folder / name) for name in ("mixed-4", "resumed"))
+    assert [line["loss"] for line in whole] == [line["loss"] for line in resumed]
+    assert all(np.isfinite(line[f"loss/{name}"]) for line in whole for name in ("image", "sound"))
+
+    run = folder / "resumed"
+    sample.draw(sample.Arguments(run=run, prompts=("red heart",), sample=begun.sample))
+    sample.draw(sample.Arguments(run=run, prompts=("rain",), seconds=0.4, modality="sound", sample=begun.sample))
+    drawn = run / "samples" / "4" / "seed-0"
+    with Image.open(drawn / "000-red-heart.png") as picture:
+        assert picture.size == (16, 16)
+        assert np.asarray(picture).std() > 1
+    samples, rate = soundfile.read(drawn / "000-rain.wav")
+    assert (len(samples), rate) == (26 * 256, RATE)
+    assert np.std(samples) > 1e-3
+
+
+def test_only_parts_whose_modality_has_an_autoencoder_become_latents(folder, tmp_path):
+    config = mixed(folder, 1)
+    source, modalities = open_source(config.data, config.model), modalities_of_sources(config)
+    autoencoders = {"sound": sound_vae(folder / "maa2")}
+    encoded = encode_sources(source, modalities, autoencoders, tmp_path)
+    assert [type(part) for part in encoded.parts] == [type(source.parts[0]), LatentSource]
+    assert encoded.contents == source.contents
+    assert load_autoencoders(config).keys() == {"image", "sound"}

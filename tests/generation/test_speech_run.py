@@ -7,6 +7,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from lumina_jax.commands import evaluate, sample, train
 from lumina_jax.config import (
     Config,
     DataConfig,
@@ -26,7 +27,6 @@ from lumina_jax.modalities.decoding.media import Sound
 from lumina_jax.modalities.files.png import read_png_metadata
 from lumina_jax.modalities.files.sounds import SoundFiles, save_wav, spectrogram_picture
 from tests.generation.test_pipeline import Words, new_pipeline
-from tests.training.processes import module, sampling, training
 
 RATE = 22_050
 WORDS = Path(__file__).parents[1] / "golden" / "speech" / "words.npz"
@@ -162,9 +162,12 @@ def run(tmp_path_factory):
     card = Card(name="words", about="", origin="", licence="", attribution="", settings={})
     samples = [Sample(word, word, Sound(samples, rate), 170.0) for word, samples in sounds.items()]
     write_prepared(root / "words", samples, card)
-    done = training(speech_config(root))
-    assert done.returncode == 0, done.stderr
+    assert train.run(speech_config(root))
     return root / "tiny"
+
+
+def arguments(run, *prompts, **asked):
+    return sample.Arguments(run=run, prompts=prompts, sample=speech_config(run.parent).sample, **asked)
 
 
 def test_training_draws_spectrograms_as_it_goes(run):
@@ -172,37 +175,37 @@ def test_training_draws_spectrograms_as_it_goes(run):
         assert np.asarray(sheet).std() > 1
 
 
-def test_a_run_on_speech_draws_sounds_of_the_length_asked_for(run):
-    done = sampling(run, "[130 Hz] seven", "river", "--seconds", 0.5)
-    assert done.returncode == 0, done.stderr
+def test_a_run_on_speech_draws_sounds_of_the_length_asked_for(run, capsys):
+    assert sample.draw(arguments(run, "[130 Hz] seven", "river", seconds=0.5)) == 0
     folder = run / "samples" / "2" / "seed-0"
-    assert f"2 sounds and {folder / 'sheet.png'}" in done.stdout
+    assert f"2 sounds and {folder / 'sheet.png'}" in capsys.readouterr().out
     assert soundfile.info(folder / "001-river.wav").frames == 44 * 256  # the frames that 0.5 s touch
-    assert read_png_metadata(folder / "000-130-hz-seven.png")["modality"] == "speech"
+    about = read_png_metadata(folder / "000-130-hz-seven.png")
+    assert (about["modality"], about["seconds"]) == ("speech", 0.5)
 
 
 @pytest.mark.parametrize(
-    ("flags", "reason"),
+    ("asked", "reason"),
     [
-        (["--video-frames", 3], "--video-frames say how large a picture is, but this draws sounds; use --seconds"),
-        (["--seconds", -1], "seconds=-1.0 must be positive"),
+        ({"video_frames": 3}, "--video-frames say how large a picture is, but this draws sounds; use --seconds"),
+        ({"seconds": -1.0}, "seconds=-1.0 must be positive"),
     ],
 )
-def test_what_does_not_fit_a_sound_is_refused(run, flags, reason):
-    done = sampling(run, "seven", *flags)
-    assert done.returncode != 0
-    assert reason in done.stderr
+def test_what_does_not_fit_a_sound_is_refused(run, asked, reason):
+    with pytest.raises(ValueError, match=reason):
+        sample.draw(arguments(run, "seven", **asked))
 
 
-def test_a_run_on_speech_is_evaluated_by_a_recogniser(run):
-    done = module("evaluate", run, "--limit", 2)
-    assert done.returncode == 0, done.stderr
-    assert "recorded     2 of    2 heard: 100.0%" in done.stdout
-    assert "drawn" in done.stdout
+def test_a_run_on_speech_is_evaluated_by_a_recogniser(run, capsys):
+    assert evaluate.evaluate(evaluate.Arguments(run, limit=2)) == 0
+    said = capsys.readouterr().out
+    assert "recorded     2 of    2 heard: 100.0%" in said
+    assert "drawn" in said
     assert len(list((run / "samples" / "2" / "evaluated-seed-1").glob("*.wav"))) == 2
+    with pytest.raises(ValueError, match="--likelihood needs a model of pixels, but this one draws sounds"):
+        evaluate.evaluate(evaluate.Arguments(run, limit=2, likelihood=1))
 
 
 def test_data_of_another_width_is_refused_before_training(run):
-    done = training(speech_config(run.parent, model={"channels": 3}, run={"name": "narrow"}))
-    assert done.returncode != 0
-    assert "mel spectrograms have 80 channels, but model.channels=3; set it to 80" in done.stderr
+    with pytest.raises(ValueError, match=r"mel spectrograms have 80 channels, but model\.channels=3; set it to 80"):
+        train.run(speech_config(run.parent, model={"channels": 3}, run={"name": "narrow"}))

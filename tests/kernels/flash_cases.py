@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,6 +50,16 @@ def arrays(of, dtype=jnp.float32):
     return [jnp.asarray(x, jnp.float32 if x.ndim == 1 else dtype) for x in values]
 
 
+def with_gradients(function, gradient, *inputs):
+    """function(*inputs) and the gradients of all inputs for a gradient of the output, in one compiled program."""
+
+    def both(gradient, *inputs):
+        out, pull_back = jax.vjp(function, *inputs)
+        return out, pull_back(gradient)
+
+    return jax.jit(both)(jnp.asarray(gradient, jnp.float32), *inputs)
+
+
 def gated(of, keys, values, gate, queries=None):
     return GatedText(keys, values, gate, jnp.asarray(of.text[3]), queries)
 
@@ -84,16 +95,16 @@ def by_definition(of, gradient=None):
             if of.text:
                 own = len(of.text) == 5
                 queries, gate = of.text[4] if own else of.q, np.tanh(of.text[2][h])
-                places = (6 if own else 0, 3, 4)
-                kinds.append((queries, of.text[0], of.text[1], of.text[3], of.q.shape[-1] ** -0.5, gate, places))
-            for q, k, v, segments, scale, share, places in kinds:
+                inputs = (6 if own else 0, 3, 4)
+                kinds.append((queries, of.text[0], of.text[1], of.text[3], of.q.shape[-1] ** -0.5, gate, inputs))
+            for q, k, v, segments, scale, share, inputs in kinds:
                 one, weights = softmax(q[at], k[key_at], v[key_at], of.segments[b], segments[b], scale)
                 out[at] += share * one
                 if gradient is not None:
                     *three, delta = slopes(weights, q[at], k[key_at], v[key_at], gradient[at], scale)
-                    for place, index, slope in zip(places, (at, key_at, key_at), three):
-                        found[place][index] += share * slope
-                    if places[1] == 3:
+                    for input_, index, slope in zip(inputs, (at, key_at, key_at), three):
+                        found[input_][index] += share * slope
+                    if inputs[1] == 3:
                         found[5][h] += (1 - share**2) * delta.sum()
     return out if gradient is None else (out, found)
 

@@ -1,5 +1,7 @@
 """attend() against numpy, written out sample by sample."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,13 +39,8 @@ def by_hand(q, k, v, query_segments, key_segments, scale):
 @pytest.mark.parametrize("implementation", ["reference", "xla", "auto"])
 def test_attend_is_masked_softmax_plus_gated_text(implementation):
     q, k, v, text = inputs()
-    ours = attend(
-        *map(jnp.asarray, (q, k, v)),
-        segment_ids=jnp.asarray(SEGMENTS),
-        scale=0.4,
-        text=text,
-        implementation=implementation,
-    )
+    call = functools.partial(attend, segment_ids=jnp.asarray(SEGMENTS), scale=0.4, implementation=implementation)
+    ours = jax.jit(call)(q, k, v, text=text)
     from_text = by_hand(q, np.asarray(text.keys), np.asarray(text.values), SEGMENTS, TEXT_SEGMENTS, D**-0.5)
     gate = np.tanh(np.asarray(text.gate))[:, None]
     theirs = by_hand(q, k, v, SEGMENTS, SEGMENTS, 0.4) + gate * from_text
@@ -58,7 +55,7 @@ def test_padding_gets_zeros_and_no_gradient_is_nan(implementation):
         out = attend(q, k, v, segment_ids=jnp.asarray(SEGMENTS), scale=1.0, text=text, implementation=implementation)
         return jnp.sum(out**2), out
 
-    gradients, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*map(jnp.asarray, (q, k, v)))
+    gradients, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     assert not np.any(np.asarray(out)[SEGMENTS == 0])
     assert all(np.isfinite(gradient).all() for gradient in gradients)
     assert not np.any(np.asarray(gradients[1])[SEGMENTS == 0])

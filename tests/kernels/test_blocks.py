@@ -1,5 +1,6 @@
 """Block sizes: what is refused and why, what is chosen, and the ranges of tiles that packed rows need."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from lumina_jax.kernels.flash.blocks import (
     padded_length,
 )
 
+VISITS = jax.jit(steering.visits, static_argnames=("block", "tile_q", "tile_kv", "most"))
+RUNS = jax.jit(steering.runs, static_argnames=("block", "tile"))
+
 
 def visits(queries, keys, **tiles):
-    return steering.visits(jnp.asarray(queries), jnp.asarray(keys), most=0.4, **tiles)
+    return VISITS(jnp.asarray(queries), jnp.asarray(keys), most=0.4, **tiles)
 
 
 GOOD = {
@@ -125,7 +129,7 @@ def listed(ids, *, block, tile, keys=None, text=None):
     """Counts of tiles by block, and the tiles of all blocks."""
     keys = ids if keys is None else keys
     text = None if text is None else jnp.asarray(text)
-    found = steering.runs(jnp.asarray(ids), jnp.asarray(keys), text, block=block, tile=tile)
+    found = RUNS(jnp.asarray(ids), jnp.asarray(keys), text, block=block, tile=tile)
     counts = np.asarray(found.counts)
     tiles = np.asarray(found.tiles).reshape(len(counts), -1, len(steering.Tile._fields))
     return counts, [tuple(int(x) for x in row) for count, of in zip(counts, tiles) for row in of[: max(count, 0)]]

@@ -9,7 +9,7 @@ import pytest
 
 from lumina_jax.kernels.ring import PLAIN, KeyBlock, ring_attention
 from lumina_jax.kernels.ring_blocks import block_attention
-from tests.kernels.flash_cases import arrays, by_definition, case, relative
+from tests.kernels.flash_cases import arrays, by_definition, case, relative, with_gradients
 
 PACKED = np.repeat([[1, 2, 0]], [200, 40, 144], axis=1)
 """Of three devices the first holds one sample, the second the rest of it, another and padding, the last nothing; of two
@@ -30,10 +30,9 @@ def around(of, devices, q, k, v):
 def test_a_ring_of_kernels_gives_the_attention_and_the_gradients_of_whole_packed_rows(devices, heads):
     of = case(PACKED, heads=heads, key_heads=2, scale=0.2)
     gradient = np.random.default_rng(9).standard_normal(of.q.shape)
-    out, pull_back = jax.vjp(jax.jit(functools.partial(around, of, devices)), *arrays(of))
+    out, gradients = with_gradients(functools.partial(around, of, devices), gradient, *arrays(of))
     wanted, of_inputs = by_definition(of, gradient)
     assert relative(out, wanted) <= 2e-6
-    gradients = pull_back(jnp.asarray(gradient, jnp.float32))
     assert max(relative(ours, theirs) for ours, theirs in zip(gradients, of_inputs, strict=True)) < 1e-5
     assert not any(np.asarray(x)[of.segments == 0].any() for x in (out, *gradients))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,10 @@ from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.models.presets import SIZES, preset
 from lumina_jax.models.rope import RopeScaling
 from lumina_jax.tokens import TextFeatures, pack, pack_text, tokens_of, unpack, unpatchify
+from tests.models.random_models import random_model, random_parameters
 
 CONFIG = ModelConfig(
-    layers=3,
+    layers=2,
     heads=4,
     width=32,
     kv_heads=2,
@@ -28,17 +30,13 @@ CONFIG = ModelConfig(
 )
 LAYOUT = {"patch_size": 2, "nextline": True, "nextframe": True}
 
-
 run = jax.jit(FlagDiT.__call__, static_argnames="base_length")
+encode_text = jax.jit(FlagDiT.encode_text)
 
 
-def random_model(config=CONFIG, seed=0):
-    """A model in which nothing is zero, so that nothing can hide."""
-    graph, state = nnx.split(FlagDiT(config, rngs=nnx.Rngs(seed)))
-    leaves, tree = jax.tree.flatten(nnx.to_pure_dict(state))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    filled = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    return nnx.merge(graph, jax.tree.unflatten(tree, filled))
+@pytest.fixture(scope="module")
+def model():
+    return random_model(CONFIG)
 
 
 def samples(seed=0):
@@ -63,34 +61,35 @@ def packed(model, latents, captions, times, row_tokens=64):
     return unpack(output, grids, patch_size=2)[0]
 
 
-def test_packed_rows_equal_separate_rows():
-    model = random_model()
-    latents, captions, times = samples()
-    together = packed(model, latents, captions, times)
-    for latent, caption, t, ours in zip(latents, captions, times, together):
-        np.testing.assert_allclose(ours, alone(model, latent, caption, t), atol=1e-5)
+@pytest.fixture(scope="module")
+def packed_gradient():
+    """The samples in one packed row, and the gradient of the sum of their squares."""
+    return value_and_gradient(CONFIG)
 
 
-def test_packed_rows_have_the_gradient_of_separate_rows():
-    graph, state = nnx.split(random_model())
-    parameters = nnx.to_pure_dict(state)
-    latents, captions, times = samples()
+def value_and_gradient(config, forward=packed):
+    def loss(parameters):
+        outputs = forward(nnx.merge(abstract_model(config)[0], parameters), *samples())
+        return sum(jnp.sum(output**2) for output in outputs), outputs
 
-    def loss_packed(parameters):
-        outputs = packed(nnx.merge(graph, parameters), latents, captions, times)
-        return sum(jnp.mean(output**2) for output in outputs)
-
-    def loss_alone(parameters):
-        model = nnx.merge(graph, parameters)
-        return sum(jnp.mean(alone(model, *sample) ** 2) for sample in zip(latents, captions, times))
-
-    ours, theirs = jax.jit(jax.grad(loss_packed))(parameters), jax.jit(jax.grad(loss_alone))(parameters)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    (_, outputs), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(random_parameters(config))
+    return outputs, gradient
 
 
-def test_a_token_of_another_sample_changes_nothing():
-    model = random_model()
+def test_packed_rows_equal_separate_rows_and_have_their_gradient(packed_gradient):
+    def separate(model, *samples):
+        return [alone(model, *sample) for sample in zip(*samples)]
+
+    outputs, gradient = value_and_gradient(CONFIG, separate)
+    chex.assert_trees_all_close(packed_gradient[0], outputs, atol=1e-5)
+    chex.assert_trees_all_close(packed_gradient[1], gradient, atol=1e-6 * largest(gradient), rtol=1e-4)
+
+
+def largest(tree):
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+def test_a_token_of_another_sample_changes_nothing(model):
     latents, captions, times = samples()
     before = packed(model, latents, captions, times)
     changed = [latents[0], latents[1] + 1, latents[2]]
@@ -100,17 +99,15 @@ def test_a_token_of_another_sample_changes_nothing():
     assert np.abs(before[1] - after[1]).max() > 1e-2
 
 
-def test_text_encoded_ahead_gives_the_same_output():
-    model = random_model()
+def test_text_encoded_ahead_gives_the_same_output(model):
     latents, captions, _ = samples()
     tokens, _ = tokens_of(jnp.asarray(latents[0][None]), **LAYOUT)
     text = jax.tree.map(jnp.asarray, pack_text([[captions[0]]], 6))
     t = jnp.full((1, 1), 0.3)
-    np.testing.assert_allclose(run(model, tokens, t, text), run(model, tokens, t, model.encode_text(text)), atol=3e-6)
+    np.testing.assert_allclose(run(model, tokens, t, text), run(model, tokens, t, encode_text(model, text)), atol=3e-6)
 
 
-def test_the_caption_and_the_time_matter():
-    model = random_model()
+def test_the_caption_and_the_time_matter(model):
     latents, captions, _ = samples()
     base = alone(model, latents[0], captions[0], 0.3)
     assert np.abs(base - alone(model, latents[0], captions[1], 0.3)).max() > 1e-2
@@ -124,38 +121,21 @@ def test_a_new_model_predicts_zero_and_ignores_its_text():
     assert not np.any(model.blocks.text.gate[...])
 
 
-def value_and_gradient(config):
-    latents, captions, times = samples()
-    graph, state = nnx.split(random_model(config))
-
-    def loss(parameters):
-        outputs = packed(nnx.merge(graph, parameters), latents, captions, times)
-        return sum(jnp.sum(output**2) for output in outputs)
-
-    return jax.jit(jax.value_and_grad(loss))(nnx.to_pure_dict(state))
-
-
-def test_ways_to_compute_give_one_result_and_one_gradient():
-    ours = value_and_gradient(CONFIG)
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(ours))
-    for change in ({"remat": "full"}, {"remat": "dots"}, {"unroll": 3}, {"attention": "reference"}):
-        theirs = value_and_gradient(dataclasses.replace(CONFIG, **change))
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest, err_msg=str(change))
+def test_ways_to_compute_give_one_result_and_one_gradient(packed_gradient):
+    """Remat and unrolling alone are compared in test_stack.py."""
+    other = value_and_gradient(dataclasses.replace(CONFIG, remat="dots", unroll=2, attention="reference"))
+    chex.assert_trees_all_close(packed_gradient, other, rtol=1e-4, atol=1e-6 * largest(other))
 
 
 def test_grouped_key_heads_equal_repeated_ones():
-    grouped = random_model()
     config = dataclasses.replace(CONFIG, kv_heads=None, qk_norm=False)
     grouped = random_model(dataclasses.replace(config, kv_heads=2))
-    full = random_model(config)
 
     def repeated(kernel):
         split = kernel.reshape(*kernel.shape[:-1], 2, 8)
         return jnp.repeat(split, 2, axis=-2).reshape(*kernel.shape[:-1], 32)
 
-    graph, state = nnx.split(full)
-    values, source = nnx.to_pure_dict(state), nnx.to_pure_dict(nnx.state(grouped))
+    graph, values, source = abstract_model(config)[0], random_parameters(config), nnx.to_pure_dict(nnx.state(grouped))
     values.update({name: value for name, value in source.items() if name != "blocks"})
     for part in ("modulation", "attention_norm", "mlp_norm", "mlp"):
         values["blocks"][part] = source["blocks"][part]
@@ -171,8 +151,7 @@ def test_grouped_key_heads_equal_repeated_ones():
     )
 
 
-def test_proportional_attention_at_the_base_length_changes_nothing():
-    model = random_model()
+def test_proportional_attention_at_the_base_length_changes_nothing(model):
     latents, captions, _ = samples()
     tokens, grid = tokens_of(jnp.asarray(latents[0][None]), **LAYOUT)
     text = jax.tree.map(jnp.asarray, pack_text([[captions[0]]], 6))
@@ -182,8 +161,7 @@ def test_proportional_attention_at_the_base_length_changes_nothing():
     assert np.abs(run(model, tokens, t, text, base_length=3) - plain).max() > 1e-3
 
 
-def test_rotary_scalings_may_be_traced_and_change_the_output():
-    model = random_model()
+def test_rotary_scalings_may_be_traced_and_change_the_output(model):
     latents, captions, _ = samples()
     tokens, _ = tokens_of(jnp.asarray(latents[0][None]), **LAYOUT)
     text = jax.tree.map(jnp.asarray, pack_text([[captions[0]]], 6))
@@ -193,9 +171,9 @@ def test_rotary_scalings_may_be_traced_and_change_the_output():
     assert np.abs(scaled[1] - scaled[0]).max() > 1e-3
 
 
-def test_bfloat16_stays_near_float32():
+def test_bfloat16_stays_near_float32(model):
     latents, captions, _ = samples()
-    exact = alone(random_model(), latents[0], captions[0], 0.4)
+    exact = alone(model, latents[0], captions[0], 0.4)
     rounded = alone(random_model(dataclasses.replace(CONFIG, compute_dtype="bfloat16")), latents[0], captions[0], 0.4)
     assert rounded.dtype == jnp.float32
     assert np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max() + 0.02
@@ -214,8 +192,7 @@ def test_every_published_size_can_be_built_for_text_and_labels():
             abstract_model(preset(size, conditioning=conditioning))
 
 
-def test_text_features_of_padding_do_not_matter():
-    model = random_model()
+def test_text_features_of_padding_do_not_matter(model):
     latents, captions, _ = samples()
     tokens, _ = tokens_of(jnp.asarray(latents[0][None]), **LAYOUT)
     text = jax.tree.map(jnp.asarray, pack_text([[captions[0]]], 6))

@@ -1,4 +1,4 @@
-"""One network, several modalities: each has its own projections, and nothing else of its own."""
+"""One network, several modalities: each has its own projections, and shares all other parameters."""
 
 import dataclasses
 
@@ -24,7 +24,9 @@ from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.modalities import Shape
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.tokens import TextFeatures, pack, pack_text, tokens_of, unpatchify
-from lumina_jax.training.step import TrainBatch, draw, gradient
+from lumina_jax.training.step import TrainBatch, gradient, noise_and_times
+from tests.compiled import compiled
+from tests.models.random_models import random_parameters
 
 MODEL = ModelConfig(
     layers=2, heads=2, width=16, patch_size=2, channels=3, text_width=6, mlp_multiple_of=8, compute_dtype="float32",
@@ -39,13 +41,6 @@ LATENTS = [RANDOM.standard_normal(shape).astype(np.float32) for shape in SHAPES]
 CAPTIONS = [RANDOM.standard_normal((length, 6)).astype(np.float32) for length in (3, 4, 2)]
 TIMES = np.array([0.2, 0.5, 0.9], np.float32)
 run = jax.jit(FlagDiT.__call__)
-
-
-def random_parameters(config):
-    """Parameters of which none is zero, so that nothing can hide."""
-    leaves, tree = jax.tree.flatten(nnx.to_pure_dict(abstract_model(config)[1]))
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    return jax.tree.unflatten(tree, [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)])
 
 
 def packed():
@@ -67,31 +62,33 @@ def test_patches_of_all_modalities_share_rows_as_wide_as_the_widest():
     assert np.abs(tokens.patches[0, 8]).min() > 0
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_each_modality_is_computed_as_by_a_model_of_it_alone(place):
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_each_modality_is_computed_as_by_a_model_of_it_alone(index):
     graph, _ = abstract_model(MODEL)
     parameters = random_parameters(MODEL)
     text = jax.tree.map(jnp.asarray, pack_text([CAPTIONS], 12))
     together = run(nnx.merge(graph, parameters), packed(), jnp.asarray(TIMES)[None], text)
 
-    own = MODEL.modalities[place]
-    single = dataclasses.replace(MODEL, patch_size=own.patch_size, channels=own.channels, modality=own.name, others=())
-    of_single = {**parameters, "final_layer": dict(parameters["final_layer"])}
-    embeddings = [parameters["patch_embedding"], *of_single.pop("other_embeddings").values()]
-    outputs = [parameters["final_layer"]["linear"], *of_single["final_layer"].pop("others").values()]
-    of_single["patch_embedding"], of_single["final_layer"]["linear"] = embeddings[place], outputs[place]
-    model = nnx.merge(abstract_model(single)[0], of_single)
+    modality = MODEL.modalities[index]
+    single = dataclasses.replace(
+        MODEL, patch_size=modality.patch_size, channels=modality.channels, modality=modality.name, others=()
+    )
+    single_parameters = {**parameters, "final_layer": dict(parameters["final_layer"])}
+    embeddings = [parameters["patch_embedding"], *single_parameters.pop("other_embeddings").values()]
+    outputs = [parameters["final_layer"]["linear"], *single_parameters["final_layer"].pop("others").values()]
+    single_parameters["patch_embedding"], single_parameters["final_layer"]["linear"] = embeddings[index], outputs[index]
+    model = nnx.merge(abstract_model(single)[0], single_parameters)
     tokens, grid = tokens_of(
-        jnp.asarray(LATENTS[place][None]), patch_size=own.patch_size, nextline=True, nextframe=True
+        jnp.asarray(LATENTS[index][None]), patch_size=modality.patch_size, nextline=True, nextframe=True
     )
-    alone = run(model, tokens, TIMES[None, None, place], jax.tree.map(jnp.asarray, pack_text([[CAPTIONS[place]]], 6)))
+    alone = run(model, tokens, TIMES[None, None, index], jax.tree.map(jnp.asarray, pack_text([[CAPTIONS[index]]], 6)))
 
-    start = [0, 8, 18][place]
-    ours = together[:, start : start + grid.length, : own.patch_values]
+    start = [0, 8, 18][index]
+    ours = together[:, start : start + grid.length, : modality.patch_values]
     np.testing.assert_allclose(
-        unpatchify(ours, grid, own.patch_size), unpatchify(alone, grid, own.patch_size), atol=1e-5
+        unpatchify(ours, grid, modality.patch_size), unpatchify(alone, grid, modality.patch_size), atol=1e-5
     )
-    rest = together[:, start : start + grid.length, own.patch_values :]
+    rest = together[:, start : start + grid.length, modality.patch_values :]
     assert rest.size == 0 or np.abs(rest).max() == 0
 
 
@@ -100,8 +97,9 @@ def test_losses_and_gradients_count_each_modality_s_own_values():
     parameters = random_parameters(MODEL)
     tokens, text = packed(), jax.tree.map(jnp.asarray, pack_text([CAPTIONS], 12))
     batch = TrainBatch(tokens, text, jnp.ones((1, 3)))
-    drawn = draw(jax.random.key(1), batch, FlowConfig())
-    loss, totals, gradients = gradient(graph, parameters, batch, drawn, FlowConfig(), 1)
+    drawn = noise_and_times(jax.random.key(1), batch, FlowConfig())
+    compute = jax.jit(gradient, static_argnums=(0, 4, 5))
+    loss, totals, gradients = compute(graph, parameters, batch, drawn, FlowConfig(), 1)
     np.testing.assert_array_equal(totals.samples, [1, 1, 1])
     np.testing.assert_allclose(np.sum(totals.losses) / 3, loss, rtol=1e-6)
 
@@ -110,11 +108,11 @@ def test_losses_and_gradients_count_each_modality_s_own_values():
     x1, x0 = tokens.patches[:, :24], drawn.x0[:, :24]
     noised = tokens._replace(patches=tokens.patches.at[:, :24].set(own_time * x1 + (1 - own_time) * x0))
     prediction = np.asarray(run(nnx.merge(graph, parameters), noised, drawn.t, text))
-    for place, (start, end) in enumerate([(0, 8), (8, 18), (18, 24)]):
-        values = MODEL.modalities[place].patch_values
+    for index, (start, end) in enumerate([(0, 8), (8, 18), (18, 24)]):
+        values = MODEL.modalities[index].patch_values
         patches = np.array(tokens.kinds[0, start:end]) == 1
         wrong = (prediction - np.asarray(tokens.patches - drawn.x0))[0, start:end, :values][patches]
-        np.testing.assert_allclose(totals.losses[place], np.mean(wrong**2), rtol=1e-4)
+        np.testing.assert_allclose(totals.losses[index], np.mean(wrong**2), rtol=1e-4)
 
     of_sound = jax.tree.leaves(gradients["other_embeddings"][1])
     assert all(np.abs(leaf).max() > 0 for leaf in of_sound)
@@ -129,7 +127,7 @@ class Silence:
         return TextFeatures(np.ones((len(captions), 2, 6), np.float32), np.ones((len(captions), 2), np.int32))
 
 
-def test_each_modality_is_drawn_in_its_own_shape_and_padding_changes_nothing():
+def test_each_modality_is_drawn_in_its_own_shape_and_padding_changes_nothing(caplog):
     parts = (
         Part(media=PictureConfig(image_size=8)),
         Part(source=PreparedConfig(path="clips"), media=ClipConfig(image_size=8, frames=2), modality="video"),
@@ -138,14 +136,16 @@ def test_each_modality_is_drawn_in_its_own_shape_and_padding_changes_nothing():
     config = Config(model=MODEL, data=DataConfig(mixture=parts))
     pipeline = Pipeline(config, abstract_model(MODEL)[0], random_parameters(MODEL), Silence())
     settings = SampleConfig(solver="euler", steps=2, guidance=2.0)
-    clips = pipeline(["a"], settings, seed=0, shape=Shape(8, 12, 3), batch=1, modality="video")
-    assert clips[0].shape == (3, 8, 12, 3)
-    assert pipeline(["a"], settings, seed=0, shape=Shape(8, 8), batch=1)[0].shape == (1, 8, 8, 3)
     noise = RANDOM.standard_normal((1, 1, 1, 7, 20)).astype(np.float32)
-    found = pipeline.latents(noise, ["a"], settings, modality="sound")
-    assert found.shape == noise.shape
-    assert np.isfinite(found).all()
-    assert pipeline.compilations == 3
+    with compiled(caplog) as programs:
+        clips = pipeline(["a"], settings, seed=0, shape=Shape(8, 12, 3), batch=1, modality="video")
+        pictures = pipeline(["a"], settings, seed=0, shape=Shape(8, 8), batch=1)
+        sounds = pipeline.latents(noise, ["a"], settings, modality="sound")
+    assert clips[0].shape == (3, 8, 12, 3)
+    assert pictures[0].shape == (1, 8, 8, 3)
+    assert sounds.shape == noise.shape
+    assert np.isfinite(sounds).all()
+    assert programs.count("draw") == 3
     with pytest.raises(ValueError, match="must be one of those of the model: image, video, sound"):
         pipeline(["a"], settings, seed=0, shape=Shape(8, 8), batch=1, modality="smell")
 

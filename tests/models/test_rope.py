@@ -11,12 +11,12 @@ from lumina_jax.tokens import tokens_of
 POSITIONS = np.random.default_rng(0).integers(0, 20, (2, 5, 4)).astype(np.int32)
 
 
-def turned(x, places, linear=1.0, ntk=1.0):
+def turned(x, points, linear=1.0, ntk=1.0):
     """Pair j of a head turns by coordinate j mod n, as complex numbers in float64."""
-    axes, width = places.shape[-1], x.shape[-1]
+    axes, width = points.shape[-1], x.shape[-1]
     pairs = np.arange(width // 2)
     exponents = 2 * axes * (pairs // axes) / width
-    angles = places[..., pairs % axes] / linear * (10_000.0 * ntk) ** -exponents
+    angles = points[..., pairs % axes] / linear * (10_000.0 * ntk) ** -exponents
     z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, :, None]
     return np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
 
@@ -25,12 +25,12 @@ def turned(x, places, linear=1.0, ntk=1.0):
 @pytest.mark.parametrize("scaling", [(1.0, 1.0), (2.5, 1.0), (1.0, 3.0)])
 def test_pairs_turn_by_the_coordinates_in_turn(axes, scaling):
     x = np.random.default_rng(1).standard_normal((2, 5, 3, 24)).astype(np.float32)
-    places = np.asarray(coordinates(jnp.asarray(POSITIONS), axes))
-    by = rotation(jnp.asarray(places), head_width=24, theta=10_000.0, scaling=RopeScaling(*scaling))
-    np.testing.assert_allclose(rotate(jnp.asarray(x), by), turned(x, places, *scaling), atol=1e-5)
+    points = np.asarray(coordinates(jnp.asarray(POSITIONS), axes))
+    by = rotation(jnp.asarray(points), head_width=24, theta=10_000.0, scaling=RopeScaling(*scaling))
+    np.testing.assert_allclose(rotate(jnp.asarray(x), by), turned(x, points, *scaling), atol=1e-5)
 
 
-def test_one_axis_is_the_place_two_are_row_and_column_and_three_add_the_frame():
+def test_one_axis_is_the_index_two_are_row_and_column_and_three_add_the_frame():
     tokens, _ = tokens_of(np.zeros((1, 2, 2, 3, 1), np.float32), patch_size=1, nextline=False, nextframe=False)
     positions = jnp.asarray(tokens.positions)
     assert coordinates(positions, 1)[0, :, 0].tolist() == list(range(12))

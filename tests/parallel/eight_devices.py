@@ -14,12 +14,11 @@ import numpy as np
 
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.state import create_state, state_shardings
-from lumina_jax.training.step import batch_places, train_step
-from tests.training.tiny import config, packed_batch
+from lumina_jax.training.step import batch_shardings, train_step
+from tests.training import tiny
 
 MESHES = {
-    "fsdp over two mesh axes": ({"fsdp": 8, "split": {"fsdp": (2, 4)}}, {}, {}),
-    "data and tensor": ({"tensor": 2}, {}, {"remat": "none"}),
+    "fsdp over two mesh axes, tensor": ({"fsdp": 4, "tensor": 2, "split": {"fsdp": (2, 2)}}, {}, {"remat": "none"}),
     "heads exchanged, key heads repeated": ({"sequence": 4, "fsdp": 2}, {}, {"remat": "dots"}),
     "ring": ({"sequence": 4, "ring": 4}, {}, {"remat": "offload"}),
     "ring, heads exchanged, tensor": ({"sequence": 4, "ring": 2, "tensor": 2}, {}, {}),
@@ -31,7 +30,9 @@ STEPS = 3
 
 def settings(optimizer, model):
     """Adam with an epsilon above the rounding of gradients: else it makes steps of full length out of rounding."""
-    base = config(optimizer={"learning_rate": 1e-3, "eps": 1e-3, "clip_norm": 1.0} | optimizer, data={"batch_rows": 8})
+    base = tiny.config(
+        optimizer={"learning_rate": 1e-3, "eps": 1e-3, "clip_norm": 1.0} | optimizer, data={"batch_rows": 8}
+    )
     network = {
         "heads": 8,
         "kv_heads": 2,
@@ -56,13 +57,13 @@ def start():
 
 def trained(state, mesh, optimizer, model):
     """Losses and gradient norms of the steps, and what they leave behind."""
-    own = settings(optimizer, model)
-    places, step = batch_places(mesh), train_step(own, mesh)
-    state = jax.device_put(state._replace(key=jax.random.key(3)), state_shardings(own, mesh))
+    config = settings(optimizer, model)
+    shardings, step = batch_shardings(mesh), train_step(config, mesh)
+    state = jax.device_put(state._replace(key=jax.random.key(3)), state_shardings(config, mesh))
     metrics = []
     for seed in range(STEPS):
-        batch = packed_batch(8, seed)
-        batch = type(batch)(*(jax.device_put(part, place) for part, place in zip(batch, places)))
+        batch = tiny.packed_batch(8, seed)
+        batch = type(batch)(*(jax.device_put(part, sharding) for part, sharding in zip(batch, shardings)))
         state, measured = step(state, batch)
         metrics.append(jax.device_get(measured))
     moments = state.optimizer[1][0]

@@ -117,8 +117,8 @@ def test_what_tensor_does_not_divide_is_refused():
     ("shape", "axes", "message"),
     [
         ((4,), ("width",), r"must have names of the rules table, but parameter p\S* has \['width'\]; choose from"),
-        ((4, 4, 4), ("embed",), "must name each dimension but a stacked first one"),
-        ((4,), ("embed", "mlp"), "must name each dimension but a stacked first one"),
+        ((4, 4, 4), ("embed",), "must name each dimension except a stacked first one"),
+        ((4,), ("embed", "mlp"), "must name each dimension except a stacked first one"),
     ],
 )
 def test_a_parameter_with_wrong_names_is_refused(shape, axes, message):
@@ -180,8 +180,8 @@ else:
     raise SystemExit("uneven rows were not refused")
 
 key = jax.random.key(0)
-places = shardings(jax.eval_shape(init, key), mesh, FSDP_TENSOR)
-stack = jax.jit(init, out_shardings=places)(key)
+wanted = shardings(jax.eval_shape(init, key), mesh, FSDP_TENSOR)
+stack = jax.jit(init, out_shardings=wanted)(key)
 assert {shard.data.shape for shard in stack.blocks.up[...].addressable_shards} == {(3, 8, 16)}
 assert {shard.data.shape for shard in stack.blocks.down[...].addressable_shards} == {(3, 16, 8)}
 x = jax.random.normal(jax.random.key(1), (8, 16))

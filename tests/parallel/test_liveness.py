@@ -32,41 +32,41 @@ class Job:
         self.ended = threading.Event()
         address = ("localhost", free_port())
         self.watches = {
-            place: Watch(
+            slot: Watch(
                 index,
-                (counts or {}).get(place, count),
+                (counts or {}).get(slot, count),
                 [address],
                 silence=silence,
-                end=lambda why, place=place: self.end(place, why),
+                end=lambda why, slot=slot: self.end(slot, why),
             )
-            for place, index in enumerate(indices)
+            for slot, index in enumerate(indices)
         }
         self.errors = {}
-        threads = [threading.Thread(target=self.meet, args=(place, timeout)) for place in self.watches]
+        threads = [threading.Thread(target=self.meet, args=(slot, timeout)) for slot in self.watches]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(20)
             assert not thread.is_alive()
 
-    def meet(self, place, timeout):
-        watch = self.watches[place]
+    def meet(self, slot, timeout):
+        watch = self.watches[slot]
         try:
             if watch._index == 0:
                 watch.listen()
             watch.meet(timeout)
         except RuntimeError as error:
-            self.errors[place] = str(error)
+            self.errors[slot] = str(error)
 
-    def end(self, place, why):
-        self.reasons[place] = why
+    def end(self, slot, why):
+        self.reasons[slot] = why
         self.ended.set()
 
-    def wait_for(self, places, seconds=5.0):
+    def wait_for(self, slots, seconds=5.0):
         deadline = time.monotonic() + seconds
-        while set(self.reasons) < set(places) and time.monotonic() < deadline:
+        while set(self.reasons) < set(slots) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert set(self.reasons) == set(places)
+        assert set(self.reasons) == set(slots)
 
 
 def test_a_process_that_dies_ends_all_others_at_once_and_is_named():
@@ -108,8 +108,8 @@ def test_an_error_of_one_process_is_told_by_all_others(failing):
 
 def test_processes_that_say_goodbye_end_nobody():
     job = Job(range(3), 3)
-    for place in (1, 0, 2):
-        job.watches[place].close()
+    for slot in (1, 0, 2):
+        job.watches[slot].close()
         time.sleep(0.1)
     assert not job.reasons
 

@@ -34,11 +34,11 @@ class Chip:
 
 def torus(x, y, z, slices=1):
     """Chips of a torus, x running fastest, as TPUs list them; four chips of the plane z = 0 are one host's."""
-    places = [(i, j, k) for k in range(z) for j in range(y) for i in range(x)]
+    coordinates = [(i, j, k) for k in range(z) for j in range(y) for i in range(x)]
     return [
-        Chip(1000 * part + number, place, part, process_index=(part, place[0] // 2, place[1] // 2, place[2]))
+        Chip(1000 * part + number, coords, part, process_index=(part, coords[0] // 2, coords[1] // 2, coords[2]))
         for part in range(slices)
-        for number, place in enumerate(places)
+        for number, coords in enumerate(coordinates)
     ]
 
 

@@ -1,5 +1,6 @@
 """Attention over rows whose tokens lie on several devices, simulated by mapped axes, against that over whole rows."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.kernels.attention import attend
 from lumina_jax.parallel.sequence import attend_across
+from tests.kernels.flash_cases import with_gradients
 
 SEGMENTS = np.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 16], np.int32)
 TEXT_SEGMENTS = np.array([[1, 1, 2, 0], [1, 1, 1, 1]], np.int32)
@@ -60,11 +62,15 @@ def across(qkv, own, text, ring, heads):
 )
 def test_attention_across_devices_is_that_of_whole_rows_with_text_and_gradients(ring, heads, key_heads, own_query):
     *given, weight = arrays(key_heads, own_query)
-    expected, pull = jax.vjp(whole, *given)
-    found, pull_across = jax.vjp(lambda *given: across(*given, ring, heads), *given)
+
+    def value_and_gradients(attention):
+        out, pull = jax.vjp(attention, *given)
+        return out, pull(weight)
+
+    expected, slopes = jax.jit(lambda: value_and_gradients(whole))()
+    found, slopes_across = jax.jit(lambda: value_and_gradients(lambda *given: across(*given, ring, heads)))()
     np.testing.assert_allclose(found, expected, atol=2e-6)
-    for ours, theirs in zip(jax.tree.leaves(pull_across(weight)), jax.tree.leaves(pull(weight))):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    chex.assert_trees_all_close(slopes_across, slopes, atol=1e-5)
 
 
 def test_without_devices_to_cross_the_back_end_is_left_as_it_is():

@@ -10,8 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MESHES = (
-    "fsdp over two mesh axes",
-    "data and tensor",
+    "fsdp over two mesh axes, tensor",
     "heads exchanged, key heads repeated",
     "ring",
     "ring, heads exchanged, tensor",

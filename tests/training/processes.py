@@ -1,9 +1,16 @@
-"""train.py, sample.py and the commands, each in a process of its own."""
+"""train.py, sample.py and the commands, each in a new process, or in this one."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from lumina_jax.commands import train
+from lumina_jax.failures import reported
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
@@ -41,3 +48,26 @@ def workers_of(process):
     children = [file.read_text() for file in Path(f"/proc/{process.pid}/task").glob("*/children")]
     pids = map(int, " ".join(children).split())
     return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def here(main, *words):
+    """A command in this process, which shares its compiled programs: the status, and what was printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setenv("LUMINA_ALLOCATOR", "system")  # else it would start itself again
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as error:
+            status = error.code
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def training_here(settings):
+    """`training` in this process."""
+
+    def main(words):
+        with reported():
+            train.train(settings)
+        return 0
+
+    return here(main)

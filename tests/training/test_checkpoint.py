@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,12 +42,12 @@ def abstract(tree):
 
 
 def assert_same_bits(got, expected):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
-        assert one.dtype == other.dtype
-        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = jax.random.key_data(one), jax.random.key_data(other)
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    chex.assert_trees_all_equal(*(jax.tree.map(plain, tree) for tree in (got, expected)), strict=True)
+
+
+def plain(leaf):
+    """Random keys as their words, which can be compared."""
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def saved(folder, steps, **settings):
@@ -260,8 +261,8 @@ from lumina_jax.training.checkpoint import Checkpoints
 
 mesh = make_mesh(fsdp=4)
 expected = shared.make_state(1, 1)
-place = lambda x: NamedSharding(mesh, PartitionSpec("fsdp") if x.shape[:1] == (64,) else PartitionSpec())
-abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), expected)
+sharding_of = lambda x: NamedSharding(mesh, PartitionSpec("fsdp") if x.shape[:1] == (64,) else PartitionSpec())
+abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x)), expected)
 checkpoints = Checkpoints(sys.argv[1], keep=3)
 restored = checkpoints.restore(1, abstract)
 shared.assert_same_bits(restored, expected)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lumina_jax.commands import convert, sample, train
 from lumina_jax.config import ModelConfig, VaeConfig
 from lumina_jax.parity.golden import Golden
-from tests.training.processes import ROOT, module, sampling, training
+from tests.training.processes import ROOT, here, module, training, training_command
 from tests.training.tiny import label_config
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 
 
 def settings_for(folder, **run):
-    """Training on the latents of ten labels; the model is not the converted one, which takes its place."""
+    """Training on the latents of ten labels; the model is not the converted one, which replaces it."""
     model = ModelConfig(layers=5, heads=2, width=32, conditioning="label", compute_dtype="float32", remat="none")
     settings = label_config(folder, run={"init_from": str(folder / "ours"), "steps": 2, "checkpoint_every": 1, **run})
     data = settings.data.replace(emoji_names=5, batch_rows=4)
@@ -58,7 +59,8 @@ def test_a_fine_tune_starts_from_converted_weights_resumes_and_exports_again(fol
     original = load_file(folder / "lumina" / WEIGHTS)
     for weights in ("params", "ema"):
         exported = folder / weights
-        done = module("convert", folder / "tuned", exported, "--from", "jax", "--to", "lumina", "--weights", weights)
+        words = [folder / "tuned", exported, "--from", "jax", "--to", "lumina", "--weights", weights]
+        done = here(convert.main, *words)
         assert done.returncode == 0, done.stderr
         tuned = load_file(exported / WEIGHTS)
         assert tuned.keys() == original.keys()
@@ -72,12 +74,11 @@ def test_converted_weights_draw_with_a_configuration(folder):
     settings = settings_for(folder)
     file = folder / "drawing.json"
     file.write_text(settings.replace(model={"layers": 7}).to_json())  # the model is the one of the weights
-    done = sampling(
-        folder / "ours", "3", "--config", file, "--steps", "2", "--solver", "euler", "--out", folder / "out"
-    )
+    words = ["--config", file, "--steps", "2", "--solver", "euler", "--out", folder / "out"]
+    done = here(sample.main, folder / "ours", "3", *words)
     assert done.returncode == 0, done.stderr
     assert (folder / "out" / "000-3.png").is_file()
-    done = sampling(folder / "ours", "3")
+    done = here(sample.main, folder / "ours", "3")
     assert done.returncode == 1
     assert "name its configuration with --config FILE" in done.stderr
 
@@ -91,7 +92,7 @@ def test_converted_weights_draw_with_a_configuration(folder):
 )
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_computed(folder, start, flags, message):
     settings = settings_for(folder, name="refused", init_from=str(folder / start))
-    done = training(settings, *flags)
+    done = here(train.main, *training_command(settings)[2:], *flags)
     assert done.returncode == 1
     assert message in done.stderr
     assert not (Path(settings.run.root) / "refused").exists()

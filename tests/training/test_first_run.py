@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lumina_jax.training.metrics import read_metrics
-from tests.training.processes import training
+from tests.training.processes import training, training_here
 from tests.training.tiny import label_config
 
 
@@ -25,9 +25,9 @@ def test_a_run_names_itself_and_its_phases_in_order(first):
     said = first[1].stdout
     header = ["run ", "model ", "devices ", "data ", "batch "]
     phases = ["compiling", "compiled in", "drawing a sheet", "step 4 of 4"]
-    places = [f"\n{said}".find(f"\n{word}") for word in [*header, *phases]]
-    assert -1 not in places
-    assert places == sorted(places)
+    offsets = [f"\n{said}".find(f"\n{word}") for word in [*header, *phases]]
+    assert -1 not in offsets
+    assert offsets == sorted(offsets)
     assert "pictures/s" in said
 
 
@@ -46,11 +46,11 @@ def test_the_speed_is_logged_in_samples_and_the_trace_lies_in_the_run(first):
     assert list((folder / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.parametrize("steps", ["2", "4"])
+@pytest.mark.parametrize("steps", [2, 4])
 def test_a_run_that_is_complete_says_so_and_how_to_go_on(first, steps):
     settings, _ = first
     before = (Path(settings.run.root) / "tiny" / "config.json").read_bytes()
-    done = training(settings, "--run.steps", steps, "--run.profile", "")
+    done = training_here(settings.replace(run={"steps": steps, "profile": ""}))
     assert done.returncode == 0, done.stderr
     assert f"is complete: its newest checkpoint is of step 4, and run.steps is {steps}" in done.stdout
     assert "larger --run.steps" in done.stdout

@@ -112,7 +112,7 @@ def killed(attempt, moments, start):
 
 
 def final(settings):
-    """The newest step, every array of its state as it is stored, and its place in the data."""
+    """The newest step, every array of its state as it is stored, and its position in the data."""
     import orbax.checkpoint as ocp
 
     folder = Path(settings.run.root) / settings.run.name / "checkpoints"
@@ -164,10 +164,10 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_an_undisturbed_one(t
     attempt = Attempt(broken, environment)
     assert attempt.process.wait() == 0, attempt.said()
 
-    (last, ours, place), (_, theirs, their_place) = final(broken), final(whole)
+    (last, ours, data_state), (_, theirs, their_data_state) = final(broken), final(whole)
     assert last == steps
-    assert place == their_place
-    assert place["waiting"]
+    assert data_state == their_data_state
+    assert data_state["waiting"]
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(theirs[name]), err_msg=name)

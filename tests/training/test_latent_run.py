@@ -49,8 +49,8 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
         assert sheet.size[0] >= 2 * 32
         assert np.asarray(sheet).std() > 1
 
-    pipeline, step = open_run(folder)
-    assert step == 2
+    pipeline = open_run(folder)
+    assert pipeline.step == 2
     state = Checkpoints(folder / "checkpoints", read_only=True).restore(2, abstract_state(settings, make_mesh()))
     drawn_with, average, last = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])

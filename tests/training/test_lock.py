@@ -132,7 +132,7 @@ def test_a_run_that_stood_still_and_was_taken_over_ends(tmp_path, where, quick, 
     reasons, ended = [], threading.Event()
     lock = Lock(str(tmp_path), lambda why: (reasons.append(why), ended.set()))
     lock.take()
-    other = dataclasses.replace(lock._own, token="other", host="elsewhere")
+    other = dataclasses.replace(lock._holding, token="other", host="elsewhere")
     lock._write(other)
     assert ended.wait(5)
     assert "in use by process" in reasons[0]

@@ -139,7 +139,7 @@ def folder_of(settings):
 
 
 def state_at(settings, step=None):
-    """The newest step or that of the argument, its state but for the random key, and its place in the data."""
+    """The newest step or that of the argument, its state but for the random key, and its position in the data."""
     with Checkpoints(folder_of(settings) / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.latest() if step is None else step
         state = checkpoints.restore(step, abstract_state(settings, make_mesh(devices=jax.devices()[:1])))
@@ -174,9 +174,9 @@ def test_two_processes_train_and_one_goes_on_from_their_checkpoint(tmp_path, mes
     assert "loss" not in job.said(1), "one process speaks for all"
     reported = [json.loads(line)["step"] for line in (folder_of(settings) / "metrics.jsonl").read_text().splitlines()]
     assert reported == [1, 2, 3, 4]
-    _, theirs, place = state_at(settings)
-    assert place["waiting"]
-    assert place["rows"] is None
+    _, theirs, data_state = state_at(settings)
+    assert data_state["waiting"]
+    assert data_state["rows"] is None
 
     shutil.rmtree(folder_of(settings) / "checkpoints" / "4")
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -187,21 +187,21 @@ def test_two_processes_train_and_one_goes_on_from_their_checkpoint(tmp_path, mes
         feed = Feed(stream, mesh, settings.data.batch_rows)
         state = train(settings, state, train_step(settings, mesh), feed, checkpoints=checkpoints, writer=None)
     assert largest_difference(jax.device_get(state._replace(key=None)), theirs) < 1e-6
-    assert stream.state() == place
+    assert stream.state() == data_state
 
 
 def assert_every_sample_once(attempts, settings):
-    """What the rows were given, each step in its last attempt: each index once, up to the place of the checkpoint."""
+    """The rows of each step, in its last attempt, hold each index once, up to the position of the checkpoint."""
     final = {}
     for attempt in attempts:
         final.update(attempt.handed_out())
-    step, _, place = state_at(settings)
+    step, _, data_state = state_at(settings)
     rows = settings.data.batch_rows
     given = [index for at in range(1, step + 1) for row in range(rows) for index in final[at, row]]
     assert len(given) == len(set(given)), "a sample was seen twice"
-    assert set(given) == set(range(place["position"])) - set(place["waiting"]), "a sample was skipped"
-    samples = place["samples"]
-    whole_epochs = min(place["waiting"], default=place["position"]) // samples
+    assert set(given) == set(range(data_state["position"])) - set(data_state["waiting"]), "a sample was skipped"
+    samples = data_state["samples"]
+    whole_epochs = min(data_state["waiting"], default=data_state["position"]) // samples
     assert whole_epochs >= 5
     counts = collections.Counter(index // samples for index in given)
     assert [counts[epoch] for epoch in range(whole_epochs)] == [samples] * whole_epochs
@@ -283,21 +283,21 @@ def test_a_job_killed_in_every_way_ends_as_the_undisturbed_one(tmp_path):
         assert undisturbed.statuses() == [0] * 4, undisturbed.said(0)
 
     attempts = [one_is_killed(broken, cache), all_are_killed_while_saving(broken, cache)]
-    step, ours, place = state_at(broken)
-    _, theirs, their_place = state_at(whole, step)
+    step, ours, data_state = state_at(broken)
+    _, theirs, their_data_state = state_at(whole, step)
     assert largest_difference(ours, theirs) == 0, "the same processes must give the same bits"
-    assert place == their_place
+    assert data_state == their_data_state
 
     for attempt in (one_process_is_stopped, one_of_two_is_asked_to_stop, two_finish):
         attempts.append(attempt(broken, cache))
     expected = assert_every_sample_once([undisturbed], whole)
     assert assert_every_sample_once(attempts, broken) == expected, "every row of every batch must be the same"
-    (step, ours, place), (_, theirs, their_place) = state_at(broken), state_at(whole)
+    (step, ours, data_state), (_, theirs, their_data_state) = state_at(broken), state_at(whole)
     difference = largest_difference(ours, theirs)
     print(f"largest difference at step {step}: {difference:.2e}")
     assert step == 60
     assert difference < 1e-6
-    assert place == their_place
+    assert data_state == their_data_state
     assert reports(broken, "step") == list(range(1, 61))
     np.testing.assert_allclose(reports(broken, "loss"), reports(whole, "loss"), atol=1e-6)
 

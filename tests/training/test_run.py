@@ -1,5 +1,6 @@
 """Whole runs through train.py: killed and continued bit for bit, stopped politely, stopped by a loss that diverges."""
 
+import functools
 import json
 import random
 import re
@@ -9,17 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from lumina_jax.commands import evaluate, sample
 from lumina_jax.modalities.files.png import read_png_metadata
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.run import read_run
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.training.state import abstract_state
-from tests.training.processes import ENVIRONMENT, ROOT, module, sampling, training, training_command
+from tests.training.processes import ENVIRONMENT, ROOT, here, sampling, training, training_command, training_here
 from tests.training.tiny import config, label_config
 
 
@@ -29,11 +32,6 @@ def final_state(settings):
     step = checkpoints.latest()
     state = checkpoints.restore(step, abstract_state(settings, make_mesh(devices=jax.devices()[:1])))
     return step, jax.device_get(state._replace(key=None))
-
-
-def assert_same(ours, theirs):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
-        np.testing.assert_array_equal(a, b)
 
 
 def kill_and_continue(tmp_path, kills, seed):
@@ -68,7 +66,7 @@ def kill_and_continue(tmp_path, kills, seed):
     assert re.search(r"continuing from step [1-9]", done.stdout)
     (last, ours), (_, theirs) = final_state(broken), final_state(whole)
     assert last == length
-    assert_same(ours, theirs)
+    chex.assert_trees_all_equal(ours, theirs)
     steps = [json.loads(line)["step"] for line in (tmp_path / "broken/tiny/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
 
@@ -109,9 +107,7 @@ def test_a_diverging_loss_stops_with_its_step_and_keeps_good_checkpoints(tmp_pat
     checkpoints = Checkpoints(tmp_path / "tiny/checkpoints", read_only=True)
     for step in checkpoints.steps():
         state = checkpoints.restore(step, abstract_state(settings, make_mesh(devices=jax.devices()[:1])))
-        assert all(
-            np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((state.optimizer, state.parameters)))
-        )
+        chex.assert_tree_all_finite((state.optimizer, state.parameters))
 
 
 @pytest.mark.slow
@@ -152,7 +148,7 @@ def trained(tmp_path_factory):
 
 
 def test_another_model_in_the_same_folder_is_refused(trained):
-    done = training(trained, "--model.width", "32", "--run.steps", "4")
+    done = training_here(trained.replace(model={"width": 32}, run={"steps": 4}))
     assert done.returncode == 1
     assert "model.width was 16 and is 32" in done.stderr
     assert read_run(Path(trained.run.root) / "tiny").model.width == 16
@@ -181,9 +177,8 @@ def test_help_needs_no_configuration_and_no_jax(tmp_path):
 
 def test_the_sample_command_draws_the_same_pictures_again_and_says_how(trained, tmp_path):
     folder = Path(trained.run.root) / "tiny"
-    for out in ("a", "b"):
-        arguments = [str(folder), "3", "5", "--seed", "7", "--out", str(tmp_path / out), "--guidance", "2.5"]
-        done = sampling(*arguments)
+    for out, start in (("a", sampling), ("b", functools.partial(here, sample.main))):
+        done = start(folder, "3", "5", "--seed", "7", "--out", tmp_path / out, "--guidance", "2.5")
         assert done.returncode == 0, done.stderr
     files = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert files == ["000-3.png", "001-5.png", "sheet.png"]
@@ -195,7 +190,7 @@ def test_the_sample_command_draws_the_same_pictures_again_and_says_how(trained, 
 
 def test_the_evaluate_command_counts_matches_of_trained_and_held_out_pictures(trained):
     folder = Path(trained.run.root) / "tiny"
-    done = module("evaluate", folder, "--likelihood", "2")
+    done = here(evaluate.main, folder, "--likelihood", "2")
     assert done.returncode == 0, done.stderr
     assert "of   14 nearest" in done.stdout
     assert "of    2 nearest" in done.stdout

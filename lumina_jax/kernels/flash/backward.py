@@ -97,7 +97,7 @@ class BackwardInputs(Generic[Leaf]):
       gradient: of the output.
       out, delta: the output, or delta by query (do . o of all that is not yet subtracted) where keys are taken in
         windows; one of the two is None.
-      text_queries: only where the text has its own.
+      text_queries: None where the queries of the tokens serve.
       total: the gradient of the queries before this window.
     """
 
@@ -291,14 +291,14 @@ def _call(
     """
     in_specs, out_specs = _specs(plan, inputs, in_window=scalars.window is not None)
     shapes = _shapes(plan, inputs)
-    _, places = cast("tuple[object, BackwardInputs[int]]", _numbered((scalars, inputs)))
+    _, indices = cast("tuple[object, BackwardInputs[int]]", _numbered((scalars, inputs)))
     results = cast("BackwardOutputs[int]", _numbered(shapes))
     aliases = {}
-    if places.total is not None and places.tokens and results.tokens:
+    if indices.total is not None and indices.tokens and results.tokens:
         aliases = {
-            places.total: results.queries,
-            places.tokens.keys: results.tokens.keys,
-            places.tokens.values: results.tokens.values,
+            indices.total: results.queries,
+            indices.tokens.keys: results.tokens.keys,
+            indices.tokens.values: results.tokens.values,
         }
     sizes = plan.blocks
     call = pl.pallas_call(

@@ -1,8 +1,8 @@
-"""How the TPU attention kernels cut their work: block sizes, who chooses them, and whether they fit into VMEM.
+"""How the TPU attention kernels cut their work: block sizes, how they are chosen, and whether they fit into VMEM.
 
 In: the sizes of one call and the chip. Out: BlockSizes and the length to pad the tokens to. The choice for a chip,
-length and head width comes from `tuned.py`; where that has no row, from a rule: the larger the blocks, the less of the
-time goes to filling and draining the matrix units, and blocks must divide the row.
+length and head width comes from `tuned.py`. Where that has no row it comes from a rule: the larger the blocks, the less
+of the time goes to filling and draining the matrix units, and blocks must divide the row.
 """
 
 import functools
@@ -17,18 +17,18 @@ from lumina_jax.chips import CHIPS, LANES, MIB, Chip
 from lumina_jax.kernels.flash.tuned import TUNED
 
 ROWS_OF_A_REGISTER = 16
-"""Rows of two bytes that a vector register holds: what starts within a block starts at a multiple of it."""
+"""Rows of two-byte values that a vector register holds: tiles within a block start at multiples of it."""
 RUN_Q, RUN_KV = 288, 9 * LANES
 """Queries and most keys of a piece of a sample where a row holds several."""
 RESIDENT = 32768
 """Most keys of a head that stay in VMEM; longer rows are streamed."""
 STRAIGHT = {"tpu7x": 1024 * 8192}
-"""Most logits of a head in a straight piece of program, where not USUAL_STRAIGHT: what it spills must find room."""
+"""Most logits of a head in a branch-free piece of program, where it is not USUAL_STRAIGHT: spills need memory."""
 USUAL_STRAIGHT = 1536 * 16384
 SIDE_BY_SIDE = 8 * 1152 * 1152
-"""Most logits of several heads in one: a longer one spills more than it hides."""
+"""Most logits of several heads in one such piece: a longer one spills more than it hides."""
 STREAMED_SIDE_BY_SIDE = 4
-"""Most heads in one where keys are streamed, because each has sums to carry."""
+"""Most heads in one such piece where keys are streamed, because each has sums to carry."""
 MOST_QUERIES = 4608
 """Most queries of a grid step."""
 LEAST_RESIDENT = 2048
@@ -41,19 +41,19 @@ UNKNOWN = replace(CHIPS["v6e"], vmem=64 * MIB)
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSizes:
-    """Tokens, and heads, that are worked on at a time.
+    """Numbers of tokens and of heads that are computed at a time.
 
     Attributes:
       q: queries of a grid step of the forward pass.
-      q_compute: queries of one matrix product where a block of queries sees the whole row.
-      kv: keys and values in VMEM at once in the forward pass; the whole row, or streamed in steps of this many.
-      kv_compute: keys of such a product.
-      tile_q, tile_kv: the same where it sees a part; a tile that nobody sees is not computed.
-      run_q, run_kv: the same where samples lie one after the other: queries and most keys of a piece of one sample.
-      q_backward, q_compute_backward, kv_backward, kv_compute_backward, tile_q_backward, tile_kv_backward: the same in
+      q_compute, kv_compute: queries and keys of one matrix product where a block of queries sees the whole row.
+      kv: keys and values in VMEM at once in the forward pass: the whole row, or one part of it.
+      tile_q, tile_kv: queries and keys of one product where a block sees a part of the row; a tile of which nothing is
+        seen is not computed.
+      run_q, run_kv: queries and most keys of a piece of one sample, where samples lie one after the other.
+      q_backward, q_compute_backward, kv_backward, kv_compute_backward, tile_q_backward, tile_kv_backward: the same for
         the backward pass.
-      heads, heads_backward: key heads of a grid step. Those of the backward pass may fill no whole registers; then they
-        get registers of their own (`regroup.py`).
+      heads, heads_backward: key heads of a grid step. Those of the backward pass need not fill whole registers: they
+        are moved to registers that each has alone (`regroup.py`).
     """
 
     q: int
@@ -133,11 +133,12 @@ class BlockSizes:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the choice of blocks depends on.
+    """The sizes on which the choice of blocks depends.
 
     Attributes:
       length, text: tokens of a row and of its text (0: none), before padding.
-      heads, key_heads, width: of queries, of keys and values, and of a head.
+      heads, key_heads: heads of queries, and of keys and values.
+      width: values of a head.
       itemsize: bytes of a value.
     """
 
@@ -159,7 +160,7 @@ def known_chip() -> Chip | None:
 
 
 def side_by_side(blocks: BlockSizes, *, streamed: bool) -> int:
-    """Heads to compute side by side: small products do not hide each other's latency, and those of others do."""
+    """Heads to compute side by side: products of one head do not hide their latency, those of others do."""
     return min(
         STREAMED_SIDE_BY_SIDE if streamed else blocks.heads, max(1, SIDE_BY_SIDE // (blocks.q_compute * blocks.kv))
     )
@@ -192,7 +193,7 @@ def padded_length(tokens: int) -> int:
 
 
 def choose(sizes: Sizes, chip: Chip) -> BlockSizes:
-    """Blocks for a call: the row of `tuned.py`, else the rule; heads and resident keys as VMEM allows.
+    """Blocks for a call: from the row of `tuned.py`, else by the rule; as many heads and resident keys as VMEM holds.
 
     Raises:
       ValueError: even the smallest blocks need more VMEM than the chip has.
@@ -219,8 +220,8 @@ def _first_that_fits(
     logits: int | float = math.inf,
     whole: Sequence[int] = (),
 ) -> BlockSizes:
-    """All keys resident before many queries in one product, and both before many heads in a step. The heads `whole` are
-    tried before all others, but only with all keys resident."""
+    """The first blocks that fit into VMEM: all keys resident before many queries in one product, and both before many
+    heads in a step. The numbers of heads in `whole` are tried first, but only with all keys resident."""
     length = padded_length(sizes.length)
     counts = [tuned_q // LANES] if tuned_q else []
     queries = sorted({_divisor(length, count) for count in (*(counts or [12]), 6, 3, 1)}, reverse=True)
@@ -267,7 +268,7 @@ def _backward(
 
 
 def _block(length: int, q: int, together: bool) -> tuple[int, int]:
-    """Queries of a grid step, of which whole products and whole tiles fit in, where that may be; and of a tile."""
+    """Queries of a grid step, which whole products and whole tiles divide where possible; and queries of a tile."""
     tile = LANES * _tile(length // LANES)
     block = math.lcm(q, tile)
     return (block, tile) if together and block <= MOST_QUERIES else (q, math.gcd(q, tile))
@@ -286,7 +287,7 @@ def _divisor(tokens: int, most: int) -> int:
 
 
 def _tile(parts: int) -> int:
-    """Registers of a tile of a packed row: small enough to skip what is not seen, and worth a product."""
+    """Registers of a tile of a packed row: small enough to skip hidden keys, large enough for a product."""
     return next(part for part in (3, 2, 4, 5, 1) if parts % part == 0)
 
 
@@ -295,7 +296,7 @@ def largest_divisor(parts: int, most: int) -> int:
 
 
 def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
-    """Bytes of vector memory of a grid step: blocks twice, because transfers overlap, and what is computed on."""
+    """Bytes of vector memory of a grid step: two copies of each block, because transfers overlap, and intermediates."""
     heads, wide, text = blocks.heads, -(-sizes.width // LANES) * LANES, padded(sizes.text) if sizes.text else 0
     lanes = padded(heads * sizes.width)
     moved = 2 * sizes.itemsize * lanes * (2 * blocks.q + 2 * blocks.kv + 2 * text + (blocks.q if text else 0))
@@ -307,7 +308,7 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
 
 
 def backward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
-    """The same of the backward pass, whose text has a call of its own where keys are taken in windows."""
+    """The same for the backward pass, whose text has a separate call where keys are taken in windows."""
     heads, wide, text = blocks.heads_backward, padded(sizes.width), padded(sizes.text) if sizes.text else 0
     is_whole = blocks.kv_backward == padded_length(sizes.length)
     rows = blocks.kv_backward + text if is_whole else max(blocks.kv_backward, text)

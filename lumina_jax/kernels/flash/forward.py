@@ -32,7 +32,16 @@ from jaxtyping import Array, Bool, Float, Int
 from lumina_jax.chips import LANES
 from lumina_jax.kernels.arguments import HIDDEN
 from lumina_jax.kernels.flash.blocks import ROWS_OF_A_REGISTER, padded, side_by_side
-from lumina_jax.kernels.flash.heads import BlockIndex, BlockShape, Head, Heads, Scalar, Span, column, columns_to_rows
+from lumina_jax.kernels.flash.heads import (
+    BlockIndex,
+    BlockShape,
+    Head,
+    Heads,
+    Scalar,
+    Span,
+    column,
+    columns_to_rows,
+)
 from lumina_jax.kernels.flash.plan import Interpret, KernelPlan, PaddedText
 from lumina_jax.kernels.flash.tiles import (
     LOWEST,
@@ -82,7 +91,7 @@ class ForwardScalars(Generic[Leaf]):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TextInputs(Generic[Leaf]):
-    """Blocks of the text; `queries` only where it has its own."""
+    """Blocks of the text; `queries` is None where those of the tokens serve."""
 
     keys: Leaf
     values: Leaf
@@ -237,8 +246,8 @@ def _specs(plan: KernelPlan) -> tuple[ForwardInputs[pl.BlockSpec], ForwardOutput
 
     queries = spec((None, blocks.q, lanes), lambda at, _: (at.batch, at.block, head(at)))
     keys = spec((None, blocks.kv, lanes), lambda at, scalars: (at.batch, part(at, scalars), at.group))
-    logs = spec((None, blocks.heads, 1, blocks.q), lambda at, _: (at.batch, head(at), 0, at.block))
-    text = None
+    rows = spec((None, blocks.heads, 1, blocks.q), lambda at, _: (at.batch, head(at), 0, at.block))
+    logs, text = rows if plan.residuals else None, None
     if plan.text:
         of_text = spec((None, plan.text, lanes), lambda at, _: (at.batch, 0, at.group))
         text_ids = spec((None, 1, plan.text), lambda at, _: (at.batch, 0, 0))
@@ -251,8 +260,7 @@ def _specs(plan: KernelPlan) -> tuple[ForwardInputs[pl.BlockSpec], ForwardOutput
         key_ids=spec((None, 1, blocks.kv), lambda at, scalars: (at.batch, 0, part(at, scalars))),
         text=text,
     )
-    residuals = plan.residuals
-    return inputs, ForwardOutputs(queries, logs if residuals else None, logs if residuals and plan.text else None)
+    return inputs, ForwardOutputs(queries, logs, logs if plan.text else None)
 
 
 def _scratch(plan: KernelPlan) -> ForwardScratch[pl.MemoryRef]:
@@ -274,9 +282,9 @@ def _kernel(
 ) -> None:
     position = ForwardPosition(*(pl.program_id(axis) for axis in range(5)))
     row = position.batch * (plan.length // plan.blocks.q) + position.block
-    first, last = scalars.first_part[row], scalars.last_part[row]
+    parts = scalars.first_part[row], scalars.last_part[row]
     kind = ResidentStep if plan.parts == 1 else StreamedStep
-    kind(plan, scalars, inputs, outputs, scratch, position, row, first, last).run()
+    kind(plan, scalars, inputs, outputs, scratch, position, row, *parts).run()
 
 
 @dataclass(frozen=True)
@@ -445,13 +453,14 @@ class ForwardStep:
             self.write(head, self.rows_of(tile), carry, text)
 
     def text_of_tile(self, heads: list[Scalar], tile: Scalar) -> list[Carry]:
+        """Sums of a tile over the text, with a running maximum."""
         plan, rows, index = self.plan, self.rows_of(tile), self.index_of(tile)
         q = self.scaled_queries(heads, rows, of_text=True)
         first = self.text_scalars.first[index]
         end = jnp.where(self.has_text(heads), self.text_scalars.end[index], first)
         carries = [empty(plan.blocks.tile_q, plan.lanes) for _ in heads]
-        keys = [self.key_head(head) for head in heads]
-        return online(q, self.text, keys, column(self.inputs.ids[:, rows]), first, end, carries, plan.text_tile)
+        keys, ids = [self.key_head(head) for head in heads], column(self.inputs.ids[:, rows])
+        return online(q, self.text, keys, ids, first, end, carries, plan.text_tile)
 
 
 class ResidentStep(ForwardStep):
@@ -575,8 +584,7 @@ class ResidentStep(ForwardStep):
     def _straight(self, heads: list[Scalar], tile: Tile, size: int) -> None:
         texts = self._text_of_run(heads, tile)
         queries = self.scaled_queries(heads, self._rows_of_run(tile), of_text=False)
-        zeros = self._zeros(heads)
-        keys = [self.key_head(head) for head in heads]
+        zeros, keys = self._zeros(heads), [self.key_head(head) for head in heads]
         seen, start = (tile.first, tile.end), _aligned(tile.first)
         self._finish_run(heads, tile, _window(self.tokens, keys, queries, seen, start, size, zeros), texts)
 
@@ -603,8 +611,7 @@ class ResidentStep(ForwardStep):
         aligned = _aligned(tile.text_first)
         count = jnp.where(self.has_text(heads), jax.lax.div(tile.text_end - aligned + LANES - 1, LANES), 0)
         queries = self.scaled_queries(heads, self._rows_of_run(tile), of_text=True)
-        keys = [self.key_head(head) for head in heads]
-        seen = tile.text_first, tile.text_end
+        keys, seen = [self.key_head(head) for head in heads], (tile.text_first, tile.text_end)
         return _loop(self.text, keys, queries, seen, aligned, count, LANES, self._zeros(heads))
 
     def _rows_of_run(self, tile: Tile) -> Span:
@@ -648,11 +655,10 @@ class StreamedStep(ForwardStep):
     """A part of the keys is in VMEM; the output is written after the last part that the block of queries needs."""
 
     def run(self) -> None:
-        part = self.position.part
-        pl.when(part == self.first_part)(self.start)
-        needed = (part >= self.first_part) & (part <= self.last_part)
-        pl.when(needed)(lambda: self.both_kinds(self.whole, self.tiles))
-        pl.when(part == self.last_part)(lambda: self.plan.each_head(self.finish, side_by_side=1))
+        part, first, last = self.position.part, self.first_part, self.last_part
+        pl.when(part == first)(self.start)
+        pl.when((part >= first) & (part <= last))(lambda: self.both_kinds(self.whole, self.tiles))
+        pl.when(part == last)(lambda: self.plan.each_head(self.finish, side_by_side=1))
 
     @property
     def sums(self) -> Sums[jax.Ref]:

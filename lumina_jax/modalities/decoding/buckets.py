@@ -71,7 +71,7 @@ def random_box(size: Size, target: Size, draws: random.Random) -> tuple[int, int
 
 
 def bucket_crop(image: Image.Image, sizes: Sequence[Size], draws: random.Random, *, top_k: int = 4) -> Image.Image:
-    """The picture, resized to cover a well-fitting size of `sizes` and cropped to it at a random place."""
+    """The picture, resized to cover a well-fitting size of `sizes` and cropped to it at a random position."""
     target = choose_size(image.size, sizes, draws, top_k=top_k)
     image = _resize(image, covering_steps(image.size, target))
     return image.crop(random_box(image.size, target, draws))

@@ -78,17 +78,17 @@ def _read_animation(animation: Image.Image, clip: Clip, moments: Moments, finish
     """Keeps the frames of a small animation; a large one is decoded twice, since how long all its frames are shown
     says which of them are wanted."""
     kept, ends, most = [], [0.0], KEPT_PIXELS // (animation.width * animation.height)
-    for place, frame in enumerate(_decoded(animation)):
+    for index, frame in enumerate(_decoded(animation)):
         ends.append(ends[-1] + _seconds(frame))
-        if place < most:
+        if index < most:
             kept.append(frame.copy())
     start, duration = clip.span(ends[-1])
     chosen = [min(bisect.bisect_right(ends, start + moment) - 1, len(ends) - 2) for moment in moments(duration)]
     if len(kept) < len(ends) - 1:
         kept.clear()
     frames = kept or itertools.islice(_decoded(animation), max(chosen) + 1)
-    finished = {place: finish(_still(frame)) for place, frame in enumerate(frames) if place in chosen}
-    return [finished[place] for place in chosen]
+    finished = {index: finish(_still(frame)) for index, frame in enumerate(frames) if index in chosen}
+    return [finished[index] for index in chosen]
 
 
 def _decoded(animation: Image.Image) -> Iterator[Image.Image]:

@@ -44,9 +44,9 @@ def read_pictures(
     if isinstance(media, Clip):
         return read_frames(media, lambda seconds: moments(seconds, wanted, draws), checked)
     if isinstance(media, Views):
-        return [open_picture(media.files[place], checked) for place in evenly(len(media.files), wanted.frames)]
+        return [open_picture(media.files[index], checked) for index in evenly(len(media.files), wanted.frames)]
     if isinstance(media, np.ndarray) and media.ndim == 4:
-        return [open_picture(media[place], checked) for place in evenly(len(media), wanted.frames)]
+        return [open_picture(media[index], checked) for index in evenly(len(media), wanted.frames)]
     assert not isinstance(media, LatentDistribution | Sound)
     return [open_picture(media, checked)]
 
@@ -61,9 +61,9 @@ def _check_views(media: Media, wanted: VisualConfig) -> None:
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """Places of `wanted` of `count` frames, from the first on, or of all when there are fewer."""
+    """Indices of `wanted` of `count` frames, from the first on, or of all when there are fewer."""
     wanted = min(count, wanted)
-    return [place * count // wanted for place in range(wanted)]
+    return [index * count // wanted for index in range(wanted)]
 
 
 def moments(seconds: float, wanted: VisualConfig, draws: random.Random | None) -> Sequence[float]:

@@ -132,7 +132,7 @@ def _broken_off(samples: int, whole: int, rate: int) -> ValueError:
 
 
 def _span(sound: Sound, samples: int, rate: int, most: float) -> slice:
-    """The samples that count, of so many."""
+    """The indices of the samples that count, of a recording of `samples`."""
     whole = samples / rate
     end = whole if sound.end is None else min(sound.end, whole)
     if not 0 <= sound.start < end:

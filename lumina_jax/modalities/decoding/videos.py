@@ -21,7 +21,7 @@ from lumina_jax.modalities.decoding.memory import DECODING
 from lumina_jax.modalities.decoding.pictures import Finish, check_pixels, rgb_on_white
 
 Moments = Callable[[float], Sequence[float]]
-"""Seconds from the start of a clip at which frames are wanted, of a clip of so many seconds; in order."""
+"""From the seconds of a clip to the times in it, in order, at which frames are wanted."""
 STEPS_BACK = (0, 2, 10, 60)
 """Seconds before the first moment at which decoding begins, in the order in which they are tried."""
 DECODING_BYTES = 30

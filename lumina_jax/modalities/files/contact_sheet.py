@@ -127,12 +127,12 @@ def _wrapped(caption: str, font: FreeTypeFont, width: int) -> list[str]:
 
 
 def _font_for(captions: Sequence[str]) -> FreeTypeFont:
-    """Pillow's own font, unless captions need characters which only a font of the system has."""
+    """Pillow's font, unless captions need characters which only a font of the system has."""
     text = "".join(captions)
-    own = ImageFont.load_default(FONT_SIZE)
-    assert isinstance(own, FreeTypeFont)  # every wheel of Pillow brings FreeType
-    fonts = [own]
-    for name in SYSTEM_FONTS if _lacking(own, text) else ():
+    pillow = ImageFont.load_default(FONT_SIZE)
+    assert isinstance(pillow, FreeTypeFont)  # every wheel of Pillow brings FreeType
+    fonts = [pillow]
+    for name in SYSTEM_FONTS if _lacking(pillow, text) else ():
         with contextlib.suppress(OSError):  # not installed
             fonts.append(ImageFont.truetype(name, FONT_SIZE))
     return min(fonts, key=lambda font: len(_lacking(font, text)))
@@ -146,7 +146,7 @@ def _readable(caption: str, font: FreeTypeFont) -> str:
 def _substitute(character: str, font: FreeTypeFont) -> str:
     if not _lacking(font, character):
         return character
-    if unicodedata.category(character)[0] in "CM":  # joiners, selectors, marks: nothing of their own to see
+    if unicodedata.category(character)[0] in "CM":  # joiners, selectors, marks: nothing to see by themselves
         return ""
     plain = unicodedata.normalize("NFKD", character)[0]
     return "?" if _lacking(font, plain) else plain

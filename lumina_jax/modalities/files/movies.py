@@ -97,8 +97,8 @@ def frame_sheet(frames: Frames) -> UInt8[np.ndarray, "height width 3"]:
     columns = math.ceil(len(frames) / lines)
     height, width = frames.shape[1] + GAP, frames.shape[2] + GAP
     sheet = np.full((lines * height - GAP, columns * width - GAP, 3), 255, np.uint8)
-    for place, frame in enumerate(frames):
-        top, left = place // columns * height, place % columns * width
+    for index, frame in enumerate(frames):
+        top, left = index // columns * height, index % columns * width
         sheet[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
     return sheet
 
@@ -106,4 +106,4 @@ def frame_sheet(frames: Frames) -> UInt8[np.ndarray, "height width 3"]:
 def moving_sheet(clips: Sequence[AnyFrames], captions: Sequence[str]) -> AnyFrames:
     """The contact sheet of several clips, moving; a shorter clip begins again."""
     longest = max(map(len, clips))
-    return np.stack([contact_sheet([clip[place % len(clip)] for clip in clips], captions) for place in range(longest)])
+    return np.stack([contact_sheet([clip[index % len(clip)] for clip in clips], captions) for index in range(longest)])

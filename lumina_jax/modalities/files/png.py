@@ -45,7 +45,7 @@ def save_png(
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A name to write to; at the end the file gets its own name, or after an error is gone."""
+    """A name to write to; at the end the file gets its final name, or after an error is gone."""
     with _temporary(Path(path)) as temporary:
         yield temporary
         os.replace(temporary, path)
