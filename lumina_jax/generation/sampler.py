@@ -23,7 +23,6 @@ from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.adaptive import Samples, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
-from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.generation import extrapolation
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.models.division import Division
