@@ -118,7 +118,7 @@ def trained_parameters(
     step = checkpoints.chosen(step)
     check_as_trained(folder, config, step, {})
     abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         nnx.to_pure_dict(abstract_model(config.model)[1]),
         shardings,
     )

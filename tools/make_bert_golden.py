@@ -66,7 +66,7 @@ def random_model(seed: int) -> BertModel:
 
 def tokenizer() -> Tokenizer:
     """Lower-case WordPiece over WORDS, with [CLS] and [SEP] around each caption."""
-    result = Tokenizer(models.WordPiece({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    result = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     result.normalizer = normalizers.BertNormalizer(lowercase=True)
     result.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     result.post_processor = processors.TemplateProcessing(

@@ -81,7 +81,7 @@ def inputs_of(config: dict) -> dict[str, torch.Tensor]:
 
 
 def authors_module(file: Path, name: str) -> types.ModuleType:
-    """Their module, with nothing in the place of the attention kernels that only run on GPUs."""
+    """Their module, without the attention kernels that only run on GPUs."""
     kernels = types.ModuleType("flash_attn")
     padding = types.ModuleType("flash_attn.bert_padding")
     kernels.flash_attn_func = kernels.flash_attn_varlen_func = None

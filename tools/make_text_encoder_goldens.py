@@ -106,12 +106,12 @@ def tokens(kind: str) -> tuple[np.ndarray, np.ndarray]:
         words.enable_truncation(MAX_TOKENS)
     rows = [words.encode(caption).ids[:MAX_TOKENS] for caption in CAPTIONS]
     token_ids = np.array([row + [0] * (MAX_TOKENS - len(row)) for row in rows], np.int64)
-    return token_ids, np.array([[place < len(row) for place in range(MAX_TOKENS)] for row in rows], np.int64)
+    return token_ids, np.array([[index < len(row) for index in range(MAX_TOKENS)] for row in rows], np.int64)
 
 
 def tokenizer(kind: str, *, published: bool) -> Tokenizer:
     """Lower-case words. The published LLaMA puts an opening mark only; the authors ask for the closing one as well."""
-    result = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+    result = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     result.normalizer = normalizers.Lowercase()
     result.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     template = {"llama": "<s> $A" if published else "<s> $A </s>", "gemma": "<s> $A", "t5": "$A </s>"}

@@ -23,7 +23,6 @@ from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.adaptive import Samples, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
-from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.generation import extrapolation
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.models.division import Division
@@ -72,7 +71,7 @@ def draw(
     """Noise to latents; `keys` are for the noise of the stochastic solvers."""
     chex.assert_rank([noise, keys], [5, 1])
     chex.assert_equal_shape_prefix([noise, keys], 1)
-    if settings.solver not in STOCHASTIC:
+    if settings.solver not in sde.STOCHASTIC:
         return _walked(task, settings, parameters, noise, prompt, backwards=False)
     tokens, grid = _tokens(noise, task)
     size = (settings.steps, *tokens.patches.shape[1:])

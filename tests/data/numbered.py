@@ -1,4 +1,4 @@
-"""A source whose pictures and labels say their place, and small settings for streams of it."""
+"""A source whose pictures and labels say their index, and small settings for streams of it."""
 
 import itertools
 
@@ -17,7 +17,7 @@ PACKED = DataConfig(media=PictureConfig(crop="buckets"), batch_rows=4, row_token
 
 
 class Numbered:
-    """Plain pictures, each of a gray and a label that say its place; those in `broken` are bad."""
+    """Plain pictures, each of a gray and a label that say its index; those in `broken` are bad."""
 
     def __init__(self, count, size=(8, 8), broken=()):
         self.count, self.size, self.broken = count, size, broken

@@ -209,7 +209,7 @@ def test_what_is_no_picture_is_said_with_what_helps(content, said, monkeypatch):
 
 
 def test_heic_pictures_are_read_where_the_package_is_installed(monkeypatch):
-    """With a reader in the place of pillow-heif's, which makes the file a red picture."""
+    """With a reader instead of that of pillow-heif, which makes the file a red picture."""
     import sys
     from types import ModuleType
 

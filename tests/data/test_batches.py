@@ -103,12 +103,12 @@ def test_mixed_sizes_are_packed_and_every_picture_can_be_read_back():
     with tall, wide:
         batches = take(tall, 4) + take(wide, 4)
     for batch, row in itertools.product(batches, range(4)):
-        segments, places = batch.tokens.segment_ids[row], batch.tokens.positions[row]
+        segments, positions = batch.tokens.segment_ids[row], batch.tokens.positions[row]
         assert set(segments[segments > 0]) == set(range(1, int(batch.present[row].sum()) + 1))
         assert (np.diff(segments[segments > 0]) >= 0).all()
         for segment, label in enumerate(batch.labels[row][batch.present[row] > 0], start=1):
             of_sample = segments == segment
-            rows, columns = (places[of_sample][:, 2:].max(axis=0) + 1).tolist()
+            rows, columns = (positions[of_sample][:, 2:].max(axis=0) + 1).tolist()
             assert 48 <= rows * columns <= 64
             grid = Grid(1, rows, columns, nextline=False, nextframe=True)
             picture = unpatchify(batch.tokens.patches[row][of_sample][None], grid, PATCH)

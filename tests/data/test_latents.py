@@ -90,7 +90,7 @@ def test_records_in_memory_are_told_apart_by_their_content(vae, tmp_path):
 
 def test_frames_of_a_clip_are_encoded_one_by_one(vae, tmp_path):
     clips = np.random.default_rng(0).integers(0, 255, (3, 6, SIDE, SIDE, 3), np.uint8)
-    records = [Record(f"{place}", clip, "moving", place) for place, clip in enumerate(clips)]
+    records = [Record(f"{index}", clip, "moving", index) for index, clip in enumerate(clips)]
     data = DATA.replace(media="clips", frames=3)
     encoded = encode_pictures(records, vae, data, MODEL, tmp_path)
     for index, clip in enumerate(clips):

@@ -23,8 +23,8 @@ CARD_OF_TEST = Card(
 
 def clips(count):
     random = np.random.default_rng(0)
-    for place in range(count):
-        yield Sample(f"clip {place}", f"caption {place}", random.integers(0, 255, (3 + place, 8, 8, 3), np.uint8))
+    for index in range(count):
+        yield Sample(f"clip {index}", f"caption {index}", random.integers(0, 255, (3 + index, 8, 8, 3), np.uint8))
 
 
 def test_samples_come_back_as_they_were(tmp_path):
@@ -136,5 +136,5 @@ def test_many_threads_may_read_at_once(tmp_path):
     write_prepared(tmp_path / "noise", clips(4), CARD_OF_TEST)
     source = PreparedSource(tmp_path / "noise")
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda place: source[place % 4].name, range(2000)))
-    assert found == [f"clip {place % 4}" for place in range(2000)]
+        found = list(pool.map(lambda index: source[index % 4].name, range(2000)))
+    assert found == [f"clip {index % 4}" for index in range(2000)]

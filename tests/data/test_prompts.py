@@ -20,8 +20,8 @@ class Reads(Numbered):
 def test_prompts_come_from_all_over_the_source_and_few_records_are_read(count):
     source = Reads(count)
     prompts = some_prompts(source)
-    places = [int(prompt.removeprefix("caption ")) for prompt in prompts]
-    assert [place * 8 // count for place in places] == list(range(8))
+    indices = [int(prompt.removeprefix("caption ")) for prompt in prompts]
+    assert [index * 8 // count for index in indices] == list(range(8))
     assert source.reads == 8
     assert some_prompts(Reads(count)) == prompts
 
@@ -45,8 +45,8 @@ def test_bad_samples_and_repeated_captions_are_passed_over():
 
 
 def test_a_style_that_every_other_sample_has_is_not_the_only_one_shown():
-    places = [int(prompt.split()[1]) for prompt in some_prompts(Numbered(80))]
-    assert {place % 2 for place in places} == {0, 1}
+    indices = [int(prompt.split()[1]) for prompt in some_prompts(Numbered(80))]
+    assert {index % 2 for index in indices} == {0, 1}
 
 
 def test_prompts_of_a_label_model_are_labels_that_it_knows():

@@ -52,11 +52,11 @@ def rendered(tmp_path_factory):
 
 def test_own_models_become_a_folder_of_views_with_their_names_as_captions(rendered):
     source = FolderSource(rendered)
-    assert [source[place].caption for place in range(len(source))] == ["Plain Box", "colored cube"]
+    assert [source[index].caption for index in range(len(source))] == ["Plain Box", "colored cube"]
     views = [np.asarray(Image.open(file)) for file in source[1].media.files]
     assert len(views) == 12
     assert views[0].shape == (32, 32, 3)
-    front = [int(np.argmax(middle(views[place]))) for place in (0, 3, 6)]
+    front = [int(np.argmax(middle(views[index]))) for index in (0, 3, 6)]
     assert front == [0, 1, 2]  # red, and a quarter on green, then blue
     plain = [np.asarray(Image.open(file)) for file in source[0].media.files]
     assert np.ptp(middle(plain[0])) < 5  # without materials all is gray

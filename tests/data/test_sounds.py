@@ -240,7 +240,7 @@ def test_the_pitch_stands_before_the_caption_in_tens_of_hertz(tmp_path):
         source=FolderConfig(path=str(folder_of_sounds(tmp_path))), media=SoundConfig(seconds=1.0, pitch=True)
     )
     source = open_source(data, MODEL)
-    assert [source[place].caption for place in (0, 1)] == ["[180 Hz] hello", "bye"]
+    assert [source[index].caption for index in (0, 1)] == ["[180 Hz] hello", "bye"]
 
 
 def test_a_prepared_set_gives_back_samples_rate_and_pitch(tmp_path):
@@ -257,10 +257,10 @@ def test_sounds_of_different_lengths_share_a_row(tmp_path):
     with Stream(source, DATA, MODEL, seed=0, features=Lookup()) as stream:
         (batch,) = take(stream, 1)
     lengths = [26, 9]  # of 0.3 and 0.1 s, with the marker after the only row
-    found = [(batch.tokens.segment_ids[0] == place).sum() for place in (1, 2)]
+    found = [(batch.tokens.segment_ids[0] == segment).sum() for segment in (1, 2)]
     assert sorted(found, reverse=True) == [length + 1 for length in lengths]
     example = prepared(source[0].media)
     assert isinstance(example, Example)
-    place = 1 + found.index(27)
-    first = batch.tokens.patches[0, batch.tokens.segment_ids[0] == place][:26]
+    segment = 1 + found.index(27)
+    first = batch.tokens.patches[0, batch.tokens.segment_ids[0] == segment][:26]
     np.testing.assert_allclose(first, example.latents[0, 0], atol=1e-6)

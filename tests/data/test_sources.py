@@ -117,7 +117,7 @@ def test_emoji_carry_captions_labels_and_distinct_pictures():
     records = [source[index] for index in range(len(source))]
     assert records[0].caption == "red heart, fluent style"
     assert records[1].caption == "red heart, noto style"
-    assert [record.label for record in records] == [place for place in range(48) for _ in range(2)]
+    assert [record.label for record in records] == [index for index in range(48) for _ in range(2)]
     flat = np.stack([record.media for record in records]).reshape(96, -1) / 127.5
     distances = [np.sqrt(((flat - one) ** 2).mean(axis=1)) for one in flat]
     assert min(np.sort(row)[1] for row in distances) > 0.35

@@ -64,11 +64,11 @@ def tensor_shapes_of_vae(settings, channels):
         kind = "down" if name == "encoder" else "up"
         width = start
         for level in order:
-            for place in range(blocks):
-                block(f"{name}.{kind}.{level}.block.{place}", width, widths[level], size)
+            for layer in range(blocks):
+                block(f"{name}.{kind}.{level}.block.{layer}", width, widths[level], size)
                 width = widths[level]
                 if level in settings["attn_layers"]:
-                    attention(f"{name}.{kind}.{level}.attn.{place}", width)
+                    attention(f"{name}.{kind}.{level}.attn.{layer}", width)
             if level in levels:
                 convolution(f"{name}.{kind}.{level}.{resampling}.conv", width, width, 3)
         block(f"{name}.mid.block_1", widths[-1], widths[-1], size)
@@ -117,14 +117,14 @@ def tensor_shapes_of_vocoder(settings):
     convolution("conv_pre", widths[0], settings["num_mels"], 7, outputs=widths[0])
     convolution("conv_post", 1, widths[-1], 7, outputs=1)
     activation("activation_post", widths[-1])
-    place = 0
+    layer = 0
     for step, (before, width) in enumerate(itertools.pairwise(widths)):
         convolution(f"ups.{step}.0", before, width, settings["upsample_kernel_sizes"][step], outputs=width)
         for size, dilations in zip(settings["resblock_kernel_sizes"], settings["resblock_dilation_sizes"]):
             for index in range(len(dilations)):
                 for half in ("convs1", "convs2"):
-                    convolution(f"resblocks.{place}.{half}.{index}", width, width, size, outputs=width)
+                    convolution(f"resblocks.{layer}.{half}.{index}", width, width, size, outputs=width)
             for index in range(2 * len(dilations)):
-                activation(f"resblocks.{place}.activations.{index}", width)
-            place += 1
+                activation(f"resblocks.{layer}.activations.{index}", width)
+            layer += 1
     return shapes

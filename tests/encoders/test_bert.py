@@ -150,7 +150,7 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path):
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"is_decoder": True}, "is_decoder=True"),
         ({"num_hidden_layers": 2}, "unknown encoder.layer.2"),
-        ({"intermediate_size": 48}, r"layers.down.kernel of shape \(3, 40, 24\), .* asks for \(3, 48, 24\)"),
+        ({"intermediate_size": 48}, r"layers.down.kernel the shape \(3, 40, 24\), .* requires \(3, 48, 24\)"),
         ({"layer_norm_eps": None}, "lacks layer_norm_eps"),
     ],
 )

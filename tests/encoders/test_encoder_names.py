@@ -72,7 +72,7 @@ def test_encoders_that_cut_captions_differently_are_not_joined(tmp_path):
 
 def test_a_repository_that_is_not_downloaded_is_answered_with_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "_snapshots", lambda repository: (None, []))
-    command = r"run first: hf download meta-llama/Llama-2-7b-hf --include config.json --include '\*.safetensors\*' "
+    command = r"first with: hf download meta-llama/Llama-2-7b-hf --include config.json --include '\*.safetensors\*' "
     with pytest.raises(ValueError, match=command + r"--include 'token\*'"):
         text_encoder("meta-llama/Llama-2-7b-hf", 16)
     with pytest.raises(ValueError, match=r"hf download a/pipe .*'text_encoder_2/\*.*' --include 'tokenizer_2/\*'"):
@@ -88,7 +88,7 @@ def test_a_downloaded_repository_is_read_and_so_are_the_folders_of_a_pipeline_in
     assert encoder.fingerprint == text_encoder(CLIP, 10).fingerprint
     np.testing.assert_array_equal(encoder.encode(["red"]).features, text_encoder(CLIP, 10).encode(["red"]).features)
     (tmp_path / "tokenizer_2" / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"missing tokenizer_2/\*; nothing is downloaded"):
+    with pytest.raises(ValueError, match=r"missing tokenizer_2/\*; download it first"):
         text_encoder("a/pipe/text_encoder_2", 10)
 
 
@@ -96,7 +96,7 @@ def test_weights_in_several_files_are_read_by_their_index_and_a_missing_one_is_n
     folder = copied(LLAMA, tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    files = {name: f"model-{place % 2}.safetensors" for place, name in enumerate(tensors)}
+    files = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(tensors)}
     for file in set(files.values()):
         save_file({name: tensors[name] for name in tensors if files[name] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
@@ -104,7 +104,7 @@ def test_weights_in_several_files_are_read_by_their_index_and_a_missing_one_is_n
     np.testing.assert_array_equal(parts, text_encoder(LLAMA, 10).encode(["red heart"]).features)
     assert [path.name for path in read_weights(folder).files] == ["model-0.safetensors", "model-1.safetensors"]
     (folder / "model-1.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"lacks model-1.safetensors, which model.safetensors.index.json names"):
+    with pytest.raises(ValueError, match=r"lacks model-1.safetensors, which model.safetensors.index.json lists"):
         text_encoder(folder, 10)
 
 
@@ -132,7 +132,7 @@ def test_weights_under_another_name_are_listed_with_what_they_are(tmp_path):
     found = r"weights are: model.gguf, open_clip_model.safetensors; .* rename the file to use to model.safetensors"
     with pytest.raises(ValueError, match=found) as caught:
         text_encoder(folder, 10)
-    assert "model.gguf is a GGUF file of llama.cpp" in str(caught.value)
+    assert "model.gguf is a GGUF file, whose" in str(caught.value)
     assert "open_clip_model.safetensors is" not in str(caught.value)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ValueError, match=r"model.safetensors is a git-LFS pointer"):
@@ -148,7 +148,7 @@ def test_weights_that_pytorch_saved_are_read_whole_and_in_several_files(tmp_path
     torch_like.save(tensors, folder / "pytorch_model.bin")
     np.testing.assert_array_equal(encoded_by(folder), expected)
     (folder / "pytorch_model.bin").unlink()
-    files = {name: f"pytorch_model-0000{1 + place % 2}-of-00002.bin" for place, name in enumerate(tensors)}
+    files = {name: f"pytorch_model-0000{1 + index % 2}-of-00002.bin" for index, name in enumerate(tensors)}
     for file in set(files.values()):
         torch_like.save({name: tensors[name] for name in tensors if files[name] == file}, folder / file)
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
@@ -162,7 +162,7 @@ def test_an_index_may_only_name_files_in_its_folder(tmp_path, outside, ending):
     (folder / "model.safetensors").rename(tmp_path.parent / "model.safetensors")
     index = {"weight_map": {"text_model.final_layer_norm.weight": outside}}
     (folder / f"model.{ending}.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"index.json may only name files in its own folder"):
+    with pytest.raises(ValueError, match=r"index.json may only list files in the same folder"):
         text_encoder(folder, 10)
 
 
@@ -214,7 +214,7 @@ def test_marks_stand_around_a_caption_which_is_cut_at_its_end():
 def test_a_tokenizer_of_older_files_is_read_by_transformers(tmp_path):
     letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
     words = [*letters, "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}))
+    (tmp_path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
     tokenizer = CaptionTokenizer(tmp_path, 6, None)
@@ -231,13 +231,13 @@ def test_a_large_file_is_told_by_header_size_and_both_ends(tmp_path, monkeypatch
     monkeypatch.setattr(text, "LARGE_FILE", header + 300)
     monkeypatch.setattr(text, "HASHED_BYTES", 100)
 
-    def digest(place):
+    def digest(index):
         data = bytearray(file.read_bytes())
-        data[place] ^= 1
+        data[index] ^= 1
         (tmp_path / "changed").write_bytes(data)
         return digest_of_files([tmp_path / "changed"])
 
-    assert len({digest(place) for place in (10, header, header + 99, header + 200, header + 299)}) == 5
+    assert len({digest(index) for index in (10, header, header + 99, header + 200, header + 299)}) == 5
     assert digest(header + 150) == digest_of_files([file])
     monkeypatch.setattr(text, "LARGE_FILE", header + 301)
     assert digest(header + 150) != digest_of_files([file])

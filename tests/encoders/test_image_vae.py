@@ -143,7 +143,7 @@ def test_shift_and_scaling_are_those_of_the_configuration(tmp_path, vae, expecte
         ({"use_spatial_norm": True}, "not supported: use_spatial_norm"),
         ({"layers_per_block": 2}, "missing decoder.up_blocks.0.resnets.2"),
         ({"mid_block_add_attention": False}, "unknown decoder.mid_block.attentions.0"),
-        ({"latent_channels": 8}, r"makes decoder.first.kernel of shape \(3, 3, 4, 16\)"),
+        ({"latent_channels": 8}, r"gives decoder.first.kernel the shape \(3, 3, 4, 16\)"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path, change, message):
@@ -219,7 +219,7 @@ def test_the_only_variant_and_files_of_pytorch_are_read_and_an_index_names_no_ot
     np.testing.assert_array_equal(load_image_vae(folder).encode(pixels).mean, expected)
     for outside in ("../vae/part-1.safetensors", str(folder / "part-1.safetensors")):
         index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, outside)}))
-        with pytest.raises(ValueError, match="may only name files in its own folder"):
+        with pytest.raises(ValueError, match="may only list files in the same folder"):
             load_image_vae(folder)
 
 

@@ -20,7 +20,7 @@ def read(features):
     found = []
     for row in features:
         (symbol,) = np.flatnonzero(row[: len(SYMBOLS)])
-        stress = "".join(mark for place, mark in enumerate(STRESSES) if row[len(SYMBOLS) + place])
+        stress = "".join(mark for index, mark in enumerate(STRESSES) if row[len(SYMBOLS) + index])
         found.append(stress + SYMBOLS[symbol])
     return found
 

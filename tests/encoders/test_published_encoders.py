@@ -137,7 +137,7 @@ def test_what_comes_after_the_penultimate_state_is_not_read(tmp_path, kind, last
         ("llama", {"eos_token_id": [2, 3]}, r"one token each, but are 1 and \[2, 3\]"),
         ("llama", {"rms_norm_eps": None}, "lacks rms_norm_eps"),
         ("llama", {"num_hidden_layers": 2}, "unknown layers.2"),
-        ("llama", {"num_key_value_heads": 4}, r"of shape \(3, 24, 12\), but the configuration asks for \(3, 24, 24\)"),
+        ("llama", {"num_key_value_heads": 4}, r"the shape \(3, 24, 12\), but the configuration requires \(3, 24, 24\)"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("gemma", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
         ("clip", {"hidden_act": "relu"}, "hidden_act='relu'"),

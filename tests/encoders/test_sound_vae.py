@@ -142,9 +142,9 @@ def test_the_base_of_logarithms_is_that_of_the_configuration(tmp_path, vae):
         ({"ch": 48}, "must be a multiple of 32"),
         ({"down_layers": [0]}, r"down_layers=\[0\] must be less than"),
         ({"num_res_blocks": 2}, "does not match .*/config.json: .*missing decoder.up.0.block.2"),
-        ({"kernel_size": 5}, r"of shape \(3, .*asks for \(5, "),
-        ({"z_channels": 8}, "but the configuration asks for"),
-        ({"around": {"embed_dim": 8}}, "but the configuration asks for"),
+        ({"kernel_size": 5}, r"the shape \(3, .*requires \(5, "),
+        ({"z_channels": 8}, "but the configuration requires"),
+        ({"around": {"embed_dim": 8}}, "but the configuration requires"),
         ({"without": ["quant_conv.bias"]}, "missing quant_conv.bias, unknown none"),
         ({"around": {"scale_by_std": True}}, "add the line 'scale_factor: <number>' at the beginning of config.json"),
         (

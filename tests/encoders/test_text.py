@@ -21,13 +21,13 @@ def encoder():
     return text_encoder(GOLDEN, 10)
 
 
-def test_batch_mates_and_place_change_nothing(encoder):
+def test_features_do_not_depend_on_the_rest_of_the_batch(encoder):
     alone = encoder.encode(["red heart"])
     crowd = [f"blue circle {'s ' * (n % 9)}" for n in range(2 * BATCH + 3)]
-    for place in (0, BATCH - 1, BATCH, 2 * BATCH + 3):
-        together = encoder.encode([*crowd[:place], "red heart", *crowd[place:]])
-        np.testing.assert_allclose(together.features[place], alone.features[0], atol=4e-6)
-        np.testing.assert_array_equal(together.segment_ids[place], alone.segment_ids[0])
+    for index in (0, BATCH - 1, BATCH, 2 * BATCH + 3):
+        together = encoder.encode([*crowd[:index], "red heart", *crowd[index:]])
+        np.testing.assert_allclose(together.features[index], alone.features[0], atol=4e-6)
+        np.testing.assert_array_equal(together.segment_ids[index], alone.segment_ids[0])
     assert np.abs(together.features[0] - alone.features[0]).max() > 0.1
 
 

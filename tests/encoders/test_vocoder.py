@@ -182,7 +182,7 @@ def test_other_rates_and_bins_are_refused(tmp_path):
         ({"resblock_kernel_sizes": [4]}, "resblock_kernel_sizes must be odd"),
         ({"activation": "snakebeta"}, "does not match .*/config.json: .*missing activation_post.act.beta"),
         ({"resblock": "1"}, "missing resblocks.0.activations.1"),
-        ({"upsample_initial_channel": 8}, "the configuration asks for"),
+        ({"upsample_initial_channel": 8}, "the configuration requires"),
         ({"tensors": {"conv_pre.bias": None}}, "missing conv_pre.bias, unknown none"),
         ({"tensors": {"extra": np.ones(3)}}, "missing none, unknown extra"),
         ({"tensors": {"conv_post.weight_v": np.ones((1, 1, 7))}}, "conv_post.weight"),
@@ -226,7 +226,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"must hold one checkpoint of a vocoder .* none; copy it there"):
         vocoder(folder)
     (folder / "best_netG.pt").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match=r"best_netG.pt is no file of PyTorch"):
+    with pytest.raises(ValueError, match=r"best_netG.pt is not a PyTorch file"):
         vocoder(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"with the setting upsample_rates, but holds none; copy it there"):

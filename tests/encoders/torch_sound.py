@@ -58,10 +58,10 @@ class TorchVae:
         return x + self._same(y, f"{name}.proj_out")
 
     def _stage(self, x, name, level, blocks):
-        for place in range(blocks):
-            x = self._block(x, f"{name}.block.{place}")
+        for layer in range(blocks):
+            x = self._block(x, f"{name}.block.{layer}")
             if level in self.settings["attn_layers"]:
-                x = self._attention(x, f"{name}.attn.{place}")
+                x = self._attention(x, f"{name}.attn.{layer}")
         return x
 
     def _middle(self, x, name):
@@ -95,9 +95,9 @@ class TorchVocoder(torch.nn.Module):
     def forward(self, x):
         x = self.conv_pre(x)
         count = len(self.settings["resblock_kernel_sizes"])
-        for place, up in enumerate(self.ups):
+        for index, up in enumerate(self.ups):
             x = up[0](x)
-            x = torch.stack([block(x) for block in self.resblocks[place * count : (place + 1) * count]]).mean(0)
+            x = torch.stack([block(x) for block in self.resblocks[index * count : (index + 1) * count]]).mean(0)
         x = self.conv_post(self.activation_post(x))[:, 0]
         return torch.tanh(x) if self.settings.get("use_tanh_at_final", True) else x.clamp(-1, 1)
 
@@ -126,8 +126,8 @@ class TorchBlock(torch.nn.Module):
     def forward(self, x):
         for first, chain in self.chains:
             y = x
-            for place, convolution in enumerate(chain, start=first):
-                y = convolution(self.activations[place](y))
+            for index, convolution in enumerate(chain, start=first):
+                y = convolution(self.activations[index](y))
             x = x + y
         return x
 

@@ -15,7 +15,7 @@ GRID = jnp.array([0.0, 1.0])
 
 
 def rotating(t, x, rate):
-    """Of samples [2], each turning at a rate of its own and shrinking."""
+    """Samples of two values that turn, each at another rate, and shrink."""
     t = jnp.reshape(t, (-1, 1))
     turned = jnp.stack([-x[:, 1], x[:, 0]], axis=1)
     return rate[:, None] * turned * jnp.cos(3 * t) - 0.3 * x * t
@@ -46,7 +46,7 @@ def test_a_sample_is_the_same_bit_for_bit_whatever_its_neighbours_are():
     other = solved(X.at[1].set(jnp.array([5.0, -3.0])), RATE.at[1].set(0.01), "dopri5", each=True)
     np.testing.assert_array_equal(first[jnp.array([0, 2])], other[jnp.array([0, 2])])
     shared = [solved(X, RATE.at[1].set(rate), "dopri5", each=False, rtol=1e-2)[2] for rate in (30.0, 0.01)]
-    assert np.abs(shared[0] - shared[1]).max() > 1e-5  # what this is about
+    assert np.abs(shared[0] - shared[1]).max() > 1e-5  # with shared steps it would depend on them
 
 
 def test_a_sample_that_is_not_finite_ends_at_once_and_leaves_the_others_alone():
@@ -75,7 +75,7 @@ def test_a_sample_that_grows_without_bound_is_given_up():
 
 
 def test_the_density_of_a_sample_does_not_depend_on_its_neighbours():
-    """Of dx/dt = rate x, whose divergence is the rate for each value."""
+    """The velocity is rate x, so its divergence is the rate for each value."""
 
     def velocity(t, x, rate):
         return rate[:, None] * x * (1 + 0 * jnp.reshape(t, (-1, 1)))

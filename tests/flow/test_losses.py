@@ -22,10 +22,10 @@ def arrays(seed=0):
 def expected_loss(output, x0, x1, row, segment, path, prediction, weighting):
     t = float(TIMES[row, segment - 1])
     alpha, sigma, d_alpha, d_sigma = (float(c) for c in path.coefficients(t))
-    own = (SEGMENTS[row] == segment) & (KINDS[row] == 1)
-    output, x0, x1 = output[row, own].astype(np.float64), x0[row, own], x1[row, own]
-    weight_of_score = d_alpha / alpha * sigma**2 - sigma * d_sigma
-    weight = {"none": 1.0, "velocity": (weight_of_score / sigma) ** 2, "likelihood": weight_of_score / sigma**2}
+    patches = (SEGMENTS[row] == segment) & (KINDS[row] == 1)
+    output, x0, x1 = output[row, patches].astype(np.float64), x0[row, patches], x1[row, patches]
+    score_weight = d_alpha / alpha * sigma**2 - sigma * d_sigma
+    weight = {"none": 1.0, "velocity": (score_weight / sigma) ** 2, "likelihood": score_weight / sigma**2}
     errors = {
         "velocity": output - (d_alpha * x1 + d_sigma * x0),
         "noise": output - x0,
@@ -116,5 +116,5 @@ def test_values_beyond_those_of_a_patch_do_not_count():
     counted = np.where(SEGMENTS == 1, 3, 1)
     losses = sample_means(values, KINDS, SEGMENTS, segments=2, patch_values=counted)
     for row, segment in SAMPLES:
-        own = values[row, (SEGMENTS[row] == segment) & (KINDS[row] == 1)][:, : 3 if segment == 1 else 1]
-        np.testing.assert_allclose(losses.per_sample[row, segment - 1], own.mean(), rtol=1e-5)
+        patches = values[row, (SEGMENTS[row] == segment) & (KINDS[row] == 1)][:, : 3 if segment == 1 else 1]
+        np.testing.assert_allclose(losses.per_sample[row, segment - 1], patches.mean(), rtol=1e-5)

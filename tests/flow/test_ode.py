@@ -38,7 +38,8 @@ def solve_smooth(x, grid, solver, rtol, scale=1.0):
 
 
 def error(solver, steps, start=0.0, end=1.0):
-    """Of a family of solutions, as at single points errors may cancel. The repeated end shares one compilation."""
+    """The error over a family of solutions, since at a single point errors may cancel. Repeating the end of the grid
+    lets all numbers of steps share one program."""
     grid = jnp.pad(jnp.linspace(start, end, steps + 1), (0, LONGEST - steps), mode="edge")
     found = solve_steep(jnp.asarray(np.tan(np.sin(2 * start) + START), jnp.float32), grid, solver)
     return np.sqrt(np.mean((found - np.tan(np.sin(2 * end) + START)) ** 2))

@@ -84,8 +84,8 @@ def bytes_of(draw, data, header=200):
     """The bytes with some changed, most of them in the header, and perhaps without their end."""
     changed = bytearray(data)
     for _ in range(draw(st.integers(1, 6))):
-        place = draw(st.integers(0, min(header, len(changed)) - 1) | st.integers(0, len(changed) - 1))
-        changed[place] = draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255))
+        index = draw(st.integers(0, min(header, len(changed)) - 1) | st.integers(0, len(changed) - 1))
+        changed[index] = draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255))
     if draw(st.integers(0, 3)) == 0:
         del changed[draw(st.integers(0, len(changed))) :]
     return bytes(changed)

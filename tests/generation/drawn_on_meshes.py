@@ -43,7 +43,7 @@ class Case(NamedTuple):
     config: Config = TEXT
 
 
-class Place(NamedTuple):
+class Drawing(NamedTuple):
     """A model, the parameters of which lie on a mesh; None: on one device."""
 
     config: Config
@@ -52,10 +52,10 @@ class Place(NamedTuple):
     @property
     def parameters(self):
         random = np.random.default_rng(0)
-        places = jax.devices()[0] if self.mesh is None else parameter_shardings(self.config.model, self.mesh)
+        shardings = jax.devices()[0] if self.mesh is None else parameter_shardings(self.config.model, self.mesh)
         shapes = nnx.to_pure_dict(abstract_model(self.config.model)[1])
         values = jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape, np.float32), shapes)
-        return jax.device_put(values, places)
+        return jax.device_put(values, shardings)
 
     @property
     def encoder(self):
@@ -70,37 +70,37 @@ def noise():
     return np.random.default_rng(1).standard_normal(LATENTS, np.float32)
 
 
-def drawn(place, settings):
-    return place.pipeline.latents(noise(), PROMPTS, settings)
+def drawn(drawing, settings):
+    return drawing.pipeline.latents(noise(), PROMPTS, settings)
 
 
-def inverted(place, settings):
-    return place.pipeline.invert(noise(), PROMPTS, settings)
+def inverted(drawing, settings):
+    return drawing.pipeline.invert(noise(), PROMPTS, settings)
 
 
-def density(place, settings):
-    return place.pipeline.log_density(noise(), PROMPTS, settings, seed=1)
+def density(drawing, settings):
+    return drawing.pipeline.log_density(noise(), PROMPTS, settings, seed=1)
 
 
 def refusal():
     """What is said to a batch that the devices do not divide."""
     try:
-        Place(LABEL, make_mesh(fsdp=8)).pipeline.latents(noise()[:3], PROMPTS[:3], SETTINGS)
+        Drawing(LABEL, make_mesh(fsdp=8)).pipeline.latents(noise()[:3], PROMPTS[:3], SETTINGS)
     except ValueError as error:
         return str(error)
 
 
 class Shown:
-    """Takes a sheet in the place of a writer of metrics."""
+    """Takes a sheet instead of a writer of metrics."""
 
     def image(self, step, name, pixels):
         self.pixels = pixels
 
 
-def sheet(place, settings):
+def sheet(drawing, settings):
     """A sheet as training draws it, of three pictures, a number that eight devices do not divide."""
     shown = Shown()
-    sheet_writer(place.config, place.encoder, shown, None, place.mesh)(1, place.parameters)
+    sheet_writer(drawing.config, drawing.encoder, shown, None, drawing.mesh)(1, drawing.parameters)
     return shown.pixels / 255
 
 
@@ -127,11 +127,11 @@ def main(names):
         act, mesh, changes, of = CASES[name]
         settings = dataclasses.replace(SETTINGS, **changes)
         if (act, settings, of) not in results:
-            results[act, settings, of] = np.asarray(act(Place(of, None), settings))
+            results[act, settings, of] = np.asarray(act(Drawing(of, None), settings))
         alone = results[act, settings, of]
         assert np.isfinite(alone).all()
         assert alone.std() > 0.1
-        together = np.asarray(act(Place(of, make_mesh(**mesh)), settings))
+        together = np.asarray(act(Drawing(of, make_mesh(**mesh)), settings))
         found[name] = float(np.abs(together - alone).max() / np.abs(alone).max())
     print(json.dumps({"differences": found, "refusal": refusal()}))
 

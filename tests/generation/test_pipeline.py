@@ -30,8 +30,8 @@ class Words:
     def encode(self, captions):
         features = np.zeros((len(captions), 5, 6), np.float32)
         for row, caption in enumerate(captions):
-            for place, letter in enumerate(f"^{caption}"[:5]):
-                features[row, place] = np.sin(np.arange(1, 7) * ord(letter))
+            for index, letter in enumerate(f"^{caption}"[:5]):
+                features[row, index] = np.sin(np.arange(1, 7) * ord(letter))
         lengths = np.array([min(5, len(caption) + 1) for caption in captions])
         return TextFeatures(features, (np.arange(5) < lengths[:, None]).astype(np.int32))
 

@@ -108,7 +108,7 @@ def test_sounds_are_encoded_once_with_silence_up_to_whole_lengths(folder, tmp_pa
     sounds = modality_of(tiny(folder))
     vae, source = sound_vae(folder / "maa2"), FolderSource(folder)
     encoded = encode(source, sounds.encoding(vae), tmp_path)
-    assert [type(encoded[place].media if place < 3 else encoded[place]) for place in range(5)] == [
+    assert [type(encoded[index].media if index < 3 else encoded[index]) for index in range(5)] == [
         *[LatentDistribution] * 3, BadSample, BadSample
     ]  # fmt: skip
     assert "9.00 s is longer than data.seconds=0.6" in encoded[3].reason

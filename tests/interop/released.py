@@ -55,7 +55,7 @@ class Released:
         if not self.is_next:
             return np.outer(np.arange(length), 10_000.0 ** -(np.arange(0, head, 2) / head))
         speeds = 10_000.0 ** -(np.arange(0, head, 4) / head)
-        row, column = (place.reshape(-1, 1) * speeds for place in np.mgrid[:down, :across])
+        row, column = (axis.reshape(-1, 1) * speeds for axis in np.mgrid[:down, :across])
         angles = np.stack([row, column], -1).reshape(down * across, -1)
         return np.concatenate([angles, np.zeros((length - len(angles), angles.shape[1]))])
 

@@ -84,8 +84,8 @@ def test_converted_parameters_are_those_of_the_model_on_any_mesh(tmp_path):
     assert jax.tree.structure(parameters) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, parameters, expected)
     here = jax.tree.map(lambda leaf: jax.sharding.SingleDeviceSharding(jax.devices()[0]), expected)
-    placed = load_parameters(folder, read_model(folder), here, dtype=jax.numpy.bfloat16)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(placed)} == {"bfloat16"}
+    loaded = load_parameters(folder, read_model(folder), here, dtype=jax.numpy.bfloat16)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {"bfloat16"}
 
 
 @pytest.mark.parametrize("subset", [{"blocks.mlp.up.kernel": (2, 64, 3)}, {"surprise": (3,)}, {"pad_token": None}])

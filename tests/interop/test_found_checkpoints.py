@@ -181,11 +181,11 @@ def test_a_model_in_several_files_of_pytorch_is_read_by_its_index(tmp_path):
     halves = {f"part-{half}.bin": dict([*tensors.items()][half::2]) for half in range(2)}
     for name, half in halves.items():
         save_pickled(folder / name, half)
-    places = {name: file for file, half in halves.items() for name in half}
+    weight_map = {name: file for file, half in halves.items() for name in half}
     index = folder / "diffusion_pytorch_model.bin.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
+    index.write_text(json.dumps({"weight_map": weight_map}))
     assert_same(tensors_of(run(source, tmp_path / "ours", "diffusers", "jax"), "jax"), expected)
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(places, "../../secret.bin")}))
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weight_map, "../../secret.bin")}))
     expect_error(words(source, "diffusers"), "files in the same folder")
 
 

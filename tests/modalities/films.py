@@ -63,8 +63,8 @@ def shown_times(path):
     """When the frames of a film are shown, from the first on, and their numbers, by decoding it from start to end."""
     times, numbers = [], []
     with av.open(str(path)) as container:
-        for place, frame in enumerate(container.decode(container.streams.video[0])):
+        for index, frame in enumerate(container.decode(container.streams.video[0])):
             has_times = frame.time is not None and container.format.name != "avi"  # there, PyAV guesses
-            times.append(frame.time if has_times else place / RATE)
+            times.append(frame.time if has_times else index / RATE)
             numbers.append(number_of(frame.to_image()))
     return [time - times[0] for time in times], numbers

@@ -25,7 +25,7 @@ RATE = 10
 
 def grays(count, size=(48, 32)):
     """Frames of one gray each, ten levels brighter from one to the next."""
-    return [Image.new("RGB", size, (10 * place, 10 * place, 10 * place)) for place in range(count)]
+    return [Image.new("RGB", size, (10 * index, 10 * index, 10 * index)) for index in range(count)]
 
 
 def save(path, frames, rate=RATE):
@@ -121,9 +121,9 @@ def test_with_a_rate_frames_keep_their_distance_and_start_anywhere_the_clip_allo
 def test_views_are_spread_evenly_around_the_object(tmp_path):
     assert evenly(12, 4) == [0, 3, 6, 9]
     assert evenly(3, 8) == [0, 1, 2]
-    for place, picture in enumerate(grays(12)):
-        picture.save(tmp_path / f"{place}.png")
-    views = Views(tuple(tmp_path / f"{place}.png" for place in range(12)))
+    for index, picture in enumerate(grays(12)):
+        picture.save(tmp_path / f"{index}.png")
+    views = Views(tuple(tmp_path / f"{index}.png" for index in range(12)))
     assert levels(read_pictures(views, ClipConfig(frames=6), None)) == [0, 2, 4, 6, 8, 10]
     Image.new("RGB", (8, 8)).save(tmp_path / "2.png")
     with pytest.raises(ValueError, match="must have one size"):
@@ -144,7 +144,7 @@ def test_all_frames_of_a_clip_are_cropped_alike(tmp_path):
         np.testing.assert_array_equal(latents[0], latents[1])
         np.testing.assert_allclose(latents[4], -latents[0], atol=0.1)
         crops.add(latents[0].tobytes())
-    assert len(crops) > 1  # another place at each visit
+    assert len(crops) > 1  # another part at each visit
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_folder_may_hold_pictures_clips_and_views(tmp_path):
 
 def test_scenes_end_where_the_content_changes(tmp_path):
     random_pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), np.uint8)
-    frames = [Image.fromarray(random_pixels[place // 20]).resize((96, 64)) for place in range(60)]
+    frames = [Image.fromarray(random_pixels[index // 20]).resize((96, 64)) for index in range(60)]
     save(tmp_path / "film.mp4", frames, rate=20)
     found = list(scenes(Clip(tmp_path / "film.mp4")))
     np.testing.assert_allclose(found, [(0, 1), (1, 2), (2, 3)], atol=0.06)

@@ -51,7 +51,7 @@ def megabytes(file, *, frames, threads):
 
 
 def test_of_a_long_animation_only_the_frames_that_are_wanted_are_kept(tmp_path):
-    frames = [Image.new("P", (1280, 720), place) for place in range(60)]
+    frames = [Image.new("P", (1280, 720), index) for index in range(60)]
     frames[0].putpalette(bytes(range(256)) * 3)
     for frame in frames[1:]:
         frame.putpalette(bytes(range(256)) * 3)
@@ -66,7 +66,7 @@ def test_threads_decode_large_pictures_one_after_another(tmp_path):
 
 
 def test_frames_of_a_large_animation_are_those_of_a_small_one(tmp_path, monkeypatch):
-    frames = [Image.new("RGB", (24, 16), (20 * place, 0, 0)) for place in range(12)]
+    frames = [Image.new("RGB", (24, 16), (20 * index, 0, 0)) for index in range(12)]
     for ending in ("gif", "webp", "png"):
         file = tmp_path / f"it.{ending}"
         options = {"lossless": True} if ending == "webp" else {}
@@ -196,7 +196,7 @@ def test_sixteen_threads_hold_no_more_than_the_budget():
                 with lock:
                     held[0] -= min(amount, 100)
 
-    threads = [threading.Thread(target=decode, args=(10 * (place + 1),)) for place in range(16)]
+    threads = [threading.Thread(target=decode, args=(10 * (index + 1),)) for index in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:

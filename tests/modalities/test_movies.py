@@ -44,8 +44,8 @@ def test_all_frames_stand_side_by_side_in_lines_of_at_most_sixteen():
     assert frame_sheet(flat_colors(1)).shape == (16, 24, 3)
     strip = frame_sheet(flat_colors(3))
     assert strip.shape == (16, 3 * 24 + 2 * 2, 3)
-    for place, frame in enumerate(flat_colors(3)):
-        np.testing.assert_array_equal(strip[:, 26 * place : 26 * place + 24], frame)
+    for index, frame in enumerate(flat_colors(3)):
+        np.testing.assert_array_equal(strip[:, 26 * index : 26 * index + 24], frame)
     assert frame_sheet(flat_colors(17)).shape == (2 * 16 + 2, 9 * 26 - 2, 3)
 
 

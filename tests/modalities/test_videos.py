@@ -69,7 +69,7 @@ def test_every_moment_shows_the_last_frame_that_begins_no_later(tmp_path, name):
 
 def test_a_frame_that_begins_exactly_then_is_the_one_shown(tmp_path):
     file = write_film(tmp_path / "a.ts", "libx264", options=FAST, group=12)  # begins at 0.08 s of its clock
-    found = read_frames(Clip(file), lambda _: [place / RATE for place in range(50)])
+    found = read_frames(Clip(file), lambda _: [index / RATE for index in range(50)])
     assert [number_of(frame) for frame in found] == list(range(50))
 
 
@@ -89,7 +89,7 @@ def test_a_cut_video_is_refused_where_it_breaks_off_and_read_before(tmp_path, na
     for start in (0.0, 1.0, 1.6):
         with pytest.raises(ValueError, match=r"breaks off after [01]\.\d\d s, but says that it has 2\.00 s"):
             read_frames(Clip(cut, start), lambda seconds: [seconds / 2, seconds - 0.01])
-    found = read_frames(Clip(cut, 0.2, 0.8), lambda seconds: [(place + 0.5) * seconds / 5 for place in range(5)])
+    found = read_frames(Clip(cut, 0.2, 0.8), lambda seconds: [(index + 0.5) * seconds / 5 for index in range(5)])
     assert [number_of(frame) for frame in found] == [6, 9, 12, 15, 18]
 
 
@@ -97,7 +97,7 @@ def test_a_cut_transport_stream_is_as_long_as_what_is_there(tmp_path):
     content = write_film(tmp_path / "a.ts", "libx264", options=FAST, group=12).read_bytes()
     cut = tmp_path / "cut.ts"
     cut.write_bytes(content[: len(content) // 2])
-    found = read_frames(Clip(cut), lambda seconds: [(place + 0.5) * seconds / 8 for place in range(8)])
+    found = read_frames(Clip(cut), lambda seconds: [(index + 0.5) * seconds / 8 for index in range(8)])
     numbers = [number_of(frame) for frame in found]
     assert len(set(numbers)) == 8
     assert numbers[-1] < 30

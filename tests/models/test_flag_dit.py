@@ -1,4 +1,4 @@
-"""What Flag-DiT must do whatever its weights: packing, text, grouped heads, and the ways to compute it."""
+"""Properties of Flag-DiT for any weights: packing, text, grouped heads, and the ways to compute it."""
 
 import dataclasses
 

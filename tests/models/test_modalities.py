@@ -114,8 +114,8 @@ def test_losses_and_gradients_count_each_modality_s_own_values():
         wrong = (prediction - np.asarray(tokens.patches - drawn.x0))[0, start:end, :values][patches]
         np.testing.assert_allclose(totals.losses[index], np.mean(wrong**2), rtol=1e-4)
 
-    of_sound = jax.tree.leaves(gradients["other_embeddings"][1])
-    assert all(np.abs(leaf).max() > 0 for leaf in of_sound)
+    sound_gradients = jax.tree.leaves(gradients["other_embeddings"][1])
+    assert all(np.abs(leaf).max() > 0 for leaf in sound_gradients)
 
 
 class Silence:

@@ -45,7 +45,7 @@ def test_scaling_squeezes_positions_before_the_watershed_and_slows_frequencies_f
 
 @pytest.mark.parametrize("watershed", [*np.linspace(0.05, 1, 20), 0.3, 1 / 3])
 def test_a_time_at_the_watershed_is_compared_in_double_precision(watershed):
-    """As `if t[0] < watershed` of the released code does, with t of float32 and a watershed of Python."""
+    """The released code has `if t[0] < watershed` with a float32 t and a Python float as watershed."""
     at = np.float32(watershed)
     for t in (np.nextafter(at, np.float32(-1)), at, np.nextafter(at, np.float32(2))):
         is_early = float(time_aware(2.0, float(watershed), jnp.asarray(t)).linear) == 2.0

@@ -1,6 +1,6 @@
 """Trains a tiny model on one device and on meshes of eight, and prints how far each mesh is from the one device.
 
-Run by test_sharded_step.py in a process of its own, because the number of devices is fixed when jax starts:
+Run by test_sharded_step.py in a new process, because the number of devices is fixed when jax starts:
 python eight_devices.py [mesh ...]; out: a JSON object, for each mesh the largest relative difference of each quantity.
 """
 

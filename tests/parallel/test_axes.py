@@ -1,6 +1,6 @@
 """Parameters lie where the table says; what cannot lie there is refused or kept whole.
 
-The test on eight devices runs in a process of its own, because the number of devices is fixed when jax starts.
+The test on eight devices runs in a new process, because the number of devices is fixed when jax starts.
 """
 
 import logging

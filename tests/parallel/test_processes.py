@@ -52,7 +52,7 @@ with joined(HostsConfig(coordinator=sys.argv[2], start_timeout=60), report):
 
 
 def processes(commands, environment=lambda index: {}):
-    """What the processes of these commands say, and their exit statuses."""
+    """The outputs of the processes of these commands, and their exit statuses."""
     started = [
         subprocess.Popen(
             [sys.executable, *command],
@@ -74,7 +74,7 @@ def assert_failed(statuses):
 
 
 def open_mpi(port):
-    """What its launcher says to each of two processes."""
+    """The environment that a launcher gives to each of two processes."""
     return lambda index: {
         "OMPI_MCA_orte_hnp_uri": f"1531576320.0;tcp://127.0.0.1:{port}",
         "OMPI_COMM_WORLD_SIZE": "2",
@@ -149,8 +149,8 @@ def test_a_killed_process_ends_those_that_wait_for_it(victim):
 
 
 def training(port, tmp_path, *flags, count="2"):
-    own = ["--hosts.coordinator", f"localhost:{port}", "--hosts.count", count, "--run.root", str(tmp_path), *flags]
-    return [str(ROOT / "train.py"), str(ROOT / "configs" / "emoji.py"), *own]
+    words = ["--hosts.coordinator", f"localhost:{port}", "--hosts.count", count, "--run.root", str(tmp_path), *flags]
+    return [str(ROOT / "train.py"), str(ROOT / "configs" / "emoji.py"), *words]
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from jax.sharding import AbstractMesh, AxisType
 from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.kernels.attention import attend
 from lumina_jax.parallel.sequence import attend_across
-from tests.kernels.flash_cases import with_gradients
 
 SEGMENTS = np.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 16], np.int32)
 TEXT_SEGMENTS = np.array([[1, 1, 2, 0], [1, 1, 1, 1]], np.int32)
@@ -27,26 +26,26 @@ def arrays(key_heads, own_query):
     return (q, k, v), (normal(2, 16, 8, 6) if own_query else None), text, normal(2, 16, 8, 6)
 
 
-def whole(qkv, own, text):
-    gated = GatedText(*text, jnp.asarray(TEXT_SEGMENTS), own)
+def whole(qkv, text_q, text):
+    gated = GatedText(*text, jnp.asarray(TEXT_SEGMENTS), text_q)
     return attend(*qkv, segment_ids=jnp.asarray(SEGMENTS), scale=0.7, text=gated, implementation="reference")
 
 
-def across(qkv, own, text, ring, heads):
+def across(qkv, text_q, text, ring, heads):
     mesh = AbstractMesh((ring, heads), ("sequence_ring", "sequence_heads"), axis_types=(AxisType.Auto,) * 2)
 
     def back_end(*qkv, **rest):
         return attend(*qkv, implementation="reference", **rest)
 
-    def local(qkv, own, segments):
-        gated = GatedText(*text, jnp.asarray(TEXT_SEGMENTS), own)
+    def local(qkv, text_q, segments):
+        gated = GatedText(*text, jnp.asarray(TEXT_SEGMENTS), text_q)
         return attend_across(back_end, mesh)(*qkv, segment_ids=segments, scale=0.7, text=gated)
 
     def cut(x):
         return jnp.moveaxis(x.reshape(2, ring, heads, -1, *x.shape[2:]), 0, 2)
 
     mapped = jax.vmap(jax.vmap(local, axis_name="sequence_heads"), axis_name="sequence_ring")
-    out = mapped(*jax.tree.map(cut, (qkv, own, jnp.asarray(SEGMENTS))))
+    out = mapped(*jax.tree.map(cut, (qkv, text_q, jnp.asarray(SEGMENTS))))
     return jnp.moveaxis(out, 2, 0).reshape(2, 16, 8, 6)
 
 
@@ -62,13 +61,8 @@ def across(qkv, own, text, ring, heads):
 )
 def test_attention_across_devices_is_that_of_whole_rows_with_text_and_gradients(ring, heads, key_heads, own_query):
     *given, weight = arrays(key_heads, own_query)
-
-    def value_and_gradients(attention):
-        out, pull = jax.vjp(attention, *given)
-        return out, pull(weight)
-
-    expected, slopes = jax.jit(lambda: value_and_gradients(whole))()
-    found, slopes_across = jax.jit(lambda: value_and_gradients(lambda *given: across(*given, ring, heads)))()
+    expected, slopes = with_gradients(whole, weight, *given)
+    found, slopes_across = with_gradients(lambda *given: across(*given, ring, heads), weight, *given)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     chex.assert_trees_all_close(slopes_across, slopes, atol=1e-5)
 

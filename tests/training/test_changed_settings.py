@@ -1,4 +1,4 @@
-"""What a run that continues says of settings that have changed, and which of them it refuses."""
+"""Changed settings that a continued run reports, and those that it refuses."""
 
 import jax.numpy as jnp
 import pytest

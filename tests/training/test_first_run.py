@@ -1,4 +1,4 @@
-"""What a user sees of a first run: a header, phases, sheets, and how to go on when it is complete."""
+"""The output of a first run: a header, phases, sheets, and how to continue when it is complete."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run says before its first step."""
+"""The header that a run prints before its first step."""
 
 import jax
 import pytest

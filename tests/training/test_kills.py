@@ -63,7 +63,7 @@ def settings_of(root, data, steps):
 
 
 class Attempt:
-    """One start of a run, in a process group of its own."""
+    """One start of a run, in a new process group."""
 
     def __init__(self, settings, environment):
         self.says = Path(settings.run.root) / "says.txt"

@@ -72,7 +72,7 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
             {"model": {"patch_size": 3}, "data": {"image_size": 30}},
             "data.image_size=30 must be a multiple of 12",
         ),
-        ({"vae": {"path": "nobody/nothing"}}, "run first: hf download nobody/nothing"),
+        ({"vae": {"path": "nobody/nothing"}}, "download it first with: hf download nobody/nothing"),
     ],
 )
 def test_an_autoencoder_that_does_not_fit_is_refused(tmp_path, change, message):

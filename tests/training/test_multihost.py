@@ -51,7 +51,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class Job:
-    """The processes of one attempt at a run, each with its own devices and a file for what it says."""
+    """The processes of one attempt at a run, each with other devices and a file for its output."""
 
     def __init__(self, settings, count, devices, *flags, cache=None, folders=None):
         folder = Path(settings.run.root) / f"attempt-{time.monotonic_ns()}"

@@ -112,7 +112,7 @@ def test_a_diverging_loss_stops_with_its_step_and_keeps_good_checkpoints(tmp_pat
 
 @pytest.mark.slow
 def test_a_folder_with_broken_pictures_trains_and_names_them(tmp_path):
-    """50 pictures of the user's own: 3 of them corrupt, 2 without a caption."""
+    """50 pictures in a folder: 3 of them corrupt, 2 without a caption."""
     random_pixels = np.random.default_rng(0)
     captions = []
     for index in range(50):

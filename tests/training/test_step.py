@@ -70,9 +70,9 @@ def test_the_loss_is_the_mean_over_samples_of_the_velocity_error(traced_once):
 
     tokens, t = jax.tree.map(np.asarray, batch.tokens), np.asarray(drawn.t)
     for row, segment in np.ndindex(*t.shape):
-        own = (tokens.segment_ids[row] == segment + 1) & (tokens.kinds[row] == 1)
-        error = np.asarray(drawn.x0)[row, own] - tokens.patches[row, own]  # a new model predicts 0
-        expected = np.mean(error**2) if own.any() else 0.0
+        patches = (tokens.segment_ids[row] == segment + 1) & (tokens.kinds[row] == 1)
+        error = np.asarray(drawn.x0)[row, patches] - tokens.patches[row, patches]  # a new model predicts 0
+        expected = np.mean(error**2) if patches.any() else 0.0
         assert float(ours.per_sample[row, segment]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_the_average_follows_the_parameters(traced_once):
 
 
 def test_seeds_that_differ_above_32_bits_give_other_parameters_and_noise():
-    """Which seeds have keys of their own: tests/test_seeds.py."""
+    """That no two seeds share a key: tests/test_seeds.py."""
     mesh = make_mesh(devices=jax.devices()[:1])
     small, large = (create_state(config(run={"seed": value}), mesh) for value in (2**32 - 1, 2**64 - 1))
     assert not np.array_equal(jax.random.key_data(small.key), jax.random.key_data(large.key))

@@ -33,6 +33,6 @@ def save_pickled(path, value):
         with file.open("archive/data.pkl", "w") as stream:
             Pickler(stream, protocol=2).dump(value)
         file.writestr("archive/byteorder", "little")
-        for place, numbers in enumerate(storages):
-            file.writestr(f"archive/data/{place}", numbers.tobytes())
+        for index, numbers in enumerate(storages):
+            file.writestr(f"archive/data/{index}", numbers.tobytes())
     return path

@@ -95,8 +95,8 @@ def an_index(folder, names, pattern="model.safetensors.index.json"):
 def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, name):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "sub").mkdir()
-    for place in (tmp_path / "secret.safetensors", tmp_path / "model" / "sub" / "a.safetensors"):
-        save_file({"a": np.ones(3, np.float32)}, place)
+    for path in (tmp_path / "secret.safetensors", tmp_path / "model" / "sub" / "a.safetensors"):
+        save_file({"a": np.ones(3, np.float32)}, path)
     an_index(tmp_path / "model", {"a": name})
     with pytest.raises(ValueError, match="may only list files in the same folder"):
         TensorFiles(tmp_path / "model")
