@@ -44,7 +44,7 @@ class Watch:
       index: the index of this process; 0 listens, the others connect.
       count: the number of processes.
       addresses: hosts and ports at which to try to reach process 0.
-      silence: a process from which nothing arrived for this number of seconds is considered dead.
+      silence: seconds without anything from a process after which it is considered dead.
       end: called with the reason when the job has ended.
     """
 
