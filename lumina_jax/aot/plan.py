@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lumina_jax.aot.flops import Load, sampling_flops, step_flops
 from lumina_jax.aot.hlo import read_hlo
 from lumina_jax.aot.memory import Memory, memory
-from lumina_jax.aot.roofline import Estimate, estimate
+from lumina_jax.aot.roofline import StepEstimate, estimate_step
 from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig
@@ -106,7 +106,7 @@ class Report:
     work: Work
     model_flops: float
     """Model FLOPs of a step on all devices, or of one sampling."""
-    estimate: Estimate
+    estimate: StepEstimate
     parameters: int
     """The number of the model's parameters."""
     compile_seconds: float
@@ -172,7 +172,7 @@ def compile_plan(plan: Plan) -> Report:
         collectives=sent,
         work=done,
         model_flops=model_flops,
-        estimate=estimate(
+        estimate=estimate_step(
             done,
             sent,
             [tuple(device.coords[: len(plan.topology.extent)]) for device in mesh.devices.flatten()],

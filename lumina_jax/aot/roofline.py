@@ -27,7 +27,7 @@ ASSUMPTIONS = (
 )
 
 
-class Estimate(NamedTuple):
+class StepEstimate(NamedTuple):
     """Seconds a step, by what limits it, and utilisation."""
 
     arithmetic: float
@@ -60,7 +60,7 @@ def attention_efficiency(head_width: int, topology: Topology) -> float:
     return head_width / (-(-head_width // unit) * unit)
 
 
-def estimate(
+def estimate_step(
     done: Work,
     collectives: Sequence[Collective],
     coordinates: Sequence[Coordinates],
@@ -68,7 +68,7 @@ def estimate(
     *,
     model_flops: float,
     head_width: int,
-) -> Estimate:
+) -> StepEstimate:
     """The roofline of a program.
 
     Args:
@@ -84,7 +84,7 @@ def estimate(
     busiest = max((sum(axis) for axis in zip(*of_each)), default=0.0)
     compiled = done.cycles / chip.clock + done.kernel_flops / efficiency / chip.flops
     ideal = model_flops / (chip.flops * topology.devices)
-    return Estimate(
+    return StepEstimate(
         arithmetic,
         memory,
         links,

@@ -23,7 +23,7 @@ from lumina_jax.run import checkpoints_of
 
 if TYPE_CHECKING:
     from lumina_jax.config import Config
-    from lumina_jax.interop.sources import Source
+    from lumina_jax.interop.sources import WeightSource
 
 LARGEST_SAMPLE = 2**16
 LayoutName = Literal["lumina", "diffusers", "jax"]
@@ -107,21 +107,21 @@ def convert(arguments: Arguments) -> None:
     print(f"written to {arguments.destination}")
 
 
-def open_arguments(arguments: Arguments) -> "Source":
+def open_arguments(arguments: Arguments) -> "WeightSource":
     """Open the source: a checkpoint, or a run."""
-    from lumina_jax.interop.sources import open_source
+    from lumina_jax.interop.sources import open_weights
 
     folder = arguments.source
     if arguments.source_layout == "jax" and epath.Path(checkpoints_of(folder)).is_dir():
         return run_source(folder, arguments.step, arguments.weights or "ema", keeps_all=arguments.layout == "jax")
     if arguments.step is not None:
         raise ValueError(f"--step {arguments.step} needs the folder of a run, but {folder} is not one; leave it out")
-    return open_source(folder, arguments.source_layout, arguments.weights)
+    return open_weights(folder, arguments.source_layout, arguments.weights)
 
 
 def run_source(
     folder: Path, step: int | None, weights: Literal["ema", "params"], *, keeps_all: bool = True
-) -> "Source":
+) -> "WeightSource":
     """Open a checkpoint of a run, which is read one parameter at a time.
 
     Args:
@@ -133,7 +133,7 @@ def run_source(
 
     from lumina_jax.config import PictureConfig
     from lumina_jax.interop.converted import parameter_shapes
-    from lumina_jax.interop.sources import Source
+    from lumina_jax.interop.sources import WeightSource
     from lumina_jax.training.checkpoint import Checkpoints
     from lumina_jax.weights.tensors import ComputedTensors
 
@@ -155,7 +155,7 @@ def run_source(
 
     note = f"weights: {'the moving average (ema)' if weights == 'ema' else 'the parameters (params)'}"
     origin = f"{folder.resolve().name} at step {step}, a run of lumina_jax"
-    return Source(config, ComputedTensors(shapes, read), origin, (note, *notes))
+    return WeightSource(config, ComputedTensors(shapes, read), origin, (note, *notes))
 
 
 def trained_with(config: "Config") -> str:

@@ -64,7 +64,7 @@ def main(words: Sequence[str]) -> int:
         arguments = parse(words, Arguments(run=Path("."), sample=SampleConfig()))
         arguments = parse(words, Arguments(run=arguments.run, sample=configuration(arguments).sample))
         keep_memory_on_cpu()
-        status = draw(arguments)
+        status = draw_samples(arguments)
     return status
 
 
@@ -79,7 +79,7 @@ def configuration(arguments: Arguments) -> Config:
     return dataclasses.replace(load_config(arguments.config), model=read_model(arguments.run))
 
 
-def draw(arguments: Arguments) -> int:
+def draw_samples(arguments: Arguments) -> int:
     """The whole command, top to bottom; 1 if a sample could not be drawn, else 0."""
     config = configuration(arguments)
     check_arguments(arguments)

@@ -102,7 +102,7 @@ def run(config: Config) -> bool:
 
         # Steps
         try:
-            state = loop.train(
+            state = loop.train_steps(
                 config, state, train_step(config, mesh), Feed(stream, mesh, config.data.batch_rows),
                 checkpoints=checkpoints, writer=writer, show=show,
             )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from lumina_jax.config import Config
 from lumina_jax.config.choice import Choice
-from lumina_jax.config.data import CHOICES, Origin, kept, kind_of, misplaced
+from lumina_jax.config.data import CHOICES, Origin, choice_named, kept, misplaced
 
 DATA_FLAG = re.compile(
     r"--data\.(?:mixture\.(?P<part>\d+)\.)?(?:no[-_])?(?P<name>[\w-]+)(?:=(?P<value>.*))?", re.DOTALL
@@ -62,7 +62,7 @@ def _with_kinds(origin: Any, words: Sequence[str], part: str | None) -> Any:
             f"data.{unused[0]} says nothing beside data.mixture, each part of which has settings of that kind; use "
             f"--data.mixture.0.{unused[0].replace('_', '-')} and so on"
         )
-    chosen = {name: kind_of(name, given.get(name, getattr(origin, name).kind)) for name in CHOICES}
+    chosen = {name: choice_named(name, given.get(name, getattr(origin, name).kind)) for name in CHOICES}
     known = {setting for kind in chosen.values() for setting in kind.setting_names()}
     known |= {field.name for field in dataclasses.fields(origin)}
     for name in sorted((given.keys() & of_parts) - known):
@@ -121,7 +121,7 @@ def _nested(section: type[Origin], **flat: Any) -> Origin:
     """The section of settings that stand side by side."""
     groups: dict[str, Any] = {}
     for name in CHOICES:
-        kind = kind_of(name, flat.pop(name))
+        kind = choice_named(name, flat.pop(name))
         groups[name] = kind(**{setting: flat.pop(setting) for setting in kind.setting_names()})
     return section(**groups, **flat)
 

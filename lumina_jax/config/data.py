@@ -53,7 +53,7 @@ class Origin(Section):
         for name in CHOICES:
             given = changed.pop(name, getattr(self, name))
             before = getattr(self, name) if isinstance(given, str) else given
-            kind = kind_of(name, given) if isinstance(given, str) else type(given)
+            kind = choice_named(name, given) if isinstance(given, str) else type(given)
             new = {setting: changed.pop(setting) for setting in kind.setting_names() if setting in changed}
             chosen[name] = kind(**(kept(before, kind) | new))
         for name in changed.keys() - {one.name for one in dataclasses.fields(self)}:
@@ -68,7 +68,7 @@ class Origin(Section):
         return found
 
 
-def kind_of(name: str, kind: str) -> type[Choice]:
+def choice_named(name: str, kind: str) -> type[Choice]:
     """The class of a kind of source or media.
 
     Raises:
@@ -89,7 +89,10 @@ def misplaced(name: str, kinds: Mapping[str, str], section: str = "data") -> str
     """Why a section with these kinds of source and media has no setting of that name."""
     for choice, base in CHOICES.items():
         if having := base.kinds_with(name):
-            here, others = ", ".join(kind_of(choice, kinds[choice]).setting_names()), " or ".join(map(repr, having))
+            here, others = (
+                ", ".join(choice_named(choice, kinds[choice]).setting_names()),
+                " or ".join(map(repr, having)),
+            )
             return (
                 f"{section}.{name} is a setting of {section}.{choice}={others}, but {section}.{choice} is "
                 f"{kinds[choice]!r}, whose settings are {here}; choose the kind with it, as in --{section}.{choice} "

@@ -15,7 +15,7 @@ from lumina_jax.data.example import BadSample, Record, Source, reason_of
 from lumina_jax.data.fingerprints import Fingerprints
 from lumina_jax.data.latent_parts import LatentParts
 from lumina_jax.modalities.decoding.media import LatentDistribution
-from lumina_jax.modalities.encoding import Encoding, Scale
+from lumina_jax.modalities.encoding import Encoding, LatentScale
 from lumina_jax.parts import DIGEST, UnwritableError, check_writable
 
 THREADS = 16
@@ -30,14 +30,14 @@ NO_DIGEST = bytes(DIGEST)
 
 
 def distribution(
-    moments: Float[np.ndarray, "*b z"], scale: Scale
+    moments: Float[np.ndarray, "*b z"], scale: LatentScale
 ) -> tuple[Float[np.ndarray, "*b c"], Float[np.ndarray, "*b c"]]:
     """Mean and deviation in the scale that is trained on, of mean and log variance as the autoencoder gives them."""
     mean, log_variance = np.split(moments, 2, axis=-1)
     return (mean - scale.shift) * scale.scaling, np.exp(log_variance / 2) * scale.scaling
 
 
-class Work:
+class EncodingWork:
     """What one call of `encode` has found and has still to do."""
 
     def __init__(self, source: Source, encoding: Encoding, parts: LatentParts, fingerprints: Fingerprints):

@@ -18,12 +18,12 @@ from jaxtyping import Int
 
 from lumina_jax.data.example import BadSample, Record, Source, contents
 from lumina_jax.data.fingerprints import Fingerprints
-from lumina_jax.data.latent_encoding import NO_DIGEST, WINDOW, Work, distribution
+from lumina_jax.data.latent_encoding import NO_DIGEST, WINDOW, EncodingWork, distribution
 from lumina_jax.data.latent_parts import DamagedError, LatentParts, mark_damaged, read_moments
 from lumina_jax.data.sources import MixedSource
 from lumina_jax.modalities import Modality
 from lumina_jax.modalities.decoding.media import LatentDistribution
-from lumina_jax.modalities.encoding import Encoding, Scale
+from lumina_jax.modalities.encoding import Encoding, LatentScale
 from lumina_jax.parallel.multihost import is_first
 from lumina_jax.parts import CACHE_VERSION, Digests, digest_array
 from lumina_jax.progress import counted
@@ -42,7 +42,7 @@ class LatentSource:
         parts: LatentParts,
         keys: Digests,
         reasons: Mapping[int, str],
-        scale: Scale,
+        scale: LatentScale,
         channels: int,
     ) -> None:
         self.channels = channels
@@ -123,7 +123,7 @@ def encode(
       ValueError: the autoencoder gives no finite latents at all.
     """
     parts = LatentParts(Path(cache_folder) / CACHE_VERSION / encoding.folder)
-    work = Work(source, encoding, parts, Fingerprints(Path(cache_folder) / CACHE_VERSION / "files"))
+    work = EncodingWork(source, encoding, parts, Fingerprints(Path(cache_folder) / CACHE_VERSION / "files"))
     keys = [NO_DIGEST] * len(source)
     offset = shard[0] * len(source) // shard[1]
     order = [*range(offset, len(source)), *range(offset)]

@@ -28,7 +28,7 @@ _OLD_FORMAT = b"PK"
 """The first bytes of records of an earlier version, which were zip files."""
 
 
-class Sample(NamedTuple):
+class PreparedSample(NamedTuple):
     """One sample as it is stored: frames of a clip, views of an object, one picture, or a sound."""
 
     name: str
@@ -104,7 +104,7 @@ class PreparedSource:
             return f"{(self.folder / SAMPLES).stat().st_size}"
 
 
-def write_prepared(folder: Path, samples: Iterable[Sample], card: Card) -> Card:
+def write_prepared(folder: Path, samples: Iterable[PreparedSample], card: Card) -> Card:
     """Write a data set, whole or not at all; returns the card with the number of samples.
 
     Raises:
@@ -140,7 +140,7 @@ def _complete(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _encoded(sample: Sample) -> bytes:
+def _encoded(sample: PreparedSample) -> bytes:
     media = sample.media
     stored: dict[str, Any]
     stored = {"samples": media.recording, "rate": media.rate} if isinstance(media, Sound) else {"frames": media}
@@ -148,9 +148,9 @@ def _encoded(sample: Sample) -> bytes:
     return zlib.compress(serialization.msgpack_serialize(stored))
 
 
-def _decoded(record: bytes) -> Sample:
+def _decoded(record: bytes) -> PreparedSample:
     if record.startswith(_OLD_FORMAT):
         raise ValueError("an earlier version wrote it; prepare the set again")
     stored = serialization.msgpack_restore(zlib.decompress(record))
     media = Sound(stored["samples"], stored["rate"]) if "samples" in stored else stored["frames"]
-    return Sample(stored["name"], stored["caption"], media, stored["pitch"])
+    return PreparedSample(stored["name"], stored["caption"], media, stored["pitch"])

@@ -23,16 +23,16 @@ from lumina_jax.data.order import dealt, taker
 
 logger = logging.getLogger(__name__)
 
-Sample = TypeVar("Sample")
-State = dict[str, Any]
+PackedSample = TypeVar("PackedSample")
+RowsState = dict[str, Any]
 
 
-class Row(Generic[Sample]):
+class Row(Generic[PackedSample]):
     """One row: the samples that it has read and not handed out, oldest first, and the indices that it takes next."""
 
     def __init__(self, number: int, rows: int, seed: int) -> None:
         self.number = number
-        self.waiting: list[tuple[int, Sample]] = []
+        self.waiting: list[tuple[int, PackedSample]] = []
         self._rows, self._seed = rows, seed
         self._backlog: deque[int] = deque()
         self.turn = 0
@@ -63,7 +63,7 @@ class Row(Generic[Sample]):
         self.waiting, self._backlog, self.turn = [], deque(sorted(backlog)), turn
 
 
-def state_of(rows: Sequence[Row], batch_rows: int) -> State:
+def state_of(rows: Sequence[Row], batch_rows: int) -> RowsState:
     """The state of these rows of a batch of `batch_rows` rows."""
     turn = max(row.turn for row in rows)
     waiting = sorted(index for row in rows for index in row.missing(turn))
@@ -88,7 +88,7 @@ def seek(rows: Sequence[Row], batch_rows: int, seed: int, state: Mapping[str, An
         row.seek(turn, backlog[row.number])
 
 
-def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
+def merge_states(states: Sequence[Mapping[str, Any]]) -> RowsState:
     """The states of all processes as one, which any number of processes can restore, with batches of any size.
 
     Processes that make the same rows, because they share the tokens of a row, count once.
@@ -115,7 +115,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
     return {**states[0], "rows": None, "position": position, "waiting": sorted(waiting)}
 
 
-def in_source(state: State, contents: Contents, name: str, *, is_mixture: bool = False) -> State:
+def in_source(state: RowsState, contents: Contents, name: str, *, is_mixture: bool = False) -> RowsState:
     """The state for the source as it is now; what has changed since the state was taken is logged.
 
     If the number or the order of samples has changed, the position means nothing, and the next epoch begins, in which

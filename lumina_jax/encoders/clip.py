@@ -41,7 +41,7 @@ from lumina_jax.weights.rules import Rule, linear, norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipConfig(EncoderConfig):
+class ClipTextConfig(EncoderConfig):
     """Sizes of a CLIP text encoder."""
 
     positions: int
@@ -51,7 +51,7 @@ class ClipConfig(EncoderConfig):
 class ClipLayer(nnx.Module):
     """Causal self-attention and a feed-forward network, both pre-norm and residual."""
 
-    def __init__(self, rngs: nnx.Rngs, config: ClipConfig):
+    def __init__(self, rngs: nnx.Rngs, config: ClipTextConfig):
         width, hidden = config.width, config.mlp_width
 
         def linear(inputs: int, outputs: int, axes: tuple[str, str]) -> Linear:
@@ -80,7 +80,7 @@ class ClipLayer(nnx.Module):
 class ClipText(nnx.Module):
     """The stacked layers that the chosen state needs, and the final norm if the state includes it."""
 
-    def __init__(self, rngs: nnx.Rngs, config: ClipConfig):
+    def __init__(self, rngs: nnx.Rngs, config: ClipTextConfig):
         self.words = param(rngs, (config.vocabulary, config.width), small_normal, axes=("vocab", "embed"))
         self.positions = param(rngs, (config.positions, config.width), small_normal, axes=(None, "embed"))
         self.layers = stack_layers(lambda rngs: ClipLayer(rngs, config), rngs, config.layers)
@@ -160,7 +160,7 @@ _DEFAULTS = {
 """The defaults of the published format: the `text_config` of a whole CLIP may list only values that differ."""
 
 
-def _config(folder: Path, options: LoadOptions) -> ClipConfig:
+def _config(folder: Path, options: LoadOptions) -> ClipTextConfig:
     values = read_config(folder)
     if values["model_type"] == "clip":
         given = typed_values(values, dict.fromkeys(("text_config", "text_config_dict"), dict[str, Any]), folder)
@@ -171,4 +171,4 @@ def _config(folder: Path, options: LoadOptions) -> ClipConfig:
     check_rules(heads_divide_width(found), folder)
     state = options.state or "last"
     found["layers"] = layers_needed(found["layers"], state, folder)
-    return ClipConfig(**found, state=state)
+    return ClipTextConfig(**found, state=state)

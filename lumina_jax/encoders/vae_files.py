@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from lumina_jax.documents import read_json
 from lumina_jax.encoders.autoencoder import load_replicated
-from lumina_jax.encoders.numbers import Count, Counts, Layers, Scale, Shift
+from lumina_jax.encoders.numbers import Count, Counts, Layers, ScalingFactor, Shift
 from lumina_jax.encoders.stored import downloaded, stored_weights
 from lumina_jax.encoders.vae_layers import Autoencoder, ImageVaeConfig
 from lumina_jax.weights.hub import local_folder
@@ -62,7 +62,7 @@ class _Settings(TypedDict, total=False):
     layers_per_block: Layers
     latent_channels: Count
     norm_num_groups: Count
-    scaling_factor: Scale
+    scaling_factor: ScalingFactor
     shift_factor: Shift | None
     use_quant_conv: bool
     use_post_quant_conv: bool

@@ -32,7 +32,7 @@ def mean_of_rows(values: Float[Array, "b ..."]) -> Rows:
     return jnp.mean(values.reshape(len(values), -1), axis=1)
 
 
-class Samples(NamedTuple):
+class SampleNorms(NamedTuple):
     """Reductions for batches whose rows and tokens may be divided over devices."""
 
     mean: Callable[[Float[Array, "b ..."]], Rows] = mean_of_rows
@@ -75,7 +75,7 @@ def integrate_each(
     solver: Solver,
     rtol: float | Float[Array, ""],
     atol: float | Float[Array, ""],
-    samples: Samples,
+    samples: SampleNorms,
 ) -> State:
     """The state of each sample at the time `end`, before or after `start`; NaN if it does not arrive.
 

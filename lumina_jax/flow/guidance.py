@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Patches = Float[jax.Array, "b l p"]
-Scale = Float[jax.Array | np.ndarray | float, ""] | Float[jax.Array | np.ndarray, " b"]
+GuidanceScale = Float[jax.Array | np.ndarray | float, ""] | Float[jax.Array | np.ndarray, " b"]
 
 
 def guide(
     conditional: Patches,
     unconditional: Patches,
-    scale: Scale,
+    scale: GuidanceScale,
     *,
     patch_size: int,
     guided_channels: int | None = None,
@@ -46,7 +46,7 @@ def guide(
 
 def guide_doubled(
     outputs: Float[Array, "b2 l p"],
-    scale: Scale,
+    scale: GuidanceScale,
     *,
     patch_size: int,
     guided_channels: int | None = None,

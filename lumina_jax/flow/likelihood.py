@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lumina_jax.flow.adams import Mean, Tolerance
-from lumina_jax.flow.adaptive import Samples
+from lumina_jax.flow.adaptive import SampleNorms
 from lumina_jax.flow.ode import integrate
 from lumina_jax.flow.solvers import Solver
 
@@ -45,7 +45,7 @@ def log_likelihood(
     mask: Float[AnyArray, "..."] | None = None,
     mean: Mean = jnp.mean,
     over_row: Callable[[Array], Array] = lambda total: total,
-    samples: Samples | None = None,
+    samples: SampleNorms | None = None,
 ) -> Likelihood:
     """The likelihood of a batch of data, exact up to the solver and the estimate of the divergence.
 

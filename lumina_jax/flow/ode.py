@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from lumina_jax.flow.adams import Mean, Tolerance, adams
-from lumina_jax.flow.adaptive import MAX_STEPS, Samples, integrate_each
+from lumina_jax.flow.adaptive import MAX_STEPS, SampleNorms, integrate_each
 from lumina_jax.flow.solvers import Solver, solver_named
 
 State = PyTree[Float[jax.Array | np.ndarray, "..."]]
@@ -40,7 +40,7 @@ def integrate(
     args: Any = None,
     save_at: Literal["end", "grid"] = "end",
     mean: Mean = jnp.mean,
-    samples: Samples | None = None,
+    samples: SampleNorms | None = None,
 ) -> State:
     """Follow dx/dt = drift(t, x, args) along `grid`, in float32.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-Scalar = Float[jax.Array | np.ndarray | float, ""]
+ScalarTime = Float[jax.Array | np.ndarray | float, ""]
 
 
 def training_times(
@@ -18,7 +18,7 @@ def training_times(
     *,
     distribution: str,
     interval: tuple[float, float] = (0.0, 1.0),
-    shift: Scalar = 1.0,
+    shift: ScalarTime = 1.0,
 ) -> Float[Array, "..."]:
     """Independent times of `shape` within `interval`: uniform, or 'lognorm', the sigmoid of a standard normal."""
     sample = jax.random.uniform if distribution == "uniform" else jax.random.normal
@@ -30,7 +30,7 @@ def times_from(
     *,
     distribution: str,
     interval: tuple[float, float] = (0.0, 1.0),
-    shift: Scalar = 1.0,
+    shift: ScalarTime = 1.0,
 ) -> Float[Array, "*shape"]:
     """Times from samples of the underlying variable: uniform in [0, 1), or standard normal for 'lognorm'.
 
@@ -47,7 +47,7 @@ def times_from(
     return shifted(unit, shift) * (end - start) + start
 
 
-def shifted(t: Float[jax.Array | np.ndarray, "*shape"], shift: Scalar) -> Float[Array, "*shape"]:
+def shifted(t: Float[jax.Array | np.ndarray, "*shape"], shift: ScalarTime) -> Float[Array, "*shape"]:
     """t / (t + m - m t) for a shift m > 0, which may be traced."""
     return jnp.asarray(t / (t + shift - shift * t))
 
@@ -56,7 +56,7 @@ def sampling_grid(
     steps: int,
     *,
     interval: tuple[float, float] = (0.0, 1.0),
-    shift: Scalar = 1.0,
+    shift: ScalarTime = 1.0,
     strength: float = 1.0,
 ) -> Float[Array, " n"]:
     """The `steps` + 1 times of `steps` intervals, evenly spaced before the shift; reversed, it leads to noise.

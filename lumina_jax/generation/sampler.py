@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from lumina_jax.config import Config, ModalityConfig, SampleConfig
 from lumina_jax.flow import guidance, ode, paths, sde, timesteps
 from lumina_jax.flow.adams import Mean
-from lumina_jax.flow.adaptive import Samples, mean_of_rows
+from lumina_jax.flow.adaptive import SampleNorms, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation import extrapolation
 from lumina_jax.generation.extrapolation import Extent
@@ -193,10 +193,10 @@ def _mean(task: Task, length: int) -> Mean:
     return mean
 
 
-def _samples(task: Task, length: int) -> Samples:
+def _samples(task: Task, length: int) -> SampleNorms:
     """How each sample of `length` tokens is measured by itself, where devices have parts of the batch and of tokens."""
     if task.division is None:
-        return Samples()
+        return SampleNorms()
     mesh = task.division.mesh
     filled, across = length + -length % axis_size(mesh, "sequence"), task.division.over_row
     devices = axis_size(mesh, "sequence")
@@ -205,7 +205,7 @@ def _samples(task: Task, length: int) -> Samples:
         means = mean_of_rows(values)
         return across(means) / devices * (filled / length) if values.ndim > 1 else means  # tokens that fill up have 0
 
-    return Samples(mean, lambda flag: jax.lax.pmax(flag.astype(jnp.int32), mesh.axis_names) > 0)
+    return SampleNorms(mean, lambda flag: jax.lax.pmax(flag.astype(jnp.int32), mesh.axis_names) > 0)
 
 
 def _tokens(latents: Latents, task: Task) -> tuple[Tokens, Grid]:

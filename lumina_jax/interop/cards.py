@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lumina_jax import __version__
 from lumina_jax.config import ModelConfig
-from lumina_jax.interop.sources import Source
-from lumina_jax.weights.writer import Planned, Written, total_bytes
+from lumina_jax.interop.sources import WeightSource
+from lumina_jax.weights.writer import Planned, WrittenFile, total_bytes
 
 USE = {
     "jax": """\
@@ -45,7 +45,9 @@ they are missing, copy them next to transformer/, or pass the three components t
 LIBRARIES = {"jax": "lumina_jax", "lumina": "pytorch", "diffusers": "diffusers"}
 
 
-def model_card(source: Source, layout: str, plan: Sequence[Planned], written: Sequence[Written], folder: Path) -> str:
+def model_card(
+    source: WeightSource, layout: str, plan: Sequence[Planned], written: Sequence[WrittenFile], folder: Path
+) -> str:
     """Return the text of README.md.
 
     Args:
@@ -103,7 +105,7 @@ def _short(count: int) -> str:
     return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
 
 
-def _rounding(source: Source, plan: Sequence[Planned]) -> str:
+def _rounding(source: WeightSource, plan: Sequence[Planned]) -> str:
     before = {source.ours.dtype(name) for name in source.ours}
     after = {tensor.dtype for tensor in plan}
     return "" if before == after else f", except that they are rounded to {', '.join(sorted(map(str, after)))}"

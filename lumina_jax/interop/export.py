@@ -20,7 +20,7 @@ from lumina_jax.documents import read_json
 from lumina_jax.interop.cards import model_card
 from lumina_jax.interop.fitting import fitted
 from lumina_jax.interop.layouts import LAYOUTS
-from lumina_jax.interop.sources import Source
+from lumina_jax.interop.sources import WeightSource
 from lumina_jax.run import CONFIG_FILE
 from lumina_jax.weights.folders import check_destination, check_room, new_folder, write_marker
 from lumina_jax.weights.rules import Rule
@@ -47,7 +47,7 @@ PIPELINE = {
 }
 
 
-class Pipeline(TypedDict, total=False):
+class PipelineFiles(TypedDict, total=False):
     """The library and the class of each component in model_index.json."""
 
     vae: tuple[str, str]
@@ -58,7 +58,7 @@ class Pipeline(TypedDict, total=False):
 class Export(NamedTuple):
     """Everything that will be written, determined before writing begins."""
 
-    source: Source
+    source: WeightSource
     layout: str
     config: dict[str, Any]
     rules: Sequence[Rule]
@@ -66,7 +66,7 @@ class Export(NamedTuple):
     plan: Sequence[Planned]
 
 
-def plan_export(source: Source, layout: str, dtype: str | None = None, sample_size: int | None = None) -> Export:
+def plan_export(source: WeightSource, layout: str, dtype: str | None = None, sample_size: int | None = None) -> Export:
     """Determine what an export consists of.
 
     Args:
@@ -169,7 +169,7 @@ def _write_pipeline(folder: Path, components: Path | None, classes: dict[str, An
 def _classes(components: Path) -> dict[str, tuple[str, str]]:
     """Return the libraries and classes of the components, if their pipeline lists them."""
     file = components / INDEX
-    theirs = read_json(file, Pipeline) if file.is_file() else {}
+    theirs = read_json(file, PipelineFiles) if file.is_file() else {}
     return {name: theirs[name] for name in COMPONENTS if name in theirs}
 
 

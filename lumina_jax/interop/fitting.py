@@ -11,14 +11,14 @@ import numpy as np
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.interop.layouts import LAYOUTS
-from lumina_jax.interop.sources import Source
+from lumina_jax.interop.sources import WeightSource
 from lumina_jax.weights.rules import Rule, listed
 from lumina_jax.weights.tensors import ComputedTensors, JoinedTensors, Renamed
 
 PAD = "pad_token"
 
 
-def fitted(source: Source, layout: str) -> Source:
+def fitted(source: WeightSource, layout: str) -> WeightSource:
     """Adapt a checkpoint to a layout.
 
     Raises:
@@ -59,7 +59,7 @@ def _reason(config: ModelConfig, layout: str) -> str:
     return ""
 
 
-def _check_complete(source: Source, rules: list[Rule]) -> None:
+def _check_complete(source: WeightSource, rules: list[Rule]) -> None:
     """Check that every parameter has a name in the layout, so that none is lost."""
     if lost := sorted(set(source.ours) - {rule.ours for rule in rules} - {PAD}):
         raise ValueError(f"the layout has no name for {listed(lost)}, and weights are never dropped; choose --to jax")

@@ -30,7 +30,7 @@ from lumina_jax.weights.rules import Rule
 from lumina_jax.weights.streams import Restacked
 from lumina_jax.weights.tensors import JoinedTensors, Tensors
 
-Weights = Literal["ema", "params"]
+StateName = Literal["ema", "params"]
 SHARD = re.compile(r"consolidated(_ema)?\.(\d+)-of-(\d+)\.(safetensors|pth)")
 ARGUMENTS = "model_args.pth"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
@@ -54,7 +54,7 @@ class ScriptArguments(TypedDict, total=False):
     qk_norm: bool
 
 
-class Source(NamedTuple):
+class WeightSource(NamedTuple):
     """A complete checkpoint, whose names and shapes match the configuration."""
 
     config: ModelConfig
@@ -65,7 +65,7 @@ class Source(NamedTuple):
     """The rules between the published layout and ours; empty for our layout."""
 
 
-def open_source(path: str | Path, layout: str, weights: Weights | None = None) -> Source:
+def open_weights(path: str | Path, layout: str, weights: StateName | None = None) -> WeightSource:
     """Open a checkpoint in the layout "lumina", "diffusers" or "jax".
 
     Args:
@@ -96,14 +96,16 @@ def resolved(path: Path, what: str) -> Path:
     return local_folder(str(path), what=what)
 
 
-def _jax(path: Path) -> Source:
+def _jax(path: Path) -> WeightSource:
     config, tensors = read_model(path if path.is_dir() else path.parent), open_tensors(path)
     check_whole(tensors, str(path))
     check_parameters(tensors, config)
-    return Source(config, tensors, f"{_name(path)}, parameters of lumina_jax", tuple(getattr(tensors, "notes", ())))
+    return WeightSource(
+        config, tensors, f"{_name(path)}, parameters of lumina_jax", tuple(getattr(tensors, "notes", ()))
+    )
 
 
-def _diffusers(path: Path) -> Source:
+def _diffusers(path: Path) -> WeightSource:
     if (path / "transformer").is_dir():
         path = path / "transformer"
     file = (path if path.is_dir() else path.parent) / CONFIG_FILE
@@ -119,7 +121,7 @@ def _diffusers(path: Path) -> Source:
     )
 
 
-def _lumina(path: Path, weights: Weights | None) -> Source:
+def _lumina(path: Path, weights: StateName | None) -> WeightSource:
     if weights is not None and path.is_file():
         raise ValueError(f"--weights {weights} selects files in a folder, but {path} is a file; leave it out")
     files, notes = _consolidated(path, weights) if path.is_dir() else ([path], [])
@@ -135,7 +137,7 @@ def _lumina(path: Path, weights: Weights | None) -> Source:
 
 def _theirs(
     layout: Layout, theirs: Mapping[str, Any], tensors: Tensors, origin: str, notes: Sequence[str] = ()
-) -> Source:
+) -> WeightSource:
     notes = [*notes, *getattr(tensors, "notes", ())]
     tensors, removed = network(tensors, layout.name, origin)
     if (
@@ -160,7 +162,7 @@ def _theirs(
     rules = layout.rules(config)
     ours = Restacked(tensors, rules, layers=config.layers)
     check_parameters(ours, config, {name: rule.theirs for name, rule in ours.rules.items()})
-    return Source(config, ours, origin, (*notes, *removed), rules)
+    return WeightSource(config, ours, origin, (*notes, *removed), rules)
 
 
 def open_tensors(path: Path) -> Tensors:
@@ -182,7 +184,7 @@ def open_tensors(path: Path) -> Tensors:
     raise ValueError(f"{path} contains no .safetensors file and {len(pickles)} PyTorch files; name the file itself")
 
 
-def _consolidated(folder: Path, weights: Weights | None) -> tuple[list[Path], list[str]]:
+def _consolidated(folder: Path, weights: StateName | None) -> tuple[list[Path], list[str]]:
     """Return the consolidated files of all ranks in order, if there are any, and a note on the selected weights."""
     found: dict[tuple[bool, int], dict[int, Path]] = {}
     for file in sorted(folder.iterdir()):  # .safetensors comes after .pth and replaces it

@@ -22,17 +22,17 @@ from lumina_jax.config import (
     ViewGridConfig,
     ViewsConfig,
 )
-from lumina_jax.modalities.clip import Clip
+from lumina_jax.modalities.clip import ClipModality
 from lumina_jax.modalities.modality import Asked as Asked
 from lumina_jax.modalities.modality import Files as Files
 from lumina_jax.modalities.modality import Judge as Judge
 from lumina_jax.modalities.modality import Modality as Modality
 from lumina_jax.modalities.modality import Shape as Shape
-from lumina_jax.modalities.picture import Picture
+from lumina_jax.modalities.picture import PictureModality
 from lumina_jax.modalities.sound_latents import SoundLatents
-from lumina_jax.modalities.spectrogram import Spectrogram
-from lumina_jax.modalities.view_grid import ViewGrid
-from lumina_jax.modalities.views import Views
+from lumina_jax.modalities.spectrogram import SpectrogramModality
+from lumina_jax.modalities.view_grid import ViewGridModality
+from lumina_jax.modalities.views import ViewsModality
 from lumina_jax.parallel.mesh import make_mesh
 
 
@@ -97,14 +97,14 @@ def _kind(data: DataConfig, vae: AutoencoderConfig) -> type[Modality]:
 
 
 def _sounds(vae: AutoencoderConfig) -> type[Modality]:
-    return SoundLatents if vae.path else Spectrogram
+    return SoundLatents if vae.path else SpectrogramModality
 
 
 KINDS: dict[type[MediaConfig], Callable[[AutoencoderConfig], type[Modality]] | type[Modality]] = {
-    PictureConfig: Picture,
-    ClipConfig: Clip,
-    ViewsConfig: Views,
-    ViewGridConfig: ViewGrid,
+    PictureConfig: PictureModality,
+    ClipConfig: ClipModality,
+    ViewsConfig: ViewsModality,
+    ViewGridConfig: ViewGridModality,
     SoundConfig: _sounds,
 }
 """The class of the modality for each class of media."""

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lumina_jax.modalities.picture import Picture
+from lumina_jax.modalities.picture import PictureModality
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip(Picture):
+class ClipModality(PictureModality):
     """Clips of data.frames frames, or fewer where a clip is too short for that."""
 
     plural: ClassVar[str] = "clips"

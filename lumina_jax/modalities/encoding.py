@@ -14,7 +14,7 @@ PART_SAMPLES = 1024
 """The most samples in a file of the cache."""
 
 
-class Scale(NamedTuple):
+class LatentScale(NamedTuple):
     """The scale in which latents are trained on: (z - shift) * scaling."""
 
     shift: float
@@ -31,7 +31,7 @@ class Encoding(Protocol):
     """Samples in a file of the cache."""
     devices: int
     """Devices that share a batch."""
-    scale: Scale
+    scale: LatentScale
     channels: int
 
     def __call__(self, media: Media) -> np.ndarray:

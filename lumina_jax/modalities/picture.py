@@ -23,7 +23,7 @@ from lumina_jax.modalities.decoding.buckets import Size, best_crop, bucket_crop,
 from lumina_jax.modalities.decoding.frames import read_pictures
 from lumina_jax.modalities.decoding.media import LatentDistribution, Media, Sound
 from lumina_jax.modalities.decoding.pictures import check_resizable
-from lumina_jax.modalities.encoding import PART_SAMPLES, Scale
+from lumina_jax.modalities.encoding import PART_SAMPLES, LatentScale
 from lumina_jax.modalities.files.movies import FrameFiles, frame_sheet
 from lumina_jax.modalities.modality import Asked, Files, Judge, Modality, Shape
 from lumina_jax.tokens import pixels_to_unit, unit_to_pixels
@@ -35,7 +35,7 @@ BATCH_PIXELS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture(Modality):
+class PictureModality(Modality):
     """Pictures."""
 
     plural: ClassVar[str] = "pictures"
@@ -158,7 +158,7 @@ class PictureEncoding:
     taken. See `Encoding`.
     """
 
-    def __init__(self, modality: Picture, autoencoder: ImageVae):
+    def __init__(self, modality: PictureModality, autoencoder: ImageVae):
         self._modality, self._vae = modality, autoencoder
         self.devices, self.channels = autoencoder.devices, autoencoder.channels
         taken, unit = modality.media, modality.patch_extent[0]
@@ -166,7 +166,7 @@ class PictureEncoding:
         frames += "" if taken.grid_columns is None else f"-grid{taken.grid_columns}"
         self.folder = f"{autoencoder.fingerprint}-{taken.crop}-{taken.image_size}-{unit}-{frames}"
         self.part_samples = max(1, min(PART_SAMPLES, PART_PIXELS // (taken.frames * taken.image_size**2)))
-        self.scale = Scale(autoencoder.config.shift, autoencoder.config.scaling)
+        self.scale = LatentScale(autoencoder.config.shift, autoencoder.config.scaling)
 
     def __call__(self, media: Media) -> UInt8[np.ndarray, "f h w 3"]:
         return self._modality.decode(media, None)

@@ -9,16 +9,16 @@ from jaxtyping import Float
 from lumina_jax.encoders.sound_vae import SoundVae, read_sound_vae_config, sound_vae
 from lumina_jax.mel import HOP, QUIET, frames_of, log_mel, whole_frames
 from lumina_jax.modalities.decoding.media import Media
-from lumina_jax.modalities.encoding import PART_SAMPLES, Scale
+from lumina_jax.modalities.encoding import PART_SAMPLES, LatentScale
 from lumina_jax.modalities.modality import Shape
-from lumina_jax.modalities.spectrogram import Spectrogram
+from lumina_jax.modalities.spectrogram import SpectrogramModality
 
 BATCH_FRAMES = 4096
 """Frames that each device encodes at once, or those of one sound if it has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoundLatents(Spectrogram):
+class SoundLatents(SpectrogramModality):
     """Sounds whose latents are [1 1 l c]. A sample is a log mel spectrogram [t 80] here as well."""
 
     @property
@@ -56,7 +56,7 @@ class SoundEncoding:
         self._modality, self._vae = modality, autoencoder
         self.devices, self.channels, self.part_samples = autoencoder.devices, autoencoder.channels, PART_SAMPLES
         self.folder = f"{autoencoder.fingerprint}-{modality.media.seconds}-{modality.media.sample_rate}"
-        self.scale = Scale(0.0, autoencoder.config.scaling)
+        self.scale = LatentScale(0.0, autoencoder.config.scaling)
 
     def __call__(self, media: Media) -> Float[np.ndarray, "t 80"]:
         """The spectrogram with silence after it."""

@@ -23,7 +23,7 @@ LENGTH_STEP = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectrogram(Modality):
+class SpectrogramModality(Modality):
     """Sounds of data.seconds at most. A sample is a log mel spectrogram [t 80], its latents are [1 1 t 80]."""
 
     plural: ClassVar[str] = "sounds"

@@ -10,12 +10,12 @@ from jaxtyping import UInt8
 from lumina_jax.modalities.decoding.media import Media
 from lumina_jax.modalities.files.movies import FrameFiles
 from lumina_jax.modalities.modality import Asked, Files, Shape
-from lumina_jax.modalities.picture import Picture
+from lumina_jax.modalities.picture import PictureModality
 from lumina_jax.tokens import tile_views
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewGrid(Picture):
+class ViewGridModality(PictureModality):
     """Grids of views. A sample has one frame, which is cut into views again when it is saved."""
 
     plural: ClassVar[str] = "grids of views"

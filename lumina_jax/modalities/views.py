@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lumina_jax.modalities.picture import Picture
+from lumina_jax.modalities.picture import PictureModality
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views(Picture):
+class ViewsModality(PictureModality):
     """Objects in data.frames views, spread evenly around them."""
 
     plural: ClassVar[str] = "views"

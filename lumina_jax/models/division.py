@@ -16,7 +16,7 @@ from lumina_jax.config import Config, ModelConfig
 from lumina_jax.models.attention import attend_with
 from lumina_jax.models.flag_dit import FlagDiT, Parallel, abstract_model
 from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
-from lumina_jax.parallel.gather import Weights, weights
+from lumina_jax.parallel.gather import ShardedWeights, weights
 from lumina_jax.parallel.mesh import axes_of, axis_size
 from lumina_jax.parallel.sequence import attend_across
 from lumina_jax.parallel.tensor import Tensor
@@ -33,7 +33,7 @@ class Division(NamedTuple):
     """A `NamedSharding` for each parameter."""
     graph: nnx.GraphDef
     """The structure of a model that knows the devices which compute it together."""
-    rest: Weights
+    rest: ShardedWeights
     """How the parameters outside the layers are gathered."""
     row: tuple[str, ...]
     """The mesh axes over which the tokens of a row are divided."""

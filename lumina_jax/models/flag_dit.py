@@ -46,7 +46,7 @@ from lumina_jax.models.layers import (
 from lumina_jax.models.rope import RopeScaling, rotation
 from lumina_jax.models.stack import run_layers
 from lumina_jax.models.text_layers import CaptionPooling, TextLayers
-from lumina_jax.parallel.gather import Weights
+from lumina_jax.parallel.gather import ShardedWeights
 from lumina_jax.parallel.tensor import ALONE, Tensor
 from lumina_jax.tokens import Kind, TextFeatures, Tokens, spread
 
@@ -57,7 +57,7 @@ class Parallel:
 
     attend: Attend | None = None
     """Attention across the devices that share a row; None: the back end that the configuration names."""
-    layer: Weights | None = None
+    layer: ShardedWeights | None = None
     """How the weights of one layer are gathered; None: each device has all of them."""
     tensor: Tensor = ALONE
     """The devices that divide attention heads and the hidden width of the feed-forward."""

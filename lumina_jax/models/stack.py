@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.parallel.gather import Weights
+from lumina_jax.parallel.gather import ShardedWeights
 
 Activations = Float[Array, "b l m"]
 Layer = Callable[[Any, Any, Any, Any], Any]
@@ -41,7 +41,7 @@ def run_layers(
     *,
     remat: str,
     unroll: int,
-    weights: Weights | None,
+    weights: ShardedWeights | None,
 ) -> Activations:
     """The activations after all layers.
 
@@ -75,13 +75,15 @@ def recomputed(layer: Layer, remat: str) -> Layer:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _gathered(
-    layer: Layer, weights: Weights, offload: bool, x: Activations, stack: Any, shared: Any, fixed: Any
+    layer: Layer, weights: ShardedWeights, offload: bool, x: Activations, stack: Any, shared: Any, fixed: Any
 ) -> Activations:
     """`run_layers` for parameters that are divided over devices."""
     return _forward(layer, weights, x, stack, shared, fixed)[0]
 
 
-def _forward(layer: Layer, weights: Weights, x: Activations, stack: Any, shared: Any, fixed: Any) -> tuple[Array, Any]:
+def _forward(
+    layer: Layer, weights: ShardedWeights, x: Activations, stack: Any, shared: Any, fixed: Any
+) -> tuple[Array, Any]:
     """The activations after the last layer, and its gathered weights."""
 
     def body(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], None]:
@@ -94,7 +96,7 @@ def _forward(layer: Layer, weights: Weights, x: Activations, stack: Any, shared:
 
 
 def _forward_keeping(
-    layer: Layer, weights: Weights, offload: bool, x: Activations, stack: Any, shared: Any, fixed: Any
+    layer: Layer, weights: ShardedWeights, offload: bool, x: Activations, stack: Any, shared: Any, fixed: Any
 ) -> tuple[Activations, Any]:
     """The activations, and for each layer what its backward pass needs besides weights and arguments."""
     restores = []
@@ -111,7 +113,7 @@ def _forward_keeping(
     return x, (stack, shared, fixed, last, jax.tree_util.Partial(restores[-1], kept))
 
 
-def _backward(layer: Layer, weights: Weights, offload: bool, residuals: Any, gradient: Activations) -> Any:
+def _backward(layer: Layer, weights: ShardedWeights, offload: bool, residuals: Any, gradient: Activations) -> Any:
     stack, shared, fixed, last, pullback = residuals
     restore, (kept,) = pullback.func, pullback.args
     layers = _count(stack)

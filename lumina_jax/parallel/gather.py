@@ -32,7 +32,7 @@ class Cut(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class ShardedWeights:
     """How a tree of parameters, such as a layer, is gathered, and its gradient scattered.
 
     `gather` is not meant to be differentiated; under autodiff use `whole`, whose gradient is `scatter`.
@@ -50,7 +50,7 @@ class Weights:
     """The number of leaves after those of the parameters that belong to this device's rows alone: they and their
     gradients are left as they are."""
 
-    def beside(self, arrays: Any) -> "Weights":
+    def beside(self, arrays: Any) -> "ShardedWeights":
         """The same for a tree of parameters followed by arrays that belong to this device's rows alone."""
         return dataclasses.replace(self, local_leaves=len(jax.tree.leaves(arrays)))
 
@@ -113,7 +113,7 @@ def weights(
     stacked: bool,
     dtype: jnp.dtype,
     sum_dtype: jnp.dtype | None,
-) -> Weights:
+) -> ShardedWeights:
     """How parameters are gathered.
 
     Args:
@@ -125,7 +125,7 @@ def weights(
     over = axes_of(mesh, *LOGICAL["fsdp"])
     cuts = [_cut(sharding, over, stacked) for sharding in jax.tree.leaves(shardings)]
     summed = tuple(axis for axis in axes_of(mesh, "data", "fsdp", "sequence") if axis not in late)
-    return Weights(tuple(cuts), summed, dtype, sum_dtype)
+    return ShardedWeights(tuple(cuts), summed, dtype, sum_dtype)
 
 
 def _cut(sharding: NamedSharding, over: Sequence[str], stacked: bool) -> Cut:

@@ -1,6 +1,6 @@
 """Latents of any shape to one sequence of tokens, and back."""
 
-from lumina_jax.tokens.grid import Grid, Kind, Layout, latent_grid
+from lumina_jax.tokens.grid import Grid, Kind, MarkerLayout, latent_grid
 from lumina_jax.tokens.packing import Fit, Tokens, first_fit, pack, spread, tokens_of, unpack
 from lumina_jax.tokens.patchify import cut_views, patchify, pixels_to_unit, tile_views, unit_to_pixels, unpatchify
 from lumina_jax.tokens.text import TextFeatures, pack_text
@@ -9,7 +9,7 @@ __all__ = [
     "Fit",
     "Grid",
     "Kind",
-    "Layout",
+    "MarkerLayout",
     "TextFeatures",
     "Tokens",
     "cut_views",

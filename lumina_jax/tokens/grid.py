@@ -22,7 +22,7 @@ class Kind(enum.IntEnum):
     NEXTFRAME = 3
 
 
-class Layout(NamedTuple):
+class MarkerLayout(NamedTuple):
     """Kind and position of every token of one sample.
 
     `positions` holds four integers for each token: its index in the sample, which the 1-D rotary embedding of Flag-DiT
@@ -62,7 +62,7 @@ class Grid:
         row = self.columns + self.nextline
         return self.frames * (self.rows * row + self.has_frame_markers)
 
-    def layout(self) -> Layout:
+    def layout(self) -> MarkerLayout:
         columns, lines = self.columns + self.nextline, self.rows + self.has_frame_markers
         frame, row, column = np.indices((self.frames, lines, columns), dtype=np.int32)
         kinds = np.full(frame.shape, Kind.PATCH, np.int32)
@@ -71,7 +71,7 @@ class Grid:
         kinds[(row == self.rows) & (column > 0)] = Kind.PAD  # not part of the sequence
         kept = kinds != Kind.PAD
         indices = np.arange(self.length, dtype=np.int32)
-        return Layout(kinds[kept], np.stack([indices, frame[kept], row[kept], column[kept]], axis=-1))
+        return MarkerLayout(kinds[kept], np.stack([indices, frame[kept], row[kept], column[kept]], axis=-1))
 
 
 def latent_grid(frames: int, height: int, width: int, *, patch_size: int, nextline: bool, nextframe: bool) -> Grid:

@@ -45,7 +45,7 @@ class NotFiniteError(RuntimeError):
     """Training diverged; the checkpoints on disk are all good."""
 
 
-def train(
+def train_steps(
     config: Config,
     state: TrainState,
     step: Step,

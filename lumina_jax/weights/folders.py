@@ -24,13 +24,13 @@ MARKER = ".lumina_jax.json"
 OLD, PARTIAL = ".old-", ".partial-"
 
 
-class Written(TypedDict):
+class ExportRecord(TypedDict):
     size: int
     sha256: str
 
 
 class Marker(TypedDict):
-    files: dict[str, Written]
+    files: dict[str, ExportRecord]
 
 
 def check_room(folder: Path, wanted: int) -> None:
@@ -159,7 +159,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _written(path: Path, sha256: str | None = None, *, flush: bool = False) -> Written:
+def _written(path: Path, sha256: str | None = None, *, flush: bool = False) -> ExportRecord:
     with path.open("rb") as file:
         digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
         if flush:

@@ -40,7 +40,7 @@ class Planned(NamedTuple):
         return self.size * self.dtype.itemsize
 
 
-class Written(NamedTuple):
+class WrittenFile(NamedTuple):
     """A file that was written."""
 
     path: Path
@@ -59,7 +59,7 @@ def write_tensors(
     shard_bytes: int | None,
     metadata: dict[str, str] | None = None,
     progress: Callable[[int], object] = lambda count: None,
-) -> list[Written]:
+) -> list[WrittenFile]:
     """Write a plan to files called `name` in `folder`.
 
     Args:
@@ -107,7 +107,7 @@ def _shards(plan: Sequence[Planned], limit: int | None) -> list[list[Planned]]:
 
 def _write_file(
     path: Path, plan: Sequence[Planned], metadata: dict[str, str], progress: Callable[[int], object]
-) -> Written:
+) -> WrittenFile:
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for tensor in plan:
@@ -129,7 +129,7 @@ def _write_file(
                 write(block.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
-    return Written(path, digest.hexdigest())
+    return WrittenFile(path, digest.hexdigest())
 
 
 def _blocks(tensor: Planned) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from lumina_jax.aot.hlo import read_hlo
 from lumina_jax.aot.memory import Memory
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report
 from lumina_jax.aot.report import as_json, failure_lines, ideal_fsdp_bytes, report_lines
-from lumina_jax.aot.roofline import estimate
+from lumina_jax.aot.roofline import estimate_step
 from lumina_jax.aot.traffic import collectives, work
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config, ModelConfig
@@ -36,7 +36,7 @@ def recorded_report(temporaries=1e9):
         collectives=sent,
         work=done,
         model_flops=model_flops,
-        estimate=estimate(done, sent, PLACES, plan.topology, model_flops=model_flops, head_width=128),
+        estimate_step=estimate_step(done, sent, PLACES, plan.topology, model_flops=model_flops, head_width=128),
         parameters=WEIGHTS,
         compile_seconds=1.0,
         program_lines=10,
@@ -79,7 +79,9 @@ def test_json_holds_every_number_and_sums_to_the_same():
     found = json.loads(json.dumps(as_json(recorded_report())))
     memory = found["memory"]
     assert memory["total"] == pytest.approx(sum(memory.values()) - memory["total"] - memory["host"])
-    assert found["estimate"]["step"] == max(found["estimate"][name] for name in ("arithmetic", "memory", "links"))
+    assert found["estimate_step"]["step"] == max(
+        found["estimate_step"][name] for name in ("arithmetic", "memory", "links")
+    )
     assert (
         sum(one["sent_bytes"] for one in found["collectives"] if one["kind"] == "reduce-scatter") == 2 * WEIGHTS * 7 / 8
     )

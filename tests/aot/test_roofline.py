@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lumina_jax.aot.roofline import attention_efficiency, estimate, link_seconds
+from lumina_jax.aot.roofline import attention_efficiency, estimate_step, link_seconds
 from lumina_jax.aot.traffic import Collective, Work
 from lumina_jax.chips import CHIPS, parse_topology
 
@@ -68,7 +68,7 @@ def test_a_permute_takes_as_long_as_its_longest_way_round():
 def test_a_step_takes_as_long_as_what_limits_it():
     done = Work(459e12, 459e12 * 0.3, 459e12 * 0.45, 0, 2765e9 * 1.5, 1.75e9, 0)
     gathers = [Collective("all-gather", 2 * LINK / 3, "bf16", (tuple(Z),), 2)]  # a second, twice
-    found = estimate(done, gathers, coordinates(V5P), V5P, model_flops=64 * 459e12, head_width=96)
+    found = estimate_step(done, gathers, coordinates(V5P), V5P, model_flops=64 * 459e12, head_width=96)
     assert found.arithmetic == pytest.approx(1 + 0.75 / 0.75)
     assert (found.memory, found.links) == pytest.approx((1.5, 2))
     assert found.compiled == pytest.approx(1 + 0.45 / 0.75)

@@ -17,7 +17,7 @@ from lumina_jax.data.example import BadSample, Example, Record, reason_of
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.preparation import Preparation
 from lumina_jax.modalities import modality_of_source, picture
-from lumina_jax.modalities.decoding.kinds import kind_of, mistaken
+from lumina_jax.modalities.decoding.kinds import file_kind, mistaken
 from lumina_jax.modalities.decoding.media import Clip, Sound, Views
 from tests.data.numbered import Lookup, take
 
@@ -247,8 +247,8 @@ def test_m4a_and_aac_say_what_helps_where_pyav_is_missing(tmp_path, monkeypatch)
 def test_every_kind_that_is_known_is_found_in_a_path_and_in_bytes(tmp_path):
     for content in (b"GIF89a" + bytes(20), b"\x89PNG\r\n\x1a\n" + bytes(20), b"RIFF\0\0\0\0AVI LIST", b"Rar!\x1a"):
         (tmp_path / "it").write_bytes(content)
-        assert kind_of(tmp_path / "it") == kind_of(content) is not None
-    assert kind_of(b"nothing") is None
+        assert file_kind(tmp_path / "it") == file_kind(content) is not None
+    assert file_kind(b"nothing") is None
     assert mistaken(b"\x89PNG\r\n\x1a\n", "image") is None  # it is what it should be, and broken
 
 

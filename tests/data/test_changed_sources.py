@@ -14,7 +14,7 @@ from lumina_jax.data import annotations
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, ChangedSourceError, contents
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
-from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepared
+from lumina_jax.data.prepared import Card, PreparedSample, PreparedSource, write_prepared
 from lumina_jax.data.sources import FirstSamples, MixedSource, PitchedSource, open_source
 from tests.data.numbered import LABEL, Numbered, labels_of, small, take
 
@@ -228,7 +228,7 @@ def test_contents_of_a_json_list_and_of_a_prepared_folder_change_with_them(tmp_p
     card = Card(name="noise", about="", origin="", licence="", attribution="", settings={})
     pixels = Numbered(3)[0].media[None]
     for name, samples in (("one", 1), ("two", 2), ("again", 2)):
-        write_prepared(tmp_path / name, [Sample(f"{index}", "x", pixels) for index in range(samples)], card)
+        write_prepared(tmp_path / name, [PreparedSample(f"{index}", "x", pixels) for index in range(samples)], card)
     one, two, again = (contents(PreparedSource(tmp_path / name)) for name in ("one", "two", "again"))
     assert one.ordered != two.ordered
     assert two == again

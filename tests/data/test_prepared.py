@@ -14,7 +14,7 @@ from lumina_jax.data.batches import Stream
 from lumina_jax.data.datasets import packages
 from lumina_jax.data.datasets.packages import NpmPackage, fetch_npm
 from lumina_jax.data.example import BadSample
-from lumina_jax.data.prepared import CARD, README, SAMPLES, Card, PreparedSource, Sample, write_prepared
+from lumina_jax.data.prepared import CARD, README, SAMPLES, Card, PreparedSample, PreparedSource, write_prepared
 
 CARD_OF_TEST = Card(
     name="noise", about="Random pixels.", origin="nowhere", licence="CC0", attribution="nobody", settings={"pixels": 8}
@@ -24,7 +24,9 @@ CARD_OF_TEST = Card(
 def clips(count):
     random = np.random.default_rng(0)
     for index in range(count):
-        yield Sample(f"clip {index}", f"caption {index}", random.integers(0, 255, (3 + index, 8, 8, 3), np.uint8))
+        yield PreparedSample(
+            f"clip {index}", f"caption {index}", random.integers(0, 255, (3 + index, 8, 8, 3), np.uint8)
+        )
 
 
 def test_samples_come_back_as_they_were(tmp_path):
@@ -90,7 +92,7 @@ def test_a_folder_without_samples_is_refused_with_the_remedy(tmp_path):
 
 def test_a_damaged_record_is_a_bad_sample(tmp_path):
     random = np.random.default_rng(0).integers(0, 255, (30, 32, 32, 3), np.uint8)
-    write_prepared(tmp_path / "noise", [Sample("big", "noise", random)] * 2, CARD_OF_TEST)
+    write_prepared(tmp_path / "noise", [PreparedSample("big", "noise", random)] * 2, CARD_OF_TEST)
     file = tmp_path / "noise" / SAMPLES
     content = bytearray(file.read_bytes())
     content[2000:2100] = bytes(100)

@@ -202,7 +202,7 @@ def test_a_drawn_grid_is_saved_as_a_turntable(tmp_path, monkeypatch):
 
     pipeline = SimpleNamespace(encoder=None, step=7, drawn=drawn)
     monkeypatch.setattr("lumina_jax.trained.open_run", lambda *_: pipeline)
-    sample.draw(sample.Arguments(run=tmp_path / "grid", prompts=("a chair",), views=12, sample=config.sample))
+    sample.draw_samples(sample.Arguments(run=tmp_path / "grid", prompts=("a chair",), views=12, sample=config.sample))
     [folder] = (tmp_path / "grid" / "samples" / "7").iterdir()
     with Image.open(folder / "000-a-chair.gif") as gif:
         assert (gif.n_frames, gif.size) == (12, (16, 16))

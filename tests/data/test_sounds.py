@@ -15,7 +15,7 @@ from lumina_jax.data.batches import Stream
 from lumina_jax.data.example import BadSample, Example, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.preparation import Preparation
-from lumina_jax.data.prepared import Card, PreparedSource, Sample, write_prepared
+from lumina_jax.data.prepared import Card, PreparedSample, PreparedSource, write_prepared
 from lumina_jax.data.sources import open_source
 from lumina_jax.mel import frames_of, griffin_lim, log_mel, mel_to_unit, seconds_of, unit_to_mel
 from lumina_jax.modalities import modality_of_source
@@ -246,7 +246,7 @@ def test_the_pitch_stands_before_the_caption_in_tens_of_hertz(tmp_path):
 def test_a_prepared_set_gives_back_samples_rate_and_pitch(tmp_path):
     steps = (noise(0.3) * 32767).astype(np.int16)
     card = Card(name="noise", about="Noise.", origin="nowhere", licence="CC0", attribution="nobody", settings={})
-    write_prepared(tmp_path / "noise", [Sample("one", "a word", Sound(steps, RATE), 170.0)], card)
+    write_prepared(tmp_path / "noise", [PreparedSample("one", "a word", Sound(steps, RATE), 170.0)], card)
     record = PreparedSource(tmp_path / "noise")[0]
     np.testing.assert_array_equal(record.media.recording, steps)
     assert (record.media.rate, record.pitch, record.caption) == (RATE, 170.0, "a word")

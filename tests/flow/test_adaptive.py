@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumina_jax.flow.adaptive import Samples
+from lumina_jax.flow.adaptive import SampleNorms
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.flow.ode import integrate
 
@@ -24,7 +24,7 @@ def rotating(t, x, rate):
 @functools.partial(jax.jit, static_argnames=("solver", "each"))
 def solved(x, rate, solver, each, backwards=False, rtol=1e-4):
     grid = jnp.where(backwards, GRID[::-1], GRID)
-    return integrate(rotating, x, grid, solver=solver, rtol=rtol, args=rate, samples=Samples() if each else None)
+    return integrate(rotating, x, grid, solver=solver, rtol=rtol, args=rate, samples=SampleNorms() if each else None)
 
 
 X, RATE = jnp.array([[1.0, 0.5], [-2.0, 0.1], [0.3, 0.4]]), jnp.array([0.5, 30.0, 4.0])
@@ -56,9 +56,9 @@ def test_a_sample_that_is_not_finite_ends_at_once_and_leaves_the_others_alone():
         jax.debug.callback(lambda: calls.append(1))
         return rotating(t, x, rate)
 
-    found = jax.jit(lambda rate: integrate(counted, X, GRID, solver="dopri5", rtol=1e-3, args=rate, samples=Samples()))(
-        RATE.at[1].set(jnp.nan)
-    )
+    found = jax.jit(
+        lambda rate: integrate(counted, X, GRID, solver="dopri5", rtol=1e-3, args=rate, samples=SampleNorms())
+    )(RATE.at[1].set(jnp.nan))
     jax.effects_barrier()
     assert jnp.isnan(found[1]).all()
     assert len(calls) < 500
@@ -69,7 +69,7 @@ def test_a_sample_that_grows_without_bound_is_given_up():
     def growing(t, x, args):
         return jnp.where(x > 50, x**2, x)
 
-    found = integrate(growing, jnp.array([[1.0], [60.0]]), GRID, solver="dopri5", samples=Samples())
+    found = integrate(growing, jnp.array([[1.0], [60.0]]), GRID, solver="dopri5", samples=SampleNorms())
     np.testing.assert_allclose(found[0], np.e, rtol=1e-2)
     assert jnp.isnan(found[1]).all()
 
@@ -82,7 +82,7 @@ def test_the_density_of_a_sample_does_not_depend_on_its_neighbours():
 
     found = [
         log_likelihood(
-            velocity, X, jnp.ones_like(X), GRID[::-1], solver="dopri5", args=rates, samples=Samples()
+            velocity, X, jnp.ones_like(X), GRID[::-1], solver="dopri5", args=rates, samples=SampleNorms()
         ).log_density
         for rates in (jnp.array([0.5, 9.0, 1.0]), jnp.array([0.5, 0.1, 1.0]))
     ]
@@ -94,4 +94,4 @@ def test_the_density_of_a_sample_does_not_depend_on_its_neighbours():
 
 def test_times_that_samples_do_not_share_are_refused():
     with pytest.raises(ValueError, match="must stop at the end of the grid"):
-        integrate(rotating, X, GRID, solver="dopri5", args=RATE, samples=Samples(), save_at="grid")
+        integrate(rotating, X, GRID, solver="dopri5", args=RATE, samples=SampleNorms(), save_at="grid")

@@ -148,7 +148,7 @@ def test_a_run_on_latents_of_sounds_trains_and_draws_wavs(folder, capsys):
     train.run(config)
     run = folder / "t2music"
     arguments = sample.Arguments(run=run, prompts=("a", "c"), seconds=0.4, sample=config.sample)
-    sample.draw(arguments)
+    sample.draw_samples(arguments)
     assert "2 sounds and" in capsys.readouterr().out
     first, rate = soundfile.read(run / "samples" / "2" / "seed-0" / "000-a.wav")
     assert (len(first), rate) == (26 * 256, RATE)  # of the 25 frames that 0.4 s touch, the next pair
@@ -214,8 +214,10 @@ def test_a_mixture_of_pictures_and_sounds_in_latents_trains_resumes_and_draws_bo
     assert all(np.isfinite(line[f"loss/{name}"]) for line in whole for name in ("image", "sound"))
 
     run = folder / "resumed"
-    sample.draw(sample.Arguments(run=run, prompts=("red heart",), sample=begun.sample))
-    sample.draw(sample.Arguments(run=run, prompts=("rain",), seconds=0.4, modality="sound", sample=begun.sample))
+    sample.draw_samples(sample.Arguments(run=run, prompts=("red heart",), sample=begun.sample))
+    sample.draw_samples(
+        sample.Arguments(run=run, prompts=("rain",), seconds=0.4, modality="sound", sample=begun.sample)
+    )
     drawn = run / "samples" / "4" / "seed-0"
     with Image.open(drawn / "000-red-heart.png") as picture:
         assert picture.size == (16, 16)

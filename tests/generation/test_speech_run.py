@@ -18,7 +18,7 @@ from lumina_jax.config import (
     SoundConfig,
     TextConfig,
 )
-from lumina_jax.data.prepared import Card, Sample, write_prepared
+from lumina_jax.data.prepared import Card, PreparedSample, write_prepared
 from lumina_jax.evaluation.speech import Recogniser, spoken_text
 from lumina_jax.generation.gallery import Gallery
 from lumina_jax.mel import LOUD, QUIET, griffin_lim, log_mel
@@ -160,7 +160,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("speech")
     sounds, rate = recordings()
     card = Card(name="words", about="", origin="", licence="", attribution="", settings={})
-    samples = [Sample(word, word, Sound(samples, rate), 170.0) for word, samples in sounds.items()]
+    samples = [PreparedSample(word, word, Sound(samples, rate), 170.0) for word, samples in sounds.items()]
     write_prepared(root / "words", samples, card)
     assert train.run(speech_config(root))
     return root / "tiny"
@@ -176,7 +176,7 @@ def test_training_draws_spectrograms_as_it_goes(run):
 
 
 def test_a_run_on_speech_draws_sounds_of_the_length_asked_for(run, capsys):
-    assert sample.draw(arguments(run, "[130 Hz] seven", "river", seconds=0.5)) == 0
+    assert sample.draw_samples(arguments(run, "[130 Hz] seven", "river", seconds=0.5)) == 0
     folder = run / "samples" / "2" / "seed-0"
     assert f"2 sounds and {folder / 'sheet.png'}" in capsys.readouterr().out
     assert soundfile.info(folder / "001-river.wav").frames == 44 * 256  # the frames that 0.5 s touch
@@ -193,7 +193,7 @@ def test_a_run_on_speech_draws_sounds_of_the_length_asked_for(run, capsys):
 )
 def test_what_does_not_fit_a_sound_is_refused(run, asked, reason):
     with pytest.raises(ValueError, match=reason):
-        sample.draw(arguments(run, "seven", **asked))
+        sample.draw_samples(arguments(run, "seven", **asked))
 
 
 def test_a_run_on_speech_is_evaluated_by_a_recogniser(run, capsys):

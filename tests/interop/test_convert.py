@@ -17,7 +17,7 @@ from lumina_jax.config import Config
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.interop.layouts import LAYOUTS, load_model
 from lumina_jax.interop.shards import MergedShards, sharded_axis
-from lumina_jax.interop.sources import open_source
+from lumina_jax.interop.sources import open_weights
 from lumina_jax.parity.golden import Golden
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.weights.files import TensorFiles
@@ -39,7 +39,7 @@ def test_the_way_to_ours_and_back_to_the_authors_is_exact(tmp_path, name):
     ours = run(source, tmp_path / "ours", "lumina", "jax")
     back = run(ours, tmp_path / "back", "jax", "lumina")
     assert_same(tensors_of(back, "lumina"), tensors_of(source, "lumina"))
-    again = open_source(back, "lumina")
+    again = open_weights(back, "lumina")
     assert again.config == read_model(ours)
 
 

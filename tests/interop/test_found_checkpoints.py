@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from lumina_jax.interop.converted import read_model
 from lumina_jax.interop.layouts import LAYOUTS
 from lumina_jax.interop.names import check_whole, network
-from lumina_jax.interop.sources import _theirs, open_source
+from lumina_jax.interop.sources import _theirs, open_weights
 from lumina_jax.weights.pickles import PickledTensors
 from lumina_jax.weights.tensors import ComputedTensors
 from tests.interop.checkpoints import GOLDEN, WEIGHTS, checkpoint, run, tensors_of
@@ -200,14 +200,14 @@ def test_a_folder_of_one_file_that_is_no_model_says_what_it_is(tmp_path, ending)
 
 def test_a_snapshot_of_the_hub_is_named_by_its_repository(tmp_path, snapshot):
     checkpoint(snapshot, "nextdit")
-    direct = open_source(snapshot, "lumina")
+    direct = open_weights(snapshot, "lumina")
     assert direct.origin.startswith("owner/name at revision 012345678901 (consolidated.00-of-01.safetensors)")
-    assert open_source("owner/name", "lumina").origin == direct.origin
+    assert open_weights("owner/name", "lumina").origin == direct.origin
     link = snapshot / FILE
     blob = snapshot.parents[1] / "blob"
     link.rename(blob)
     link.symlink_to(blob)
-    assert open_source(link, "lumina").origin.startswith("owner/name at revision 012345678901,")
+    assert open_weights(link, "lumina").origin.startswith("owner/name at revision 012345678901,")
     expect_error(["other/name", f"{tmp_path}/out", "--from", "lumina", "--to", "jax"], "hf download other/name")
 
 
@@ -249,7 +249,7 @@ def test_any_configuration_is_read_or_refused(tmp_path, content, key):
         checkpoint(source, "nextdit")
     (source / "config.json").write_text(json.dumps({"n_heads": 4, "multiple_of": 32, key: content} if key else content))
     with contextlib.suppress(ValueError):  # any other error would be a traceback
-        open_source(source, "lumina")
+        open_weights(source, "lumina")
 
 
 def test_a_model_index_of_another_form_is_refused(tmp_path):

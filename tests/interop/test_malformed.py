@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from lumina_jax.commands.convert import main as command
 from lumina_jax.interop.export import plan_export, write_export
-from lumina_jax.interop.sources import open_source
+from lumina_jax.interop.sources import open_weights
 from tests.interop.checkpoints import GOLDEN, WEIGHTS, checkpoint, run, tensors_of
 
 FILE = WEIGHTS["lumina"]
@@ -265,7 +265,7 @@ def test_an_interrupt_leaves_nothing_new_and_keeps_what_was_there(tmp_path, even
     def interrupt(count):
         raise event
 
-    export = plan_export(open_source(source, "lumina"), "jax")
+    export = plan_export(open_weights(source, "lumina"), "jax")
     with pytest.raises(event):
         write_export(export, folder, shard_bytes=None, overwrite=True, progress=interrupt)
     assert everything(tmp_path) == before

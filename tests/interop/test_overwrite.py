@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lumina_jax.interop.export import plan_export, write_export
-from lumina_jax.interop.sources import open_source
+from lumina_jax.interop.sources import open_weights
 from lumina_jax.weights import folders
 from lumina_jax.weights.folders import MARKER, check_destination, foreign, new_folder, write_marker
 from tests.interop.checkpoints import checkpoint, run
@@ -198,7 +198,7 @@ def test_a_file_that_appears_while_the_new_export_is_written_is_kept(tmp_path, s
         added("precious.txt")(folder)
         added("precious.txt")(other)
 
-    plan = plan_export(open_source(source, "lumina"), "jax")
+    plan = plan_export(open_weights(source, "lumina"), "jax")
     with pytest.raises(ValueError, match=r"added or changed: precious\.txt"):
         write_export(plan, folder, shard_bytes=None, overwrite=True, progress=add)
     shutil.rmtree(other)

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lumina_jax.interop.converted import read_model
-from lumina_jax.interop.sources import open_source
+from lumina_jax.interop.sources import open_weights
 from lumina_jax.parity.golden import Golden
 from tests.interop.checkpoints import GOLDEN, checkpoint, run, tensors_of
 from tests.interop.released import Released
@@ -67,7 +67,7 @@ def test_a_model_of_sounds_loses_the_embedding_that_theirs_does_not_have(tmp_pat
     theirs = run(source, tmp_path / "theirs", "jax", "lumina")
     assert "removed: pad_token" in capsys.readouterr().out
     assert tensors_of(theirs, "lumina").keys() == tensors_of(tmp_path / "source", "lumina").keys()
-    assert open_source(theirs, "lumina").config.modality == "sound"
+    assert open_weights(theirs, "lumina").config.modality == "sound"
 
 
 def without_pad_token(folder):

@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from lumina_jax.interop.converted import load_parameters, read_model
-from lumina_jax.interop.sources import open_source
+from lumina_jax.interop.sources import open_weights
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parity.golden import Golden
 from lumina_jax.tokens import TextFeatures, tokens_of, unpatchify
@@ -106,7 +106,7 @@ def test_the_name_of_a_preset_gives_the_heads_that_no_tensor_shows(tmp_path, tor
         theirs = {name: zero.expand(shape) for name, shape in config.items()}
     torch.save(theirs, tmp_path / "consolidated.00-of-01.pth")
     torch.save(argparse.Namespace(model=model, qk_norm=True, num_classes=1000), tmp_path / "model_args.pth")
-    source = open_source(tmp_path, "lumina")
+    source = open_weights(tmp_path, "lumina")
     assert (source.config.heads, source.config.layers, source.config.classes) == (heads, layers, 1000)
     assert any(model in note for note in source.notes)
 

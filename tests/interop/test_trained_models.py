@@ -15,7 +15,7 @@ from lumina_jax.interop.converted import parameter_shapes
 from lumina_jax.interop.export import plan_export
 from lumina_jax.interop.fitting import reasons_against
 from lumina_jax.interop.layouts import LAYOUTS
-from lumina_jax.interop.sources import Source
+from lumina_jax.interop.sources import WeightSource
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.trained import open_run
 from lumina_jax.training.checkpoint import Checkpoints
@@ -32,7 +32,7 @@ SMALL = ModelConfig(
 def abstract_source(config):
     """The parameters of a model that is never built."""
     shapes = {name: (shape, np.dtype(np.float32)) for name, shape in parameter_shapes(config).items()}
-    return Source(
+    return WeightSource(
         config, ComputedTensors(shapes, lambda name: np.broadcast_to(np.float32(0), shapes[name][0])), "a test"
     )
 

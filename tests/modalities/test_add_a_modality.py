@@ -19,7 +19,7 @@ from lumina_jax.config import (
     SampleConfig,
     TextConfig,
 )
-from lumina_jax.data.prepared import Card, Sample, write_prepared
+from lumina_jax.data.prepared import Card, PreparedSample, write_prepared
 from lumina_jax.documents import forget_types
 from lumina_jax.modalities import KINDS, modality_of
 from lumina_jax.modalities.decoding.media import Sound
@@ -48,7 +48,7 @@ def configured(signals, root, **run):
     waves = [(9000 * np.sin(np.arange(48 + 8 * index) / (2 + index))).astype(np.int16) for index in range(3)]
     if not (root / "waves").exists():
         card = Card(name="waves", about="", origin="", licence="", attribution="", settings={})
-        samples = [Sample(f"{index}", f"wave {index}", Sound(wave, 1000)) for index, wave in enumerate(waves)]
+        samples = [PreparedSample(f"{index}", f"wave {index}", Sound(wave, 1000)) for index, wave in enumerate(waves)]
         write_prepared(root / "waves", samples, card)
     return Config(
         model=ModelConfig(
@@ -76,14 +76,14 @@ def test_a_modality_from_outside_the_package_trains_resumes_and_draws(signals, t
     assert len(losses) == 3
     assert np.isfinite(losses).all()
 
-    sample.draw(sample.Arguments(run=tmp_path / "tiny", prompts=("wave 1", "wave 2"), sample=config.sample))
+    sample.draw_samples(sample.Arguments(run=tmp_path / "tiny", prompts=("wave 1", "wave 2"), sample=config.sample))
     said = capsys.readouterr().out
     assert "batch    2 rows of 9 tokens" in said  # 64 samples in eights, and the token that ends a line
     assert "2 signals and" in said
     folder = tmp_path / "tiny" / "samples" / "3" / "seed-0"
     assert read_png_metadata(folder / "001-wave-2.png")["width"] == 64
     with pytest.raises(ValueError, match="--views cannot be asked for, because this draws signals"):
-        sample.draw(sample.Arguments(run=tmp_path / "tiny", prompts=("wave 1",), views=2, sample=config.sample))
+        sample.draw_samples(sample.Arguments(run=tmp_path / "tiny", prompts=("wave 1",), views=2, sample=config.sample))
 
 
 def test_the_modality_of_the_page_is_the_inverse_of_itself(signals, tmp_path):

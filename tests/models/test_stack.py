@@ -10,9 +10,9 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from lumina_jax.models.stack import KEPT, _forward_keeping, recomputed, run_layers
-from lumina_jax.parallel.gather import Cut, Weights
+from lumina_jax.parallel.gather import Cut, ShardedWeights
 
-ALONE = Weights((Cut(0, ()),) * 2, (), jnp.dtype("float32"), None)
+ALONE = ShardedWeights((Cut(0, ()),) * 2, (), jnp.dtype("float32"), None)
 """Two parameters a layer, none of which is cut."""
 
 

@@ -21,7 +21,7 @@ from lumina_jax.parallel.liveness import ENDED_BY_OTHERS
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.training.feed import Feed
-from lumina_jax.training.loop import restored_or_new, train
+from lumina_jax.training.loop import restored_or_new, train_steps
 from lumina_jax.training.state import abstract_state
 from lumina_jax.training.step import train_step
 from tests.parallel.test_liveness import free_port
@@ -185,7 +185,7 @@ def test_two_processes_train_and_one_goes_on_from_their_checkpoint(tmp_path, mes
         state = restored_or_new(settings, mesh, checkpoints, stream)
         assert int(state.step) == 2
         feed = Feed(stream, mesh, settings.data.batch_rows)
-        state = train(settings, state, train_step(settings, mesh), feed, checkpoints=checkpoints, writer=None)
+        state = train_steps(settings, state, train_step(settings, mesh), feed, checkpoints=checkpoints, writer=None)
     assert largest_difference(jax.device_get(state._replace(key=None)), theirs) < 1e-6
     assert stream.state() == data_state
 

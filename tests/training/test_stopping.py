@@ -19,7 +19,7 @@ from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.training.feed import Feed
 from lumina_jax.training.lock import locked
-from lumina_jax.training.loop import restored_or_new, train
+from lumina_jax.training.loop import restored_or_new, train_steps
 from lumina_jax.training.step import train_step
 from tests.training.processes import ENVIRONMENT, ROOT, training_command, workers_of
 from tests.training.tiny import config, label_config
@@ -145,7 +145,7 @@ def trained(settings, show=None):
     with Checkpoints(Path(settings.run.root) / "checkpoints", keep=9) as checkpoints, stream:
         state = restored_or_new(settings, mesh, checkpoints, stream)
         feed = Feed(stream, mesh, settings.data.batch_rows)
-        train(settings, state, train_step(settings, mesh), feed, checkpoints=checkpoints, writer=None, show=show)
+        train_steps(settings, state, train_step(settings, mesh), feed, checkpoints=checkpoints, writer=None, show=show)
         return checkpoints.steps()
 
 

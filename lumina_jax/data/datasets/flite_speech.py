@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lumina_jax.data.datasets.packages import fetch_debian, run
-from lumina_jax.data.prepared import Card, Sample
+from lumina_jax.data.prepared import Card, PreparedSample
 from lumina_jax.mel import load_librosa
 from lumina_jax.modalities.decoding.media import Sound
 
@@ -45,7 +45,7 @@ def card() -> Card:
     )
 
 
-def samples() -> Iterator[Sample]:
+def samples() -> Iterator[PreparedSample]:
     """Every word in every way, without the silence around it, int16 at 16 kHz, with its mean pitch."""
     librosa = load_librosa()
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def samples() -> Iterator[Sample]:
                     spoken = flite(word, stretch, pitch)
                     trimmed, _ = librosa.effects.trim(spoken.astype(np.float32), top_db=TRIM_DECIBELS)
                     sound = Sound(trimmed.astype(np.int16), RATE)
-                    yield Sample(f"{word} {stretch} {pitch}", word, sound, float(pitch))
+                    yield PreparedSample(f"{word} {stretch} {pitch}", word, sound, float(pitch))
 
 
 Speak = Callable[[str, float, int], np.ndarray]

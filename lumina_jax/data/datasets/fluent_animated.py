@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.data.datasets.packages import NpmPackage, fetch_npm
-from lumina_jax.data.prepared import Card, Sample
+from lumina_jax.data.prepared import Card, PreparedSample
 from lumina_jax.modalities.decoding.clips import all_frames
 from lumina_jax.modalities.decoding.frames import evenly
 
@@ -45,7 +45,7 @@ def card(size: int, frames: int) -> Card:
     )
 
 
-def samples(size: int, frames: int) -> Iterator[Sample]:
+def samples(size: int, frames: int) -> Iterator[PreparedSample]:
     """Every named clip, `frames` evenly spaced frames of `size` pixels; in an order that is random but always the
     same, so that the first few are of all kinds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def samples(size: int, frames: int) -> Iterator[Sample]:
                 continue
             chosen = [pictures[index] for index in evenly(len(pictures), frames)]
             small = [np.asarray(picture.resize((size, size), Image.Resampling.BOX)) for picture in chosen]
-            yield Sample(name, name, np.stack(small))
+            yield PreparedSample(name, name, np.stack(small))
 
 
 def _names(file: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lumina_jax.data.datasets.packages import fetch_debian
 from lumina_jax.data.objects import ELEVATION, check_visible, load_vtk, render_views
-from lumina_jax.data.prepared import Card, Sample
+from lumina_jax.data.prepared import Card, PreparedSample
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def card(size: int, frames: int) -> Card:
     )
 
 
-def samples(size: int, frames: int) -> Iterator[Sample]:
+def samples(size: int, frames: int) -> Iterator[PreparedSample]:
     """Each model, `frames` views of `size` pixels; a model that cannot be drawn is logged and left out."""
     load_vtk()  # before anything is downloaded
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def samples(size: int, frames: int) -> Iterator[Sample]:
             except ValueError as error:
                 logger.warning("skipped %s: %s", name, error)
                 continue
-            yield Sample(name, name, views)
+            yield PreparedSample(name, name, views)
 
 
 def models(properties: str) -> dict[str, str]:

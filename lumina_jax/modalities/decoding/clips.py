@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from lumina_jax.modalities.decoding.kinds import check_file, kind_of
+from lumina_jax.modalities.decoding.kinds import check_file, file_kind
 from lumina_jax.modalities.decoding.media import Clip
 from lumina_jax.modalities.decoding.memory import DECODING
 from lumina_jax.modalities.decoding.pictures import (
@@ -68,7 +68,7 @@ def _opened(clip: Clip) -> Image.Image:
     """An animation; UnidentifiedImageError for a video."""
     if isinstance(clip.file, Path):
         check_file(clip.file)
-    kind = kind_of(clip.file)
+    kind = file_kind(clip.file)
     if kind is not None and kind.medium == "video":
         raise UnidentifiedImageError(f"{kind.name} is no animation")
     return opened(clip.file)

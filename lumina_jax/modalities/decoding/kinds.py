@@ -13,7 +13,7 @@ HEAD = 512
 """Bytes that are looked at."""
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """A kind of file."""
 
     name: str
@@ -25,50 +25,50 @@ class Kind(NamedTuple):
 
 _PICTURE = "save it as PNG or JPEG"
 _SOUND = "pip install 'lumina_jax[media]', or convert it: `ffmpeg -i IN OUT.flac`"
-_PAGE = Kind("a web page, as a failed download leaves it", None, "download it again")
-_ARCHIVE = Kind("an archive", None, "unpack it")
-_JXL = Kind("a JPEG XL picture", "image", _PICTURE)
-_MPEG = Kind("an MPEG video", "video")
-_MP3 = Kind("an MP3 sound", "audio")
-HEIC = Kind("a HEIC picture", "image", "pip install pillow-heif, or save it as JPEG")
-_AVIF = Kind("an AVIF picture", "image", "pip install 'pillow>=11.3', or save it as PNG")
-STARTS: dict[bytes, Kind] = {
-    b"version https://git-lfs": Kind("a pointer of Git LFS", None, "fetch the file itself with `git lfs pull`"),
+_PAGE = FileKind("a web page, as a failed download leaves it", None, "download it again")
+_ARCHIVE = FileKind("an archive", None, "unpack it")
+_JXL = FileKind("a JPEG XL picture", "image", _PICTURE)
+_MPEG = FileKind("an MPEG video", "video")
+_MP3 = FileKind("an MP3 sound", "audio")
+HEIC = FileKind("a HEIC picture", "image", "pip install pillow-heif, or save it as JPEG")
+_AVIF = FileKind("an AVIF picture", "image", "pip install 'pillow>=11.3', or save it as PNG")
+STARTS: dict[bytes, FileKind] = {
+    b"version https://git-lfs": FileKind("a pointer of Git LFS", None, "fetch the file itself with `git lfs pull`"),
     b"<!doctype html": _PAGE,
     b"<html": _PAGE,
-    b"<svg": Kind("an SVG drawing", "image", _PICTURE),
-    b"<?xml": Kind("an XML document, perhaps an SVG drawing", None, _PICTURE),
-    b"%PDF": Kind("a PDF document", None, _PICTURE),
-    b"%!PS": Kind("a PostScript drawing", "image", _PICTURE),
+    b"<svg": FileKind("an SVG drawing", "image", _PICTURE),
+    b"<?xml": FileKind("an XML document, perhaps an SVG drawing", None, _PICTURE),
+    b"%PDF": FileKind("a PDF document", None, _PICTURE),
+    b"%!PS": FileKind("a PostScript drawing", "image", _PICTURE),
     b"PK\x03\x04": _ARCHIVE,
     b"\x1f\x8b": _ARCHIVE,
     b"7z\xbc\xaf\x27\x1c": _ARCHIVE,
     b"Rar!": _ARCHIVE,
     b"\xff\x0a": _JXL,
     b"\x00\x00\x00\x0cJXL ": _JXL,
-    b"\xff\xd8\xff": Kind("a JPEG picture", "image"),
-    b"\x89PNG": Kind("a PNG picture", "image"),
-    b"GIF8": Kind("a GIF picture", "image"),
-    b"\x1a\x45\xdf\xa3": Kind("a Matroska or WebM video", "video"),
-    b"FLV": Kind("a Flash video", "video"),
+    b"\xff\xd8\xff": FileKind("a JPEG picture", "image"),
+    b"\x89PNG": FileKind("a PNG picture", "image"),
+    b"GIF8": FileKind("a GIF picture", "image"),
+    b"\x1a\x45\xdf\xa3": FileKind("a Matroska or WebM video", "video"),
+    b"FLV": FileKind("a Flash video", "video"),
     b"\x00\x00\x01\xba": _MPEG,
     b"\x00\x00\x01\xb3": _MPEG,
-    b"fLaC": Kind("a FLAC sound", "audio"),
+    b"fLaC": FileKind("a FLAC sound", "audio"),
     b"ID3": _MP3,
     b"\xff\xfb": _MP3,
-    b"\xff\xf1": Kind("an AAC sound", "audio", _SOUND),
+    b"\xff\xf1": FileKind("an AAC sound", "audio", _SOUND),
 }
 """By the first bytes of a file, in which capitals and small letters count alike."""
-RIFF: dict[bytes, Kind] = {
-    b"wave": Kind("a WAV sound", "audio"),
-    b"avi ": Kind("an AVI video", "video"),
-    b"webp": Kind("a WebP picture", "image"),
+RIFF: dict[bytes, FileKind] = {
+    b"wave": FileKind("a WAV sound", "audio"),
+    b"avi ": FileKind("an AVI video", "video"),
+    b"webp": FileKind("a WebP picture", "image"),
 }
 """By the form of a RIFF file."""
-BRANDS: dict[bytes, Kind] = {
+BRANDS: dict[bytes, FileKind] = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), HEIC),
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
-    **dict.fromkeys((b"m4a ", b"m4b ", b"m4p "), Kind("an MPEG-4 sound (m4a)", "audio", _SOUND)),
+    **dict.fromkeys((b"m4a ", b"m4b ", b"m4p "), FileKind("an MPEG-4 sound (m4a)", "audio", _SOUND)),
 }
 """By the brand of an MPEG-4 container; all others are videos."""
 
@@ -91,11 +91,11 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path} is a pipe, a socket or a device; copy what it gives into a file")
 
 
-def kind_of(file: Path | bytes) -> Kind | None:
+def file_kind(file: Path | bytes) -> FileKind | None:
     """What a file is; None when its first bytes do not say."""
     head = _head(file).lower()
     if head[4:8] == b"ftyp":
-        return BRANDS.get(head[8:12], Kind("an MPEG-4 video", "video"))
+        return BRANDS.get(head[8:12], FileKind("an MPEG-4 video", "video"))
     if head.startswith(b"riff"):
         return RIFF.get(head[8:12])
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
@@ -110,7 +110,7 @@ def mistaken(file: Path | bytes, wanted: Medium) -> str | None:
         return "it is empty"
     if not any(head):
         return "it begins with zeros, as an unfinished download or copy does; fetch it again"
-    kind = kind_of(head)
+    kind = file_kind(head)
     if kind is None:
         return None
     if kind.medium not in (None, wanted):

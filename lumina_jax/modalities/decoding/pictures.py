@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lumina_jax.modalities.decoding.kinds import HEIC, check_file, kind_of, mistaken
+from lumina_jax.modalities.decoding.kinds import HEIC, check_file, file_kind, mistaken
 from lumina_jax.modalities.decoding.memory import DECODING
 
 SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -65,7 +65,7 @@ def opened(file: Path | bytes) -> Image.Image:
         try:
             picture = _header(file)
         except UnidentifiedImageError:
-            if kind_of(file) is not HEIC or not _reads_heic():
+            if file_kind(file) is not HEIC or not _reads_heic():
                 raise
             picture = _header(file)
     except (UnidentifiedImageError, MemoryError):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from lumina_jax.config import SoundConfig
 from lumina_jax.mel import load_librosa
-from lumina_jax.modalities.decoding.kinds import check_file, kind_of, mistaken
+from lumina_jax.modalities.decoding.kinds import check_file, file_kind, mistaken
 from lumina_jax.modalities.decoding.media import Sound
 
 SILENCE = 1e-4
@@ -118,7 +118,7 @@ def _chunks(container: Any, stream: Any) -> Iterator[Float[np.ndarray, " n"]]:
 
 def _unreadable(path: Path, refusal: str) -> ValueError:
     """What is said of a file that no reader knows."""
-    kind = kind_of(path)
+    kind = file_kind(path)
     what = refusal if kind is not None and kind.medium == "audio" else mistaken(path, "audio")
     if what is None:
         what = HEADERLESS if path.suffix.lower() in (".raw", ".pcm") else refusal
