@@ -1,6 +1,7 @@
 """The shape of the project itself: floors, sizes, names, and imports that do nothing."""
 
 import ast
+import collections
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,16 @@ def test_no_function_is_long():
 def test_file_names_say_what_is_inside():
     paths = [file.relative_to(ROOT) for file in python_files()]
     assert not [path for path in paths if FORBIDDEN_NAMES & {part.removesuffix(".py") for part in path.parts}]
+
+
+def test_no_two_public_classes_share_a_name():
+    found = collections.defaultdict(list)
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(str(file.relative_to(PACKAGE)))
+    del found["Arguments"]  # of each command
+    assert not {name: files for name, files in found.items() if len(files) > 1}
 
 
 def test_every_module_says_what_it_is():

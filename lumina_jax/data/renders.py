@@ -30,7 +30,7 @@ class Model(NamedTuple):
     caption: str
 
 
-class Report(NamedTuple):
+class RenderReport(NamedTuple):
     """What came of some models: folders of pictures, and for the others the reason."""
 
     rendered: dict[str, Model]
@@ -66,7 +66,7 @@ def find_models(path: Path) -> list[Model]:
 
 def render_models(
     models: list[Model], out: Path, look: Look, progress: Callable[[int, int], None] | None = None
-) -> Report:
+) -> RenderReport:
     """Draw each model into a folder of `out` and write the captions of those that could be drawn.
 
     Args:
@@ -80,7 +80,7 @@ def render_models(
         raise ValueError(f"views and size must be at least 1 and elevation between -90 and 90, but got {look}")
     load_vtk()
     _check_look(out, look)
-    report = Report({}, {})
+    report = RenderReport({}, {})
     for done, model in enumerate(models, start=1):
         try:
             name = _name(model.file)

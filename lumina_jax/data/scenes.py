@@ -19,7 +19,7 @@ from lumina_jax.modalities.decoding.media import Clip
 
 
 @dataclasses.dataclass
-class Report:
+class SceneReport:
     """How many scenes the lines of a file gave."""
 
     videos: int = 0
@@ -29,7 +29,7 @@ class Report:
     """Files that could not be read, and why."""
 
 
-def write_scenes(captions: Path, out: Path, *, least: float) -> Report:
+def write_scenes(captions: Path, out: Path, *, least: float) -> SceneReport:
     """Write `out`, whole or not at all; it must be in the folder of `captions`, because files are relative to that.
 
     Args:
@@ -45,7 +45,7 @@ def write_scenes(captions: Path, out: Path, *, least: float) -> Report:
         raise ValueError(f"{out} is there already; delete it first, or choose another name")
     if out.suffix.lower() != ".jsonl":
         raise ValueError(f"{out} must end in .jsonl, because it holds a scene a line")
-    report = Report()
+    report = SceneReport()
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -60,7 +60,7 @@ def write_scenes(captions: Path, out: Path, *, least: float) -> Report:
     return report
 
 
-def _items(captions: Path, least: float, report: Report) -> Iterator[dict[str, Any]]:
+def _items(captions: Path, least: float, report: SceneReport) -> Iterator[dict[str, Any]]:
     """The lines of the new file; pictures and animations, which have no cuts, stay as they are."""
     source, lines = FolderSource(captions), open_annotations(captions)
     for index in range(len(source)):

@@ -109,7 +109,7 @@ class DecoderLayer(nnx.Module):
         return x + self.down(gate * self.up(y))
 
 
-class Decoder(nnx.Module):
+class CausalDecoder(nnx.Module):
     """The stacked layers that the chosen state needs, and the final norm if the state includes it."""
 
     def __init__(self, rngs: nnx.Rngs, config: DecoderConfig):
@@ -143,7 +143,7 @@ def rotate(x: Float[Array, "b t h d"], angles: Float[Array, "t f"]) -> Float[Arr
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def load_decoder(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> Decoder:
+def load_decoder(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> CausalDecoder:
     """Read the LLaMA or Gemma in `folder`. Only the tensors that the chosen state needs are read.
 
     Raises:
@@ -163,7 +163,9 @@ def load_decoder(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> Decode
         return None if name.startswith(unused) or name.endswith("rotary_emb.inv_freq") else name
 
     rules = (*_RULES, *norm("norm", "norm", bias=False)) if is_normed else _RULES
-    return load_network(lambda: Decoder(nnx.Rngs(0), config), rules, rename, folder, config=config, options=options)
+    return load_network(
+        lambda: CausalDecoder(nnx.Rngs(0), config), rules, rename, folder, config=config, options=options
+    )
 
 
 def _norm(rngs: nnx.Rngs, config: DecoderConfig) -> RMSNorm | GemmaNorm:

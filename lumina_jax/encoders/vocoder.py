@@ -60,7 +60,7 @@ class Snake(nnx.Module):
         return downsample(even, odd)
 
 
-class ResidualBlock(nnx.Module):
+class VocoderBlock(nnx.Module):
     """Dilated convolutions, each with an activation before it and a residual sum after it (or after its pair)."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, size: int, dilations: tuple[int, ...], config: VocoderConfig):
@@ -112,7 +112,7 @@ class Generator(nnx.Module):
             for before, width, (times, size) in zip(widths, widths[1:], config.steps)
         )
         self.blocks = nnx.List(
-            ResidualBlock(rngs, width, size, dilations, config)
+            VocoderBlock(rngs, width, size, dilations, config)
             for width in widths[1:]
             for size, dilations in config.blocks
         )

@@ -37,7 +37,7 @@ LAYOUTS = {
     for layout in (
         Layout(
             "lumina",
-            lumina.Arguments,
+            lumina.ConstructorArguments,
             lumina.model_config,
             lumina.their_config,
             lumina.flag_dit_rules,

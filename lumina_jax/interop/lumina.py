@@ -15,7 +15,7 @@ from lumina_jax.interop.limits import Factor, Size, check_fields
 from lumina_jax.weights.rules import Rule, linear, norm
 
 
-class Arguments(TypedDict, total=False):
+class ConstructorArguments(TypedDict, total=False):
     """The arguments of the constructors; the audio models use depth, num_heads and hidden_size."""
 
     patch_size: Size

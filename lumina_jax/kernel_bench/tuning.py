@@ -20,7 +20,7 @@ RECORD = Path(__file__).parent / "blocks.json"
 Report = Callable[[Measurement], None]
 
 
-class Stage(NamedTuple):
+class TuningStage(NamedTuple):
     """A contestant's pass to tune, and the blocks to try."""
 
     contestant: Contestant
@@ -61,20 +61,22 @@ def tune(
     `report` is called with every trial. A contestant that compiles with no blocks has a measurement with an error.
     """
     pairs = [(contestant, problem) for problem in problems for contestant in contestants]
-    forward = [Stage(one, replace(problem, backward=False), one.forward(problem)) for one, problem in pairs]
+    forward = [TuningStage(one, replace(problem, backward=False), one.forward(problem)) for one, problem in pairs]
     best = _best(forward, topology, report)
     indices = [index for index, (one, problem) in enumerate(pairs) if problem.backward and best[index].error is None]
     stages = []
     for index in indices:
         contestant, problem = pairs[index]
         of_forward = best[index].trial.blocks
-        stages.append(Stage(contestant, problem, ({**of_forward, **blocks} for blocks in contestant.backward(problem))))
+        stages.append(
+            TuningStage(contestant, problem, ({**of_forward, **blocks} for blocks in contestant.backward(problem)))
+        )
     for index, measured in zip(indices, _best(stages, topology, report), strict=True):
         best[index] = measured
     return best
 
 
-def _best(stages: Sequence[Stage], topology: str, report: Report) -> list[Measurement]:
+def _best(stages: Sequence[TuningStage], topology: str, report: Report) -> list[Measurement]:
     """For each stage the trial with the fewest cycles; an error only where every trial failed."""
     tried = [[Trial(stage.contestant.name, stage.problem, blocks) for blocks in stage.blocks] for stage in stages]
     results = _told(measure(list(itertools.chain(*tried)), topology), report)

@@ -83,7 +83,7 @@ def _ring(
     return _ring_forward(scale, axes, size, attention, q, k, v, q_segments, k_segments)[0]
 
 
-class Residuals(NamedTuple):
+class RingResiduals(NamedTuple):
     """What the backward pass needs."""
 
     q: Float[Array, "b l h d"]
@@ -103,7 +103,7 @@ def _ring_forward(
     v: Float[Array, "b n k d"],
     q_segments: Int[Array, "b l"],
     k_segments: Int[Array, "b n"],
-) -> tuple[Float[Array, "b l h d"], Residuals]:
+) -> tuple[Float[Array, "b l h d"], RingResiduals]:
     here = block = KeyBlock(k, v, k_segments)
     merged = None
     for number in range(size):
@@ -115,11 +115,11 @@ def _ring_forward(
     assert merged is not None
     out = checkpoint_name(merged[0].astype(q.dtype), "attention_out")
     lse = checkpoint_name(merged[1], "attention_lse")
-    return out, Residuals(q, here, q_segments, out, lse)
+    return out, RingResiduals(q, here, q_segments, out, lse)
 
 
 def _ring_backward(
-    scale: float, axes: tuple[str, ...], size: int, attention: BlockAttention, residuals: Residuals, d_out: Array
+    scale: float, axes: tuple[str, ...], size: int, attention: BlockAttention, residuals: RingResiduals, d_out: Array
 ) -> tuple[Array, Array, Array, None, None]:
     q, block, q_segments, out, lse = residuals
     d_q, d_keys = jnp.zeros(q.shape, jnp.float32), None

@@ -13,7 +13,7 @@ from lumina_jax.documents import read_json
 from lumina_jax.weights.rules import listed
 
 
-class Index(TypedDict):
+class ShardIndex(TypedDict):
     weight_map: dict[str, str]
 
 
@@ -23,7 +23,7 @@ def indexed_files(index: Path) -> list[Path]:
     Raises:
       ValueError: the file is not an index, it lists files outside of its folder, or files are missing.
     """
-    names = sorted(set(read_json(index, Index)["weight_map"].values()))
+    names = sorted(set(read_json(index, ShardIndex)["weight_map"].values()))
     if not names:
         raise ValueError(f"{index} lists no files; copy it again")
     if outside := [name for name in names if not is_plain(name)]:

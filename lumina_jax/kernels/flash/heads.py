@@ -46,7 +46,7 @@ def product(x: Float[Array, "a b"], y: Float[Array, "c d"], axes: Contraction = 
     return jax.lax.dot_general(x, y.astype(x.dtype), axes, precision=precision, preferred_element_type=jnp.float32)
 
 
-class Piece(NamedTuple):
+class RegisterPiece(NamedTuple):
     """Lanes first..end of one register of a block, which a head has in the same lanes of one of its registers.
 
     Attributes:
@@ -88,15 +88,15 @@ class Head:
         """The first lane within the first register."""
         return self.start % LANES if isinstance(self.start, int) else jnp.bitwise_and(self.start, LANES - 1)
 
-    def _pieces(self) -> list[Piece]:
+    def _pieces(self) -> list[RegisterPiece]:
         if self.width % LANES == 0:
-            return [Piece(index, index, 0, LANES) for index in range(self.width // LANES)]
+            return [RegisterPiece(index, index, 0, LANES) for index in range(self.width // LANES)]
         count, offset = registers(self.width), self.offset
-        pieces = [Piece(0, 0, offset, offset + self.width)]
-        pieces += [Piece(index, index, 0, offset + self.width - index * LANES) for index in range(1, count)]
+        pieces = [RegisterPiece(0, 0, offset, offset + self.width)]
+        pieces += [RegisterPiece(index, index, 0, offset + self.width - index * LANES) for index in range(1, count)]
         beyond = offset + self.width - count * LANES
         if LANES % self.width and not (isinstance(beyond, int) and beyond <= 0):
-            pieces.append(Piece(count, 0, 0, beyond))
+            pieces.append(RegisterPiece(count, 0, 0, beyond))
         return pieces
 
     def _register(self, index: int) -> Span:
@@ -160,7 +160,7 @@ def _beside(parts: list[Array]) -> Float[Array, "rows lanes"]:
 
 
 def _within(
-    piece: Piece, inside: Float[Array, "rows 128"], outside: Float[Array, "rows 128"]
+    piece: RegisterPiece, inside: Float[Array, "rows 128"], outside: Float[Array, "rows 128"]
 ) -> Float[Array, "rows 128"]:
     """The piece's lanes of `inside`, and the other lanes of `outside`."""
     if piece.is_whole:

@@ -15,7 +15,7 @@ from PIL import Image
 Size = tuple[int, int]
 
 
-class Step(NamedTuple):
+class CropStep(NamedTuple):
     """One resizing of a picture to (width, height)."""
 
     size: Size
@@ -52,15 +52,15 @@ def choose_size(size: Size, sizes: Sequence[Size], draws: random.Random, *, top_
     return draws.choice(sorted(sizes, key=lambda target: (kept_share(target), target), reverse=True)[:top_k])
 
 
-def covering_steps(size: Size, target: Size) -> list[Step]:
+def covering_steps(size: Size, target: Size) -> list[CropStep]:
     """How a picture is made just large enough to cover `target`: halvings while twice too large, then bicubic."""
     steps = []
     width, height = size
     while width >= 2 * target[0] and height >= 2 * target[1]:
         width, height = width // 2, height // 2
-        steps.append(Step((width, height), Image.Resampling.BOX))
+        steps.append(CropStep((width, height), Image.Resampling.BOX))
     scale = max(target[0] / width, target[1] / height)
-    return [*steps, Step((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)]
+    return [*steps, CropStep((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)]
 
 
 def random_box(size: Size, target: Size, draws: random.Random) -> tuple[int, int, int, int]:
@@ -93,7 +93,7 @@ def _middle(image: Image.Image, target: Size) -> Image.Image:
     return image.crop((left, upper, left + target[0], upper + target[1]))
 
 
-def _resize(image: Image.Image, steps: Sequence[Step]) -> Image.Image:
+def _resize(image: Image.Image, steps: Sequence[CropStep]) -> Image.Image:
     for step in steps:
         image = image.resize(step.size, step.filter)
     return image
