@@ -163,7 +163,7 @@ def test_the_vocoder_of_a_configuration_makes_its_sounds(folder):
     np.testing.assert_array_equal(drawn, vocoder(folder / "voice")(mel, RATE))
     other = config.replace(vae={"vocoder": ""})
     assert modality_of(other).files(8.0).voice(mel, RATE).shape == (1024,)
-    with pytest.raises(ValueError, match="missing everything; nothing is downloaded"):
+    with pytest.raises(ValueError, match="missing everything; download it first"):
         modality_of(config.replace(vae={"vocoder": "nobody/nothing"})).files(8.0)
 
 

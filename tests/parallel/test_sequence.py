@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.kernels.attention import attend
 from lumina_jax.parallel.sequence import attend_across
+from tests.kernels.flash_cases import with_gradients
 
 SEGMENTS = np.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 16], np.int32)
 TEXT_SEGMENTS = np.array([[1, 1, 2, 0], [1, 1, 1, 1]], np.int32)
