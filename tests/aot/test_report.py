@@ -36,7 +36,7 @@ def recorded_report(temporaries=1e9):
         collectives=sent,
         work=done,
         model_flops=model_flops,
-        estimate_step=estimate_step(done, sent, PLACES, plan.topology, model_flops=model_flops, head_width=128),
+        estimate=estimate_step(done, sent, PLACES, plan.topology, model_flops=model_flops, head_width=128),
         parameters=WEIGHTS,
         compile_seconds=1.0,
         program_lines=10,
@@ -79,8 +79,8 @@ def test_json_holds_every_number_and_sums_to_the_same():
     found = json.loads(json.dumps(as_json(recorded_report())))
     memory = found["memory"]
     assert memory["total"] == pytest.approx(sum(memory.values()) - memory["total"] - memory["host"])
-    assert found["estimate_step"]["step"] == max(
-        found["estimate_step"][name] for name in ("arithmetic", "memory", "links")
+    assert found["estimate"]["step"] == max(
+        found["estimate"][name] for name in ("arithmetic", "memory", "links")
     )
     assert (
         sum(one["sent_bytes"] for one in found["collectives"] if one["kind"] == "reduce-scatter") == 2 * WEIGHTS * 7 / 8
