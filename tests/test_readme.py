@@ -182,6 +182,7 @@ def test_the_second_block_of_python_trains_and_draws(shown, folder):
     assert lumina.open_run(folder / "runs" / "squares").step == 20
 
 
+@pytest.mark.slow  # the blocks of README are tried every time
 def test_the_notebook_runs_and_shows_what_is_stored_in_it(folder, monkeypatch):
     (folder / "notebooks").mkdir()
     text = (ROOT / "notebooks" / "quickstart.ipynb").read_text()

@@ -79,9 +79,7 @@ def test_json_holds_every_number_and_sums_to_the_same():
     found = json.loads(json.dumps(as_json(recorded_report())))
     memory = found["memory"]
     assert memory["total"] == pytest.approx(sum(memory.values()) - memory["total"] - memory["host"])
-    assert found["estimate"]["step"] == max(
-        found["estimate"][name] for name in ("arithmetic", "memory", "links")
-    )
+    assert found["estimate"]["step"] == max(found["estimate"][name] for name in ("arithmetic", "memory", "links"))
     assert (
         sum(one["sent_bytes"] for one in found["collectives"] if one["kind"] == "reduce-scatter") == 2 * WEIGHTS * 7 / 8
     )

@@ -77,7 +77,7 @@ def loads_or_is_refused(folders, kind, change):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_of_any_setting_loads_or_is_refused(folders, data):
     kind = data.draw(st.sampled_from(sorted(folders)))
     config = folders[kind][2]

@@ -139,6 +139,7 @@ def test_latents_of_sounds_fill_rows(folder, tmp_path):
     assert ((batch.tokens.segment_ids > 0).sum(axis=1) == 16).all()
 
 
+@pytest.mark.slow  # the mixture of latents trains and draws, too
 def test_a_run_on_latents_of_sounds_trains_and_draws_wavs(folder, capsys):
     from lumina_jax.commands import sample, train
 

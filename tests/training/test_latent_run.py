@@ -31,6 +31,7 @@ def latent_config(folder, **sections):
     return dataclasses.replace(settings, vae=vae).replace(**sections)
 
 
+@pytest.mark.slow  # the mixture of latents trains and draws, too
 def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
     settings = latent_config(
         tmp_path, run={"steps": 2, "sample_every": 2, "sample_prompts": ("3", "5"), "checkpoint_every": 2}
