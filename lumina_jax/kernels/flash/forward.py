@@ -19,6 +19,7 @@ maximum from the first part.
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, cast
@@ -282,13 +283,12 @@ def _kernel(
 ) -> None:
     position = ForwardPosition(*(pl.program_id(axis) for axis in range(5)))
     row = position.batch * (plan.length // plan.blocks.q) + position.block
-    parts = scalars.first_part[row], scalars.last_part[row]
-    kind = ResidentStep if plan.parts == 1 else StreamedStep
-    kind(plan, scalars, inputs, outputs, scratch, position, row, *parts).run()
+    kind: type[ResidentStep] | type[StreamedStep] = ResidentStep if plan.parts == 1 else StreamedStep
+    kind(plan, scalars, inputs, outputs, scratch, position, row, scalars.first_part[row], scalars.last_part[row]).run()
 
 
 @dataclass(frozen=True)
-class ForwardStep:
+class ForwardStep(ABC):
     """One step of the grid: a block of queries of some heads, and all keys or a part of them.
 
     Attributes:
@@ -306,17 +306,17 @@ class ForwardStep:
     first_part: Scalar
     last_part: Scalar
 
+    @abstractmethod
     def run(self) -> None:
         """Do the work of the step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def carries(self, heads: list[Scalar], rows: Span) -> list[Carry]:
         """Sums of some rows before the keys of this step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keep(self, heads: list[Scalar], tile: Scalar, carries: list[Carry]) -> None:
         """Take the sums of a tile after the keys of this step."""
-        raise NotImplementedError
 
     @property
     def out(self) -> Heads:
