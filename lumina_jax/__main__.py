@@ -8,6 +8,7 @@ data prepare NAME      fetch a free data set and make it ready for training
 parity FILE...         run recorded cases of the authors' models and compare
 aot CONFIG             compile for TPUs that are not here: does it fit, how fast can it be
 bench kernels          compare attention kernels, compiled for TPUs that are not here
+scaling COMMAND        from a grid of small runs to what a larger one will do
 
 CONFIG is a .py or .json file, or the name of a configuration that comes with lumina_jax, such as emoji. Each command
 explains its flags with --help.
@@ -16,7 +17,7 @@ explains its flags with --help.
 import importlib
 import sys
 
-COMMANDS = ("train", "sample", "evaluate", "convert", "data", "parity", "aot", "bench")
+COMMANDS = ("train", "sample", "evaluate", "convert", "data", "parity", "aot", "bench", "scaling")
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ FLOORS = {
     "parity": 7,
     "aot": 7,
     "kernel_bench": 7,
+    "scaling": 7,
     "sheet_prompts": 7,
     "trained": 7,
     "trainer": 7,
