@@ -44,6 +44,7 @@ FLOORS = {
     "kernel_bench": 7,
     "scaling": 7,
     "sheet_prompts": 7,
+    "picture_sets": 7,
     "trained": 7,
     "trainer": 7,
     "training_data": 7,

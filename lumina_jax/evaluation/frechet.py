@@ -31,5 +31,5 @@ def covariance_factor(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "r d"]:
     mean = x.mean(axis=0, dtype=np.float64)
     factor = np.zeros((0, x.shape[1]))
     for start in range(0, len(x), BLOCK):
-        factor = np.linalg.qr(np.concatenate([factor, x[start : start + BLOCK] - mean]), mode="r")
+        factor = np.asarray(np.linalg.qr(np.concatenate([factor, x[start : start + BLOCK] - mean]), mode="r"))
     return factor / np.sqrt(len(x) - 1)
