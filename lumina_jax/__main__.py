@@ -3,11 +3,13 @@
 train CONFIG           train a model; the same command continues a run
 sample RUN PROMPT...   draw from a trained run
 evaluate RUN           draw every caption of a run's data, and count the samples that match theirs
+evaluate-images A B    how near drawn pictures (B) are to real ones (A): Frechet distance, KID, precision and recall
 convert SRC DST        weights from one layout to another: the authors', diffusers', ours
 data prepare NAME      fetch a free data set and make it ready for training
 parity FILE...         run recorded cases of the authors' models and compare
 aot CONFIG             compile for TPUs that are not here: does it fit, how fast can it be
 bench kernels          compare attention kernels, compiled for TPUs that are not here
+scaling COMMAND        from a grid of small runs to what a larger one will do
 
 CONFIG is a .py or .json file, or the name of a configuration that comes with lumina_jax, such as emoji. Each command
 explains its flags with --help.
@@ -16,7 +18,7 @@ explains its flags with --help.
 import importlib
 import sys
 
-COMMANDS = ("train", "sample", "evaluate", "convert", "data", "parity", "aot", "bench")
+COMMANDS = ("train", "sample", "evaluate", "evaluate-images", "convert", "data", "parity", "aot", "bench", "scaling")
 
 
 def main() -> None:
@@ -27,7 +29,8 @@ def main() -> None:
         print(f"error: {command!r} is no command of lumina\n\n{__doc__}", file=sys.stderr)
         raise SystemExit(2)
     else:
-        raise SystemExit(importlib.import_module(f"lumina_jax.commands.{command}").main(sys.argv[2:]))
+        module = importlib.import_module(f"lumina_jax.commands.{command.replace('-', '_')}")
+        raise SystemExit(module.main(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""lumina scaling COMMAND: from a grid of small runs to what a larger one will do
+
+Each command explains its flags with --help.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS: tuple[str, ...] = ()
+
+
+def main(words: Sequence[str]) -> int:
+    command = words[0] if words else "--help"
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if command not in COMMANDS:
+        print(f"error: {command!r} is no command of lumina scaling\n\n{__doc__}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"lumina_jax.commands.scaling.{command.replace('-', '_')}")
+    status: int = module.main(words[1:])
+    return status
