@@ -26,7 +26,7 @@ from lumina_jax.aot.roofline import attention_efficiency
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.training.state import parameter_count
 
-MARGIN = 0.92
+MEMORY_SHARE = 0.92
 """The share of the memory that a candidate may fill by estimate, because the estimate leaves out temporaries."""
 MICRO_BATCHES, DATA, TENSOR = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)
 
@@ -67,7 +67,7 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
             f"no mesh of the {plan.topology.devices} devices of {plan.topology.name} suits {plan.load.rows} rows of "
             f"{plan.load.tokens} tokens; make --rows a multiple of many devices, or choose another topology"
         )
-    limit = MARGIN * plan.topology.chip.hbm_usable
+    limit = MEMORY_SHARE * plan.topology.chip.hbm_usable
     fitting = [guess for guess in found if guess.memory <= limit]
     say(f"{len(found)} candidates, of which {len(fitting)} fit by estimate; the best:")
     fitting = fitting or sorted(found, key=lambda guess: guess.memory)
@@ -107,7 +107,7 @@ def guesses(plan: Plan) -> Iterator[Guess]:
     for shares in divisions(count, plan.config.model.heads):
         if load.tokens % shares.sequence:
             continue
-        for remat, micro in itertools.product(KEPT, MICRO_BATCHES):
+        for remat, micro in itertools.product(KEPT_VALUES, MICRO_BATCHES):
             if load.rows % (micro * shares.data * shares.fsdp):
                 continue
             config = plan.config.replace(
@@ -149,7 +149,7 @@ def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
     return Guess(plan, max(_arithmetic(plan, load), hidden) + waited_for, memory)
 
 
-KEPT: dict[str, Callable[[ModelConfig], int]] = {
+KEPT_VALUES: dict[str, Callable[[ModelConfig], int]] = {
     "full": lambda model: model.width,
     "attention": lambda model: model.width + model.heads_width + 2 * model.heads,
     "dots": lambda model: 3 * model.width + 2 * model.heads_width + 2 * _keys(model) + 2 * model.mlp_width,
@@ -164,7 +164,7 @@ def _keys(model: ModelConfig) -> int:
 
 
 def _kept(model: ModelConfig) -> int:
-    return KEPT[model.remat](model)
+    return KEPT_VALUES[model.remat](model)
 
 
 def _arithmetic(plan: Plan, load: Load) -> float:

@@ -32,7 +32,7 @@ LEAST_VARIANCE = 1e-20
 AnyArray = jax.Array | np.ndarray
 
 
-class Prediction(NamedTuple):
+class NoisePrediction(NamedTuple):
     """What a network says of x at a step."""
 
     noise: Float[Array, "*shape"]
@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
     """Where between the least and the largest variance, from -1 to 1; None: the network does not say."""
 
 
-Predict = Callable[[Int[Array, ""], Float[Array, "*shape"]], Prediction]
+Predict = Callable[[Int[Array, ""], Float[Array, "*shape"]], NoisePrediction]
 
 
 def spaced_steps(count: int, shift: ScalarTime = 1.0) -> Int[Array, " n"]:

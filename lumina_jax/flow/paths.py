@@ -37,7 +37,7 @@ Values = Float[jax.Array | np.ndarray, "*values"]
 
 VP_BETA_MIN, VP_BETA_MAX = 0.1, 20.0
 TRAINING_MARGIN_VP = 1e-5
-MARGIN = 1e-3
+TIME_MARGIN = 1e-3
 
 
 class Coefficients(NamedTuple):
@@ -61,14 +61,14 @@ class Path:
     """One way from noise to data.
 
     `coefficients(t)` are alpha, sigma and their derivatives. `sigma_wronskian(t)` is
-    sigma (alpha' sigma - alpha sigma') in a form that stays finite where sigma' does not. `time_of_ratio(r)` is the
-    time at which alpha / sigma = r.
+    sigma (alpha' sigma - alpha sigma') in a form that stays finite where sigma' does not. `time_of_share(r)` is the
+    time at which alpha / (alpha + sigma) = r, where the ratio of data to noise is that of the linear path at time r.
     """
 
     name: str
     coefficients: Callable[[Times], Coefficients]
     sigma_wronskian: Callable[[Times], Float[Array, "*times"]]
-    time_of_ratio: Callable[[Times], Float[Array, "*times"]]
+    time_of_share: Callable[[Times], Float[Array, "*times"]]
     discrete: Callable[[Times], Float[Array, "*times"]] | None = None
     """The nearest of the times at which a network is trained; None: there are no others."""
     network_time: Callable[[Times], Float[Array, "*times"]] = jnp.asarray
@@ -158,7 +158,7 @@ def straight_velocity(path: Path, velocity: Values, x: Values, t: Times) -> Floa
     """E[x1 - x0 | x_t = x]: the velocity on the linear path, from that on any path.
 
     The expectation depends on x only through x / sigma and alpha / sigma, so predictions of models of different paths
-    can be compared at one ratio alpha / sigma (`time_of_ratio`), for the same data and noise.
+    can be compared at one ratio alpha / sigma (`time_of_share`), for the same data and noise.
     """
     t = over(t, x)
     c = path.coefficients(t)
@@ -210,7 +210,7 @@ def interval(
         return 0.0, 1.0
     chosen = margin
     if margin is None:
-        margin = TRAINING_MARGIN_VP if training and path.name == "vp" else MARGIN
+        margin = TRAINING_MARGIN_VP if training and path.name == "vp" else TIME_MARGIN
     end = 1 - (last_step_size if sde and last_step_size else margin)
     if path.name in ("vp", "ddpm"):
         return 0.0, end
@@ -243,9 +243,15 @@ def _vp(t: Times) -> Coefficients:
     return Coefficients(alpha, sigma, alpha * half_beta, -(alpha**2) * half_beta / sigma)
 
 
-def _vp_time_of_ratio(ratio: Times) -> Float[Array, "*times"]:
+def _log_alpha_bar_of_share(share: Times) -> Float[Array, "*times"]:
+    """log alpha^2 where alpha^2 + sigma^2 = 1 and alpha / (alpha + sigma) is `share`."""
+    share = jnp.asarray(share, jnp.float32)
+    return -jnp.log1p(((1 - share) / share) ** 2)
+
+
+def _vp_time_of_share(share: Times) -> Float[Array, "*times"]:
     """The root in [0, 1] of -log alpha = (beta_max - beta_min) l^2 / 4 + beta_min l / 2 with l = 1 - t."""
-    target = 0.5 * jnp.log1p(1 / jnp.asarray(ratio, jnp.float32) ** 2)
+    target = -0.5 * _log_alpha_bar_of_share(share)
     a, b = (VP_BETA_MAX - VP_BETA_MIN) / 4, VP_BETA_MIN / 2
     return jnp.clip(1 - 2 * target / (b + jnp.sqrt(b**2 + 4 * a * target)), 0, 1)
 
@@ -256,20 +262,25 @@ def _ddpm(t: Times) -> Coefficients:
     return Coefficients(alpha, sigma, 0.5 * alpha * slope, -0.5 * alpha**2 * slope / sigma)
 
 
-def _ddpm_time_of_ratio(ratio: Times) -> Float[Array, "*times"]:
-    return schedule.time_with_log_alpha_bar(-jnp.log1p(1 / jnp.asarray(ratio, jnp.float32) ** 2))
+def _ddpm_time_of_share(share: Times) -> Float[Array, "*times"]:
+    return schedule.time_with_log_alpha_bar(_log_alpha_bar_of_share(share))
+
+
+def _gvp_time_of_share(share: Times) -> Float[Array, "*times"]:
+    share = jnp.asarray(share, jnp.float32)
+    return jnp.arctan2(share, 1 - share) * (2 / math.pi)
 
 
 PATHS = {
-    "linear": Path("linear", _linear, lambda t: _linear(t).sigma, lambda r: jnp.asarray(r / (1 + r))),
+    "linear": Path("linear", _linear, lambda t: _linear(t).sigma, jnp.asarray),
     # Where alpha^2 + sigma^2 = 1, sigma sigma' = -alpha alpha', and so sigma W = alpha'.
-    "gvp": Path("gvp", _gvp, lambda t: _gvp(t).d_alpha, lambda r: jnp.arctan(r) * (2 / math.pi)),
-    "vp": Path("vp", _vp, lambda t: _vp(t).d_alpha, _vp_time_of_ratio),
+    "gvp": Path("gvp", _gvp, lambda t: _gvp(t).d_alpha, _gvp_time_of_share),
+    "vp": Path("vp", _vp, lambda t: _vp(t).d_alpha, _vp_time_of_share),
     "ddpm": Path(
         "ddpm",
         _ddpm,
         lambda t: _ddpm(t).d_alpha,
-        _ddpm_time_of_ratio,
+        _ddpm_time_of_share,
         discrete=schedule.discrete,
         network_time=schedule.network_time,
     ),

@@ -49,9 +49,13 @@ def denoised(
 ) -> Float[Array, "b l p"]:
     """From noise to data along steps of DDPM."""
 
-    def predict(step: Int[Array, ""], x: Float[Array, "b l p"]) -> ancestral.Prediction:
+    def predict(step: Int[Array, ""], x: Float[Array, "b l p"]) -> ancestral.NoisePrediction:
         said = output(time_of_step(step), x)
-        return ancestral.Prediction(*jnp.split(said, 2, axis=-1)) if learns_variance else ancestral.Prediction(said)
+        return (
+            ancestral.NoisePrediction(*jnp.split(said, 2, axis=-1))
+            if learns_variance
+            else ancestral.NoisePrediction(said)
+        )
 
     return ancestral.sample(
         predict,

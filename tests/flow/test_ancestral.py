@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumina_jax.flow.ancestral import Prediction, sample, spaced_steps
+from lumina_jax.flow.ancestral import NoisePrediction, sample, spaced_steps
 from tests.flow.gaussian import DEVIATION, MEAN
 
 ALPHA_BAR = np.cumprod(1 - (0.0001 + np.arange(1000) * (0.02 - 0.0001) / 999))
@@ -25,7 +25,7 @@ def exact(steps):
     tables = np.zeros((3, 1000))
     tables[:, steps] = np.sqrt(bar), np.sqrt(1 - bar) / variance, fractions
     alpha, slope, fraction = jnp.asarray(tables, jnp.float32)
-    return lambda step, x: Prediction(slope[step] * (x - alpha[step] * MEAN), fraction[step])
+    return lambda step, x: NoisePrediction(slope[step] * (x - alpha[step] * MEAN), fraction[step])
 
 
 def law(steps, predict, solver, **settings):
@@ -52,7 +52,7 @@ def test_ddpm_without_a_learned_variance_and_ddim_come_near_with_many_steps():
         for count in (50, 1000):
             steps = np.asarray(spaced_steps(count))
             said = exact(steps)
-            mean, deviation = law(steps, lambda step, x, said=said: Prediction(said(step, x).noise), **settings)
+            mean, deviation = law(steps, lambda step, x, said=said: NoisePrediction(said(step, x).noise), **settings)
             assert mean == pytest.approx(MEAN, abs=3e-2)
             errors.append(abs(deviation - DEVIATION))
         assert errors[1] < 0.01
@@ -61,7 +61,7 @@ def test_ddpm_without_a_learned_variance_and_ddim_come_near_with_many_steps():
 
 def predict(step, x):
     """A made-up network."""
-    return Prediction(jnp.sin(2 * x + step / 300.0))
+    return NoisePrediction(jnp.sin(2 * x + step / 300.0))
 
 
 def draws(count, seed=0):
@@ -96,7 +96,7 @@ def test_the_variance_of_ddpm_lies_where_the_network_says_between_those_of_the_p
     least = beta * (1 - after) / (1 - bar)
 
     def end(noise, fraction):
-        said = Prediction(x, jnp.asarray(fraction, jnp.float32))
+        said = NoisePrediction(x, jnp.asarray(fraction, jnp.float32))
         return sample(lambda step, x: said, x, steps[:2], solver="ddpm", noise=jnp.stack([noise, 0.0]))
 
     for fraction, variance in ((-1.0, least), (1.0, beta), (0.0, np.sqrt(least * beta))):
@@ -106,7 +106,7 @@ def test_the_variance_of_ddpm_lies_where_the_network_says_between_those_of_the_p
 
 
 def predict_nothing(step, x):
-    return Prediction(jnp.zeros(()))
+    return NoisePrediction(jnp.zeros(()))
 
 
 def test_steps_are_spaced_as_in_the_released_code():

@@ -79,7 +79,7 @@ def test_the_velocity_of_a_pair_gives_back_its_data_and_the_way_between(name):
 def test_the_time_of_a_ratio_of_data_to_noise_is_found_again(name):
     path = paths.path(name)
     c = path.coefficients(TIMES)
-    np.testing.assert_allclose(path.time_of_ratio(c.alpha / c.sigma), TIMES, atol=2e-5)
+    np.testing.assert_allclose(path.time_of_share(c.alpha / (c.alpha + c.sigma)), TIMES, atol=2e-5)
 
 
 @pytest.mark.parametrize("prediction", ["score", "noise", "data"])

@@ -23,7 +23,11 @@ MESHES = {
     "ring": ({"sequence": 4, "ring": 4}, {}, {"remat": "offload"}),
     "ring, heads exchanged, tensor": ({"sequence": 4, "ring": 2, "tensor": 2}, {}, {}),
     "dit on fsdp, sequence and tensor": ({"fsdp": 2, "sequence": 2, "tensor": 2}, {}, {"block": "dit"}),
-    "two slices, fsdp, sequence, micro-batches": ({"fsdp": 2, "sequence": 2, "slices": 2}, {"accumulate": 2}, {}),
+    "two slices, fsdp, sequence, micro-batches": (
+        {"fsdp": 2, "sequence": 2, "slices": 2},
+        {"accumulate": 2},
+        {"remat": "offload"},
+    ),
 }
 """For each mesh its sizes, settings of the optimizer and of the model, none of which may change a number."""
 STEPS = 3
