@@ -43,6 +43,7 @@ FLOORS = {
     "aot": 7,
     "kernel_bench": 7,
     "scaling": 7,
+    "throughput": 7,
     "sheet_prompts": 7,
     "trained": 7,
     "trainer": 7,

@@ -1,5 +1,7 @@
 """lumina scaling COMMAND: from a grid of small runs to what a larger one will do
 
+plan CONFIG            a grid of sizes, budgets, seeds and recipes, and what it costs
+
 Each command explains its flags with --help.
 """
 
@@ -7,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("plan",)
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,0 +1,1 @@
+"""Scaling laws: a grid of runs, and what it says about larger ones."""
