@@ -44,6 +44,7 @@ FLOORS = {
     "kernel_bench": 7,
     "scaling": 7,
     "throughput": 7,
+    "held_out": 7,
     "sheet_prompts": 7,
     "trained": 7,
     "trainer": 7,

@@ -27,7 +27,7 @@ from lumina_jax.chips import Topology
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.training.state import parameter_count
 
-MARGIN = 0.92
+MEMORY_SHARE = 0.92
 """The share of the memory that a candidate may fill by estimate, because the estimate leaves out temporaries."""
 MICRO_BATCHES, DATA, TENSOR = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)
 
@@ -68,7 +68,7 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
             f"no mesh of the {plan.topology.devices} devices of {plan.topology.name} suits {plan.load.rows} rows of "
             f"{plan.load.tokens} tokens; make --rows a multiple of many devices, or choose another topology"
         )
-    limit = MARGIN * plan.topology.chip.hbm_usable
+    limit = MEMORY_SHARE * plan.topology.chip.hbm_usable
     fitting = [guess for guess in found if guess.memory <= limit]
     say(f"{len(found)} candidates, of which {len(fitting)} fit by estimate; the best:")
     fitting = fitting or sorted(found, key=lambda guess: guess.memory)
@@ -130,7 +130,7 @@ def guesses(plan: Plan, devices: Sequence[Any] | None = None) -> Iterator[Guess]
     for shares in divisions(count, plan.config.model.heads):
         if load.tokens % shares.sequence:
             continue
-        for remat, micro in itertools.product(KEPT, MICRO_BATCHES):
+        for remat, micro in itertools.product(KEPT_VALUES, MICRO_BATCHES):
             if load.rows % (micro * shares.data * shares.fsdp):
                 continue
             config = plan.config.replace(
@@ -178,7 +178,7 @@ def device_bytes(model: ModelConfig, shares: Shares, tokens: float, parameters: 
     return share * (6 if micro > 1 else 5) + kept + layer + widest
 
 
-KEPT: dict[str, Callable[[ModelConfig], int]] = {
+KEPT_VALUES: dict[str, Callable[[ModelConfig], int]] = {
     "full": lambda model: model.width,
     "attention": lambda model: model.width + model.heads_width + 2 * model.heads,
     "dots": lambda model: 3 * model.width + 2 * model.heads_width + 2 * _keys(model) + 2 * model.mlp_width,
@@ -193,7 +193,9 @@ def _keys(model: ModelConfig) -> int:
 
 
 def _kept(model: ModelConfig) -> int:
-    return KEPT[model.remat](model) if model.remat in KEPT else 0  # offload keeps them in the memory of the host
+    return (
+        KEPT_VALUES[model.remat](model) if model.remat in KEPT_VALUES else 0
+    )  # offload keeps them in the memory of the host
 
 
 def _arithmetic(plan: Plan, load: Load) -> float:
