@@ -45,6 +45,7 @@ FLOORS = {
     "scaling": 7,
     "held_out": 7,
     "sheet_prompts": 7,
+    "picture_sets": 7,
     "trained": 7,
     "trainer": 7,
     "training_data": 7,

@@ -1,5 +1,7 @@
 """lumina scaling COMMAND: from a grid of small runs to what a larger one will do
 
+fit RUNS.jsonl         the law of a grid of runs, and what it predicts
+
 Each command explains its flags with --help.
 """
 
@@ -7,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("fit",)
 
 
 def main(words: Sequence[str]) -> int:
