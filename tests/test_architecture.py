@@ -46,6 +46,7 @@ FLOORS = {
     "throughput": 7,
     "held_out": 7,
     "sheet_prompts": 7,
+    "picture_sets": 7,
     "trained": 7,
     "trainer": 7,
     "training_data": 7,

@@ -1,1 +1,1 @@
-"""Scaling laws: a grid of runs, and what it says about larger ones."""
+"""Scaling laws: a grid of runs, their table, the law fitted to it, and what the law predicts."""
