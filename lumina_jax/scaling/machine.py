@@ -130,11 +130,11 @@ def on_pod(topology: Topology, machine: Machine, compiles: int, say: Callable[[s
 def _guessed(config: Config, topology: Topology) -> tuple[Config, float, float]:
     """The configuration with the mesh that is fastest by estimate among those that fit, seconds of a step and bytes."""
     from lumina_jax.aot.plan import Plan
-    from lumina_jax.aot.search import MARGIN, described_devices, guesses, rank
+    from lumina_jax.aot.search import MEMORY_SHARE, described_devices, guesses, rank
 
     plan = Plan(config=config, topology=topology)
     every = sorted(guesses(plan, described_devices(topology)), key=rank)
-    fitting = [guess for guess in every if guess.memory <= MARGIN * topology.chip.hbm_usable]
+    fitting = [guess for guess in every if guess.memory <= MEMORY_SHARE * topology.chip.hbm_usable]
     require(
         bool(fitting),
         f"no mesh of the {topology.devices} devices of {topology.name} holds a step of {config.data.batch_rows} "

@@ -114,17 +114,19 @@ def finish(grid: ScalingGrid, cell: GridCell, folder: Path, failed: str | None =
 
 def _losses(cell: GridCell, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of the last step; "held_out" is False where the data hold nothing out."""
-    measured = [report for report in reports if report["step"] == cell.steps and _measured(report) is not None]
+    measured = [
+        (report, name) for report in reports if report["step"] == cell.steps and (name := _measured(report)) is not None
+    ]
     require(
         bool(measured),
         f"a run must have measured its held-out loss at its last step, but the metrics of {cell.name} have none at "
         f"step {cell.steps}; {LOG_FILE} in its folder says why. Remove the folder, and run the grid again",
     )
-    name = _measured(measured[-1])
+    last, name = measured[-1]
     trained = [report["loss"] for report in reports if report.get("loss") is not None]
     return {
-        "loss": measured[-1][name],
-        "standard_error": measured[-1].get(f"{name}_error"),
+        "loss": last[name],
+        "standard_error": last.get(f"{name}_error"),
         "held_out": name == HELD_OUT_LOSS,
         "training_loss": statistics.fmean(trained[-LAST_REPORTS:]) if trained else None,
     }
