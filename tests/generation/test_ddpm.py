@@ -66,6 +66,7 @@ def test_samples_are_drawn_by_the_formulas_with_guidance_of_the_noise_alone(pipe
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_the_probability_flow_of_the_same_model_can_be_followed_and_walked_back(pipeline):
     noise = np.random.default_rng(1).standard_normal((1, 1, 16, 16, 3)).astype(np.float32)
     small = jax.tree.map(lambda leaf: 0.3 * leaf, random_parameters(LABEL.model))
