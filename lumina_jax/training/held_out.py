@@ -12,7 +12,6 @@ the number by rounding only.
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import Config, FlowConfig, OptimizerConfig, RunConfig
+from lumina_jax.documents import json_text
 from lumina_jax.flow import losses, paths
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
@@ -62,11 +62,7 @@ class HeldOutLoss:
 
     def to_json(self) -> str:
         """The fields as a JSON object; numbers that are not finite are null."""
-        return json.dumps(self.numbers())
-
-    def numbers(self) -> dict[str, object]:
-        """The fields as values that JSON can hold."""
-        return {name: _finite(value) for name, value in dataclasses.asdict(self).items()}
+        return json_text(dataclasses.asdict(self))
 
 
 def midpoints(count: int = TIMES) -> Float[np.ndarray, " n"]:
@@ -176,9 +172,3 @@ def _program(config: Config, mesh: Mesh) -> VelocityErrors:
 
 def _standard_error(values: Float[np.ndarray, " n"]) -> float | None:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
