@@ -3,12 +3,15 @@
 In: parameters, and batches of samples with the noise and the times that belong to them. Out: the squared error of the
 velocity, as one number and as a curve over time.
 
+All is measured on the linear path, x_t = t x1 + (1 - t) x0, whose velocity is x1 - x0. A model of another path is asked
+at its point with the same ratio of data to noise, and its answer is turned into the velocity of the linear path
+(`paths.straight_velocity`), whatever it predicts: velocity, score, noise or data. So models of all sizes, predictions
+and paths compare.
+
 The times are the midpoints of equal parts of the unit interval: the mean over them is the loss under uniform times,
 whatever times the model was trained with. The noise of a sample depends on its name and the index of the time alone,
-and is drawn in the shape of its latents. What the network predicts is turned into the velocity on the linear path, and
-a network of another path is asked at the time at which data and noise have the same ratio, so that models of all sizes,
-paths and predictions compare. All is computed in float32: batch size, devices and packing change the number by rounding
-only.
+and is drawn in the shape of its latents. Everything is computed in float32, so that batch size, devices and packing
+change the number by rounding only.
 """
 
 import dataclasses
@@ -104,16 +107,17 @@ def batch_errors(
 
     Args:
       predict: the output of a network for tokens of x_t, times and conditions.
+      drawn: noise, and the times of the linear path.
       values: for each token, the number of values of its patch that count; None: all.
       over_row: the sum over the devices that share the tokens of a row; each then gets its part of the errors.
     """
     path, tokens = paths.path(flow.path), batch.tokens
-    times = path.time_of_share(drawn.t)
-    token_times = spread(times, tokens.segment_ids)
-    x = paths.interpolate(path, drawn.x0, tokens.patches, token_times).x
-    output = predict(tokens._replace(patches=x), path.network_time(times), batch.condition)
-    velocity = paths.velocity_from(flow.prediction, path, output, x, token_times)
-    straight = paths.straight_velocity(path, velocity, x, token_times)
+    t = path.time_of_share(drawn.t)
+    token_times = spread(t, tokens.segment_ids)
+    x_t = paths.interpolate(path, drawn.x0, tokens.patches, token_times).x
+    output = predict(tokens._replace(patches=x_t), path.network_time(t), batch.condition)
+    velocity = paths.velocity_from(flow.prediction, path, output, x_t, token_times)
+    straight = paths.straight_velocity(path, velocity, x_t, token_times)
     return losses.sample_means(
         (straight - (tokens.patches - drawn.x0)) ** 2,
         tokens.kinds,

@@ -72,40 +72,40 @@ def test_the_loss_is_that_of_a_computation_sample_by_sample(pipeline, found):
     assert found.standard_error == pytest.approx(abs(means[0] - means[1]) / 2, rel=1e-3)  # of two samples
 
 
+CONVERSIONS = {
+    "velocity": lambda path, x0, x1, x, t: (lambda c: c.d_alpha * x1 + c.d_sigma * x0)(path.coefficients(t)),
+    "noise": lambda path, x0, x1, x, t: x0,
+    "score": lambda path, x0, x1, x, t: -x0 / path.coefficients(t).sigma,
+    "data": lambda path, x0, x1, x, t: x1,
+}
+"""What a network that believes in noise x0 and data x1 predicts at x and t, by definition."""
+
+
 @pytest.mark.parametrize("name", ["linear", "gvp", "vp", "ddpm"])
-def test_one_function_has_one_loss_whatever_it_predicts_on_whatever_path(name):
-    """It is given on the linear path, where x is divided by alpha + sigma."""
+def test_one_belief_has_one_loss_on_every_path_whatever_is_predicted(name):
+    """A network that believes in the noise e(x) and in the data that go with it, on each path and prediction."""
     path, batch = paths.path(name), packed_batch(2)
     t = jnp.array([[0.1, 0.5], [0.4, 0.8]])
     drawn = NoiseAndTimes(jax.random.normal(jax.random.key(0), batch.tokens.patches.shape), t)
-
-    def of_token(times):
-        return jnp.where(batch.tokens.segment_ids == 2, times[:, 1:], times[:, :1])[..., None]
+    believed = jnp.sin(5 * drawn.x0)
 
     def errors(prediction):
-        def model(tokens, told, condition):
-            np.testing.assert_allclose(told, path.network_time(path.time_of_share(t)), rtol=1e-5)
-            c = path.coefficients(of_token(path.time_of_share(t)))
-            straight = tokens.patches / (c.alpha + c.sigma)
-            velocity = jnp.sin(3 * straight) + of_token(t)
-            data, noise = straight + (1 - of_token(t)) * velocity, straight - of_token(t) * velocity
-            outputs = {"velocity": c.d_alpha * data + c.d_sigma * noise, "score": -noise / c.sigma}
-            return (outputs | {"noise": noise, "data": data})[prediction]
+        def predict(tokens, t, condition):
+            times = path.time_of_share(drawn.t)
+            np.testing.assert_allclose(t, path.network_time(times))
+            token_times = jnp.where(tokens.segment_ids == 2, times[:, 1:], times[:, :1])[..., None]
+            c = path.coefficients(token_times)
+            data = (tokens.patches - c.sigma * believed) / c.alpha
+            return CONVERSIONS[prediction](path, believed, data, tokens.patches, token_times)
 
-        return batch_errors(model, batch, drawn, FlowConfig(path=name, prediction=prediction))
+        return batch_errors(predict, batch, drawn, FlowConfig(path=name, prediction=prediction))
 
-    tokens = jax.tree.map(np.asarray, batch.tokens)
-    times = np.asarray(of_token(t))
-    x = times * tokens.patches + (1 - times) * drawn.x0
-    squares = (np.sin(3 * x) + times - (tokens.patches - drawn.x0)) ** 2
-    expected = [
-        [squares[row, (tokens.kinds[row] == Kind.PATCH) & (tokens.segment_ids[row] == one)].mean() for one in (1, 2)]
-        for row in (0, 1)
-        if (tokens.segment_ids[row] == 2).any()
-    ]
-    rows = [row for row in (0, 1) if (tokens.segment_ids[row] == 2).any()]
-    for prediction in ("noise",) if name == "ddpm" else ("velocity", "noise", "score", "data"):
-        np.testing.assert_allclose(np.asarray(errors(prediction))[rows], expected, rtol=2e-3)
+    row = jax.tree.map(lambda array: np.asarray(array[1]), batch.tokens)
+    patches = (row.kinds == Kind.PATCH) & (row.segment_ids == 1)  # of the sample at t = 0.4
+    # From x = t x1 + (1 - t) x0, an error of the noise is one of the data of -(1 - t) / t times its size.
+    by_numpy = np.mean((np.asarray(believed - drawn.x0)[1][patches] / 0.4) ** 2)
+    for prediction in ("noise",) if name == "ddpm" else CONVERSIONS:
+        assert float(errors(prediction)[1, 0]) == pytest.approx(by_numpy, rel=2e-4)
 
 
 def test_the_loss_depends_on_neither_batch_size_nor_packing_nor_seed(pipeline, found):
