@@ -69,6 +69,7 @@ def test_training_is_the_same_bit_for_bit_without_it(evaluated, recorded, tmp_pa
         assert line["gradient_norm"] == recorded[step]["gradient_norm"]
 
 
+@pytest.mark.slow
 def test_a_run_that_continues_measures_the_same(evaluated, recorded, tmp_path):
     settings = evaluated[0].replace(run={"root": str(tmp_path)})
     shutil.copytree(run_folder(evaluated[0]), run_folder(settings))
@@ -82,6 +83,7 @@ def test_a_run_that_continues_measures_the_same(evaluated, recorded, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_samples_of_training_are_measured_and_called_that_where_none_is_held_out(tmp_path):
     settings = label_config(
         tmp_path, data={"split": "all"}, run={"evaluate_every": 9, "steps": 2, "evaluate_samples": 5}

@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lumina_jax.config import FlowConfig
+from lumina_jax.config import EmojiConfig, FlowConfig, ModalityConfig, Part
 from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
-from lumina_jax.data.sources import open_source
+from lumina_jax.data.held_out import digest_of_name
+from lumina_jax.data.sources import open_held_out, open_source
 from lumina_jax.flow import paths
-from lumina_jax.held_out import fixed_examples, held_out_loss
-from lumina_jax.modalities import modality_of
+from lumina_jax.generation.pipeline import Pipeline
+from lumina_jax.held_out import fixed_examples, held_out_loss, held_out_losses
+from lumina_jax.modalities import load_autoencoders, modality_of
+from lumina_jax.models.flag_dit import FlagDiT
 from lumina_jax.tokens import Kind, tokens_of
-from lumina_jax.training.held_out import batch_errors, summary
+from lumina_jax.training.held_out import batch_errors, fixed_noise, summary
+from lumina_jax.training.state import split_model
 from lumina_jax.training.step import NoiseAndTimes
 from tests.generation.test_pipeline import Words, new_pipeline
+from tests.training.test_latent_run import latent_config
 from tests.training.tiny import config, label_config, packed_batch
 
 PACKED = {"row_tokens": 64, "samples_per_row": 3}
@@ -148,6 +153,57 @@ def test_captions_are_never_dropped():
     examples = fixed_examples(settings, source, modality, {}, 12)
     assert len(examples) == 12
     assert all(example.caption for example in examples)
+
+
+def zero_output(settings, autoencoders=None):
+    """A pipeline of which the network predicts 0, as every new one does."""
+    graph, parameters = split_model(FlagDiT(settings.model, rngs=nnx.Rngs(0)))
+    return Pipeline(settings, graph, parameters, None, autoencoders)
+
+
+def velocity_squares(settings, name, autoencoders):
+    """The mean square over the values of samples, times and noise of x1 - x0: the loss of a network that predicts 0."""
+    parts = [part for part in settings.data.parts if settings.model.modality_of(part.modality).name == name]
+    squares = []
+    for part in parts:
+        modality = modality_of(settings, name)
+        for example in fixed_examples(settings, open_held_out(part, settings.model), modality, autoencoders, 99):
+            for time in range(16):
+                noise = fixed_noise(digest_of_name(example.name), time, example.latents.shape)
+                squares.append(np.mean((example.latents - noise).astype(np.float64) ** 2))
+    return np.mean(squares)
+
+
+@pytest.mark.slow
+def test_each_modality_has_its_loss_over_the_values_of_its_patches():
+    plain = label_config().model
+    settings = label_config(
+        model=plain.replace(others=(ModalityConfig(name="coarse", patch_size=16, channels=3),)),
+        data={
+            "mixture": (
+                Part(source=EmojiConfig(emoji_names=8)),
+                Part(source=EmojiConfig(emoji_names=16), modality="coarse"),
+            ),
+            "row_tokens": 24,
+            "samples_per_row": 3,
+        },
+    )
+    found = held_out_losses(zero_output(settings))
+    assert {name: (one.samples, one.modality) for name, one in found.items()} == {
+        "image": (2, "image"),
+        "coarse": (4, "coarse"),
+    }
+    for name, one in found.items():
+        assert one.loss == pytest.approx(velocity_squares(settings, name, {}), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_latents_of_the_cache_are_measured_the_same_each_time(tmp_path):
+    settings = latent_config(tmp_path)
+    autoencoders = load_autoencoders(settings)
+    found = held_out_loss(zero_output(settings, autoencoders))
+    assert found == held_out_loss(zero_output(settings, autoencoders))
+    assert found.loss == pytest.approx(velocity_squares(settings, "image", autoencoders), rel=1e-5)
 
 
 def test_samples_that_were_trained_on_are_measured_if_none_is_held_out(pipeline):
