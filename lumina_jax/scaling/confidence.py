@@ -111,7 +111,8 @@ class Region:
     def exponent(self, axis: int) -> tuple[float, float]:
         """The interval of a (axis 0) or b (axis 1)."""
         lines = (self.surface.a, self.surface.b)[axis]
-        return _crossings(np.log(lines), self.profiles.min(1 - axis), self.threshold)
+        low, high = crossings(np.log(lines), self.profiles.min(1 - axis), self.threshold)
+        return float(np.exp(low)), float(np.exp(high))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The intervals of E, A, a, B and b."""
@@ -199,6 +200,21 @@ def calibrated(surface: Surface, draws: int, seed: int, level: float) -> Float[n
     return np.quantile(np.concatenate(found, axis=1), level, axis=1)
 
 
+def crossings(
+    lines: Float[np.ndarray, " i"], profile: Float[np.ndarray, " i"], threshold: float
+) -> tuple[float, float]:
+    """The outermost points at which a profile crosses the threshold, between lines by linear interpolation."""
+    index = np.flatnonzero(profile <= threshold)
+    ends = []
+    for inner, outer in ((index[0], index[0] - 1), (index[-1], index[-1] + 1)):
+        if 0 <= outer < len(lines):
+            share = (threshold - profile[inner]) / (profile[outer] - profile[inner])
+            ends.append(lines[inner] + share * (lines[outer] - lines[inner]))
+        else:
+            ends.append(lines[inner])
+    return float(ends[0]), float(ends[1])
+
+
 def _zoomed(fit: LawFit, threshold: float, count: int) -> Surface:
     """A surface whose lines just hold the points below the threshold, and the exponents of the fit."""
     box = LEAST_EXPONENT, GREATEST_EXPONENT, LEAST_EXPONENT, GREATEST_EXPONENT
@@ -219,16 +235,3 @@ def _surface(fit: LawFit, box: tuple[float, float, float, float], count: int) ->
 def _size(box: tuple[float, float, float, float]) -> float:
     a0, a1, b0, b1 = box
     return float(np.log(a1 / a0) * np.log(b1 / b0))
-
-
-def _crossings(logs: Float[np.ndarray, " i"], rest: Float[np.ndarray, " i"], threshold: float) -> tuple[float, float]:
-    """The outermost points at which a profile crosses the threshold, between lines by linear interpolation."""
-    index = np.flatnonzero(rest <= threshold)
-    ends = []
-    for inner, outer in ((index[0], index[0] - 1), (index[-1], index[-1] + 1)):
-        if not 0 <= outer < len(logs):
-            ends.append(logs[inner])
-            continue
-        share = (threshold - rest[inner]) / (rest[outer] - rest[inner])
-        ends.append(logs[inner] + share * (logs[outer] - logs[inner]))
-    return float(np.exp(ends[0])), float(np.exp(ends[1]))

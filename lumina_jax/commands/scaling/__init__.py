@@ -1,6 +1,7 @@
 """lumina scaling COMMAND: from a grid of small runs to what a larger one will do
 
 fit RUNS.jsonl         the law of a grid of runs, and what it predicts
+compare RUNS.jsonl     by what factor one recipe needs less compute than another
 
 Each command explains its flags with --help.
 """
@@ -9,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS: tuple[str, ...] = ("fit",)
+COMMANDS: tuple[str, ...] = ("fit", "compare")
 
 
 def main(words: Sequence[str]) -> int:
