@@ -66,7 +66,7 @@ class Frontiers:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComputeFactor:
     """The factor with its interval.
 
     Attributes:
@@ -104,7 +104,7 @@ def compare(
     better: Better = "lower",
     draws: int = 1000,
     seed: int = 0,
-) -> Comparison:
+) -> ComputeFactor:
     """Compare the runs of two recipes.
 
     Raises:
@@ -136,7 +136,7 @@ def compare(
     logs = [np.interp(losses, cells.values[::-1], np.log(cells.flops[::-1])) for cells in both]
     at = tuple(zip((sign * losses).tolist(), np.exp(logs[0] - logs[1]).tolist()))
     low, high = sorted(sign * one for one in shared)
-    return Comparison(*names, metric, factor, exponent, (low, high), at, (len(both[0]), len(both[1])))
+    return ComputeFactor(*names, metric, factor, exponent, (low, high), at, (len(both[0]), len(both[1])))
 
 
 def frontier(cells: Cells, sign: float = 1.0) -> Cells:

@@ -68,7 +68,7 @@ def test_a_metric_of_which_more_is_better_is_compared():
 def test_losses_that_do_not_overlap_are_refused():
     cheap, _ = two_recipes(0.5, LINE)
     _, plain = two_recipes(0.5, tuple(1e4 * one for one in LINE))
-    with pytest.raises(ValueError, match="ranges of loss must overlap, but are .* of cheap and .* of plain"):
+    with pytest.raises(ValueError, match=r"ranges of loss must overlap, but are .* of cheap and .* of plain"):
         compare(cheap, plain)
 
 

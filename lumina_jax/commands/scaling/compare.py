@@ -15,7 +15,7 @@ import tyro
 from lumina_jax.failures import reported
 
 if TYPE_CHECKING:
-    from lumina_jax.scaling.comparison import Comparison
+    from lumina_jax.scaling.comparison import ComputeFactor
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def compare(arguments: Arguments) -> None:
         print(f"\n{arguments.json} holds every number")
 
 
-def lines(found: "Comparison") -> Iterator[str]:
+def lines(found: "ComputeFactor") -> Iterator[str]:
     """The comparison as text."""
     value, low, high = found.factor
     claim = "less" if high < 1 else "more" if low > 1 else "perhaps less or more"
