@@ -33,7 +33,7 @@ Values = Float[jax.Array | np.ndarray, "*values"]
 
 VP_BETA_MIN, VP_BETA_MAX = 0.1, 20.0
 TRAINING_MARGIN_VP = 1e-5
-MARGIN = 1e-3
+TIME_MARGIN = 1e-3
 
 
 class Coefficients(NamedTuple):
@@ -171,7 +171,7 @@ def interval(
     """
     chosen = margin
     if margin is None:
-        margin = TRAINING_MARGIN_VP if training and path.name == "vp" else MARGIN
+        margin = TRAINING_MARGIN_VP if training and path.name == "vp" else TIME_MARGIN
     end = 1 - (last_step_size if sde and last_step_size else margin)
     if path.name == "vp":
         return 0.0, end

@@ -78,6 +78,8 @@ class Pipeline:
         self.parameters = parameters
         self.step = 0
         """Steps of the optimiser that the parameters have taken, as far as is known."""
+        self.mesh = mesh
+        """The devices on which the parameters lie as in training; None: there is one."""
         self.least_batch = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         """Devices that share the samples of a batch."""
         self.encoder = encoder

@@ -202,12 +202,12 @@ def batch_losses(
         path=path,
         prediction=flow.prediction,
         weighting=flow.loss_weight,
-        patch_values=_patch_values(model, tokens),
+        patch_values=patch_values(model, tokens),
         over_row=(lambda count: count) if division is None else division.over_row,
     )
 
 
-def _patch_values(model: FlagDiT, tokens: Tokens) -> Int[Array, "b l"] | None:
+def patch_values(model: FlagDiT, tokens: Tokens) -> Int[Array, "b l"] | None:
     """The number of values in the patch of each token; None: all have the same number."""
     if tokens.modalities is None:
         return None

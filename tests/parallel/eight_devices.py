@@ -22,7 +22,11 @@ MESHES = {
     "heads exchanged, key heads repeated": ({"sequence": 4, "fsdp": 2}, {}, {"remat": "dots"}),
     "ring": ({"sequence": 4, "ring": 4}, {}, {"remat": "offload"}),
     "ring, heads exchanged, tensor": ({"sequence": 4, "ring": 2, "tensor": 2}, {}, {}),
-    "two slices, fsdp, sequence, micro-batches": ({"fsdp": 2, "sequence": 2, "slices": 2}, {"accumulate": 2}, {}),
+    "two slices, fsdp, sequence, micro-batches": (
+        {"fsdp": 2, "sequence": 2, "slices": 2},
+        {"accumulate": 2},
+        {"remat": "offload"},
+    ),
 }
 """For each mesh its sizes, settings of the optimizer and of the model, none of which may change a number."""
 STEPS = 3

@@ -1,5 +1,6 @@
 """lumina scaling COMMAND: from a grid of small runs to what a larger one will do
 
+plan CONFIG            a grid of sizes, budgets, seeds and recipes, and what it costs
 fit RUNS.jsonl         the law of a grid of runs, and what it predicts
 compare RUNS.jsonl     by what factor one recipe needs less compute than another
 
@@ -10,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS: tuple[str, ...] = ("fit", "compare")
+COMMANDS: tuple[str, ...] = ("plan", "fit", "compare")
 
 
 def main(words: Sequence[str]) -> int:
