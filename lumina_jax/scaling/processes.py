@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 from lumina_jax.scaling.devices import DeviceSet
 from lumina_jax.scaling.grid import GridCell
-from lumina_jax.scaling.results import run_folder_of
+from lumina_jax.scaling.results import LOG_FILE, run_folder_of
 
-LOG_FILE = "log.txt"
 LAST_LINES = 8
 """Lines of the log of a run that failed, to show."""
 POLL = 0.1

@@ -24,13 +24,11 @@ from lumina_jax.config.section import require
 from lumina_jax.documents import read_json
 from lumina_jax.run import CONFIG_FILE, read_run
 from lumina_jax.scaling.grid import RUNS_FILE, RUNS_FOLDER, GridCell, ScalingGrid, write_whole
-from lumina_jax.training.metrics import read_metrics
+from lumina_jax.training.metrics import HELD_OUT_LOSS, TRAINED_ON_LOSS, read_metrics
 
-RESULT_FILE, FAILED_FILE = "result.json", "FAILED.jsonl"
+RESULT_FILE, FAILED_FILE, LOG_FILE = "result.json", "FAILED.jsonl", "log.txt"
 LAST_REPORTS = 5
 """The training loss of a run is the mean of this many last reports."""
-HELD_OUT, HELD_OUT_ERROR = "loss", "held_out_standard_error"
-"""The names of metrics of a run."""
 EXECUTION = frozenset({"mesh", "hosts", "sample"})
 """Sections of a configuration that do not change what is trained."""
 
@@ -89,7 +87,7 @@ def finish(grid: ScalingGrid, cell: GridCell, folder: Path, failed: str | None =
     Raises:
       ValueError: the run has not measured its held-out loss.
     """
-    reports = read_metrics(run_folder_of(folder, cell))
+    reports = [] if failed else read_metrics(run_folder_of(folder, cell))
     numbers: dict[str, Any] = {} if failed else _losses(cell, reports)
     if not failed and not math.isfinite(numbers["loss"] or math.nan):
         failed, numbers = f"the held-out loss after step {cell.steps} is not finite", {}
@@ -115,27 +113,34 @@ def finish(grid: ScalingGrid, cell: GridCell, folder: Path, failed: str | None =
 
 
 def _losses(cell: GridCell, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    measured = [report for report in reports if HELD_OUT in report and report["step"] == cell.steps]
+    """The numbers of the last step; "held_out" is False where the data hold nothing out."""
+    measured = [
+        (report, name) for report in reports if report["step"] == cell.steps and (name := _measured(report)) is not None
+    ]
     require(
         bool(measured),
         f"a run must have measured its held-out loss at its last step, but the metrics of {cell.name} have none at "
-        f"step {cell.steps}; remove its folder, and run the grid again",
+        f"step {cell.steps}; {LOG_FILE} in its folder says why. Remove the folder, and run the grid again",
     )
+    last, name = measured[-1]
     trained = [report["loss"] for report in reports if report.get("loss") is not None]
     return {
-        "loss": measured[-1][HELD_OUT],
-        "standard_error": measured[-1].get(HELD_OUT_ERROR),
+        "loss": last[name],
+        "standard_error": last.get(f"{name}_error"),
+        "held_out": name == HELD_OUT_LOSS,
         "training_loss": statistics.fmean(trained[-LAST_REPORTS:]) if trained else None,
     }
 
 
+def _measured(report: dict[str, Any]) -> str | None:
+    """The name of the loss at fixed times and noise in a report; None: there is none."""
+    return next((name for name in (HELD_OUT_LOSS, TRAINED_ON_LOSS) if name in report), None)
+
+
 def _curve(cell: GridCell, reports: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Pairs of FLOPs and held-out loss, in the order of steps."""
-    return [
-        [cell.flops * report["step"] / cell.steps, report[HELD_OUT]]
-        for report in reports
-        if report.get(HELD_OUT) is not None
-    ]
+    """Pairs of FLOPs and held-out loss, in the order of steps; without losses that are not finite."""
+    pairs = [(report["step"], report[name]) for report in reports if (name := _measured(report)) is not None]
+    return [[cell.flops * step / cell.steps, loss] for step, loss in pairs if loss is not None]
 
 
 def write_tables(grid: ScalingGrid, folder: Path) -> list[RunResult]:
