@@ -3,6 +3,8 @@
 plan CONFIG            a grid of sizes, budgets, seeds and recipes, and what it costs
 run GRID               train every run of a grid; the same command goes on after a stop
 fit RUNS.jsonl         the law of a grid of runs, and what it predicts
+compare RUNS.jsonl     by what factor one recipe needs less compute than another
+report RUNS.jsonl      a page with the figures and tables of a study
 
 Each command explains its flags with --help.
 """
@@ -11,7 +13,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS: tuple[str, ...] = ("plan", "run", "fit")
+COMMANDS: tuple[str, ...] = ("plan", "run", "fit", "compare", "report")
 
 
 def main(words: Sequence[str]) -> int:
