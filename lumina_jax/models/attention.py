@@ -45,8 +45,8 @@ class TextProjection(Divisible):
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         kv_width = config.key_heads * config.head_width
         self.norm = RMSNorm(rngs, config.caption_width, config.norm_eps)
-        self.key = Linear(rngs, config.caption_width, kv_width, axes=("text", "kv_heads"))
-        self.value = Linear(rngs, config.caption_width, kv_width, axes=("text", "kv_heads"))
+        self.key = Linear(rngs, config.caption_width, kv_width, axes=(config.caption_axis, "kv_heads"))
+        self.value = Linear(rngs, config.caption_width, kv_width, axes=(config.caption_axis, "kv_heads"))
         self.key_norm = HeadsNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
         self.gate = param(rngs, (config.heads,), zeros, axes=("heads",))
         self.head_width = config.head_width
@@ -73,7 +73,7 @@ class Attention(Divisible):
         self.text_query = Linear(rngs, width, heads_width, axes=("embed", "heads")) if has_text_query else None
         has_text_norm = has_text_query and config.qk_norm
         self.text_query_norm = HeadsNorm(rngs, heads_width, axis="heads") if has_text_norm else None
-        self.head_width = config.head_width
+        self.head_width, self.query_factor = config.head_width, config.query_factor
 
     def __call__(
         self,
@@ -85,14 +85,18 @@ class Attention(Divisible):
         x = self.tensor.share(x)
         q, k = normed(self.query(x), self.query_norm), normed(self.key(x), self.key_norm)
         q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, self.value(x)))
-        q, k = rotate(q, tokens.rotation), rotate(k, tokens.rotation)
+        q, k = self._rotated(q, tokens), rotate(k, tokens.rotation)
         if text is not None and self.text_query is not None:
             text_q = normed(self.text_query(x), self.text_query_norm).reshape(q.shape)
-            text = text._replace(queries=rotate(text_q, tokens.rotation))
+            text = text._replace(queries=self._rotated(text_q, tokens))
         if tokens.key_scale is not None:
             k = k * tokens.key_scale.astype(k.dtype)
         out = attend(q, k, v, segment_ids=tokens.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
         return self.tensor.join(self.out(out.reshape(*x.shape[:2], -1)))
+
+    def _rotated(self, queries: Float[Array, "b l h d"], tokens: TokenContext) -> Float[Array, "b l h d"]:
+        queries = rotate(queries, tokens.rotation)
+        return queries if self.query_factor == 1 else queries * jnp.asarray(self.query_factor, queries.dtype)
 
 
 def attend_with(config: ModelConfig) -> Attend:

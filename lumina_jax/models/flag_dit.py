@@ -43,7 +43,8 @@ from lumina_jax.models.layers import (
     small_normal,
     zeros,
 )
-from lumina_jax.models.rope import RopeScaling, rotation
+from lumina_jax.models.parametrization import scale_initial_values
+from lumina_jax.models.rope import RopeScaling, coordinates, rotation
 from lumina_jax.models.stack import run_layers
 from lumina_jax.models.text_layers import CaptionPooling, TextLayers
 from lumina_jax.parallel.gather import ShardedWeights
@@ -202,6 +203,7 @@ class FlagDiT(nnx.Module):
         keys = jax.random.split(rngs.params(), config.layers)
         self.blocks = jax.vmap(lambda key: BLOCKS[config.block](nnx.Rngs(key), config))(keys)
         self.final_layer = FinalLayer(rngs, config)
+        scale_initial_values(self, config)
         divide(self, parallel.tensor)
 
     def __call__(
@@ -337,11 +339,6 @@ def _in_order_of_input(
 def _padded(patches: Float[Array, "b l p"], values: int) -> Float[Array, "b l _"]:
     """Patches with zeros appended until each has `values` values."""
     return jnp.pad(patches, ((0, 0), (0, 0), (0, max(0, values - patches.shape[-1]))))
-
-
-def coordinates(positions: Int[Array, "b l 4"], axes: int) -> Int[Array, "b l n"]:
-    """The coordinates of rotary embedding: index in the sequence (1 axis), row and column (2), frame as well (3)."""
-    return positions[:, :, :1] if axes == 1 else positions[:, :, -axes:]
 
 
 def abstract_model(config: ModelConfig, parallel: Parallel = Parallel()) -> tuple[nnx.GraphDef, nnx.State]:

@@ -44,6 +44,11 @@ def _least_float32(value: float) -> np.float32:
     return np.nextafter(rounded, np.float32(np.inf)) if float(rounded) < value else rounded
 
 
+def coordinates(positions: Int[Array, "b l 4"], axes: int) -> Int[Array, "b l n"]:
+    """The coordinates of rotary embedding: index in the sequence (1 axis), row and column (2), frame as well (3)."""
+    return positions[:, :, :1] if axes == 1 else positions[:, :, -axes:]
+
+
 def rotation(coordinates: Int[Array, "b l n"], *, head_width: int, theta: float, scaling: RopeScaling) -> Rotation:
     """The angles of tokens at `coordinates`, in float32."""
     axes = coordinates.shape[-1]
