@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lumina_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, SampleConfig
     from lumina_jax.config_files import load_config
     from lumina_jax.generation.pipeline import Pipeline
+    from lumina_jax.held_out import held_out_loss
     from lumina_jax.models.flag_dit import FlagDiT
     from lumina_jax.models.presets import preset
     from lumina_jax.trained import open_run, save
@@ -31,6 +32,7 @@ __all__ = [
     "RunConfig",
     "SampleConfig",
     "Trainer",
+    "held_out_loss",
     "load_config",
     "open_run",
     "preset",
@@ -43,6 +45,7 @@ _MODULES = {
     "lumina_jax.config": ("Config", "DataConfig", "ModelConfig", "OptimizerConfig", "RunConfig", "SampleConfig"),
     "lumina_jax.config_files": ("load_config",),
     "lumina_jax.generation.pipeline": ("Pipeline",),
+    "lumina_jax.held_out": ("held_out_loss",),
     "lumina_jax.models.flag_dit": ("FlagDiT",),
     "lumina_jax.models.presets": ("preset",),
     "lumina_jax.trained": ("open_run", "save"),

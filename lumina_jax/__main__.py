@@ -3,6 +3,7 @@
 train CONFIG           train a model; the same command continues a run
 sample RUN PROMPT...   draw from a trained run
 evaluate RUN           draw every caption of a run's data, and count the samples that match theirs
+evaluate-images A B    how near drawn pictures (B) are to real ones (A): Frechet distance, KID, precision and recall
 convert SRC DST        weights from one layout to another: the authors', diffusers', ours
 data prepare NAME      fetch a free data set and make it ready for training
 parity FILE...         run recorded cases of the authors' models and compare
@@ -17,7 +18,7 @@ explains its flags with --help.
 import importlib
 import sys
 
-COMMANDS = ("train", "sample", "evaluate", "convert", "data", "parity", "aot", "bench", "scaling")
+COMMANDS = ("train", "sample", "evaluate", "evaluate-images", "convert", "data", "parity", "aot", "bench", "scaling")
 
 
 def main() -> None:
@@ -28,7 +29,8 @@ def main() -> None:
         print(f"error: {command!r} is no command of lumina\n\n{__doc__}", file=sys.stderr)
         raise SystemExit(2)
     else:
-        raise SystemExit(importlib.import_module(f"lumina_jax.commands.{command}").main(sys.argv[2:]))
+        module = importlib.import_module(f"lumina_jax.commands.{command.replace('-', '_')}")
+        raise SystemExit(module.main(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, read_run, write_config
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
 
-DRAWING = {"flow": frozenset({"path", "prediction"}), "text": frozenset({"max_tokens", "see_padding"})}
-SIZES = {"data": frozenset({"image_size", "frames", "grid_columns", "seconds", "sample_rate", "modality"})}
+DRAWING_FIELDS = {"flow": frozenset({"path", "prediction"}), "text": frozenset({"max_tokens", "see_padding"})}
+SIZE_FIELDS = {"data": frozenset({"image_size", "frames", "grid_columns", "seconds", "sample_rate", "modality"})}
 """Besides the model, what decides how the same noise is drawn, by section."""
 
 
@@ -39,7 +39,7 @@ def open_run(folder: str | Path, step: int | None = None, config: Config | None 
     """
     is_own = config is None
     config = read_run(folder) if config is None else config.replace(model=read_model(folder))
-    check_as_trained(folder, config, step, DRAWING | (SIZES if is_own else {}))
+    check_as_trained(folder, config, step, DRAWING_FIELDS | (SIZE_FIELDS if is_own else {}))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
     parameters, step = trained_parameters(folder, config, jax.tree.map(lambda _: here, abstract), step)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("name", module.COMMANDS)
 def test_every_command_is_called_with_the_words_that_follow_it(monkeypatch, name):
-    command, called = importlib.import_module(f"lumina_jax.commands.{name}"), []
+    command, called = importlib.import_module(f"lumina_jax.commands.{name.replace('-', '_')}"), []
     monkeypatch.setattr(command, "main", lambda words: called.append(words) or 3)
     monkeypatch.setattr("sys.argv", ["lumina", name, "one", "--two"])
     with pytest.raises(SystemExit) as stopped:
@@ -21,8 +21,8 @@ def test_every_command_is_called_with_the_words_that_follow_it(monkeypatch, name
 
 
 def test_every_command_of_the_package_is_listed():
-    files = (ROOT / "lumina_jax" / "commands").glob("[!_]*.py")
-    assert sorted(file.stem for file in files) == sorted(module.COMMANDS)
+    files = [*(ROOT / "lumina_jax" / "commands").glob("[!_]*")]
+    assert sorted(file.stem.replace("_", "-") for file in files) == sorted(module.COMMANDS)
 
 
 def test_an_unknown_command_is_named_and_all_commands_are_listed(monkeypatch, capsys):

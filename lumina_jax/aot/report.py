@@ -10,7 +10,7 @@ from lumina_jax.aot.roofline import ASSUMPTIONS, attention_efficiency
 from lumina_jax.training.state import parameter_count
 
 GB = 1e9
-WEIGHTS = ("all-gather", "reduce-scatter", "all-reduce")
+WEIGHT_COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce")
 """Collectives of FSDP. Those of sequence and tensor parallelism are of other kinds."""
 KINDS = {
     "parameters": "parameters",
@@ -162,9 +162,13 @@ def _collective_lines(report: Report) -> Iterator[str]:
     ideal = ideal_fsdp_bytes(report)
     if ideal:
         mesh = report.plan.mesh
-        counted = WEIGHTS if mesh.tensor * mesh.sequence > 1 else (*WEIGHTS, "all-to-all", "collective-permute")
+        counted = (
+            WEIGHT_COLLECTIVES
+            if mesh.tensor * mesh.sequence > 1
+            else (*WEIGHT_COLLECTIVES, "all-to-all", "collective-permute")
+        )
         sent = sum(sent for (kind, *_), (_, sent) in rows.items() if kind in counted)
-        which = "those of weights are" if counted == WEIGHTS else "that is"
+        which = "those of weights are" if counted == WEIGHT_COLLECTIVES else "that is"
         yield (
             f"  {which} {sent / ideal:.2f} times the ideal of FSDP: {ideal / GB:.3f} GB, weights "
             f"gathered twice and gradients scattered once, in bfloat16"

@@ -17,16 +17,17 @@ rests on a real program, and only the ranking on the estimates of this file, whi
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from lumina_jax.aot.flops import Load, forward_flops, step_flops
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, compile_plan, devices_of, plan_mesh
 from lumina_jax.aot.roofline import attention_efficiency
+from lumina_jax.chips import Topology
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.training.state import parameter_count
 
-MARGIN = 0.92
+MEMORY_SHARE = 0.92
 """The share of the memory that a candidate may fill by estimate, because the estimate leaves out temporaries."""
 MICRO_BATCHES, DATA, TENSOR = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)
 
@@ -67,7 +68,7 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
             f"no mesh of the {plan.topology.devices} devices of {plan.topology.name} suits {plan.load.rows} rows of "
             f"{plan.load.tokens} tokens; make --rows a multiple of many devices, or choose another topology"
         )
-    limit = MARGIN * plan.topology.chip.hbm_usable
+    limit = MEMORY_SHARE * plan.topology.chip.hbm_usable
     fitting = [guess for guess in found if guess.memory <= limit]
     say(f"{len(found)} candidates, of which {len(fitting)} fit by estimate; the best:")
     fitting = fitting or sorted(found, key=lambda guess: guess.memory)
@@ -100,14 +101,36 @@ def flags(config: Config) -> str:
     )
 
 
-def guesses(plan: Plan) -> Iterator[Guess]:
-    """Every candidate that mesh and model allow, judged."""
-    devices = devices_of(plan.topology)
+@dataclasses.dataclass(frozen=True)
+class DescribedDevice:
+    """What the mesh needs to know of a device of a topology, where there is no compiler to ask."""
+
+    id: int
+    coords: tuple[int, ...]
+    core_on_chip: int
+    slice_index: int = 0
+    process_index: int = 0
+
+
+def described_devices(topology: Topology) -> list[DescribedDevice]:
+    """The devices of a topology by their coordinates; libtpu is not needed."""
+    extent = topology.extent + (1,) * (3 - len(topology.extent))
+    positions = itertools.product(*map(range, extent), range(topology.chip.devices))
+    return [DescribedDevice(index, tuple(coords), core) for index, (*coords, core) in enumerate(positions)]
+
+
+def guesses(plan: Plan, devices: Sequence[Any] | None = None) -> Iterator[Guess]:
+    """Every candidate that mesh and model allow, judged.
+
+    Args:
+      devices: of the topology; None: those that libtpu knows.
+    """
+    devices = devices_of(plan.topology) if devices is None else devices
     count, load, parameters = len(devices), plan.load, parameter_count(plan.config.model)
     for shares in divisions(count, plan.config.model.heads):
         if load.tokens % shares.sequence:
             continue
-        for remat, micro in itertools.product(KEPT, MICRO_BATCHES):
+        for remat, micro in itertools.product(KEPT_VALUES, MICRO_BATCHES):
             if load.rows % (micro * shares.data * shares.fsdp):
                 continue
             config = plan.config.replace(
@@ -141,15 +164,21 @@ def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
     rows = load.rows / (micro * shares.data * shares.fsdp)
     tokens = rows * load.tokens / shares.sequence  # of one device in one micro-batch
     hidden, waited_for = _link_seconds(plan, shares, tokens, parameters)
-    share = 4.0 * parameters / shares.parameters
-    kept = 2.0 * tokens * _kept(model) * model.layers
-    layer = 2 * 2 * 2.0 * parameters / model.layers / shares.tensor
-    widest = 2.0 * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
-    memory = share * (6 if micro > 1 else 5) + kept + layer + widest
+    memory = device_bytes(model, shares, tokens, parameters, micro)
     return Guess(plan, max(_arithmetic(plan, load), hidden) + waited_for, memory)
 
 
-KEPT: dict[str, Callable[[ModelConfig], int]] = {
+def device_bytes(model: ModelConfig, shares: Shares, tokens: float, parameters: int, micro: int) -> float:
+    """Bytes of a device that has this number of tokens of each micro-batch."""
+    width = 4.0 if model.compute_dtype == "float32" else 2.0
+    share = 4.0 * parameters / shares.parameters
+    kept = width * tokens * _kept(model) * model.layers
+    layer = 2 * 2 * width * parameters / model.layers / shares.tensor
+    widest = width * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
+    return share * (6 if micro > 1 else 5) + kept + layer + widest
+
+
+KEPT_VALUES: dict[str, Callable[[ModelConfig], int]] = {
     "full": lambda model: model.width,
     "attention": lambda model: model.width + model.heads_width + 2 * model.heads,
     "dots": lambda model: 3 * model.width + 2 * model.heads_width + 2 * _keys(model) + 2 * model.mlp_width,
@@ -164,7 +193,9 @@ def _keys(model: ModelConfig) -> int:
 
 
 def _kept(model: ModelConfig) -> int:
-    return KEPT[model.remat](model)
+    return (
+        KEPT_VALUES[model.remat](model) if model.remat in KEPT_VALUES else 0
+    )  # offload keeps them in the memory of the host
 
 
 def _arithmetic(plan: Plan, load: Load) -> float:

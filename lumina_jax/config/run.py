@@ -41,6 +41,10 @@ class RunConfig(Section):
     """Steps between sheets of sample_prompts; None: no sheets."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts of the sheets; nothing: captions, or labels, from all over the data."""
+    evaluate_every: int | None = None
+    """Steps between measurements of the held-out loss, which is also measured at the last step; None: never."""
+    evaluate_samples: int = 256
+    """Samples of each source at which it is measured, at most."""
     profile: str = ""
     """First and last step of a trace, such as 10:15, which is written into profile/ of the run's folder
     (docs/checkpoints.md says how to look at it). Nothing: no trace."""
@@ -49,9 +53,9 @@ class RunConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_samples"):
             require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)} must be at least 1")
-        for name in ("keep_every", "sample_every"):
+        for name in ("keep_every", "sample_every", "evaluate_every"):
             every = getattr(self, name)
             require(every is None or every >= 1, f"run.{name}={every} must be at least 1, or None for never")
         require(

@@ -23,7 +23,13 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-KINDS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str, type(None): type(None)}
+RUNTIME_TYPES: dict[Any, type] = {
+    int: numbers.Integral,
+    float: numbers.Real,
+    bool: bool,
+    str: str,
+    type(None): type(None),
+}
 """What may stand in a field of a plain type. Files of Python code are the only source that nothing else checks."""
 
 
@@ -33,11 +39,11 @@ def check_type(name: str, value: object, declared: Any) -> None:
         choices = typing.get_args(declared)
         require(value in choices, f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
         return
-    is_plain = declared in KINDS or typing.get_origin(declared) in (types.UnionType, typing.Union)
+    is_plain = declared in RUNTIME_TYPES or typing.get_origin(declared) in (types.UnionType, typing.Union)
     plain = (typing.get_args(declared) or (declared,)) if is_plain else ()
-    if plain and all(one in KINDS for one in plain):
+    if plain and all(one in RUNTIME_TYPES for one in plain):
         allowed = " or ".join(one.__name__ for one in plain).replace("NoneType", "None")
-        is_allowed = isinstance(value, tuple(KINDS[one] for one in plain))
+        is_allowed = isinstance(value, tuple(RUNTIME_TYPES[one] for one in plain))
         require(is_allowed, f"{name}={value!r} must be of the type {allowed}, but is {type(value).__name__}")
 
 

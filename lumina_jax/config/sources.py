@@ -19,11 +19,18 @@ class SourceConfig(Choice):
     """Where the source is."""
     limit: int | None = None
     """Use only the first samples of the source, at most this number of them; None: all."""
+    held_out: float = 0.0
+    """Share of the samples that are never trained on, so that the loss can be measured on them. The name of a sample
+    decides whether it is one of them (docs/training.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.limit is None or self.limit >= 1, f"data.limit={self.limit} must be at least 1, or None for no limit"
+        )
+        require(
+            0 <= self.held_out < 1,
+            f"data.held_out={self.held_out} must be a share of the samples, at least 0 and below 1; 0.02 is usual",
         )
         require(
             bool(self.path) or not self.needs_path,
@@ -49,6 +56,11 @@ class EmojiConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.emoji_names >= 1, f"data.emoji_names={self.emoji_names} must be at least 1")
+        require(
+            not self.held_out or self.split == "all",
+            f"data.split={self.split!r} of the emoji holds out one picture in eight already; leave out "
+            f"data.held_out={self.held_out}, or set data.split='all'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,22 +13,23 @@ out, never what was read ahead, and restoring seeks to it.
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import grain
-import numpy as np
-from jaxtyping import Float, Int
 
-from lumina_jax.config import DataConfig, ModalityConfig, ModelConfig
+from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.example import BadSample, Example, Source, contents
 from lumina_jax.data.order import EndlessSource
+from lumina_jax.data.packed import Batch as Batch
+from lumina_jax.data.packed import CaptionLookup as CaptionLookup
+from lumina_jax.data.packed import packed_batch, tokens_of_example, tokens_of_extent
 from lumina_jax.data.preparation import Preparation
 from lumina_jax.data.reading import ReadAhead
 from lumina_jax.data.rows import Row, in_source, seek, state_of
 from lumina_jax.data.rows import merge_states as merge_states
 from lumina_jax.data.sources import MixedSource
 from lumina_jax.modalities import Modality, modality_of_source
-from lumina_jax.tokens import TextFeatures, Tokens, first_fit, latent_grid, pack, pack_text
+from lumina_jax.tokens import first_fit
 
 logger = logging.getLogger(__name__)
 
@@ -37,27 +38,6 @@ WINDOW = 3
 """A row of n samples chooses among WINDOW n: that fills it as well as packing all rows together."""
 HOPELESS = 10
 """After this many passes over the source without a usable sample, the stream gives up."""
-
-
-@runtime_checkable
-class CaptionLookup(Protocol):
-    """Encoded captions: `lookup[caption]` is the features [t c] of its tokens, at most `max_tokens` of them."""
-
-    max_tokens: int
-
-    def __getitem__(self, caption: str, /) -> Float[np.ndarray, "t c"]: ...
-
-
-class Batch(NamedTuple):
-    """One batch of this process; s = data.samples_per_row, t = s times the tokens of a caption."""
-
-    tokens: Tokens
-    text: TextFeatures | None
-    """Captions of a row one after another; segment ids as in `tokens`."""
-    labels: Int[np.ndarray, "b s"] | None
-    """Labels of label-conditional models; model.classes stands for 'no label'."""
-    present: Float[np.ndarray, "b s"]
-    """1 where a segment holds a sample, else 0."""
 
 
 def row_tokens(data: DataConfig, model: ModelConfig, modalities: Sequence[Modality] | None = None) -> int:
@@ -71,7 +51,7 @@ def row_tokens(data: DataConfig, model: ModelConfig, modalities: Sequence[Modali
     """
     modalities = _without_autoencoders(data, model) if modalities is None else modalities
     lengths = [
-        (_length(extent, model, modality.config), modality)
+        (tokens_of_extent(extent, model, modality.config), modality)
         for modality in modalities
         for extent in modality.latent_extents
     ]
@@ -223,7 +203,7 @@ class Stream:
 
     def _packed(self, row: Row[Example]) -> list[Example]:
         """The oldest samples of the row that fit into it, which are then handed out."""
-        lengths = [self._tokens_of(example) for _, example in row.waiting]
+        lengths = [tokens_of_example(example, self._model) for _, example in row.waiting]
         fit = first_fit(lengths, self._row_tokens, rows=1, samples_per_row=self._data.samples_per_row)
         chosen = [row.waiting[index][1] for index in fit.rows[0]]
         row.waiting = [row.waiting[index] for index in fit.left_over]
@@ -246,37 +226,14 @@ class Stream:
                 f"a whole pass over {self._source!r} gave no usable sample; the last: {sample.name}: {sample.reason}"
             )
 
-    def _tokens_of(self, example: Example) -> int:
-        return _length(example.latents.shape[:3], self._model, self._model.modalities[example.modality])
-
     def _batch(self, rows: list[list[Example]]) -> Batch:
-        model, segments = self._model, self._data.samples_per_row
-        tokens, _ = pack(
-            [[example.latents for example in row] for row in rows],
+        return packed_batch(
+            rows,
+            self._model,
+            self._features,
             row_tokens=self._row_tokens,
-            patch_size=[modality.patch_size for modality in model.modalities],
-            nextline=model.nextline,
-            nextframe=model.nextframe,
-            modalities=[[example.modality for example in row] for row in rows] if model.others else None,
-            patch_values=model.patch_values,
+            samples_per_row=self._data.samples_per_row,
         )
-        present = np.zeros((len(rows), segments), np.float32)
-        for index, row in enumerate(rows):
-            present[index, : len(row)] = 1
-        if model.conditioning == "label":
-            return Batch(tokens, None, _labels(rows, segments, model.classes), present)
-        lookup = self._features
-        if lookup is None:
-            return Batch(tokens, None, None, present)
-        captions = [[lookup[example.caption or ""] for example in row] for row in rows]
-        return Batch(tokens, pack_text(captions, segments * lookup.max_tokens), None, present)
-
-
-def _labels(rows: list[list[Example]], segments: int, no_label: int) -> Int[np.ndarray, "b s"]:
-    labels = np.full((len(rows), segments), no_label, np.int32)
-    for index, row in enumerate(rows):
-        labels[index, : len(row)] = [example.label for example in row if example.label is not None]
-    return labels
 
 
 def _endless_samples(
@@ -297,16 +254,3 @@ def _endless_samples(
 def _with_own_index(index: int, numbered: tuple[int, Example | BadSample]) -> tuple[int, Example | BadSample]:
     """The index in the whole mixture, instead of that in a part."""
     return index, numbered[1]
-
-
-def _length(extent: tuple[int, ...], model: ModelConfig, modality: ModalityConfig) -> int:
-    frames, height, width = extent
-    grid = latent_grid(
-        frames,
-        height,
-        width,
-        patch_size=modality.patch_size,
-        nextline=model.nextline,
-        nextframe=model.nextframe,
-    )
-    return grid.length

@@ -27,9 +27,9 @@ from lumina_jax.data.example import printable
 from lumina_jax.data.lines import medium_of
 
 SCENES = "scenes.jsonl"
-FILES = {"file_name", "image", "video", "audio"}
+FILE_COLUMNS = {"file_name", "image", "video", "audio"}
 """Columns of a .csv that name files."""
-HIDDEN = (".", "__MACOSX")
+HIDDEN_PREFIXES = (".", "__MACOSX")
 TABLE = "metadata.csv"
 INNER = ("/captions.jsonl", "/metadata.jsonl", f"/{TABLE}")
 """Endings of captions in inner folders."""
@@ -136,7 +136,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     """The entries of a folder in the order of their names, without hidden files."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(HIDDEN)), key=_by_name)
+            return sorted((entry for entry in entries if not entry.name.startswith(HIDDEN_PREFIXES)), key=_by_name)
     except OSError as error:
         raise ValueError(
             f"the folder {folder} cannot be listed ({error.strerror}); change its permissions, or move it elsewhere"
@@ -236,7 +236,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
-            if not FILES & set(rows.fieldnames or ()):
+            if not FILE_COLUMNS & set(rows.fieldnames or ()):
                 raise ValueError(f"{path} must have a column file_name, and one text; it has {rows.fieldnames}")
             for row in rows:
                 item: dict[str, Any] = {name: text for name, text in row.items() if name and text}
@@ -249,7 +249,7 @@ def _is_table(path: Path) -> bool:
     """Whether a .csv names files."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return bool(FILES & set(csv.DictReader(file).fieldnames or ()))
+            return bool(FILE_COLUMNS & set(csv.DictReader(file).fieldnames or ()))
     except (OSError, UnicodeDecodeError, csv.Error):
         return False
 

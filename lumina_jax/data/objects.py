@@ -23,7 +23,7 @@ LIGHTS = ((0.7, (0.4, 0.9, 1.0)), (0.3, (-0.7, 0.2, 1.0)))
 """Intensity, and position beside the camera, of each light: so weak together that white stands out from the ground."""
 AMBIENT = 0.25
 """Light that comes from everywhere, at least, as a share of a surface's color."""
-MARGIN = 1.05
+FRAME_MARGIN = 1.05
 SAMPLES = 8
 """Of each pixel's colour, against jagged edges."""
 WHITE, LEAST_SEEN = 250, 0.01
@@ -121,7 +121,7 @@ def _picture(
     vtk: Any, window: Any, renderer: Any, bounds: np.ndarray, azimuth: float, elevation: float
 ) -> UInt8[np.ndarray, "h w 3"]:
     center, radius = bounds.mean(axis=1), np.linalg.norm(bounds[:, 1] - bounds[:, 0]) / 2
-    distance = MARGIN * radius / math.sin(math.radians(ANGLE / 2))
+    distance = FRAME_MARGIN * radius / math.sin(math.radians(ANGLE / 2))
     toward = np.array(
         [math.cos(elevation) * math.sin(azimuth), math.sin(elevation), math.cos(elevation) * math.cos(azimuth)]
     )

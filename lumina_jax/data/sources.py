@@ -21,6 +21,7 @@ from lumina_jax.config import (
 from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
 from lumina_jax.data.example import BadSample, Record, Source, combined, contents
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
+from lumina_jax.data.held_out import divided
 from lumina_jax.data.prepared import PreparedSource
 
 
@@ -32,6 +33,25 @@ def open_source(data: DataConfig, model: ModelConfig) -> Source:
     """
     if data.mixture:
         return MixedSource([open_source(part, model) for part in data.parts])
+    source = _whole(data, model)
+    return divided(source, data.source.held_out)[0] if data.source.held_out else source
+
+
+def open_held_out(data: DataConfig, model: ModelConfig) -> Source | None:
+    """The samples of a source, not of a mixture, that training never sees; None: there are none.
+
+    Raises:
+      ValueError: as `open_source`.
+    """
+    if data.source.held_out:
+        return divided(_whole(data, model), data.source.held_out)[1]
+    if isinstance(data.source, EmojiConfig) and data.source.split == "train":
+        return _whole(data.replace(split="held_out"), model)
+    return None
+
+
+def _whole(data: DataConfig, model: ModelConfig) -> Source:
+    """The source with the samples that are trained on and those that are held out."""
     source, limit = open_kind(data.source, data.media, model), data.source.limit
     if isinstance(data.media, SoundConfig) and data.media.pitch:
         source = PitchedSource(source)

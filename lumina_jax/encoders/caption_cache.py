@@ -94,6 +94,22 @@ def encode_captions(
     return CaptionFeatures(folder)
 
 
+def encoded(captions: list[str], encoder: TextEncoder) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Yield each caption with its features [t c] without padding, or with the reason why it has none."""
+    try:
+        features, segment_ids = (np.asarray(part) for part in encoder.encode(captions))
+    except CaptionError as error:
+        if len(captions) == 1:
+            yield captions[0], str(error)
+        else:  # one by one, to skip only the caption that failed
+            for caption in captions:
+                yield from encoded([caption], encoder)
+        return
+    for caption, row, is_token in zip(captions, features, segment_ids > 0):
+        unpadded = row[is_token].astype(np.float32)
+        yield caption, unpadded if np.isfinite(unpadded).all() else NOT_FINITE
+
+
 class CaptionFeatures:
     """The features of all captions in a folder of the cache, by caption.
 
@@ -224,7 +240,7 @@ def _encode(
     with counted("encoding captions", len(captions), is_shown=is_first()) as show:
         for start in range(0, len(captions), CHUNK):
             done = min(start + CHUNK, len(captions))
-            for caption, features in _encoded(captions[start:done], encoder):
+            for caption, features in encoded(captions[start:done], encoder):
                 if isinstance(features, str):
                     refused[caption] = features
                 else:
@@ -240,22 +256,6 @@ def _encode(
                     progress(done, len(captions))
             show(done)
     return refused
-
-
-def _encoded(captions: list[str], encoder: TextEncoder) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Yield each caption with its features without padding, or with the reason why it has none."""
-    try:
-        features, segment_ids = (np.asarray(part) for part in encoder.encode(captions))
-    except CaptionError as error:
-        if len(captions) == 1:
-            yield captions[0], str(error)
-        else:  # one by one, to skip only the caption that failed
-            for caption in captions:
-                yield from _encoded([caption], encoder)
-        return
-    for caption, row, is_token in zip(captions, features, segment_ids > 0):
-        unpadded = row[is_token].astype(np.float32)
-        yield caption, unpadded if np.isfinite(unpadded).all() else NOT_FINITE
 
 
 def _write(folder: Path, encoder: TextEncoder, encoded: list[tuple[bytes, np.ndarray]]) -> None:

@@ -19,7 +19,7 @@ from lumina_jax.models.layers import LayerNorm, Linear
 from lumina_jax.weights.pickles import PickledTensors
 from lumina_jax.weights.rules import Rule, linear, norm
 
-WEIGHTS = "CLAP_weights_*.pth"
+WEIGHTS_PATTERN = "CLAP_weights_*.pth"
 _TEXT, _BASE, _PROJECTION = "caption_encoder.", "base.", "projection."
 
 
@@ -46,9 +46,11 @@ def clap_file(folder: Path) -> Path | None:
     Raises:
       ValueError: the folder holds more than one.
     """
-    found = sorted(folder.glob(WEIGHTS))
+    found = sorted(folder.glob(WEIGHTS_PATTERN))
     if len(found) > 1:
-        raise ValueError(f"{folder} must hold one {WEIGHTS}, but holds {', '.join(f.name for f in found)}; keep one")
+        raise ValueError(
+            f"{folder} must hold one {WEIGHTS_PATTERN}, but holds {', '.join(f.name for f in found)}; keep one"
+        )
     return found[0] if found else None
 
 
@@ -60,7 +62,7 @@ def load_clap(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> ClapText:
     """
     file = clap_file(folder)
     if file is None or options.state not in (None, "last"):
-        raise ValueError(f"{folder} must hold {WEIGHTS}, and CLAP only has the last state; leave out the state")
+        raise ValueError(f"{folder} must hold {WEIGHTS_PATTERN}, and CLAP only has the last state; leave out the state")
     config, tensors = bert_config(folder, options), PickledTensors(file, within="model")
     first = f"{_TEXT}{_PROJECTION}linear1.weight"
     if first not in tensors:

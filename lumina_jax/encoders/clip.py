@@ -4,13 +4,13 @@ In: token ids [b t] and a mask [b t], which is true at real tokens; padding is o
 float32. Radford et al., arXiv 2103.00020, use learned absolute positions, pre-norm layers and causal attention. GELU is
 x sigmoid(1.702 x) ("quick_gelu") in OpenAI's networks and exact in OpenCLIP's. Features are the last state after the
 final norm, or the penultimate state, which SDXL uses. The published layouts are `model_type: clip_text_model` and
-`clip`; the image encoder and the projections of the latter are not read.
+`clip`; the image encoder and the projections of the latter are read by `clip_image`.
 """
 
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +48,26 @@ class ClipTextConfig(EncoderConfig):
     activation: Literal["quick_gelu", "gelu"]
 
 
-class ClipLayer(nnx.Module):
-    """Causal self-attention and a feed-forward network, both pre-norm and residual."""
+@runtime_checkable
+class ClipSizes(Protocol):
+    """The sizes of a layer of CLIP."""
 
-    def __init__(self, rngs: nnx.Rngs, config: ClipTextConfig):
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def activation(self) -> str: ...
+
+
+class ClipLayer(nnx.Module):
+    """Self-attention and a feed-forward network, both pre-norm and residual."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ClipSizes):
         width, hidden = config.width, config.mlp_width
 
         def linear(inputs: int, outputs: int, axes: tuple[str, str]) -> Linear:
@@ -122,9 +138,7 @@ def load_clip(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> ClipText:
 
 
 _LAYER = "encoder.layers.{layer}"
-_RULES = (
-    Rule("embeddings.token_embedding.weight", "words"),
-    Rule("embeddings.position_embedding.weight", "positions"),
+CLIP_LAYER_RULES = (
     *norm(f"{_LAYER}.layer_norm1", "layers.attention_norm", bias=True),
     *linear(f"{_LAYER}.self_attn.q_proj", "layers.query", bias=True),
     *linear(f"{_LAYER}.self_attn.k_proj", "layers.key", bias=True),
@@ -133,6 +147,12 @@ _RULES = (
     *norm(f"{_LAYER}.layer_norm2", "layers.mlp_norm", bias=True),
     *linear(f"{_LAYER}.mlp.fc1", "layers.up", bias=True),
     *linear(f"{_LAYER}.mlp.fc2", "layers.down", bias=True),
+)
+"""The rules of the layers, which the text encoder and the image encoder share."""
+_RULES = (
+    Rule("embeddings.token_embedding.weight", "words"),
+    Rule("embeddings.position_embedding.weight", "positions"),
+    *CLIP_LAYER_RULES,
 )
 _UNUSED = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "embeddings.position_ids")
 """Prefixes of tensors that are ignored: the image encoder, the projections, and the position ids 0, 1, 2, ..."""

@@ -26,9 +26,9 @@ from lumina_jax.encoders.numbers import Count, Frequency
 from lumina_jax.encoders.published import (
     DEFAULT_OPTIONS,
     EncoderConfig,
+    HiddenState,
     LoadOptions,
     SpecialTokens,
-    State,
     apply_layers,
     attention_mask,
     check_rules,
@@ -195,7 +195,7 @@ _PUBLISHED = {
     "positions": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
-_STATES: dict[str, State] = {"llama": "last", "gemma": "penultimate"}
+_STATES: dict[str, HiddenState] = {"llama": "last", "gemma": "penultimate"}
 _DEFAULT_BOS, _DEFAULT_EOS = {"llama": 1, "gemma": 2}, {"llama": 2, "gemma": 1}
 """Ids of the opening and closing tokens if config.json does not give them."""
 

@@ -38,7 +38,7 @@ SIZE_TYPES: dict[str, Any] = {
 }  # fmt: skip
 """The types of sizes, by their names in `EncoderConfig`; a size that is not listed is a `Count`."""
 FLOAT32 = jnp.dtype(jnp.float32)
-State = Literal["last", "penultimate"]
+HiddenState = Literal["last", "penultimate"]
 Module = TypeVar("Module", bound=nnx.Module)
 Layer = TypeVar("Layer", bound=nnx.Module)
 Rename = Callable[[str], str | None]
@@ -48,7 +48,7 @@ Rename = Callable[[str], str | None]
 class LoadOptions:
     """How to load a network."""
 
-    state: State | None = None
+    state: HiddenState | None = None
     """The state that the features are taken from; None: the usual one of the architecture."""
     dtype: jnp.dtype = FLOAT32
     """The type of parameters and activations; softmax and norms are always computed in float32."""
@@ -81,7 +81,7 @@ class EncoderConfig:
     positions: int | None
     """The greatest length of a caption in tokens; None: there is no limit."""
     norm_eps: float
-    state: State
+    state: HiddenState
     special_tokens: SpecialTokens | None = None
     """None: the tokenizer adds the special tokens, and keeps the closing one when it truncates."""
 
@@ -184,7 +184,7 @@ def check_settings(values: Mapping[str, Any], known: Mapping[str, Sequence[Any]]
             )
 
 
-def layers_needed(published: int, state: State, folder: Path) -> int:
+def layers_needed(published: int, state: HiddenState, folder: Path) -> int:
     """Return how many of the published layers the state needs."""
     if state == "last":
         return published
@@ -242,7 +242,7 @@ def load_network(
         raise ValueError(f"{tensors.path} does not match {folder / CONFIG_FILE}: {error}") from error
 
 
-def unused_layer_prefix(layers: int, prefix: str, state: State) -> tuple[str, ...]:
+def unused_layer_prefix(layers: int, prefix: str, state: HiddenState) -> tuple[str, ...]:
     """Return the prefix of the layer after the first `layers`, which the penultimate state does not use."""
     return (f"{prefix}.{layers}.",) if state == "penultimate" else ()
 

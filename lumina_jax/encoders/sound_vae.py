@@ -34,10 +34,10 @@ from lumina_jax.weights.pickles import PickledTensors
 from lumina_jax.weights.tensors import ComputedTensors, Tensors
 
 CONFIGS = ("*.yaml", "*.yml", "*.json")
-CHECKPOINTS = ("*.safetensors", "*.ckpt", "*.pt", "*.pth")
+CHECKPOINT_PATTERNS = ("*.safetensors", "*.ckpt", "*.pt", "*.pth")
 FIRST_STAGE = "first_stage_model."
 """The prefix of the autoencoder in a checkpoint of the whole diffusion model."""
-SCALE = "scale_factor"
+SCALE_KEY = "scale_factor"
 MIN_SCALE, MAX_SCALE = 1e-6, 1e6
 """The range of the factor of latents."""
 LOG_UNITS = {"10": math.log(10), "e": 1.0}
@@ -157,10 +157,10 @@ def find_checkpoint(folder: Path, key: str, *, what: str, preferred: tuple[str, 
       ValueError: there is no checkpoint, or there are several, or it is damaged.
     """
     found = [folder / name for name in preferred if (folder / name).is_file()][:1]
-    found = found or sorted(path for pattern in CHECKPOINTS for path in folder.glob(pattern))
+    found = found or sorted(path for pattern in CHECKPOINT_PATTERNS for path in folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(
-            f"{folder} must hold one checkpoint of a {what} ({', '.join(CHECKPOINTS)}), but holds "
+            f"{folder} must hold one checkpoint of a {what} ({', '.join(CHECKPOINT_PATTERNS)}), but holds "
             f"{', '.join(path.name for path in found) or 'none'}; {'keep one' if found else 'copy it there'}"
         )
     return TensorFiles(found[0]) if found[0].suffix == ".safetensors" else PickledTensors(found[0], within=key)
@@ -256,15 +256,15 @@ def log_unit(file: Path, settings: list[Mapping[str, Any]], default: str) -> flo
 
 def _scaling(file: Path, settings: list[Mapping[str, Any]], tensors: Tensors) -> float:
     """Return the factor of latents, from the checkpoint of a diffusion model or the configuration; otherwise 1."""
-    if SCALE in tensors:
-        given: Any = np.asarray(tensors[SCALE]).ravel().tolist()
+    if SCALE_KEY in tensors:
+        given: Any = np.asarray(tensors[SCALE_KEY]).ravel().tolist()
         found = given[0] if len(given) == 1 else given
     else:
-        given = [values[SCALE] for values in settings if SCALE in values]
+        given = [values[SCALE_KEY] for values in settings if SCALE_KEY in values]
         if not given and any(values.get("scale_by_std") for values in settings):
             raise ValueError(
                 f"{file} scales latents by their standard deviation, but that number is only in the checkpoint of the "
-                f"diffusion model, as {SCALE}; add the line '{SCALE}: <number>' at the beginning of {file.name}"
+                f"diffusion model, as {SCALE_KEY}; add the line '{SCALE_KEY}: <number>' at the beginning of {file.name}"
             )
         found = given[0] if given else 1.0
     if isinstance(found, str):
@@ -273,8 +273,8 @@ def _scaling(file: Path, settings: list[Mapping[str, Any]], tensors: Tensors) ->
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
     if not is_number or not MIN_SCALE <= found <= MAX_SCALE:
         raise ValueError(
-            f"{SCALE} must be a positive number from {MIN_SCALE:g} to {MAX_SCALE:g}, but is {found!r}; change it in "
-            f"{file}"
+            f"{SCALE_KEY} must be a positive number from {MIN_SCALE:g} to {MAX_SCALE:g}, but is {found!r}; change it "
+            f"in {file}"
         )
     return float(found)
 
@@ -285,7 +285,7 @@ def _first_stage(tensors: Tensors) -> Mapping[str, np.ndarray]:
 
     def rename(name: str) -> str | None:
         inner = name.removeprefix(prefix)
-        used = name.startswith(prefix) and not inner.startswith(("loss.", "model_ema.")) and inner != SCALE
+        used = name.startswith(prefix) and not inner.startswith(("loss.", "model_ema.")) and inner != SCALE_KEY
         return inner if used else None
 
     def shape(name: str) -> tuple[int, ...]:

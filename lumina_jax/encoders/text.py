@@ -26,7 +26,7 @@ from lumina_jax.encoders.clap import clap_file, load_clap
 from lumina_jax.encoders.clip import load_clip
 from lumina_jax.encoders.llama import load_decoder
 from lumina_jax.encoders.phonemes import PhonemeEncoder
-from lumina_jax.encoders.published import CONFIG_FILE, LoadOptions, Network, State, read_config, read_weights
+from lumina_jax.encoders.published import CONFIG_FILE, HiddenState, LoadOptions, Network, read_config, read_weights
 from lumina_jax.encoders.stored import downloaded
 from lumina_jax.encoders.t5 import load_t5
 from lumina_jax.encoders.tokenizer import NETWORK_FOLDER, TOKENIZER_FOLDER, CaptionTokenizer, tokenizer_folder
@@ -266,13 +266,13 @@ def _one_encoder(name: str, options: LoadOptions, *, see_padding: bool) -> Local
     return LocalTextEncoder(_folder(network), dataclasses.replace(options, state=state), see_padding=see_padding)
 
 
-def _split_state(name: str) -> tuple[str, State | None]:
+def _split_state(name: str) -> tuple[str, HiddenState | None]:
     network, colon, state = name.rpartition(":")
     if not colon or Path(name).is_dir():
         return name, None
-    if state not in get_args(State):
+    if state not in get_args(HiddenState):
         raise ValueError(f"text encoder {name!r} must end in {' or '.join(f':{one}' for one in get_args(State))}")
-    return network, cast(State, state)
+    return network, cast(HiddenState, state)
 
 
 def _folder(name: str) -> Path:

@@ -22,20 +22,20 @@ SAFETY, SMALLEST_FACTOR, LARGEST_FACTOR = 0.9, 0.2, 10.0
 
 State = PyTree[Float[Array, "b ..."]]
 Slopes = PyTree[Float[Array, "s b ..."]]
-Rows = Float[Array, " b"]
-Drift = Callable[[Rows, State], State]
-Norm = Callable[..., Rows]
+PerRow = Float[Array, " b"]
+Drift = Callable[[PerRow, State], State]
+Norm = Callable[..., PerRow]
 """(state, *scales) -> the size of the state relative to the tolerance at the largest of `scales`, for each sample."""
 
 
-def mean_of_rows(values: Float[Array, "b ..."]) -> Rows:
+def mean_of_rows(values: Float[Array, "b ..."]) -> PerRow:
     return jnp.mean(values.reshape(len(values), -1), axis=1)
 
 
 class SampleNorms(NamedTuple):
     """Reductions for batches whose rows and tokens may be divided over devices."""
 
-    mean: Callable[[Float[Array, "b ..."]], Rows] = mean_of_rows
+    mean: Callable[[Float[Array, "b ..."]], PerRow] = mean_of_rows
     """The mean of all values of each sample, over all devices that have a part of it."""
     anywhere: Callable[[Bool[Array, ""]], Bool[Array, ""]] = lambda flag: flag
     """Whether a flag is set on any device: all continue until the last one is done."""
@@ -44,11 +44,11 @@ class SampleNorms(NamedTuple):
 class _Walk(NamedTuple):
     """The progress of each sample."""
 
-    t: Rows
+    t: PerRow
     x: State
     slope: State
     """The slope at t and x, for solvers that reuse it."""
-    size: Rows
+    size: PerRow
     """The size of the next step, positive in both directions; NaN if the sample cannot continue."""
     steps: Int[Array, ""]
     goes_on: Bool[Array, ""]
@@ -118,7 +118,7 @@ def integrate_each(
     return jax.tree.map(lambda leaf: jnp.where(_over(walk.t == end, leaf), leaf, jnp.nan), walk.x)
 
 
-def _step(drift: Drift, walk: _Walk, size: Rows, stages: _Stages) -> tuple[State, State, State]:
+def _step(drift: Drift, walk: _Walk, size: PerRow, stages: _Stages) -> tuple[State, State, State]:
     """The state of each sample after a step, its estimated error, and the last slope. The drift is traced once."""
     count = len(stages.nodes)
     weights, nodes = jnp.asarray(stages.weights, jnp.float32), jnp.asarray(stages.nodes, jnp.float32)
@@ -142,12 +142,14 @@ def _step(drift: Drift, walk: _Walk, size: Rows, stages: _Stages) -> tuple[State
 
 def _first_step(
     drift: Drift, x: State, start: Float[Array, ""], direction: Float[Array, ""], norm: Norm, order: int
-) -> tuple[State, Rows]:
+) -> tuple[State, PerRow]:
     """The slopes at the start, and a first step size (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations
     I, section II.4)."""
     rows = jnp.zeros(jax.tree.leaves(x)[0].shape[:1])
 
-    def twice(carry: tuple[State, Rows], is_second: Bool[Array, ""]) -> tuple[tuple[State, Rows], tuple[State, Rows]]:
+    def twice(
+        carry: tuple[State, PerRow], is_second: Bool[Array, ""]
+    ) -> tuple[tuple[State, PerRow], tuple[State, PerRow]]:
         """The slope at the start, then the one after a trial step along it."""
         slope, trial = carry
         moved = jax.tree.map(lambda leaf, slope: leaf + _over(direction * trial, leaf) * slope, x, slope)
@@ -167,15 +169,15 @@ def _first_step(
 
 
 def _norm(
-    mean: Callable[[Float[Array, "b ..."]], Rows],
+    mean: Callable[[Float[Array, "b ..."]], PerRow],
     rtol: float | Float[Array, ""],
     atol: float | Float[Array, ""],
     values: State,
     *scales: State,
-) -> Rows:
+) -> PerRow:
     """Root mean squares relative to the tolerance; for a tree, the largest of its leaves."""
 
-    def one(value: Float[Array, "b ..."], *scales: Float[Array, "b ..."]) -> Rows:
+    def one(value: Float[Array, "b ..."], *scales: Float[Array, "b ..."]) -> PerRow:
         scale = functools.reduce(jnp.maximum, map(jnp.abs, scales))
         return jnp.sqrt(mean((value / (atol + rtol * scale)) ** 2))
 
@@ -192,7 +194,7 @@ def _stages(solver: Solver) -> _Stages:
     return _Stages(weights, nodes, np.asarray(tableau.b_sol), np.asarray(tableau.b_error), int(tableau.fsal))
 
 
-def _over(rows: Rows | Bool[Array, " b"], leaf: Float[Array, "b ..."]) -> Array:
+def _over(rows: PerRow | Bool[Array, " b"], leaf: Float[Array, "b ..."]) -> Array:
     """A value for each sample, so that it broadcasts against an array of the batch."""
     return rows.reshape(rows.shape + (1,) * (leaf.ndim - 1))
 

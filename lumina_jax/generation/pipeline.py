@@ -21,6 +21,7 @@ from PIL import Image
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
+from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
@@ -78,6 +79,8 @@ class Pipeline:
         self.parameters = parameters
         self.step = 0
         """Steps of the optimiser that the parameters have taken, as far as is known."""
+        self.mesh = mesh
+        """The devices on which the parameters lie as in training; None: there is one."""
         self.least_batch = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         """Devices that share the samples of a batch."""
         self.encoder = encoder
@@ -319,9 +322,10 @@ def _lost_on_the_way(settings: SampleConfig) -> str:
 
 
 def _check_reversible(settings: SampleConfig) -> None:
-    if settings.solver in STOCHASTIC:
+    if settings.solver in (*STOCHASTIC, *ANCESTRAL):
+        kind = "stochastic" if settings.solver in STOCHASTIC else "for denoising alone"
         raise ValueError(
-            f"only the probability flow can be walked back, but solver={settings.solver!r} is stochastic; choose an "
+            f"only the probability flow can be walked back, but solver={settings.solver!r} is {kind}; choose an "
             "ODE solver such as midpoint or dopri5"
         )
 

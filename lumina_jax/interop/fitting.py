@@ -15,7 +15,7 @@ from lumina_jax.interop.sources import WeightSource
 from lumina_jax.weights.rules import Rule, listed
 from lumina_jax.weights.tensors import ComputedTensors, JoinedTensors, Renamed
 
-PAD = "pad_token"
+PAD_TOKEN = "pad_token"
 
 
 def fitted(source: WeightSource, layout: str) -> WeightSource:
@@ -36,12 +36,12 @@ def fitted(source: WeightSource, layout: str) -> WeightSource:
     if config.pad_token == source.config.pad_token:
         return source
     if not config.pad_token:
-        ours = Renamed(source.ours, lambda name: None if name == PAD else name)
-        note = f"removed: {PAD}, the embedding of padding, which no output depends on"
+        ours = Renamed(source.ours, lambda name: None if name == PAD_TOKEN else name)
+        note = f"removed: {PAD_TOKEN}, the embedding of padding, which no output depends on"
         return source._replace(config=config, ours=ours, notes=(*source.notes, note))
     shape, dtype = (config.width,), source.ours.dtype("patch_embedding.bias")
-    zeros = ComputedTensors({PAD: (shape, dtype)}, lambda name: np.zeros(shape, dtype))
-    note = f"added: {PAD}, the embedding of padding, filled with zeros; no output depends on it"
+    zeros = ComputedTensors({PAD_TOKEN: (shape, dtype)}, lambda name: np.zeros(shape, dtype))
+    note = f"added: {PAD_TOKEN}, the embedding of padding, filled with zeros; no output depends on it"
     return source._replace(config=config, ours=JoinedTensors([source.ours, zeros]), notes=(*source.notes, note))
 
 
@@ -61,5 +61,5 @@ def _reason(config: ModelConfig, layout: str) -> str:
 
 def _check_complete(source: WeightSource, rules: list[Rule]) -> None:
     """Check that every parameter has a name in the layout, so that none is lost."""
-    if lost := sorted(set(source.ours) - {rule.ours for rule in rules} - {PAD}):
+    if lost := sorted(set(source.ours) - {rule.ours for rule in rules} - {PAD_TOKEN}):
         raise ValueError(f"the layout has no name for {listed(lost)}, and weights are never dropped; choose --to jax")

@@ -7,7 +7,7 @@ error that describes the file.
 import re
 from collections.abc import Iterable
 
-from lumina_jax.weights.files import SCALE
+from lumina_jax.weights.files import SCALE_NAMES
 from lumina_jax.weights.rules import listed
 from lumina_jax.weights.tensors import Renamed, Tensors
 
@@ -69,7 +69,7 @@ def network(tensors: Tensors, layout: str, origin: str) -> tuple[Tensors, list[s
 def check_whole(names: Iterable[str], origin: str) -> None:
     """Raise ValueError if the names are those of a LoRA or of quantised weights."""
     names = list(names)
-    if quantised := [name for name in names if QUANTISED.search(name) or SCALE.search(name)]:
+    if quantised := [name for name in names if QUANTISED.search(name) or SCALE_NAMES.search(name)]:
         raise ValueError(
             f"{origin} contains quantised weights ({listed(quantised, most=2)}); use the checkpoint that was not "
             "quantised"

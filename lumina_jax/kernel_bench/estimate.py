@@ -19,7 +19,7 @@ from lumina_jax.chips import Chip
 from lumina_jax.kernel_bench.schedule import Schedule
 
 PRODUCT = re.compile(r"vmatmul((?:\.\w+)*?)\.(mxu\d|mrb)")
-DELAY = re.compile(r"vdelay (\d+)")
+DELAY_SLOT = re.compile(r"vdelay (\d+)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def estimate(schedule: Schedule, chip: Chip, issued: Float[np.ndarray, " n"]) ->
 def _piece(schedule: Schedule, chip: Chip, first: int, end: int) -> tuple[float, float, float]:
     """Cycles of a branch-free piece: to issue it, of its busiest matrix unit, and of its units evenly loaded."""
     text = "\n".join(bundle.text for bundle in schedule.bundles[first:end])
-    delays = sum(int(cycles) - 1 for cycles in DELAY.findall(text))
+    delays = sum(int(cycles) - 1 for cycles in DELAY_SLOT.findall(text))
     busy: dict[str, float] = defaultdict(float)
     for kind, unit in PRODUCT.findall(text):
         cycles = _rows(kind) / chip.rows_a_cycle

@@ -23,7 +23,7 @@ FROM_VECTOR = struct.unpack("<i", struct.pack("<f", 1.0))[0]
 """The number that vector units are assumed to report; true as an integer too."""
 MOST_PIECES = 20_000_000
 """Branch-free pieces to follow before a kernel counts as endless."""
-WORDS = 1 << 16
+MEMORY_WORDS = 1 << 16
 """Pseudo-addresses between two allocations."""
 
 INSTRUCTION = re.compile(r"%(\w+) = ([a-z_]+)([\w.]*)\s?(.*)", re.DOTALL)
@@ -106,7 +106,7 @@ def _memory(schedule: Schedule, scalars: Mapping[int, np.ndarray]) -> dict[int, 
 def _address(allocation: str) -> int:
     """A pseudo-address for #allocation12 or #allocation12_spill, which are two allocations."""
     number = int(re.sub(r"\D", "", allocation))
-    return (2 * number + ("spill" in allocation) + 1) * WORDS
+    return (2 * number + ("spill" in allocation) + 1) * MEMORY_WORDS
 
 
 def _translate(schedule: Schedule, first: int, scalars: Mapping[int, np.ndarray]) -> Piece:

@@ -9,7 +9,7 @@ from lumina_jax.kernel_bench.problems import Problem
 
 SLOTS = ("MXU", "VALU", "XLU", "EUP", "VLOAD", "VSTORE")
 """Matrix unit, arithmetic, cross-lane, transcendental, loads, stores; the rest is shown by --json."""
-HEADS = (
+HEADINGS = (
     f"{'':<18}{'us':>9}{'cycles':>13}{'floor':>7}  {'main loop':>15}  "
     + "".join(f"{slot:>7}" for slot in SLOTS)
     + f"{'spills':>8}{'fills':>7}{'VMEM':>7}{'around':>8}  blocks"
@@ -19,7 +19,7 @@ HEADS = (
 def heading(problem: Problem, topology: str) -> str:
     chip = parse_topology(topology).chip
     floor = chip.microseconds(problem.floor_cycles(chip))
-    return f"\n{topology}: {problem}; floor of the matrix units {floor:.4g} us\n{HEADS}"
+    return f"\n{topology}: {problem}; floor of the matrix units {floor:.4g} us\n{HEADINGS}"
 
 
 def lines(measured: Measurement) -> Iterator[str]:

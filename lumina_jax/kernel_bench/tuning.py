@@ -17,7 +17,7 @@ from lumina_jax.kernel_bench.measurements import Measurement, Trial
 from lumina_jax.kernel_bench.problems import Problem
 
 RECORD = Path(__file__).parent / "blocks.json"
-Report = Callable[[Measurement], None]
+OnMeasured = Callable[[Measurement], None]
 
 
 class TuningStage(NamedTuple):
@@ -54,7 +54,7 @@ def _known(contestant: Contestant, problem: Problem, topology: str, record: Path
 
 
 def tune(
-    contestants: Sequence[Contestant], problems: Sequence[Problem], topology: str, report: Report
+    contestants: Sequence[Contestant], problems: Sequence[Problem], topology: str, report: OnMeasured
 ) -> list[Measurement]:
     """The best measurement of each problem and contestant; the forward pass is tuned first, the backward pass with it.
 
@@ -76,7 +76,7 @@ def tune(
     return best
 
 
-def _best(stages: Sequence[TuningStage], topology: str, report: Report) -> list[Measurement]:
+def _best(stages: Sequence[TuningStage], topology: str, report: OnMeasured) -> list[Measurement]:
     """For each stage the trial with the fewest cycles; an error only where every trial failed."""
     tried = [[Trial(stage.contestant.name, stage.problem, blocks) for blocks in stage.blocks] for stage in stages]
     results = _told(measure(list(itertools.chain(*tried)), topology), report)
@@ -84,7 +84,7 @@ def _best(stages: Sequence[TuningStage], topology: str, report: Report) -> list[
     return [min(of_stage, key=lambda one: (one.error is not None, one.cycles)) for of_stage in found]
 
 
-def _told(measurements: Iterable[Measurement], report: Report) -> Iterator[Measurement]:
+def _told(measurements: Iterable[Measurement], report: OnMeasured) -> Iterator[Measurement]:
     for measured in measurements:
         report(measured)
         yield measured

@@ -85,14 +85,14 @@ def register(media: type[MediaConfig], make: Callable[[AutoencoderConfig], type[
     Args:
       make: the class of the modality, or what chooses it by the autoencoder.
     """
-    KINDS[media] = make
+    MODALITY_OF_MEDIA[media] = make
 
 
 def _kind(data: DataConfig, vae: AutoencoderConfig) -> type[Modality]:
     """The class of a source's modality."""
-    if type(data.media) not in KINDS:
+    if type(data.media) not in MODALITY_OF_MEDIA:
         raise ValueError(f"data.media={data.media.kind!r} has no modality; register one with modalities.register")
-    made = KINDS[type(data.media)]
+    made = MODALITY_OF_MEDIA[type(data.media)]
     return made if isinstance(made, type) else made(vae)
 
 
@@ -100,7 +100,7 @@ def _sounds(vae: AutoencoderConfig) -> type[Modality]:
     return SoundLatents if vae.path else SpectrogramModality
 
 
-KINDS: dict[type[MediaConfig], Callable[[AutoencoderConfig], type[Modality]] | type[Modality]] = {
+MODALITY_OF_MEDIA: dict[type[MediaConfig], Callable[[AutoencoderConfig], type[Modality]] | type[Modality]] = {
     PictureConfig: PictureModality,
     ClipConfig: ClipModality,
     ViewsConfig: ViewsModality,

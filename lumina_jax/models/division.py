@@ -21,7 +21,7 @@ from lumina_jax.parallel.mesh import AnyMesh, axes_of, axis_size
 from lumina_jax.parallel.sequence import attend_across
 from lumina_jax.parallel.tensor import Tensor
 
-BLOCKS = "blocks"
+BLOCKS_NAME = "blocks"
 """The name of the stacked layers among the parameters; they are gathered one by one, all others before the first."""
 
 
@@ -47,8 +47,8 @@ class Division(NamedTuple):
 
     def model(self, shares: dict[str, Any]) -> FlagDiT:
         """The model around this device's shares of the parameters; all but those of the layers are gathered at once."""
-        rest = {name: value for name, value in shares.items() if name != BLOCKS}
-        return nnx.merge(self.graph, {**self.rest.whole(rest), BLOCKS: shares[BLOCKS]})
+        rest = {name: value for name, value in shares.items() if name != BLOCKS_NAME}
+        return nnx.merge(self.graph, {**self.rest.whole(rest), BLOCKS_NAME: shares[BLOCKS_NAME]})
 
     def over_row(self, x: Array) -> Array:
         """The sum over the devices of a row, through which no gradient flows."""
@@ -78,11 +78,11 @@ def division(config: Config, mesh: Mesh, shardings: Any) -> Division | None:
     sum_dtype = jnp.dtype(jnp.float32) if config.optimizer.sum_dtype == "float32" else None
     # Replicas, perhaps behind a slow network, need only agree once an update.
     late = axes_of(mesh, "data") if config.optimizer.accumulate > 1 else ()
-    rest = {name: value for name, value in shardings.items() if name != BLOCKS}
+    rest = {name: value for name, value in shardings.items() if name != BLOCKS_NAME}
     row = axes_of(mesh, "sequence")
     parallel = Parallel(
         attend=attend_across(attend_with(config.model), mesh, config.model.attention),
-        layer=weights(shardings[BLOCKS], mesh, late=late, stacked=True, dtype=dtype, sum_dtype=sum_dtype),
+        layer=weights(shardings[BLOCKS_NAME], mesh, late=late, stacked=True, dtype=dtype, sum_dtype=sum_dtype),
         tensor=Tensor(axes_of(mesh, "tensor"), axis_size(mesh, "tensor")),
         row=row,
     )

@@ -22,7 +22,7 @@ Activations = Float[Array, "b l m"]
 Layer = Callable[[Any, Any, Any, Any], Any]
 """(activations, parameters of one layer, shared arguments, fixed arguments) -> activations; see `run_layers`."""
 
-KEPT: dict[str, Callable[..., Any] | None] = {
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -69,7 +69,7 @@ def run_layers(
 
 def recomputed(layer: Layer, remat: str) -> Layer:
     """The layer, whose backward pass recomputes what the policy does not keep."""
-    policy = KEPT[remat]
+    policy = REMAT_POLICIES[remat]
     return layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 

@@ -38,7 +38,7 @@ LATENESS = 24 * 3600
 sooner."""
 AFTERMATH = 3.0
 """Seconds to wait after an error, such as that of a collective, for the news that another process died."""
-Report = Callable[[BaseException], None]
+OnError = Callable[[BaseException], None]
 
 
 def join_arguments(hosts: HostsConfig, environment: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | None:
@@ -72,7 +72,7 @@ def join_arguments(hosts: HostsConfig, environment: Mapping[str, str], *, on_tpu
 
 
 @contextlib.contextmanager
-def joined(hosts: HostsConfig, report: Report) -> Iterator[None]:
+def joined(hosts: HostsConfig, report: OnError) -> Iterator[None]:
     """Within the block this process is part of the job.
 
     If the block fails, `report` is called with the error, every process of the job ends, and this does not return: at

@@ -15,8 +15,8 @@ from einops import rearrange
 
 from lumina_jax.flow.guidance import guide_doubled
 from lumina_jax.interop.layouts import LAYOUTS, load_model
-from lumina_jax.models.flag_dit import FlagDiT
-from lumina_jax.models.rope import RopeScaling, coordinates, rotation, time_aware
+from lumina_jax.models.flag_dit import FlagDiT, coordinates
+from lumina_jax.models.rope import RopeScaling, rotation, time_aware
 from lumina_jax.parity.golden import Comparison, Golden, Pair, attempt, compare
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid, pack, tokens_of, unpack, unpatchify
 

@@ -29,7 +29,7 @@ from lumina_jax.parallel.multihost import is_shared
 
 Tree = TypeVar("Tree")
 
-READERS = {"gs": ("gcsfs", "pip install 'lumina_jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
+FILE_SYSTEMS = {"gs": ("gcsfs", "pip install 'lumina_jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
 """The package that reads URLs with this scheme, and the command that installs it."""
 LOCK_FILE = "lock.json"
 """The name of the file that locks a folder (`lock.py`)."""
@@ -242,10 +242,10 @@ def located(folder: str | Path) -> epath.Path:
     scheme, mark, _ = str(folder).partition("://")
     if not mark:
         return epath.Path(Path(folder).absolute())
-    if scheme not in READERS:
-        known = " or ".join(f"{name}://" for name in READERS)
+    if scheme not in FILE_SYSTEMS:
+        known = " or ".join(f"{name}://" for name in FILE_SYSTEMS)
         raise ValueError(f"checkpoints go into a local folder, or to {known}, but not to {str(folder)!r}")
-    package, command = READERS[scheme]
+    package, command = FILE_SYSTEMS[scheme]
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"checkpoints in {folder} need {package}; {command}")
     return epath.Path(folder)

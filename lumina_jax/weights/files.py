@@ -32,7 +32,9 @@ FLOAT8 = {
     "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
     "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
 }
-SCALE = re.compile(r"(^|[._])(scale_weight|weight_scale(_inv)?|weight_scale_2|scale_input|input_scale|scaled_fp8)$")
+SCALE_NAMES = re.compile(
+    r"(^|[._])(scale_weight|weight_scale(_inv)?|weight_scale_2|scale_input|input_scale|scaled_fp8)$"
+)
 """The names of the scales of quantised 8-bit weights, without which the values are meaningless."""
 
 
@@ -86,7 +88,7 @@ class TensorFiles(Tensors):
     def dtype(self, name: str) -> np.dtype:
         stored = self._stored[name][1]
         if stored in FLOAT8:
-            if scales := [other for other in self._stored if SCALE.search(other)]:
+            if scales := [other for other in self._stored if SCALE_NAMES.search(other)]:
                 raise ValueError(
                     f"{name} is stored as {stored} with a separate scale ({listed(scales, most=2)}), which is not "
                     "supported; use the checkpoint that was not quantised"

@@ -12,8 +12,7 @@ FORMATS = (
     (LFS_POINTER, LFS_REMEDY),
     (b"GGUF", "is a GGUF file, whose weights are usually quantised; use the .safetensors of the same model"),
     (b"PK\x03\x04", "is a zip file, as written by torch.save; if it is a PyTorch checkpoint, rename it to .pth"),
-    (b"\x80", "is a pickle, as written by torch.save before PyTorch 1.6; save it again: "
-     "torch.save(torch.load(path, map_location='cpu', weights_only=True), 'model.pth')"),
+    (b"\x80", "is a pickle, as written by torch.save before 1.6; if it is a PyTorch checkpoint, rename it to .pth"),
     (b"\x89HDF", "is an HDF5 file, as written by Keras; use the .safetensors of the same model"),
     (b"\x93NUMPY", "is a numpy array; use the .safetensors of the same model"),
     (b"\x1f\x8b", "is compressed by gzip; unpack it first"),

@@ -1,8 +1,9 @@
 """PyTorch files (.pth, .pt, .bin), read without PyTorch and without running code from the file.
 
-In: a file written by torch.save, which is a zip file with a pickle and the bytes of each storage. Out: its tensors by
-name, each read from disk on access. A pickle can call any Python function. Here only the functions that rebuild tensors
-are allowed, and replaced by ones that do nothing else; any other name is an error before anything is called.
+In: a file written by torch.save: a zip file with a pickle and the bytes of each storage, or, before PyTorch 1.6,
+several pickles followed by the storages. Out: its tensors by name, each read from disk on access. A pickle can call any
+Python function. Here only the functions that rebuild tensors are allowed, and replaced by ones that do nothing else;
+any other name is an error before anything is called.
 """
 
 import pickle
@@ -29,6 +30,9 @@ STORAGES = {
     "BoolStorage": "bool",
 }
 ZIP, LOCAL_HEADER = b"PK\x03\x04", 30
+LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9cF\xf9 j\xa8P\x19."
+"""The first bytes of a file of PyTorch before 1.6: the pickle of a magic number."""
+LEGACY_PROTOCOL = 1001
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -42,6 +46,15 @@ class Storage(NamedTuple):
     key: str
     dtype: str
     size: int
+
+
+class StoredBytes(NamedTuple):
+    """Where the bytes of a storage are in the file."""
+
+    start: int
+    """Of the member of the zip file, which begins with a header, or of the bytes themselves."""
+    bytes: int
+    is_member: bool
 
 
 class View(NamedTuple):
@@ -95,6 +108,7 @@ class _Reader(pickle.Unpickler):
     def __init__(self, stream: Any, path: Path, *, arguments: bool = False):
         super().__init__(stream, encoding="utf-8")
         self._path = path
+        self.storages: dict[str, Storage] = {}
         self._known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): _Names,
             ("torch._utils", "_rebuild_tensor_v2"): _TensorFromStorage(),
@@ -119,8 +133,8 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         match pid:
-            case ("storage", StorageType(dtype), str(key), _, int(count)) if count >= 0:
-                return Storage(key, dtype, count)
+            case ("storage", StorageType(dtype), str(key), _, int(count), *rest) if count >= 0 and not any(rest):
+                return self.storages.setdefault(key, Storage(key, dtype, count))
         raise pickle.UnpicklingError("a storage does not have PyTorch's form")
 
 
@@ -132,13 +146,12 @@ class PickledTensors(Tensors):
         key is absent, the file itself is the state_dict. With `within`, entries that are not tensors are skipped.
 
     Raises:
-      ValueError: the file is damaged, is older than PyTorch 1.6, contains anything but named tensors, or contains
-        code; the message says which.
+      ValueError: the file is damaged, contains anything but named tensors, or contains code; the message says which.
     """
 
     def __init__(self, path: str | Path, *, within: str | None = None):
         self.path = Path(path)
-        value, self._members = _read(self.path)
+        value, self._extents = _read(self.path)
         if within is not None and isinstance(value, Mapping):
             value = value.get(within, value)
         if not isinstance(value, Mapping):
@@ -182,20 +195,21 @@ class PickledTensors(Tensors):
         return len(self._views)
 
     def _check_storage(self, name: str, storage: Storage) -> None:
-        member = self._members.get(storage.key)
+        extent = self._extents.get(storage.key)
         wanted = storage.size * np.dtype(storage.dtype).itemsize
-        if member is None or member.file_size < wanted or member.compress_type != zipfile.ZIP_STORED:
+        if extent is None or extent.bytes < wanted:
             raise ValueError(f"{self.path} lacks the {wanted} bytes of {name}; the file is damaged, copy it again")
 
     def _values(self, view: View) -> np.ndarray:
         dtype = np.dtype(view.storage.dtype)
+        extent = self._extents[view.storage.key]
         with self.path.open("rb") as file:
-            file.seek(self._members[view.storage.key].header_offset)
-            header = file.read(LOCAL_HEADER)
+            file.seek(extent.start)
+            header = file.read(LOCAL_HEADER) if extent.is_member else b""
             names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
             file.seek(names + view.offset * dtype.itemsize, 1)
             numbers = np.fromfile(file, dtype, view.extent)
-        if not header.startswith(ZIP) or len(numbers) < view.extent:
+        if (extent.is_member and not header.startswith(ZIP)) or len(numbers) < view.extent:
             raise ValueError(f"{self.path} ends in the middle of a tensor; the file is damaged, copy it again")
         strides = [stride * dtype.itemsize for stride in view.strides]
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
@@ -226,26 +240,16 @@ def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, PLAIN)
 
 
-def _read(path: Path, *, arguments: bool = False) -> tuple[Any, dict[str, zipfile.ZipInfo]]:
-    """Unpickle a file, with tensors as views. Return its value, and the members of the zip file with storages."""
+def _read(path: Path, *, arguments: bool = False) -> tuple[Any, dict[str, StoredBytes]]:
+    """Unpickle a file, with tensors as views. Return its value, and where its storages are."""
     if not path.is_file():
         raise ValueError(
             f"{path} must be a PyTorch file, but {'is a folder' if path.is_dir() else 'is missing'}; name the file"
         )
+    with path.open("rb") as file:
+        is_legacy = file.read(len(LEGACY)) == LEGACY
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            described = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
-            if described is None:
-                raise ValueError(
-                    f"{path} is a zip file, but was not written by torch.save; name the weights of a model"
-                )
-            folder = described.removesuffix("data.pkl")
-            order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
-            if order.strip() != b"little":
-                raise ValueError(f"{path} has the byte order {order!r}; save it again on a little-endian machine")
-            with archive.open(described) as stream:
-                value = _Reader(stream, path, arguments=arguments).load()
+        return (_read_legacy if is_legacy else _read_zip)(path, arguments)
     except zipfile.BadZipFile as error:
         raise ValueError(_no_zip(path)) from error
     except Exception as error:  # a damaged pickle can raise anything
@@ -253,8 +257,52 @@ def _read(path: Path, *, arguments: bool = False) -> tuple[Any, dict[str, zipfil
             raise
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is not a valid PyTorch file ({reason}); copy it again") from error
+
+
+def _read_zip(path: Path, arguments: bool) -> tuple[Any, dict[str, StoredBytes]]:
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        described = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
+        if described is None:
+            raise ValueError(f"{path} is a zip file, but was not written by torch.save; name the weights of a model")
+        folder = described.removesuffix("data.pkl")
+        order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
+        _check_byte_order(path, is_little=order.strip() == b"little")
+        with archive.open(described) as stream:
+            value = _Reader(stream, path, arguments=arguments).load()
     storages = f"{folder}data/"
-    return value, {name.removeprefix(storages): info for name, info in members.items() if name.startswith(storages)}
+    return value, {
+        name.removeprefix(storages): StoredBytes(info.header_offset, info.file_size, is_member=True)
+        for name, info in members.items()
+        if name.startswith(storages) and info.compress_type == zipfile.ZIP_STORED
+    }
+
+
+def _read_legacy(path: Path, arguments: bool) -> tuple[Any, dict[str, StoredBytes]]:
+    """Read the format before PyTorch 1.6: pickles of a magic number, the protocol, the machine, the value and the order
+    of its storages; then each storage as the count of its numbers and the numbers."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        _, protocol, machine = (_Reader(file, path).load() for _ in range(3))
+        if protocol != LEGACY_PROTOCOL or not isinstance(machine, Mapping):
+            raise pickle.UnpicklingError(f"{protocol=} must be {LEGACY_PROTOCOL}")
+        _check_byte_order(path, is_little=machine.get("little_endian") is True)
+        reader = _Reader(file, path, arguments=arguments)
+        value, keys, extents = reader.load(), _Reader(file, path).load(), {}
+        for key in keys:
+            storage = reader.storages[key]
+            count = int.from_bytes(file.read(8), "little", signed=True)
+            extent = StoredBytes(file.tell(), storage.size * np.dtype(storage.dtype).itemsize, is_member=False)
+            if count != storage.size or extent.start + extent.bytes > end:
+                raise pickle.UnpicklingError(f"storage {key} is not complete")
+            extents[key] = extent
+            file.seek(extent.bytes, 1)
+    return value, extents
+
+
+def _check_byte_order(path: Path, *, is_little: bool) -> None:
+    if not is_little:
+        raise ValueError(f"{path} has another byte order than little-endian; save it again on a little-endian machine")
 
 
 def _no_zip(path: Path) -> str:
@@ -263,8 +311,5 @@ def _no_zip(path: Path) -> str:
     if start.startswith(ZIP):
         return f"{path} is truncated; copy it again"
     if start[:1] == b"\x80":
-        return (
-            f"{path} has the format used before PyTorch 1.6, which cannot be read without running code; if you trust "
-            "it, save it again: torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
-        )
+        return f"{path} is a pickle that torch.save did not write; name the .pth or .safetensors file of a model"
     return describe_file(path, "is not a PyTorch file; name the .pth or .safetensors file of a model")

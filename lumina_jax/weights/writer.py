@@ -19,7 +19,7 @@ from lumina_jax.weights.files import DTYPES
 BLOCK = 32 * 2**20
 """About this many bytes are converted and written at a time."""
 ALIGNMENT = 8
-NAMES = {np.dtype(ours): stored for stored, ours in DTYPES.items()}
+STORED_NAMES = {np.dtype(ours): stored for stored, ours in DTYPES.items()}
 
 
 class Planned(NamedTuple):
@@ -112,7 +112,7 @@ def _write_file(
     end = 0
     for tensor in plan:
         start, end = end, end + tensor.bytes
-        header[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+        header[tensor.name] = {"dtype": STORED_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     digest = hashlib.sha256()

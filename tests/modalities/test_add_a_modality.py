@@ -21,7 +21,7 @@ from lumina_jax.config import (
 )
 from lumina_jax.data.prepared import Card, PreparedSample, write_prepared
 from lumina_jax.documents import forget_types
-from lumina_jax.modalities import KINDS, modality_of
+from lumina_jax.modalities import MODALITY_OF_MEDIA, modality_of
 from lumina_jax.modalities.decoding.media import Sound
 from lumina_jax.modalities.files.png import read_png_metadata
 from lumina_jax.run import read_run
@@ -40,7 +40,7 @@ def signals(tmp_path):
     sys.modules["signals"] = module
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["signals"], KINDS[module.SignalConfig], MediaConfig.kinds["signals"]
+    del sys.modules["signals"], MODALITY_OF_MEDIA[module.SignalConfig], MediaConfig.kinds["signals"]
     forget_types()
 
 

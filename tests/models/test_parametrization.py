@@ -18,7 +18,7 @@ from lumina_jax.models.parametrization import parameter_rules, scale_initial_val
 from lumina_jax.parallel.axes import FSDP
 from lumina_jax.tokens import TextFeatures
 from lumina_jax.training.checkpoint import check_same_model
-from tests.models.random_models import random_model
+from tests.models.random_models import random_parameters
 from tests.training.tiny import packed_batch
 
 BASE = ModelConfig(
@@ -48,6 +48,7 @@ LEARNED_TEXT = {"hidden": r"blocks\.text\.(key|value)\.kernel|caption_pooling\.l
 VARIANTS = {
     "flag": BASE,
     "next": dataclasses.replace(BASE, block="next", rope_axes=2, own_text_query=True, qk_norm=False),
+    "dit": dataclasses.replace(BASE, block="dit", qk_norm=False),
     "label": dataclasses.replace(BASE, conditioning="label"),
     "phonemes": dataclasses.replace(BASE, text_layers=1),
 }
@@ -152,23 +153,25 @@ def test_an_initialiser_of_unknown_deviation_is_refused_by_the_name_of_its_param
         scale_initial_values(Other(), mup(wide(BASE)))
 
 
-@pytest.mark.parametrize("variant", ["flag", "next"])
+@pytest.mark.parametrize("variant", ["flag", "next", "dit"])
 def test_logits_of_wider_heads_are_divided_by_their_width(variant):
     """Heads of 48 instead of 12: a factor 1/2 on all queries, those of the text included."""
-    standard = dataclasses.replace(wide(VARIANTS[variant]), heads=4, own_text_query=True)
+    standard = dataclasses.replace(wide(VARIANTS[variant]), heads=4)
     batch, t = packed_batch(rows=2), jnp.full((2, 2), 0.4)
     text = TextFeatures(*batch.condition)
-    model, halved = random_model(standard), random_model(standard)
-    for query in (halved.blocks.attention.query_norm, halved.blocks.attention.text_query_norm):
-        if query is not None:
-            query.weight[...], query.bias[...] = query.weight[...] / 2, query.bias[...] / 2
-    if not standard.qk_norm:
-        for linear in (halved.blocks.attention.query, halved.blocks.attention.text_query):
-            linear.kernel[...] = linear.kernel[...] / 2
-    scaled = random_model(mup(standard, base_heads=4))
-    expected = halved(batch.tokens, t, text)
-    np.testing.assert_allclose(scaled(batch.tokens, t, text), expected, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(model(batch.tokens, t, text), expected, rtol=1e-2, atol=1e-3)
+    queries = r"query_norm\.(weight|bias)$" if standard.qk_norm else r"query\.(kernel|bias)$"
+
+    def halved(path, value):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return value / 2 if re.search(queries, name) else value
+
+    parameters = random_parameters(standard)
+    graph, factored = (abstract_model(config)[0] for config in (standard, mup(standard, base_heads=4)))
+    expected = nnx.merge(graph, jax.tree.map_with_path(halved, parameters))(batch.tokens, t, text)
+    found = nnx.merge(factored, parameters)(batch.tokens, t, text)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    plain = nnx.merge(graph, parameters)(batch.tokens, t, text)
+    assert not np.allclose(plain, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_logits_do_not_change_where_the_heads_keep_their_width():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from lumina_jax.models.stack import KEPT, _forward_keeping, recomputed, run_layers
+from lumina_jax.models.stack import REMAT_POLICIES, _forward_keeping, recomputed, run_layers
 from lumina_jax.parallel.gather import Cut, ShardedWeights
 
 ALONE = ShardedWeights((Cut(0, ()),) * 2, (), jnp.dtype("float32"), None)
@@ -42,7 +42,7 @@ def plain_gradients(inputs):
     return gradients(inputs, "none", None)
 
 
-@pytest.mark.parametrize("remat", KEPT)
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
 def test_layers_gathered_ahead_give_the_gradients_of_a_plain_scan(inputs, plain_gradients, remat):
     chex.assert_trees_all_close(gradients(inputs, remat, ALONE), plain_gradients, rtol=1e-5, atol=1e-5)
 

@@ -12,27 +12,42 @@ ROOT = Path(__file__).parents[2]
 MESHES = (
     "fsdp over two mesh axes, tensor",
     "heads exchanged, key heads repeated",
-    "ring",
     "ring, heads exchanged, tensor",
     "two slices, fsdp, sequence, micro-batches",
 )
 
 
-@pytest.fixture(scope="module")
-def differences():
+def trained_on(meshes):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, ROOT / "tests" / "parallel" / "eight_devices.py", *MESHES]
+    command = [sys.executable, ROOT / "tests" / "parallel" / "eight_devices.py", *meshes]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def differences():
+    return trained_on(MESHES)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_eight_devices_give_losses_gradients_and_parameters_of_one(differences, mesh):
     found = differences[mesh]
     assert found.keys() == {"metrics", "gradients", "parameters", "ema"}
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.slow
+def test_a_ring_alone_gives_losses_gradients_and_parameters_of_one():
+    found = trained_on(["ring"])["ring"]
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.slow
+def test_a_dit_gives_losses_gradients_and_parameters_of_one():
+    (found,) = trained_on(["dit on fsdp, sequence and tensor"]).values()
     assert max(found.values()) < 1e-5, found

@@ -1,10 +1,10 @@
 """train.py, sample.py and the commands, each in a new process, or in this one."""
 
 import contextlib
-import io
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -52,14 +52,16 @@ def workers_of(process):
 
 def here(main, *words):
     """A command in this process, which shares its compiled programs: the status, and what was printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setenv("LUMINA_ALLOCATOR", "system")  # else it would start itself again
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as error:
-            status = error.code
-    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setenv("LUMINA_ALLOCATOR", "system")  # else it would start itself again
+            try:
+                status = main([str(word) for word in words])
+            except SystemExit as error:
+                status = error.code
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, status, out.read(), err.read())
 
 
 def training_here(settings):

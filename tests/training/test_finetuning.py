@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from lumina_jax.commands import convert, sample, train
 from lumina_jax.config import ModelConfig, VaeConfig
 from lumina_jax.parity.golden import Golden
-from tests.training.processes import ROOT, here, module, training, training_command
+from tests.training.processes import ROOT, here, training_command
 from tests.training.tiny import label_config
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     (folder / "lumina").mkdir()
     save_file(golden.parameters, folder / "lumina" / WEIGHTS)
     (folder / "lumina" / "config.json").write_text(json.dumps(golden.config))
-    done = module("convert", folder / "lumina", folder / "ours", "--from", "lumina", "--to", "jax")
+    done = here(convert.main, folder / "lumina", folder / "ours", "--from", "lumina", "--to", "jax")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -44,12 +44,13 @@ def settings_for(folder, **run):
 def test_a_fine_tune_starts_from_converted_weights_resumes_and_exports_again(folder):
     start = shutil.copytree(folder / "ours", folder / "start")
     settings = settings_for(folder, name="tuned", init_from=str(start))
-    done = training(settings)
+    done = here(train.main, *training_command(settings)[2:])
     assert done.returncode == 0, done.stderr
     assert "starting from the parameters in" in done.stdout
     assert f"the model is the one in {start}, not that of the configuration: " in done.stdout
     shutil.rmtree(start)  # which is needed no more
-    done = training(settings, "--run.steps", "3", "--optimizer.learning-rate", "0.002", "--data.prefetch", "2")
+    flags = ["--run.steps", "3", "--optimizer.learning-rate", "0.002", "--data.prefetch", "2"]
+    done = here(train.main, *training_command(settings)[2:], *flags)
     assert done.returncode == 0, done.stderr
     assert "optimizer.learning_rate was 0.01 and is 0.002" in done.stdout
     assert "prefetch" not in done.stdout

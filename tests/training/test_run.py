@@ -101,7 +101,7 @@ def test_a_diverging_loss_stops_with_its_step_and_keeps_good_checkpoints(tmp_pat
     settings = label_config(
         tmp_path, optimizer={"learning_rate": 1e38, "clip_norm": None}, run={"steps": 50, "checkpoint_every": 1}
     )
-    done = training(settings)
+    done = training_here(settings)
     assert done.returncode == 1
     assert "must be finite, but at step" in done.stderr
     checkpoints = Checkpoints(tmp_path / "tiny/checkpoints", read_only=True)
@@ -142,7 +142,7 @@ def test_a_folder_with_broken_pictures_trains_and_names_them(tmp_path):
 def trained(tmp_path_factory):
     """A run of two steps."""
     settings = label_config(tmp_path_factory.mktemp("trained"), run={"steps": 2})
-    done = training(settings)
+    done = training_here(settings)
     assert done.returncode == 0, done.stderr
     return settings
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lumina_jax.weights.pickles import PickledTensors, read_arguments
-from tests.weights.pickled import save_pickled
+from tests.weights.pickled import save_legacy, save_pickled
 
 GOLDEN = Path(__file__).parents[1] / "golden/pickled"
 
@@ -111,10 +111,46 @@ def test_what_holds_no_named_tensors_is_refused(tmp_path, value):
         PickledTensors(archive(tmp_path / "bad.pth", value))
 
 
-def test_the_format_before_the_zip_is_refused_with_the_way_to_resave_it(tmp_path):
-    (tmp_path / "old.pth").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2))
-    with pytest.raises(ValueError, match=r"torch\.save\(torch\.load"):
-        PickledTensors(tmp_path / "old.pth")
+def test_the_format_before_the_zip_is_read_bit_for_bit_with_its_strides(tmp_path):
+    dense = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5)
+    state = {"dense": dense, "turned": dense.transpose(3, 2, 0, 1), "half": np.ones(3, np.float16)}
+    state["one"] = np.array(7, np.int64)
+    tensors = PickledTensors(save_legacy(tmp_path / "old.pth", state))
+    assert set(tensors) == set(state)
+    for name, value in state.items():
+        assert tensors.dtype(name) == value.dtype
+        np.testing.assert_array_equal(tensors[name], value)
+    np.testing.assert_array_equal(tensors.part("turned", 1), state["turned"][1])
+
+
+def test_code_in_the_format_before_the_zip_is_named_and_never_run(tmp_path):
+    mark = tmp_path / "called"
+    file = save_legacy(tmp_path / "bad.pth", {"weight": Call(os.mkdir, str(mark))})
+    with pytest.raises(ValueError, match=r"contains code.*mkdir"):
+        PickledTensors(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_file_in_the_format_before_the_zip_that_was_cut_off_is_refused(tmp_path, share):
+    whole = save_legacy(tmp_path / "old.pth", {"a": np.ones(300, np.float32), "b": np.ones(9, np.float32)}).read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"cut\.pth is not a valid PyTorch file.*copy it again"):
+        PickledTensors(tmp_path / "cut.pth")
+
+
+def test_a_file_in_the_format_before_the_zip_of_another_machine_is_refused(tmp_path):
+    state = {"a": np.ones(3, np.float32)}
+    with pytest.raises(ValueError, match="another byte order"):
+        PickledTensors(save_legacy(tmp_path / "big.pth", state, is_little=False))
+    with pytest.raises(ValueError, match="protocol=7 must be 1001"):
+        PickledTensors(save_legacy(tmp_path / "new.pth", state, protocol=7))
+
+
+def test_a_pickle_of_something_else_is_called_so(tmp_path):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": 1}, protocol=2))
+    with pytest.raises(ValueError, match=r"a pickle that torch\.save did not write"):
+        PickledTensors(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.99])
@@ -161,8 +197,8 @@ def test_what_pytorch_saves_is_read_bit_for_bit(tmp_path):
         assert tensors[name].tobytes() == expected.numpy().tobytes(), name
         assert tensors.shape(name) == tuple(view.shape)
     torch.save(views, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"before PyTorch 1\.6"):
-        PickledTensors(tmp_path / "old.pth")
+    old = PickledTensors(tmp_path / "old.pth")
+    assert all(old[name].tobytes() == tensors[name].tobytes() for name in views)
 
 
 def test_a_type_that_only_pytorch_knows_is_called_so(tmp_path):

@@ -1,5 +1,10 @@
 """lumina scaling COMMAND: from a grid of small runs to what a larger one will do
 
+plan CONFIG            a grid of sizes, budgets, seeds and recipes, and what it costs
+run GRID               train every run of a grid; the same command goes on after a stop
+fit RUNS.jsonl         the law of a grid of runs, and what it predicts
+coordinate-check CONFIG   whether activations and updates have one size at every width
+
 Each command explains its flags with --help.
 """
 
@@ -7,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("plan", "run", "fit", "coordinate-check")
 
 
 def main(words: Sequence[str]) -> int:
