@@ -31,7 +31,8 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.35rem; margin-top: 2.5rem; border-bo
 h3 { font-size: 1.05rem; margin-bottom: 0.3rem; }
 table { border-collapse: collapse; margin: 0.7rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; } td { white-space: nowrap; } thead th { border-bottom: 2px solid #888; }
+th:first-child, td:first-child { text-align: left; } td { white-space: nowrap; }
+thead th { border-bottom: 2px solid #888; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: 0.9rem; color: #444; }
 .note { border-left: 4px solid #d55e00; padding: 0.1rem 0.8rem; margin: 0.5rem 0; background: #fdf3ec; }
 .scroll { overflow-x: auto; }
