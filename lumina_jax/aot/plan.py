@@ -28,6 +28,7 @@ from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
+from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
@@ -306,4 +307,4 @@ def drawing_flops(config: Config, load: Load) -> float:
 
 def _calls(solver: str) -> int:
     """Predictions of the network in a step of the solver."""
-    return SOLVERS[solver].calls if solver in SOLVERS else STOCHASTIC[solver]
+    return SOLVERS[solver].calls if solver in SOLVERS else (STOCHASTIC | ANCESTRAL)[solver]
