@@ -3,8 +3,11 @@
 In: a configuration, and sizes such as 3M or 4x128. Out: `ModelSize`s, and the configuration with one of them.
 
 The rule for a number of parameters: the width of a head stays that of the configuration, and the heads follow from the
-width. Of all models whose parameters are within 10 % of the number, take the one whose width divided by its layers is
-nearest to that of the configuration (by ratio); if no model is within 10 %, the nearest in parameters (by ratio).
+width. Of all models whose parameters are within 25 % of the number, take the one for which
+
+    the factor by which width / layers differs from the configuration x (the factor by which parameters differ)^2
+
+is least; if no model is within 25 %, the nearest in parameters.
 """
 
 import dataclasses
@@ -17,7 +20,7 @@ from lumina_jax.config import Config, ModelConfig
 from lumina_jax.config.section import require
 from lumina_jax.training.state import parameter_count
 
-NEAR = 0.10
+NEAR = 0.25
 """The share by which the parameters of a model may differ from those asked for."""
 SEARCHED = 4
 """Widths that are tried on each side of the one that fits best."""
@@ -82,9 +85,12 @@ def size_for(model: ModelConfig, parameters: int | float) -> ModelSize:
         for apart in range(1, min(SEARCHED, units))
         for size, count in _deep(model, units - apart, parameters)
     ]
-    near = [size for size, count in around if abs(count / parameters - 1) <= NEAR]
+    near = [(size, count) for size, count in around if abs(count / parameters - 1) <= NEAR]
     if near:
-        return min(near, key=lambda size: _ratio(size.width / size.layers, model.width / model.layers))
+        aspect = model.width / model.layers
+        return min(near, key=lambda one: _ratio(one[0].width / one[0].layers, aspect) + 2 * _ratio(one[1], parameters))[
+            0
+        ]
     size, count = min(around, key=lambda found: _ratio(found[1], parameters))
     require(
         _ratio(count, parameters) <= math.log(2),
