@@ -5,7 +5,7 @@ mathematics. Captions are never dropped.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -26,7 +26,7 @@ from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.modalities import Modality, modalities_of_sources
 from lumina_jax.parallel.mesh import axis_size, check_tokens, make_mesh
-from lumina_jax.parallel.multihost import compiled_together
+from lumina_jax.parallel.multihost import compiled_together, say
 from lumina_jax.training.held_out import (
     EMPTY_TIME,
     HeldOutLoss,
@@ -36,6 +36,7 @@ from lumina_jax.training.held_out import (
     summary,
     velocity_errors,
 )
+from lumina_jax.training.metrics import HELD_OUT_LOSS, TRAINED_ON_LOSS
 from lumina_jax.training.state import Parameters
 from lumina_jax.training.step import NoiseAndTimes, TrainBatch, batch_shardings
 
@@ -95,6 +96,41 @@ def held_out_losses(
         batch=batch,
     )
     return measure(pipeline.parameters)
+
+
+def evaluator(
+    config: Config,
+    mesh: Mesh,
+    modalities: Sequence[Modality],
+    encoder: TextEncoder | None,
+    autoencoders: Mapping[str, Any],
+) -> Callable[[Parameters], dict[str, float]] | None:
+    """What a run evaluates every `run.evaluate_every` steps: metrics by name. None: nothing.
+
+    Args:
+      modalities, autoencoders: as for `measurement`.
+
+    Raises:
+      ValueError: no sample can be used.
+    """
+    if config.run.evaluate_every is None:
+        return None
+    measure = measurement(config, mesh, modalities, encoder, autoencoders, samples=config.run.evaluate_samples)
+    kind = "held-out samples" if measure.is_held_out else "samples of training, because none is held out,"
+    say(f"every {config.run.evaluate_every} steps {len(measure.examples)} {kind} are measured at fixed times and noise")
+    name = HELD_OUT_LOSS if measure.is_held_out else TRAINED_ON_LOSS
+    is_single = len(config.model.modalities) == 1
+
+    def evaluate(parameters: Parameters) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for modality, found in measure(parameters).items():
+            ending = "" if is_single else f"/{modality}"
+            values[f"{name}{ending}"] = found.loss
+            if found.standard_error is not None:
+                values[f"{name}_error{ending}"] = found.standard_error
+        return values
+
+    return evaluate
 
 
 def measurement(

@@ -77,21 +77,24 @@ def _flops(model: ModelConfig, load: Load, *, backward: bool) -> Flops:
     tokens, samples = load.rows * load.tokens, load.rows * load.samples
     parts = 4 if model.block == "next" else 6
     final_parts = 2 if model.final_shift else 1
-    queries = 2 if model.own_text_query and model.conditioning == "text" else 1
+    text_projections = 0.0  # of tokens: queries of their own for the text, in DiT an output projection as well
+    if model.conditioning == "text":
+        text_projections = 2.0 * width * heads * (2 if model.block == "dit" else model.own_text_query)
     conditioning = both * samples * 2 * condition * width * (model.layers * parts + final_parts)
     conditioning += samples * 2 * condition * (one * TIME_FREQUENCIES + both * condition)
     text = 0.0
     if model.conditioning == "text":
         conditioning += both * samples * 2 * model.caption_width * condition
-        text = both * model.layers * (_text_keys(model, load) + 4 * tokens * load.text_tokens * heads)
+        keys = one if model.block == "dit" and not model.text_layers else both  # of captions that nothing has changed
+        text = model.layers * (keys * _text_keys(model, load) + both * 4 * tokens * load.text_tokens * heads)
     values = sum(modality.patch_values for modality in model.modalities)
     out = values * (2 if model.predict_sigma else 1)
     encoder_tokens = samples * load.text_tokens if model.text_layers else 0
-    encoder = model.text_layers * encoder_tokens * (_projections(model) + _feed_forward(model))
+    encoder = model.text_layers * encoder_tokens * (_projections(model) + 6.0 * width * model.mlp_width)
     encoder += model.text_layers * 4 * encoder_tokens * load.text_tokens * heads
     encoder_in = 2 * encoder_tokens * model.text_width * width
     return Flops(
-        projections=both * model.layers * tokens * (_projections(model) + (queries - 1) * 2 * width * heads),
+        projections=both * model.layers * tokens * (_projections(model) + text_projections),
         attention=both * model.layers * 4 * tokens * (load.tokens / load.samples) * heads,
         text=text + both * encoder + one * encoder_in,
         feed_forward=both * model.layers * tokens * _feed_forward(model),
@@ -107,8 +110,8 @@ def _projections(model: ModelConfig) -> float:
 
 
 def _feed_forward(model: ModelConfig) -> float:
-    """Operations for one token in one layer: gate, up and down."""
-    return 6.0 * model.width * model.mlp_width
+    """Operations for one token in one layer: gate, up and down; DiT has no gate."""
+    return (4.0 if model.block == "dit" else 6.0) * model.width * model.mlp_width
 
 
 def _text_keys(model: ModelConfig, load: Load) -> float:

@@ -81,18 +81,13 @@ class Plan:
     @property
     def load(self) -> Load:
         """The batch of `config`; for a sampler, one sample in each row."""
-        config = self.config
-        data, model = config.data, config.model
-        modalities = [
-            modality_of_source(part, model, config.vae_of(part.modality), factor=self.vae_factor) for part in data.parts
-        ]
-        text = config.text.max_tokens if config.model.conditioning == "text" else 0
-        tokens, samples = row_tokens(data, model, modalities), data.samples_per_row
-        if self.sampler:
-            model = config.model
-            markers = {"nextline": model.nextline, "nextframe": model.nextframe}
-            tokens, samples = latent_grid(*self.extent, patch_size=model.patch_size, **markers).length, 1
-        return Load(rows=data.batch_rows, tokens=tokens, samples=samples, text_tokens=text)
+        load = batch_load(self.config, self.vae_factor)
+        if not self.sampler:
+            return load
+        model = self.config.model
+        markers = {"nextline": model.nextline, "nextframe": model.nextframe}
+        grid = latent_grid(*self.extent, patch_size=model.patch_size, **markers)
+        return dataclasses.replace(load, tokens=grid.length, samples=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +110,21 @@ class Report:
     @property
     def fits(self) -> bool:
         return self.memory.total <= self.plan.topology.chip.hbm_usable
+
+
+def batch_load(config: Config, vae_factor: int = 8) -> Load:
+    """The contents of a training batch, captions padded to text.max_tokens.
+
+    Args:
+      vae_factor: pixels along one side of a value of the latent, where `config.vae` names an autoencoder.
+    """
+    data, model = config.data, config.model
+    modalities = [
+        modality_of_source(part, model, config.vae_of(part.modality), factor=vae_factor) for part in data.parts
+    ]
+    text = config.text.max_tokens if model.conditioning == "text" else 0
+    tokens = row_tokens(data, model, modalities)
+    return Load(rows=data.batch_rows, tokens=tokens, samples=data.samples_per_row, text_tokens=text)
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:

@@ -17,12 +17,13 @@ rests on a real program, and only the ranking on the estimates of this file, whi
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from lumina_jax.aot.flops import Load, forward_flops, step_flops
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, compile_plan, devices_of, plan_mesh
 from lumina_jax.aot.roofline import attention_efficiency
+from lumina_jax.chips import Topology
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.training.state import parameter_count
 
@@ -100,9 +101,31 @@ def flags(config: Config) -> str:
     )
 
 
-def guesses(plan: Plan) -> Iterator[Guess]:
-    """Every candidate that mesh and model allow, judged."""
-    devices = devices_of(plan.topology)
+@dataclasses.dataclass(frozen=True)
+class DescribedDevice:
+    """What the mesh needs to know of a device of a topology, where there is no compiler to ask."""
+
+    id: int
+    coords: tuple[int, ...]
+    core_on_chip: int
+    slice_index: int = 0
+    process_index: int = 0
+
+
+def described_devices(topology: Topology) -> list[DescribedDevice]:
+    """The devices of a topology by their coordinates; libtpu is not needed."""
+    extent = topology.extent + (1,) * (3 - len(topology.extent))
+    positions = itertools.product(*map(range, extent), range(topology.chip.devices))
+    return [DescribedDevice(index, tuple(coords), core) for index, (*coords, core) in enumerate(positions)]
+
+
+def guesses(plan: Plan, devices: Sequence[Any] | None = None) -> Iterator[Guess]:
+    """Every candidate that mesh and model allow, judged.
+
+    Args:
+      devices: of the topology; None: those that libtpu knows.
+    """
+    devices = devices_of(plan.topology) if devices is None else devices
     count, load, parameters = len(devices), plan.load, parameter_count(plan.config.model)
     for shares in divisions(count, plan.config.model.heads):
         if load.tokens % shares.sequence:
@@ -141,12 +164,18 @@ def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
     rows = load.rows / (micro * shares.data * shares.fsdp)
     tokens = rows * load.tokens / shares.sequence  # of one device in one micro-batch
     hidden, waited_for = _link_seconds(plan, shares, tokens, parameters)
-    share = 4.0 * parameters / shares.parameters
-    kept = 2.0 * tokens * _kept(model) * model.layers
-    layer = 2 * 2 * 2.0 * parameters / model.layers / shares.tensor
-    widest = 2.0 * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
-    memory = share * (6 if micro > 1 else 5) + kept + layer + widest
+    memory = device_bytes(model, shares, tokens, parameters, micro)
     return Guess(plan, max(_arithmetic(plan, load), hidden) + waited_for, memory)
+
+
+def device_bytes(model: ModelConfig, shares: Shares, tokens: float, parameters: int, micro: int) -> float:
+    """Bytes of a device that has this number of tokens of each micro-batch."""
+    width = 4.0 if model.compute_dtype == "float32" else 2.0
+    share = 4.0 * parameters / shares.parameters
+    kept = width * tokens * _kept(model) * model.layers
+    layer = 2 * 2 * width * parameters / model.layers / shares.tensor
+    widest = width * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
+    return share * (6 if micro > 1 else 5) + kept + layer + widest
 
 
 KEPT_VALUES: dict[str, Callable[[ModelConfig], int]] = {
@@ -164,7 +193,9 @@ def _keys(model: ModelConfig) -> int:
 
 
 def _kept(model: ModelConfig) -> int:
-    return KEPT_VALUES[model.remat](model)
+    return (
+        KEPT_VALUES[model.remat](model) if model.remat in KEPT_VALUES else 0
+    )  # offload keeps them in the memory of the host
 
 
 def _arithmetic(plan: Plan, load: Load) -> float:

@@ -57,6 +57,7 @@ def run(config: Config) -> bool:
     """The whole run, top to bottom; whether it reached its last step. jax is imported here, after flags were read."""
     from lumina_jax.encoders.configured import encoder_of
     from lumina_jax.generation.sheets import check_previews, sheet_writer
+    from lumina_jax.held_out import evaluator
     from lumina_jax.modalities import load_autoencoders, modalities_of_sources
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import is_first, say
@@ -89,6 +90,7 @@ def run(config: Config) -> bool:
     encoder, autoencoders, modalities = encoder_of(config), load_autoencoders(config), modalities_of_sources(config)
     say_header(config, mesh, source, modalities)
     stream = encoded_stream(config, mesh, source, encoder, modalities, autoencoders)
+    evaluate = evaluator(config, mesh, modalities, encoder, autoencoders)
 
     # State: the newest checkpoint of this run, or a new one from the seed
     with checkpoints, stream:
@@ -104,7 +106,7 @@ def run(config: Config) -> bool:
         try:
             state = loop.train_steps(
                 config, state, train_step(config, mesh), Feed(stream, mesh, config.data.batch_rows),
-                checkpoints=checkpoints, writer=writer, show=show,
+                checkpoints=checkpoints, writer=writer, show=show, evaluate=evaluate,
             )  # fmt: skip
         finally:
             if writer is not None:

@@ -69,6 +69,12 @@ class Config(Section):
             f"vae.others must name modalities of model.others, {known}, each once, but names {named}; the autoencoder "
             f"of {self.model.modality!r} is named in vae.path",
         )
+        self.sample.check_path(self.flow.path)
+        require(
+            self.flow.path != "ddpm" or self.model.time_scale == 1,
+            f"flow.path='ddpm' tells the network the step, from 0 to 999, so model.time_scale={self.model.time_scale} "
+            "must be 1",
+        )
         require(
             self.data.batch_rows % self.optimizer.accumulate == 0,
             f"data.batch_rows={self.data.batch_rows} must be a multiple of "

@@ -37,8 +37,8 @@ class ModalityConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
-    """A Flag-DiT (Lumina-T2X, arXiv 2405.05945, section 2), or with block="next" a Next-DiT (Lumina-Next, arXiv
-    2406.18583). Named sizes: `models/presets.py`."""
+    """A Flag-DiT (Lumina-T2X, arXiv 2405.05945, section 2), with block="next" a Next-DiT (Lumina-Next, arXiv
+    2406.18583), or with block="dit" a DiT (arXiv 2212.09748). Named sizes: `models/presets.py`."""
 
     called: ClassVar[str] = "model."
 
@@ -56,15 +56,18 @@ class ModelConfig(Section):
     mlp_multiple_of: int = 256
     """The width of the feed-forward is rounded up to a multiple of this."""
     mlp_multiplier: float | None = None
-    """Factor on the width of the feed-forward, which is 8/3 of the width of the model; None: 1."""
+    """Factor on the width of the feed-forward, which is 8/3 of the width of the model, in DiT 4; None: 1."""
 
     # Layers
-    block: Literal["flag", "next"] = "flag"
-    """flag: adaLN with shift, scale and gate. next: scale and tanh gate, and a second norm after each branch."""
+    block: Literal["flag", "next", "dit"] = "flag"
+    """flag: adaLN with shift, scale and gate. next: scale and tanh gate, and a second norm after each branch. dit: as
+    flag, with a GELU feed-forward, biases, and cross-attention to text after self-attention."""
     qk_norm: bool = True
-    """Normalise queries and keys."""
+    """Normalise queries and keys (the published DiT does not)."""
+    norm: Literal["auto", "rms", "layer"] = "auto"
+    """The norm before each branch: RMSNorm, or LayerNorm without parameters; auto: layer in DiT, else rms."""
     norm_weights: bool = True
-    """A learned weight in the norm before each branch (the label-conditional Next-DiT has none)."""
+    """A learned weight in the RMSNorm before each branch (the label-conditional Next-DiT has none)."""
     norm_eps: float = 1e-5
     """Added to the mean square in a norm."""
     final_shift: bool = True
@@ -75,6 +78,9 @@ class ModelConfig(Section):
     """Factor on t before the time embedding (the released audio models: 1000)."""
 
     # Positions
+    positions: Literal["auto", "rope", "sine"] = "auto"
+    """rope: rotary embeddings of queries and keys. sine: sines and cosines of row and column (and frame, with three
+    axes) added to the tokens. auto: sine in DiT, else rope."""
     rope_axes: Literal[1, 2, 3] = 1
     """The positions that rotary embeddings use. 1: in the sequence. 2: row and column. 3: frame, row and column."""
     rope_theta: float = 10_000.0
@@ -96,7 +102,8 @@ class ModelConfig(Section):
     pad_token: bool = False
     """Keep the learned embedding of padding that released checkpoints have; no output depends on it."""
     predict_sigma: bool = False
-    """Twice the output channels, of which the second half is thrown away (released checkpoints)."""
+    """Twice the output channels. With flow.path='ddpm' the second half says the variance of each step; otherwise it is
+    thrown away (released checkpoints)."""
 
     # Text or labels
     conditioning: Literal["text", "label"] = "text"
@@ -140,18 +147,41 @@ class ModelConfig(Section):
         require(len(set(names)) == len(names), f"the modalities of a model need different names, but are {names}")
         require(
             not (self.others and self.predict_sigma),
-            "model.predict_sigma is for released checkpoints, which have one modality; leave model.others empty",
+            "model.predict_sigma is for models of one modality; leave model.others empty",
         )
+        self._check_positions()
+        require(
+            self.heads % self.key_heads == 0,
+            f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}",
+        )
+        require(
+            not (self.own_text_query and self.block == "dit"),
+            "model.own_text_query is for attention to text beside self-attention; that of model.block='dit' always has "
+            "a query projection, so leave it out",
+        )
+
+    def _check_positions(self) -> None:
+        """Heads hold whole pairs of rotary embeddings, or the width whole pairs of sines and cosines."""
         unit = 2 * self.rope_axes
+        if self.position_kind == "sine":
+            unit = 2 if self.text_layers else 1
+            pairs = 2 * self.position_axes
+            require(
+                self.width % pairs == 0,
+                f"model.width={self.width} must be a multiple of {pairs}, a sine and a cosine for each of "
+                f"{self.position_axes} axes; change it, or set model.positions to 'rope'",
+            )
+            require(
+                self.heads_width % (unit * self.heads) == 0,
+                f"the width of a head must be a multiple of {unit}, but {self.heads_width} values are shared by "
+                f"model.heads={self.heads}; change model.width or model.heads",
+            )
+            return
         require(
             self.heads_width % (unit * self.heads) == 0,
             f"the width of a head must be a multiple of {unit}, because rotary embeddings turn pairs along "
             f"{self.rope_axes} axes, but {self.heads_width} values are shared by model.heads={self.heads}; change "
             f"model.width or model.heads, or set model.attention_width to a multiple of {unit} times the heads",
-        )
-        require(
-            self.heads % self.key_heads == 0,
-            f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}",
         )
 
     @property
@@ -178,8 +208,32 @@ class ModelConfig(Section):
         return min(self.width, self.condition_limit or self.width)
 
     @property
+    def norm_kind(self) -> Literal["rms", "layer"]:
+        """The norm before each branch."""
+        if self.norm == "auto":
+            return "layer" if self.block == "dit" else "rms"
+        return self.norm
+
+    @property
+    def position_kind(self) -> Literal["rope", "sine"]:
+        """How tokens are told their positions."""
+        if self.positions == "auto":
+            return "sine" if self.block == "dit" else "rope"
+        return self.positions
+
+    @property
+    def position_axes(self) -> int:
+        """Coordinates of a position that the network is told."""
+        return self.rope_axes if self.position_kind == "rope" else max(2, self.rope_axes)
+
+    @property
+    def biases(self) -> bool:
+        """Whether attention has biases."""
+        return self.block == "dit"
+
+    @property
     def mlp_width(self) -> int:
-        hidden = int(2 * 4 * self.width / 3)
+        hidden = 4 * self.width if self.block == "dit" else int(2 * 4 * self.width / 3)
         if self.mlp_multiplier is not None:
             hidden = int(self.mlp_multiplier * hidden)
         return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)

@@ -8,10 +8,12 @@ from lumina_jax.config.section import Section, require, require_between
 SolverName = Literal[
     "euler", "midpoint", "heun", "heun3", "rk4", "explicit_adams", "implicit_adams",
     "adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8",
-    "euler_maruyama", "sde_heun",
+    "euler_maruyama", "sde_heun", "ddpm", "ddim",
 ]  # fmt: skip
 DiffusionName = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 LastStepName = Literal["none", "mean", "tweedie", "euler"]
+ANCESTRAL = ("ddpm", "ddim")
+"""Solvers that take some of the steps of a model that was trained with flow.path='ddpm'."""
 EVEN_GRID = ("explicit_adams", "implicit_adams")
 """Solvers whose steps must all have one length."""
 
@@ -24,9 +26,10 @@ class SampleConfig(Section):
 
     solver: SolverName = "midpoint"
     """euler to implicit_adams take sample.steps steps; adaptive_heun to dopri8 choose their steps; euler_maruyama and
-    sde_heun are stochastic. docs/flow-matching.md compares them."""
+    sde_heun are stochastic; ddpm and ddim are for flow.path='ddpm'. docs/flow-matching.md compares them."""
     steps: int = 30
-    """Intervals of the time grid; the adaptive solvers choose their steps and ignore it."""
+    """Intervals of the time grid; the adaptive solvers choose their steps and ignore it. Of ddpm and ddim, how many of
+    the 1000 steps are taken."""
     guidance: float = 4.0
     """The scale s in v_null + s (v_text - v_null); 1: no guidance."""
     guided_channels: int | None = None
@@ -53,6 +56,10 @@ class SampleConfig(Section):
     """The last step of the stochastic solvers, from the last time of the grid to the data."""
     last_step_size: float = 0.04
     """Length of that last step in time."""
+    eta: float = 0.0
+    """Noise that ddim adds: 0 none, 1 as much as ddpm."""
+    data_limit: float | None = None
+    """The data that ddpm and ddim predict on their way are clipped to this magnitude (pixels: 1); None: not at all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,3 +82,18 @@ class SampleConfig(Section):
         require_between("sample.atol", self.atol, 1e-12, 1)
         require_between("sample.diffusion_norm", self.diffusion_norm, 1e-6, 1e3)
         require_between("sample.last_step_size", self.last_step_size, 1e-6, 0.5, "the whole path has length 1")
+        require_between("sample.eta", self.eta, 0, 1, "0 adds no noise, 1 as much as ddpm")
+        require_between("sample.data_limit", self.data_limit, 1e-3, 1e6, "None clips nothing")
+        require(
+            self.solver not in ANCESTRAL or self.steps <= 1000,
+            f"sample.solver={self.solver!r} takes some of the 1000 steps of training, but sample.steps={self.steps}; "
+            "ask for at most 1000",
+        )
+
+    def check_path(self, path: str) -> None:
+        """Refuse a solver that a model with this flow.path cannot follow."""
+        require(
+            self.solver not in ANCESTRAL or path == "ddpm",
+            f"sample.solver={self.solver!r} is for models of flow.path='ddpm', but this one has flow.path={path!r}; "
+            "choose an ODE solver such as midpoint",
+        )

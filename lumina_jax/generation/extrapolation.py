@@ -34,9 +34,9 @@ def rope_factor(settings: SampleConfig, model: ModelConfig, size: Extent, traine
         return settings.rope_factor
     frames = size.frames / trained.frames
     area = size.height * size.width / (trained.height * trained.width)
-    if model.rope_axes == 1:
+    if model.position_axes == 1:
         return max(1.0, frames * area)
-    return max(1.0, math.sqrt(area), frames if model.rope_axes == 3 else 1.0)
+    return max(1.0, math.sqrt(area), frames if model.position_axes == 3 else 1.0)
 
 
 def rope_scaling(factor: float, watershed: float, t: float | Float[Array, ""] | Float[Array, " b"]) -> RopeScaling:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
+from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
@@ -321,9 +322,10 @@ def _lost_on_the_way(settings: SampleConfig) -> str:
 
 
 def _check_reversible(settings: SampleConfig) -> None:
-    if settings.solver in STOCHASTIC:
+    if settings.solver in (*STOCHASTIC, *ANCESTRAL):
+        kind = "stochastic" if settings.solver in STOCHASTIC else "for denoising alone"
         raise ValueError(
-            f"only the probability flow can be walked back, but solver={settings.solver!r} is stochastic; choose an "
+            f"only the probability flow can be walked back, but solver={settings.solver!r} is {kind}; choose an "
             "ODE solver such as midpoint or dopri5"
         )
 

@@ -39,6 +39,7 @@ def check_request(
         no label of it, a size does not fit, or the settings do not.
     """
     check_seed(seed)
+    settings.check_path(config.flow.path)
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list, but {shortened(prompts)} is one text; write [{shortened(prompts)}]")
     channels = config.model.modality_of(modality).channels

@@ -19,22 +19,19 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from lumina_jax.config import Config, ModalityConfig, SampleConfig
-from lumina_jax.flow import guidance, ode, paths, sde, timesteps
+from lumina_jax.flow import ancestral, guidance, ode, paths, sde
 from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.adaptive import SampleNorms, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation import extrapolation
 from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.generation.trajectories import Output, Times, denoised, flow, solver_settings, stochastic
 from lumina_jax.models.division import Division
 from lumina_jax.models.flag_dit import Condition, FlagDiT
 from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
 from lumina_jax.tokens import Grid, Kind, TextFeatures, Tokens, tokens_of, unpatchify
 
 Latents = Float[jax.Array | np.ndarray, "b f h w c"]
-Times = Float[Array, ""] | Float[Array, " b"]
-"""One for all samples of a batch, or one for each."""
-Output = Callable[[Times, Float[Array, "b l p"]], Float[Array, "b l p"]]
-Velocity = Callable[[Times, Float[Array, "b l p"], Any], Float[Array, "b l p"]]
 Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
 """Of parameters, tokens, what else there is of each token, and a prompt."""
 
@@ -71,16 +68,20 @@ def draw(
     """Noise to latents; `keys` are for the noise of the stochastic solvers."""
     chex.assert_rank([noise, keys], [5, 1])
     chex.assert_equal_shape_prefix([noise, keys], 1)
-    if settings.solver not in sde.STOCHASTIC:
+    if settings.solver not in (*sde.STOCHASTIC, *ancestral.ANCESTRAL):
         return _walked(task, settings, parameters, noise, prompt, backwards=False)
     tokens, grid = _tokens(noise, task)
     size = (settings.steps, *tokens.patches.shape[1:])
     draws = jnp.swapaxes(jax.vmap(lambda key: jax.random.normal(key, size))(keys), 1, 2)  # each token's of all steps
 
     def local(parameters: dict, tokens: Tokens, draws: Array, prompt: Prompt) -> Float[Array, "b l p"]:
-        output = _output(task, settings, parameters, Extent(*noise.shape[1:4]), tokens, prompt)
-        increments = jnp.moveaxis(draws, 2, 0)
-        return _stochastic(output, tokens.patches, increments, task.config, settings, prompt.time_shift)
+        increments, extent = jnp.moveaxis(draws, 2, 0), Extent(*noise.shape[1:4])
+        if settings.solver in ancestral.ANCESTRAL:
+            keeps = task.config.model.predict_sigma
+            output = _output(task, settings, parameters, extent, tokens, prompt, keep_sigma=keeps)
+            return denoised(output, tokens.patches, increments, settings, prompt.time_shift, keeps)
+        output = _output(task, settings, parameters, extent, tokens, prompt)
+        return stochastic(output, tokens.patches, increments, task.config, settings, prompt.time_shift)
 
     return _latents(_shared(task, local, parameters, tokens, draws, prompt), grid, task)
 
@@ -99,9 +100,9 @@ def _walked(
 
     def local(parameters: dict, tokens: Tokens, _: None, prompt: Prompt) -> Float[Array, "b l p"]:
         output = _output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
-        velocity, times = _flow(output, task.config, settings, prompt.time_shift)
+        velocity, times = flow(output, task.config, settings, prompt.time_shift)
         times = times[::-1] if backwards else times
-        return ode.integrate(velocity, tokens.patches, times, **means, **_solver(settings))
+        return ode.integrate(velocity, tokens.patches, times, **means, **solver_settings(settings))
 
     return _latents(_shared(task, local, parameters, tokens, None, prompt), grid, task)
 
@@ -119,10 +120,17 @@ def density(
 
     def local(parameters: dict, tokens: Tokens, signs: Array, prompt: Prompt) -> Float[Array, " b"]:
         output = _output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
-        velocity, times = _flow(output, task.config, settings, prompt.time_shift)
+        velocity, times = flow(output, task.config, settings, prompt.time_shift)
         counts = _counts(tokens, task)
         found = log_likelihood(
-            velocity, tokens.patches, signs, times[::-1], mask=counts, over_row=over_row, **means, **_solver(settings)
+            velocity,
+            tokens.patches,
+            signs,
+            times[::-1],
+            mask=counts,
+            over_row=over_row,
+            **means,
+            **solver_settings(settings),
         )
         return found.log_density
 
@@ -235,9 +243,19 @@ def _counts(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:
 
 
 def _output(
-    task: Task, settings: SampleConfig, parameters: dict, size: Extent, tokens: Tokens, prompt: Prompt
+    task: Task,
+    settings: SampleConfig,
+    parameters: dict,
+    size: Extent,
+    tokens: Tokens,
+    prompt: Prompt,
+    *,
+    keep_sigma: bool = False,
 ) -> Output:
-    """The guided network as a function of time and patches; zero at markers."""
+    """The guided network as a function of time and patches; zero at markers.
+
+    With `keep_sigma` its output has twice the values, of which the second half, the variance, is not guided.
+    """
     config, division = task.config, task.division
     model: FlagDiT = nnx.merge(task.graph, parameters) if division is None else division.model(parameters)
     factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
@@ -247,12 +265,15 @@ def _output(
     if isinstance(both, TextFeatures) and isinstance(alone, TextFeatures):
         both, alone = model.encode_text(both), model.encode_text(alone)
     doubled = jax.tree.map(lambda x: jnp.concatenate([x, x]), tokens)
-    counts = _counts(tokens, task)
+    counts, path = _counts(tokens, task), paths.path(config.flow.path)
+    guided_channels = settings.guided_channels
+    if keep_sigma and guided_channels is None:
+        guided_channels = task.modality.channels
 
     def call(tokens: Tokens, t: Times, condition: Condition) -> Float[Array, "b l p"]:
         rope = extrapolation.rope_scaling(factor, settings.rope_watershed, t)
-        times = jnp.broadcast_to(jnp.reshape(t, (-1, 1)), (len(tokens.patches), 1))
-        return model(tokens, times, condition, rope=rope, base_length=base_length)
+        times = jnp.broadcast_to(jnp.reshape(path.network_time(t), (-1, 1)), (len(tokens.patches), 1))
+        return model(tokens, times, condition, rope=rope, base_length=base_length, keep_sigma=keep_sigma)
 
     def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l p"]:
         def plain() -> Float[Array, "b l p"]:
@@ -267,54 +288,9 @@ def _output(
                 without_text,
                 prompt.guidance_scale,
                 patch_size=task.modality.patch_size,
-                guided_channels=settings.guided_channels,
+                guided_channels=guided_channels,
             )
 
         return counts * jax.lax.cond(prompt.guidance_scale == 1, plain, guided)
 
     return output
-
-
-def _solver(settings: SampleConfig) -> dict[str, Any]:
-    return {"solver": settings.solver, "rtol": settings.rtol, "atol": settings.atol}
-
-
-def _flow(
-    output: Output, config: Config, settings: SampleConfig, time_shift: Float[Array, ""]
-) -> tuple[Velocity, Float[Array, " n"]]:
-    """The velocity of the probability flow, and its times from noise to data."""
-    path, prediction = paths.path(config.flow.path), config.flow.prediction
-    start, end = paths.interval(path, prediction)
-    times = start + (end - start) * timesteps.sampling_grid(settings.steps, shift=time_shift)
-    return _velocity(output, config), times
-
-
-def _velocity(output: Output, config: Config) -> Velocity:
-    path, prediction = paths.path(config.flow.path), config.flow.prediction
-    return lambda t, x, _: paths.velocity_from(prediction, path, output(t, x), x, t)
-
-
-def _stochastic(
-    output: Output,
-    x: Float[Array, "b l p"],
-    noise: Float[Array, "n b l p"],
-    config: Config,
-    settings: SampleConfig,
-    time_shift: Float[Array, ""],
-) -> Float[Array, "b l p"]:
-    """From noise to data by the SDE with the same marginals."""
-    path, prediction = paths.path(config.flow.path), config.flow.prediction
-    last = 0.0 if settings.last_step == "none" else settings.last_step_size
-    start, end = paths.interval(path, prediction, sde=settings.diffusion, last_step_size=last, steps=settings.steps)
-    return sde.integrate(
-        _velocity(output, config),
-        x,
-        start + (end - start) * timesteps.sampling_grid(settings.steps, shift=time_shift),
-        path=path,
-        solver=settings.solver,
-        form=settings.diffusion,
-        norm=settings.diffusion_norm,
-        last_step=settings.last_step,
-        last_step_size=settings.last_step_size,
-        noise=noise,
-    )

@@ -54,7 +54,7 @@ def model_card(
       folder: the folder that contains the written files.
     """
     config = source.config
-    kind = {"flag": "Flag-DiT", "next": "Next-DiT"}[config.block]
+    kind = {"flag": "Flag-DiT", "next": "Next-DiT", "dit": "DiT"}[config.block]
     count = sum(tensor.size for tensor in plan)
     notes = "".join(f"* {note}\n" for note in source.notes) + ("\n" if source.notes else "")
     files = "".join(f"| {file.path.relative_to(folder)} | `{file.sha256}` |\n" for file in written)

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.interop.limits import Factor, Size, check_fields
+from lumina_jax.interop.limits import Factor, Size, check_fields, layer_fields
 from lumina_jax.weights.rules import Rule, linear, norm
 
 CLASS = "LuminaNextDiT2DModel"
@@ -75,11 +75,11 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
       ValueError: diffusers cannot represent the model; the message names the fields.
     """
     expected = {
-        "block": "next", "conditioning": "text", "rope_axes": 2, "nextline": False, "nextframe": False,
+        "conditioning": "text", "rope_axes": 2, "nextline": False, "nextframe": False,
         "norm_weights": True, "final_shift": False, "condition_limit": 1024, "rope_theta": 10_000.0,
         "attention_width": None, "time_scale": 1.0, "pad_token": True, "text_layers": 0, "others": (),
     }  # fmt: skip
-    check_fields(config, expected, f"diffusers' {CLASS}, a text-conditional Next-DiT,")
+    check_fields(config, layer_fields(config, "next") | expected, f"diffusers' {CLASS}, a text-conditional Next-DiT,")
     return {
         "_class_name": CLASS,
         "sample_size": 128,

@@ -12,6 +12,16 @@ Size = Annotated[int, Interval(ge=1, le=2**20)]
 Factor = Annotated[float, Interval(gt=0, le=2**20)]
 
 
+def layer_fields(config: ModelConfig, block: str) -> dict[str, Any]:
+    """The fields for `check_fields` of a model with this block, RMSNorm and rotary embeddings, as all layouts have."""
+    wanted: dict[str, Any] = {"block": block}
+    if config.norm_kind != "rms":
+        wanted["norm"] = "rms"
+    if config.position_kind != "rope":
+        wanted["positions"] = "rope"
+    return wanted
+
+
 def check_fields(config: ModelConfig, expected: Mapping[str, Any], what: str) -> None:
     """Check the fields that a layout does not store, and that must have fixed values.
 

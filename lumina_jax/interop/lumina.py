@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.interop.limits import Factor, Size, check_fields
+from lumina_jax.interop.limits import Factor, Size, check_fields, layer_fields
 from lumina_jax.weights.rules import Rule, linear, norm
 
 
@@ -107,8 +107,9 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
         "others": (),
     }
     if audio:
-        expected |= {"block": "flag", "conditioning": "text", "patch_size": 1, "predict_sigma": False}
-    check_fields(config, expected, f"the released {name}")
+        expected |= {"conditioning": "text", "patch_size": 1, "predict_sigma": False}
+        next_dit = False
+    check_fields(config, layer_fields(config, "next" if next_dit else "flag") | expected, f"the released {name}")
     shared = {
         "n_kv_heads": config.kv_heads,
         "multiple_of": config.mlp_multiple_of,

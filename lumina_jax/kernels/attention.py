@@ -71,10 +71,28 @@ def attend(
     out = softmax_attention(q, k, v, visible, scale)
     if text is None:
         return out
-    visible = same_segment(segment_ids, text.segment_ids)
     queries = q if text.queries is None else text.queries
-    from_text = softmax_attention(queries, text.keys, text.values, visible, 1 / math.sqrt(q.shape[-1]))
+    ids = {"segment_ids": segment_ids, "text_ids": text.segment_ids}
+    from_text = attend_text(queries, text.keys, text.values, **ids, implementation=implementation)
     return out + jnp.tanh(text.gate).astype(out.dtype)[:, None] * from_text
+
+
+def attend_text(
+    q: Float[Array, "b l h d"],
+    keys: Float[Array, "b t k d"],
+    values: Float[Array, "b t k d"],
+    *,
+    segment_ids: Int[Array, "b l"],
+    text_ids: Int[Array, "b t"],
+    implementation: Implementation,
+) -> Float[Array, "b l h d"]:
+    """softmax(q k^T / sqrt(d)) v over the text of each token's segment; zeros for tokens that have none.
+
+    Texts are short and every device has all of them, so this works where tokens or heads are divided, and there is no
+    kernel for it: `reference` is the definition in float32, everything else leaves the layout to XLA.
+    """
+    softmax_attention = _reference if implementation == "reference" else _xla
+    return softmax_attention(q, keys, values, same_segment(segment_ids, text_ids), 1 / math.sqrt(q.shape[-1]))
 
 
 def _reference(

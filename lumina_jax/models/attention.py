@@ -1,7 +1,8 @@
-"""Self-attention with QK-norm and rotary embedding, and the zero-initialised text attention beside it.
+"""Self-attention with QK-norm and rotary embedding, the zero-initialised text attention beside it, and the
+cross-attention to text that DiT has after it.
 
-In: tokens [b l m] and the text of each sample. Out: [b l m]. Queries serve both attentions; the sum goes through one
-output projection (Lumina-T2X, section 2.2). The softmax itself is `kernels.attend`.
+In: tokens [b l m] and the text of each sample. Out: [b l m]. Beside self-attention, queries serve both attentions; the
+sum goes through one output projection (Lumina-T2X, section 2.2). The softmax itself is `kernels.attend`.
 """
 
 import functools
@@ -16,9 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.kernels.arguments import GatedText
-from lumina_jax.kernels.attention import attend
+from lumina_jax.kernels.attention import attend, attend_text
 from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, zeros
-from lumina_jax.models.rope import Rotation, rotate
+from lumina_jax.models.rope import Rotation, turned
 
 Attend = Callable[..., Float[Array, "b l h d"]]
 
@@ -27,7 +28,8 @@ class TokenContext(NamedTuple):
     """What every layer needs to know about the tokens besides their activations."""
 
     segment_ids: Int[Array, "b l"]
-    rotation: Rotation
+    rotation: Rotation | None
+    """None: positions are added to the embedding of tokens instead."""
     key_scale: Float[Array, "b l 1 1"] | None
     """Factor of each token's keys, one for each sample: proportional attention; None: 1."""
 
@@ -39,23 +41,41 @@ class TextKeys(NamedTuple):
     values: Float[Array, "*n b t k d"]
 
 
+class LayerText(NamedTuple):
+    """The text that tokens attend to in one layer."""
+
+    keys: TextKeys
+    segment_ids: Int[Array, "b t"]
+
+
 class TextProjection(Divisible):
-    """Caption features to keys and values: RMSNorm, two linears, LayerNorm of the keys."""
+    """Caption features to keys and values: RMSNorm, two linears, LayerNorm of the keys.
+
+    For a cross-attention (block "dit") the features are not normed, the linears have biases, and there is no gate.
+    """
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         kv_width = config.key_heads * config.head_width
-        self.norm = RMSNorm(rngs, config.caption_width, config.norm_eps)
-        self.key = Linear(rngs, config.caption_width, kv_width, axes=("text", "kv_heads"))
-        self.value = Linear(rngs, config.caption_width, kv_width, axes=("text", "kv_heads"))
+        axes, is_crossed = ("text", "kv_heads"), config.block == "dit"
+        self.norm = None if is_crossed else RMSNorm(rngs, config.caption_width, config.norm_eps)
+        self.key = Linear(rngs, config.caption_width, kv_width, axes=axes, bias=config.biases)
+        self.value = Linear(rngs, config.caption_width, kv_width, axes=axes, bias=config.biases)
         self.key_norm = HeadsNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
-        self.gate = param(rngs, (config.heads,), zeros, axes=("heads",))
+        self.gate = None if is_crossed else param(rngs, (config.heads,), zeros, axes=("heads",))
         self.head_width = config.head_width
 
     def __call__(self, features: Float[Array, "b t c"]) -> TextKeys:
-        features = self.tensor.share(self.norm(features))
+        features = self.tensor.share(normed(features, self.norm))
         keys, values = normed(self.key(features), self.key_norm), self.value(features)
         split = (*features.shape[:2], -1, self.head_width)
         return TextKeys(keys.reshape(split), values.reshape(split))
+
+
+def gated(projection: TextProjection | None, text: LayerText | None) -> GatedText | None:
+    """The text with the gates of a layer."""
+    if projection is None or projection.gate is None or text is None:
+        return None
+    return GatedText(*text.keys, projection.gate[...], text.segment_ids)
 
 
 class Attention(Divisible):
@@ -63,10 +83,10 @@ class Attention(Divisible):
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         width, heads_width, kv_width = config.width, config.heads_width, config.key_heads * config.head_width
-        self.query = Linear(rngs, width, heads_width, axes=("embed", "heads"))
-        self.key = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"))
-        self.value = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"))
-        self.out = Linear(rngs, heads_width, width, axes=("heads", "embed"))
+        self.query = Linear(rngs, width, heads_width, axes=("embed", "heads"), bias=config.biases)
+        self.key = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"), bias=config.biases)
+        self.value = Linear(rngs, width, kv_width, axes=("embed", "kv_heads"), bias=config.biases)
+        self.out = Linear(rngs, heads_width, width, axes=("heads", "embed"), bias=config.biases)
         self.query_norm = HeadsNorm(rngs, heads_width, axis="heads") if config.qk_norm else None
         self.key_norm = HeadsNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
         has_text_query = config.own_text_query and config.conditioning == "text"
@@ -85,14 +105,32 @@ class Attention(Divisible):
         x = self.tensor.share(x)
         q, k = normed(self.query(x), self.query_norm), normed(self.key(x), self.key_norm)
         q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, self.value(x)))
-        q, k = rotate(q, tokens.rotation), rotate(k, tokens.rotation)
+        q, k = turned(q, tokens.rotation), turned(k, tokens.rotation)
         if text is not None and self.text_query is not None:
             text_q = normed(self.text_query(x), self.text_query_norm).reshape(q.shape)
-            text = text._replace(queries=rotate(text_q, tokens.rotation))
+            text = text._replace(queries=turned(text_q, tokens.rotation))
         if tokens.key_scale is not None:
             k = k * tokens.key_scale.astype(k.dtype)
         out = attend(q, k, v, segment_ids=tokens.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
-        return self.tensor.join(self.out(out.reshape(*x.shape[:2], -1)))
+        return self.out(out.reshape(*x.shape[:2], -1), self.tensor)
+
+
+class CrossAttention(Divisible):
+    """Attention of tokens to the text of their sample, with queries and an output of its own; adds nothing at first."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        width, heads_width = config.width, config.heads_width
+        self.query = Linear(rngs, width, heads_width, axes=("embed", "heads"), bias=config.biases)
+        self.query_norm = HeadsNorm(rngs, heads_width, axis="heads") if config.qk_norm else None
+        self.out = Linear(rngs, heads_width, width, axes=("heads", "embed"), init=zeros, bias=config.biases)
+        self.head_width, self.implementation = config.head_width, config.attention
+
+    def __call__(self, x: Float[Array, "b l m"], tokens: TokenContext, text: LayerText) -> Float[Array, "b l m"]:
+        q = normed(self.query(self.tensor.share(x)), self.query_norm)
+        q = q.reshape(*q.shape[:2], -1, self.head_width)
+        ids = {"segment_ids": tokens.segment_ids, "text_ids": text.segment_ids}
+        out = attend_text(q, *text.keys, **ids, implementation=self.implementation)
+        return self.out(out.reshape(*x.shape[:2], -1), self.tensor)
 
 
 def attend_with(config: ModelConfig) -> Attend:

@@ -1,5 +1,6 @@
-"""Flag-DiT, the flow-based large diffusion transformer (Lumina-T2X, arXiv 2405.05945, section 2.2 and figure 3), and
-Next-DiT, which differs in its block, its rotary embedding and its final layer (Lumina-Next, arXiv 2406.18583).
+"""Flag-DiT, the flow-based large diffusion transformer (Lumina-T2X, arXiv 2405.05945, section 2.2 and figure 3);
+Next-DiT, which differs in its block, its rotary embedding and its final layer (Lumina-Next, arXiv 2406.18583); and DiT
+(arXiv 2212.09748), which differs in its block (`blocks.py`) and in its positions, which are added to the tokens.
 
 In: a batch of packed tokens, the time of each sample, and its caption or label. Out: the prediction (by default the
 velocity) for each patch, with its values in the order of the input patch; the values at markers and padding have no
@@ -21,21 +22,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModalityConfig, ModelConfig
-from lumina_jax.kernels.arguments import GatedText
-from lumina_jax.models.attention import (
-    Attend,
-    Attention,
-    TextKeys,
-    TextProjection,
-    TokenContext,
-    attend_with,
-    proportional_scale,
-)
+from lumina_jax.models.attention import Attend, LayerText, TextKeys, TokenContext, attend_with, proportional_scale
+from lumina_jax.models.blocks import BLOCKS, Block, Modulation
 from lumina_jax.models.layers import (
     LabelEmbedding,
     Linear,
-    RMSNorm,
-    SwiGLU,
     TimeEmbedding,
     divide,
     normalize,
@@ -43,12 +34,12 @@ from lumina_jax.models.layers import (
     small_normal,
     zeros,
 )
-from lumina_jax.models.rope import RopeScaling, rotation
+from lumina_jax.models.rope import RopeScaling, rotation, sine_positions
 from lumina_jax.models.stack import run_layers
 from lumina_jax.models.text_layers import CaptionPooling, TextLayers
 from lumina_jax.parallel.gather import ShardedWeights
 from lumina_jax.parallel.tensor import ALONE, Tensor
-from lumina_jax.tokens import Kind, TextFeatures, Tokens, spread
+from lumina_jax.tokens import Kind, TextFeatures, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,83 +65,6 @@ class TextContext(NamedTuple):
 
 
 Condition = TextFeatures | TextContext | Int[Array, "b s"]
-
-
-class Modulation(nnx.Module):
-    """adaLN: SiLU and a zero-initialised linear from the condition to `parts` vectors of the model width."""
-
-    def __init__(self, rngs: nnx.Rngs, config: ModelConfig, parts: int):
-        outputs = parts * config.width
-        axes = ("condition", "modulation")
-        self.linear = Linear(rngs, config.condition_width, outputs, axes=axes, init=zeros, bias=True)
-        self.parts = parts
-
-    def __call__(self, condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]) -> list[Float[Array, "b _ m"]]:
-        values = jnp.split(self.linear(jax.nn.silu(condition)), self.parts, axis=-1)
-        return [spread(value, segment_ids) for value in values]
-
-
-class FlagBlock(nnx.Module):
-    """A layer of Flag-DiT: attention, then the feed-forward. The input of each is normed, scaled and shifted, and its
-    output is gated and added."""
-
-    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        width, eps = config.width, config.norm_eps
-        self.modulation = Modulation(rngs, config, parts=6)
-        self.attention_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
-        self.attention = Attention(rngs, config)
-        self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
-        self.mlp_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
-        self.mlp = SwiGLU(rngs, width, config.mlp_width)
-
-    def __call__(
-        self,
-        x: Float[Array, "b l m"],
-        condition: Float[Array, "b s c"],
-        tokens: TokenContext,
-        text: GatedText | None,
-        attend: Attend,
-    ) -> Float[Array, "b l m"]:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        y = self.attention_norm(x) * (1 + scale) + shift
-        x = x + gate * self.attention(y, tokens, text, attend)
-        y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * self.mlp(y)
-
-
-class NextBlock(nnx.Module):
-    """A layer of Next-DiT: attention, then the feed-forward. The input of each is normed and scaled, and its output is
-    normed again ("sandwich norm"), gated through tanh and added."""
-
-    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        width, eps = config.width, config.norm_eps
-        self.modulation = Modulation(rngs, config, parts=4)
-        self.attention_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
-        self.attention = Attention(rngs, config)
-        self.attention_out_norm = RMSNorm(rngs, width, eps)
-        self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
-        self.mlp_norm = RMSNorm(rngs, width, eps, weight=config.norm_weights)
-        self.mlp = SwiGLU(rngs, width, config.mlp_width)
-        self.mlp_out_norm = RMSNorm(rngs, width, eps)
-
-    def __call__(
-        self,
-        x: Float[Array, "b l m"],
-        condition: Float[Array, "b s c"],
-        tokens: TokenContext,
-        text: GatedText | None,
-        attend: Attend,
-    ) -> Float[Array, "b l m"]:
-        scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        y = self.attention(self.attention_norm(x) * (1 + scale), tokens, text, attend)
-        x = x + jnp.tanh(gate) * self.attention_out_norm(y)
-        y = self.mlp(self.mlp_norm(x) * (1 + mlp_scale))
-        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
-
-
-Block = FlagBlock | NextBlock
-BLOCKS: dict[str, type[Block]] = {"flag": FlagBlock, "next": NextBlock}
-"""The layer for each `model.block`."""
 
 
 class FinalLayer(nnx.Module):
@@ -220,7 +134,7 @@ class FlagDiT(nnx.Module):
           tokens: noised patches x_t in their rows.
           t: time of each sample, 0 noise, 1 data.
           condition: caption features, or what `encode_text` made of them; for a label-conditional model, labels.
-          rope: rotary scalings for lengths beyond training.
+          rope: scalings of positions for lengths beyond training.
           base_length: training length for proportional attention; None: the plain softmax scale.
           keep_sigma: return the second half of the channels too, which `model.predict_sigma` adds.
         """
@@ -236,16 +150,15 @@ class FlagDiT(nnx.Module):
         scale = None
         if base_length is not None:
             scale = proportional_scale(tokens.segment_ids, segments, base_length, self.parallel.row)
-        turns = rotation(
-            coordinates(tokens.positions, config.rope_axes),
-            head_width=config.head_width,
-            theta=config.rope_theta,
-            scaling=rope,
-        )
+        turns, where = None, coordinates(tokens.positions, config.position_axes)
+        x = self.embed(tokens)
+        if config.position_kind == "rope":
+            turns = rotation(where, head_width=config.head_width, theta=config.rope_theta, scaling=rope)
+        else:
+            x = x + sine_positions(where, width=config.width, theta=config.rope_theta, scaling=rope)
         context = TokenContext(tokens.segment_ids, turns, scale)
         conditioning = (self.time_embedding(config.time_scale * t) + self._pooled(condition, segments)).astype(dtype)
-        x = self.embed(tokens).astype(dtype)
-        x = self._run_blocks(x, conditioning, context, condition)
+        x = self._run_blocks(x.astype(dtype), conditioning, context, condition)
         outputs = self.final_layer(x, conditioning, tokens.segment_ids)
         predictions = (
             _in_order_of_input(output, modality, keep_sigma) for output, modality in zip(outputs, config.modalities)
@@ -302,8 +215,7 @@ class FlagDiT(nnx.Module):
             (block, keys), (conditioning, features), (tokens, text_ids) = inputs, shared, fixed
             text = None
             if block.text is not None:
-                keys = block.text(features) if keys is None else keys
-                text = GatedText(*keys, block.text.gate[...], text_ids)
+                text = LayerText(block.text(features) if keys is None else keys, text_ids)
             return block(x, conditioning, tokens, text, attend)
 
         features = jnp.asarray(condition.features, x.dtype) if isinstance(condition, TextFeatures) else None
@@ -340,7 +252,7 @@ def _padded(patches: Float[Array, "b l p"], values: int) -> Float[Array, "b l _"
 
 
 def coordinates(positions: Int[Array, "b l 4"], axes: int) -> Int[Array, "b l n"]:
-    """The coordinates of rotary embedding: index in the sequence (1 axis), row and column (2), frame as well (3)."""
+    """The coordinates of a position: index in the sequence (1 axis), row and column (2), frame as well (3)."""
     return positions[:, :, :1] if axes == 1 else positions[:, :, -axes:]
 
 

@@ -53,10 +53,11 @@ class Linear(nnx.Module):
         self.kernel = param(rngs, (inputs, outputs), init, axes=axes)
         self.bias = param(rngs, (outputs,), zeros, axes=axes[1:]) if bias else None
 
-    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+    def __call__(self, x: Float[Array, "*b i"], tensor: Tensor = ALONE) -> Float[Array, "*b o"]:
+        """The product; each device of `tensor` has a part of the inputs, and all have the sum and the bias."""
         # One matrix product of all rows: XLA on CPU takes 1.4 times as long for the gradient of a batched one.
         y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
-        y = y.reshape(*x.shape[:-1], y.shape[-1])
+        y = tensor.join(y.reshape(*x.shape[:-1], y.shape[-1]))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -85,6 +86,16 @@ class LayerNorm(nnx.Module):
         return (normalize(x, self.eps) * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
+class PlainLayerNorm(nnx.Module):
+    """LayerNorm without parameters."""
+
+    def __init__(self, eps: float):
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+        return normalize(x, self.eps).astype(x.dtype)
+
+
 class HeadsNorm(Divisible):
     """LayerNorm over the queries or keys of all heads, of which each device may have a part."""
 
@@ -97,7 +108,7 @@ class HeadsNorm(Divisible):
         return (normalize(x, self.eps, self.tensor) * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
-def normed(x: Float[Array, "*b m"], norm: LayerNorm | HeadsNorm | None) -> Float[Array, "*b m"]:
+def normed(x: Float[Array, "*b m"], norm: RMSNorm | LayerNorm | HeadsNorm | None) -> Float[Array, "*b m"]:
     """x through a norm that a model may not have."""
     return x if norm is None else norm(x)
 
@@ -120,7 +131,18 @@ class SwiGLU(Divisible):
 
     def __call__(self, x: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
         x = self.tensor.share(x)
-        return self.tensor.join(self.down(jax.nn.silu(self.gate(x)) * self.up(x)))
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x), self.tensor)
+
+
+class GeluMLP(Divisible):
+    """gelu(x W_up + b_up) W_down + b_down, with GELU by its tanh formula."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int):
+        self.up = Linear(rngs, width, hidden, axes=("embed", "mlp"), bias=True)
+        self.down = Linear(rngs, hidden, width, axes=("mlp", "embed"), bias=True)
+
+    def __call__(self, x: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
+        return self.down(jax.nn.gelu(self.up(self.tensor.share(x)), approximate=True), self.tensor)
 
 
 class TimeEmbedding(nnx.Module):

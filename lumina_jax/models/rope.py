@@ -4,6 +4,8 @@ A token has n coordinates p_0 ... p_(n-1): its index in the sample (n = 1, Flag-
 Next-DiT), or its frame, row and column (n = 3). Pair j = n i + a of a head of width d turns by coordinate a, by the
 angle (p_a / linear) * (theta * ntk) ** (-2 n i / d): `linear` squeezes positions (position interpolation), `ntk` slows
 the low frequencies (NTK-aware scaling; Lumina-T2X, section 2.3).
+
+`sine_positions` are what DiT adds to its tokens instead: sines and cosines of the same coordinates, fixed.
 """
 
 from typing import NamedTuple
@@ -55,9 +57,27 @@ def rotation(coordinates: Int[Array, "b l n"], *, head_width: int, theta: float,
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
+def turned(x: Float[Array, "b l h d"], by: Rotation | None) -> Float[Array, "b l h d"]:
+    """`rotate`; None: as it is."""
+    return x if by is None else rotate(x, by)
+
+
 def rotate(x: Float[Array, "b l h d"], by: Rotation) -> Float[Array, "b l h d"]:
     """Each pair (x[2i], x[2i + 1]) turned by its angle."""
     x32 = x.astype(jnp.float32)
     even, odd = x32[..., 0::2], x32[..., 1::2]
     turned = jnp.stack([even * by.cos - odd * by.sin, even * by.sin + odd * by.cos], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def sine_positions(
+    coordinates: Int[Array, "b l n"], *, width: int, theta: float, scaling: RopeScaling
+) -> Float[Array, "b l m"]:
+    """Sines, then cosines, of each coordinate at m / (2 n) frequencies, the last coordinate first (as the released DiT,
+    arXiv 2212.09748); m must be a multiple of 2 n."""
+    half = width // (2 * coordinates.shape[-1])
+    linear, ntk = (value if jnp.ndim(value) == 0 else jnp.reshape(value, (-1, 1, 1)) for value in scaling)
+    frequencies = 1.0 / (theta * ntk) ** (jnp.arange(half, dtype=jnp.float32) / half)
+    positions = coordinates[..., ::-1].astype(jnp.float32) / linear
+    angles = positions[..., None] * jnp.broadcast_to(frequencies, (*positions.shape[:1], 1, half))[:, :, None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*coordinates.shape[:2], width)

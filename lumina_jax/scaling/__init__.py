@@ -1,1 +1,1 @@
-"""Scaling laws: a table of small runs, the law fitted to it, and what the law predicts."""
+"""Scaling laws: a grid of small runs, the law fitted to it, and what the law predicts."""

@@ -5,9 +5,10 @@ velocity, as one number and as a curve over time.
 
 The times are the midpoints of equal parts of the unit interval: the mean over them is the loss under uniform times,
 whatever times the model was trained with. The noise of a sample depends on its name and the index of the time alone,
-and is drawn in the shape of its latents. What the network predicts is turned into a velocity first, and all is computed
-in float32, so that models of all sizes and predictions compare on one path, and batch size, devices and packing change
-the number by rounding only.
+and is drawn in the shape of its latents. What the network predicts is turned into the velocity on the linear path, and
+a network of another path is asked at the time at which data and noise have the same ratio, so that models of all sizes,
+paths and predictions compare. All is computed in float32: batch size, devices and packing change the number by rounding
+only.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ VelocityErrors = Callable[[Parameters, TrainBatch, NoiseAndTimes], Float[Array, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """The squared error of the velocity, averaged over the values of a sample; JSON with `to_json`."""
+    """The squared error of the velocity on the linear path, averaged over the values of a sample; JSON: `to_json`."""
 
     loss: float
     """The mean over samples and times."""
@@ -103,7 +104,7 @@ def batch_errors(
     values: Int[Array, "b l"] | None = None,
     over_row: Callable[[Array], Array] = lambda count: count,
 ) -> Float[Array, "b s"]:
-    """The mean of |v_predicted - v|^2 over the values of each sample; 0 where there is none.
+    """The mean of |v_predicted - v|^2 over the values of each sample, on the linear path; 0 where there is none.
 
     Args:
       predict: the output of a network for tokens of x_t, times and conditions.
@@ -111,12 +112,14 @@ def batch_errors(
       over_row: the sum over the devices that share the tokens of a row; each then gets its part of the errors.
     """
     path, tokens = paths.path(flow.path), batch.tokens
-    token_times = spread(drawn.t, tokens.segment_ids)
-    point = paths.interpolate(path, drawn.x0, tokens.patches, token_times)
-    output = predict(tokens._replace(patches=point.x), drawn.t, batch.condition)
-    velocity = paths.velocity_from(flow.prediction, path, output, point.x, token_times)
+    times = path.time_of_share(drawn.t)
+    token_times = spread(times, tokens.segment_ids)
+    x = paths.interpolate(path, drawn.x0, tokens.patches, token_times).x
+    output = predict(tokens._replace(patches=x), path.network_time(times), batch.condition)
+    velocity = paths.velocity_from(flow.prediction, path, output, x, token_times)
+    straight = paths.straight_velocity(path, velocity, x, token_times)
     return losses.sample_means(
-        (velocity - point.velocity) ** 2,
+        (straight - (tokens.patches - drawn.x0)) ** 2,
         tokens.kinds,
         tokens.segment_ids,
         segments=drawn.t.shape[1],

@@ -8,15 +8,15 @@ of several processes, it ends all of them after the same step. A run that contin
 bits as one that was never interrupted, in any number of processes.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, RunConfig
 from lumina_jax.failures import message
 from lumina_jax.modalities import modality_of_source
 from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
@@ -32,6 +32,8 @@ READING_FIELDS = frozenset({"cache", "workers", "prefetch"})
 """Fields that change how samples are read, but not what is trained."""
 Show = Callable[[int, Parameters], None]
 """Draws and writes a sheet of pictures for a step, from the averaged parameters."""
+Evaluate = Callable[[Parameters], Mapping[str, float]]
+"""Metrics of the averaged parameters, by name."""
 
 
 @runtime_checkable
@@ -45,6 +47,36 @@ class NotFiniteError(RuntimeError):
     """Training diverged; the checkpoints on disk are all good."""
 
 
+class Due(NamedTuple):
+    """What follows a step."""
+
+    stopping: bool
+    logging: bool
+    saving: bool
+    showing: bool
+    evaluating: bool
+
+
+def due_after(run: RunConfig, number: int, *, stopping: bool) -> Due:
+    """What follows step `number`; what is evaluated is logged, too.
+
+    Args:
+      stopping: whether it is the last step, or a request to stop came.
+    """
+
+    def is_at(every: int | None) -> bool:
+        return every is not None and number % every == 0
+
+    evaluating = is_at(run.evaluate_every) or (run.evaluate_every is not None and number == run.steps)
+    return Due(
+        stopping=stopping,
+        logging=stopping or evaluating or is_at(run.log_every),
+        saving=stopping or is_at(run.checkpoint_every),
+        showing=is_at(run.sample_every),
+        evaluating=evaluating,
+    )
+
+
 def train_steps(
     config: Config,
     state: TrainState,
@@ -54,12 +86,14 @@ def train_steps(
     checkpoints: Checkpoints,
     writer: MetricWriter | None,
     show: Show | None = None,
+    evaluate: Evaluate | None = None,
 ) -> TrainState:
     """Train to `run.steps`, or until a request to stop. If reading data fails, the last step is saved first.
 
     Args:
       writer: writes the metrics; None in all processes but one.
       show: draws sheets of samples; None: there are none.
+      evaluate: what `run.evaluate_every` asks for; None: nothing is evaluated.
 
     Raises:
       NotFiniteError: the loss or the gradient of a step is not finite.
@@ -77,30 +111,29 @@ def train_steps(
             if pending is not None:  # those of the step before: the device need not wait for the host
                 speed.count(curves.add(_check(*pending)))
             pending = (number, metrics)
-            stopping = stop_requested(number) or number == run.steps
-            logging = stopping or number % run.log_every == 0
-            saving = stopping or number % run.checkpoint_every == 0
-            showing = show is not None and run.sample_every is not None and number % run.sample_every == 0
-            if not (logging or saving or showing):
+            due = due_after(run, number, stopping=stop_requested(number) or number == run.steps)
+            if not any(due):
                 progress.advance(number)
                 continue
             checked, pending = _check(number, metrics), None
             speed.count(curves.add(checked))
-            if logging:
+            if due.logging:
                 values = curves.values(checked) | {
                     "learning_rate": float(rate(number - 1)),
                     SAMPLES_PER_SECOND: speed.measure() or 0.0,
                     "bad_samples": batches.bad_samples(),
                 }
+                values |= _evaluated(evaluate if due.evaluating else None, number, state, progress)
                 if writer is not None:
                     writer.write(number, values)
                 progress.advance(number, values)
-            if saving:
+            if due.saving:
                 checkpoints.save(number, state, batches.state(), config.to_json())
-            if showing and show is not None:
+            if due.showing and show is not None:
                 _show(show, number, state, progress)
+            if due.showing or due.evaluating:
                 speed.restart()
-            if stopping:
+            if due.stopping:
                 break
         checkpoints.wait()
     return state
@@ -236,6 +269,17 @@ def _show(show: Show, number: int, state: TrainState, progress: Progress) -> Non
         if jax.process_count() > 1 and not isinstance(error, OSError):
             raise
         progress.note(f"warning: there is no sheet of step {number}: {message(error)}")
+
+
+def _evaluated(evaluate: Evaluate | None, number: int, state: TrainState, progress: Progress) -> Mapping[str, float]:
+    """The metrics of the averaged parameters; none, and a warning, if that fails in a job of one process."""
+    try:
+        return {} if evaluate is None else evaluate(state.ema)
+    except Exception as error:
+        if jax.process_count() > 1:
+            raise
+        progress.note(f"warning: step {number} is not evaluated: {message(error)}")
+        return {}
 
 
 def _check(number: int, metrics: StepMetrics) -> StepMetrics:

@@ -26,10 +26,12 @@ TENSORBOARD_FOLDER = "tensorboard"
 SAMPLES_PER_SECOND = "samples_per_second"
 RENAMED = {"images_per_second": SAMPLES_PER_SECOND}
 """Names in the files of older runs, and the names that they have now."""
-LABELS = {"loss": "loss", "gradient_norm": "gradient"}
+HELD_OUT_LOSS, TRAINED_ON_LOSS = "held_out_loss", "trained_on_loss"
+"""The loss at fixed times and noise, of samples held out, or of samples trained on where none is held out."""
+LABELS = {"loss": "loss", "gradient_norm": "gradient", HELD_OUT_LOSS: "held out", TRAINED_ON_LOSS: "trained on"}
 """The metrics shown on the terminal, and their labels there."""
-MODALITY_LOSS = "loss/"
-"""The prefix of the name of a modality's loss."""
+MODALITY_LABELS = {"loss/": "", f"{HELD_OUT_LOSS}/": "held out ", f"{TRAINED_ON_LOSS}/": "trained on "}
+"""The prefix of the name of a modality's metric, and what is shown before the modality."""
 SMOOTHING = 0.7
 """Weight of the past in the smoothed speed."""
 ESTIMATE_AFTER, LONG = 5.0, 60.0
@@ -198,9 +200,10 @@ class Progress:
     def _texts(self, step: int, metrics: Mapping[str, SupportsFloat]) -> list[str]:
         texts = [f"{LABELS[name]} {float(value):.4g}" for name, value in metrics.items() if name in LABELS]
         texts += [
-            f"{name.removeprefix(MODALITY_LOSS)} {float(value):.4g}"
+            f"{label}{name.removeprefix(prefix)} {float(value):.4g}"
+            for prefix, label in MODALITY_LABELS.items()
             for name, value in metrics.items()
-            if name.startswith(MODALITY_LOSS)
+            if name.startswith(prefix)
         ]
         if SAMPLES_PER_SECOND in metrics:
             texts.append(f"{float(metrics[SAMPLES_PER_SECOND]):.4g} {self._samples}/s")

@@ -97,10 +97,12 @@ def batch_shardings(mesh: Mesh) -> TrainBatch:
 def noise_and_times(key: Array, batch: TrainBatch, flow: FlowConfig) -> NoiseAndTimes:
     """Random noise for every patch value, and a random time for every sample."""
     key_noise, key_times = jax.random.split(key)
-    interval = paths.interval(paths.path(flow.path), flow.prediction, training=True)
+    path = paths.path(flow.path)
+    interval = paths.interval(path, flow.prediction, training=True)
     t = timesteps.training_times(
         key_times, batch.present.shape, distribution=flow.times, interval=interval, shift=flow.time_shift
     )
+    t = t if path.discrete is None else path.discrete(t)
     return NoiseAndTimes(jax.random.normal(key_noise, batch.tokens.patches.shape), t)
 
 
@@ -192,8 +194,12 @@ def batch_losses(
     path, tokens = paths.path(flow.path), batch.tokens
     token_times = spread(drawn.t, tokens.segment_ids)
     x_t = tokens._replace(patches=paths.interpolate(path, drawn.x0, tokens.patches, token_times).x)
+    learns_variance = model.config.predict_sigma and flow.path == "ddpm"
+    output, fraction = model(x_t, path.network_time(drawn.t), batch.condition, keep_sigma=learns_variance), None
+    if learns_variance:
+        output, fraction = jnp.split(output, 2, axis=-1)
     return losses.flow_loss(
-        model(x_t, drawn.t, batch.condition),
+        output,
         drawn.x0,
         tokens.patches,
         drawn.t,
@@ -202,6 +208,7 @@ def batch_losses(
         path=path,
         prediction=flow.prediction,
         weighting=flow.loss_weight,
+        fraction=fraction,
         patch_values=patch_values(model, tokens),
         over_row=(lambda count: count) if division is None else division.over_row,
     )

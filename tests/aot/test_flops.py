@@ -33,6 +33,8 @@ VARIANTS = {
     "text": MODEL,
     "label": dataclasses.replace(MODEL, conditioning="label", predict_sigma=True),
     "next": dataclasses.replace(MODEL, block="next", final_shift=False, own_text_query=True),
+    "dit": dataclasses.replace(MODEL, block="dit"),
+    "dit of phonemes": dataclasses.replace(MODEL, block="dit", text_layers=1, positions="rope"),
     "phonemes": dataclasses.replace(MODEL, text_layers=2),
 }
 

@@ -26,7 +26,10 @@ def expected_loss(output, x0, x1, row, segment, path, prediction, weighting):
     output, x0, x1 = output[row, patches].astype(np.float64), x0[row, patches], x1[row, patches]
     score_weight = d_alpha / alpha * sigma**2 - sigma * d_sigma
     weight = {"none": 1.0, "velocity": (score_weight / sigma) ** 2, "likelihood": score_weight / sigma**2}
+    if prediction == "data":  # an error of the data is one of the noise times alpha / sigma
+        weight |= {name: weight[name] * (alpha / sigma) ** 2 for name in ("velocity", "likelihood")}
     errors = {
+        "data": output - x1,
         "velocity": output - (d_alpha * x1 + d_sigma * x0),
         "noise": output - x0,
         "score": output * sigma + x0,
@@ -36,7 +39,7 @@ def expected_loss(output, x0, x1, row, segment, path, prediction, weighting):
 
 @pytest.mark.parametrize(
     ("prediction", "weighting"),
-    [("velocity", "none")] + [(p, w) for p in ("noise", "score") for w in ("none", "velocity", "likelihood")],
+    [("velocity", "none")] + [(p, w) for p in ("noise", "score", "data") for w in ("none", "velocity", "likelihood")],
 )
 @pytest.mark.parametrize("name", ["linear", "gvp", "vp"])
 def test_packed_rows_give_each_sample_the_loss_it_has_alone(name, prediction, weighting):
@@ -59,6 +62,26 @@ def test_velocity_weighted_noise_prediction_is_the_velocity_loss():
     by_velocity = flow_loss(jnp.array(output), x0, x1, *rest, path=path, prediction="velocity")
     by_noise = flow_loss(noise, x0, x1, *rest, path=path, prediction="noise", weighting="velocity")
     np.testing.assert_allclose(by_noise.per_sample, by_velocity.per_sample, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["linear", "gvp", "vp"])
+def test_velocity_weighted_data_prediction_is_the_velocity_loss_until_its_weight_is_held(name):
+    path, (output, x0, x1) = paths.path(name), arrays(1)
+
+    def both(t):
+        tokens = jnp.full((2, 8), t)
+        x = paths.interpolate(path, x0, x1, tokens).x
+        rest = (x0, x1, np.full((2, 2), t, np.float32), KINDS, SEGMENTS)
+        velocity = paths.velocity_from_data(path, output, x, tokens)
+        by_velocity = flow_loss(velocity, *rest, path=path, prediction="velocity")
+        by_data = flow_loss(jnp.array(output), *rest, path=path, prediction="data", weighting="velocity")
+        return by_data.per_sample, by_velocity.per_sample
+
+    for t in (0.05, 0.5, 0.94):
+        np.testing.assert_allclose(*both(t), rtol=1e-3)
+    held, (late, exact) = both(0.95)[0], both(0.99)
+    np.testing.assert_allclose(late, held, rtol=1e-5)
+    assert (exact > 2 * late)[np.array([[1, 1], [1, 0]], bool)].all()
 
 
 def test_samples_count_equally_whatever_their_size():

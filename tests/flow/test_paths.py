@@ -7,8 +7,10 @@ import pytest
 
 from lumina_jax.flow import paths
 
-NAMES = ["linear", "gvp", "vp"]
+NAMES = ["linear", "gvp", "vp", "ddpm"]
 TIMES = jnp.array([0.003, 0.1, 0.25, 0.5, 0.77, 0.93])
+BETWEEN = TIMES + 0.0004
+"""Not those of steps of DDPM, where the slope changes."""
 
 
 def pair(seed=0, rows=6):
@@ -19,10 +21,12 @@ def pair(seed=0, rows=6):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_derivatives_of_the_coefficients_are_those_of_automatic_differentiation(name):
     path = paths.path(name)
+    times = BETWEEN if name == "ddpm" else TIMES
     tangent = jnp.ones_like(TIMES)
-    (alpha, sigma), (d_alpha, d_sigma) = jax.jvp(lambda t: path.coefficients(t)[:2], (TIMES,), (tangent,))
-    found = path.coefficients(TIMES)
-    np.testing.assert_allclose(found.d_alpha, d_alpha, rtol=2e-5)
+    (alpha, sigma), (d_alpha, d_sigma) = jax.jvp(lambda t: path.coefficients(t)[:2], (times,), (tangent,))
+    found = path.coefficients(times)
+    # Automatic differentiation takes differences of the rounded table of DDPM.
+    np.testing.assert_allclose(found.d_alpha, d_alpha, rtol=2e-4 if name == "ddpm" else 2e-5)
     np.testing.assert_allclose(found.d_sigma, d_sigma, rtol=5e-4)
     np.testing.assert_allclose([found.alpha, found.sigma], [alpha, sigma])
 
@@ -49,8 +53,9 @@ def test_the_vp_path_has_the_published_noise_schedule():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_velocity_is_the_derivative_of_the_interpolation(name):
     path, (x0, x1) = paths.path(name), pair()
-    _, derivative = jax.jvp(lambda t: paths.interpolate(path, x0, x1, t).x, (TIMES,), (jnp.ones_like(TIMES),))
-    np.testing.assert_allclose(paths.interpolate(path, x0, x1, TIMES).velocity, derivative, rtol=2e-4, atol=1e-4)
+    times = BETWEEN if name == "ddpm" else TIMES
+    _, derivative = jax.jvp(lambda t: paths.interpolate(path, x0, x1, t).x, (times,), (jnp.ones_like(TIMES),))
+    np.testing.assert_allclose(paths.interpolate(path, x0, x1, times).velocity, derivative, rtol=2e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,11 +67,26 @@ def test_the_velocity_of_a_pair_gives_back_its_noise_and_its_score(name):
     np.testing.assert_allclose(paths.score_from_velocity(path, velocity, x, TIMES), -x0 / sigma, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("prediction", ["score", "noise"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_velocity_of_a_pair_gives_back_its_data_and_the_way_between(name):
+    path, (x0, x1) = paths.path(name), pair(1)
+    x, velocity = paths.interpolate(path, x0, x1, TIMES)
+    np.testing.assert_allclose(paths.data_from_velocity(path, velocity, x, TIMES), x1, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(paths.straight_velocity(path, velocity, x, TIMES), x1 - x0, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_time_of_a_ratio_of_data_to_noise_is_found_again(name):
+    path = paths.path(name)
+    c = path.coefficients(TIMES)
+    np.testing.assert_allclose(path.time_of_share(c.alpha / (c.alpha + c.sigma)), TIMES, atol=2e-5)
+
+
+@pytest.mark.parametrize("prediction", ["score", "noise", "data"])
 @pytest.mark.parametrize("name", NAMES)
 def test_conversions_to_velocity_undo_those_from_velocity(name, prediction):
     path, (velocity, x) = paths.path(name), pair(2)
-    there = paths.score_from_velocity if prediction == "score" else paths.noise_from_velocity
+    there = getattr(paths, f"{prediction}_from_velocity")
     back = paths.velocity_from(prediction, path, there(path, velocity, x, TIMES), x, TIMES)
     np.testing.assert_allclose(back, velocity, rtol=1e-3, atol=1e-3)
 
@@ -82,7 +102,7 @@ def test_whatever_is_finite_in_mathematics_is_finite_at_the_ends(name):
     assert jnp.isfinite(paths.score_from_velocity(path, velocity, x, 0.0)).all()
     assert jnp.isfinite(jnp.stack(path.coefficients(0.0))).all()
     assert jnp.isfinite(jnp.stack(path.coefficients(1.0)[:3])).all()
-    if name != "vp":
+    if name not in ("vp", "ddpm"):
         assert jnp.isfinite(paths.noise_from_velocity(path, velocity, x, jnp.array(1.0))).all()
         assert jnp.isfinite(paths.noise_from_velocity(path, velocity, x, jnp.array(0.0))).all()
     for form in ("constant", "sigma", "linear", "decreasing", "increasing-decreasing"):
@@ -114,6 +134,10 @@ def test_times_of_tokens_and_of_samples_broadcast_from_the_left():
     [
         (("linear", "velocity", {"training": True}), (0.0, 1.0)),
         (("gvp", "velocity", {}), (0.0, 1.0)),
+        (("ddpm", "noise", {"training": True}), (0.0, 1.0)),
+        (("ddpm", "noise", {}), (0.0, 1 - 1e-3)),
+        (("linear", "data", {"training": True}), (0.0, 1 - 1e-3)),
+        (("linear", "data", {"sde": "sigma", "last_step_size": 0.04}), (0.0, 0.96)),
         (("linear", "noise", {"training": True}), (1e-3, 1 - 1e-3)),
         (("gvp", "score", {}), (1e-3, 1 - 1e-3)),
         (("vp", "velocity", {"training": True}), (0.0, 1 - 1e-5)),

@@ -22,6 +22,7 @@ MESHES = {
     "heads exchanged, key heads repeated": ({"sequence": 4, "fsdp": 2}, {}, {"remat": "dots"}),
     "ring": ({"sequence": 4, "ring": 4}, {}, {"remat": "offload"}),
     "ring, heads exchanged, tensor": ({"sequence": 4, "ring": 2, "tensor": 2}, {}, {}),
+    "dit on fsdp, sequence and tensor": ({"fsdp": 2, "sequence": 2, "tensor": 2}, {}, {"block": "dit"}),
     "two slices, fsdp, sequence, micro-batches": (
         {"fsdp": 2, "sequence": 2, "slices": 2},
         {"accumulate": 2},
@@ -41,17 +42,17 @@ def settings(optimizer, model):
         "heads": 8,
         "kv_heads": 2,
         "width": 48,
-        "own_text_query": True,
+        "own_text_query": model.get("block") != "dit",
         "nextframe": False,
         "remat": "full",
     } | model
     return dataclasses.replace(base, model=dataclasses.replace(base.model, **network))
 
 
-def start():
+def start(model):
     """A state of which no parameter is 0, so that every one has a gradient."""
     one = make_mesh(devices=jax.devices()[:1])
-    state = jax.device_get(create_state(settings({}, {}), one)._replace(key=None))
+    state = jax.device_get(create_state(settings({}, model), one)._replace(key=None))
     waves = jax.tree.map(
         lambda leaf: (leaf + 0.05 * np.sin(0.7 * np.arange(leaf.size) + 1).reshape(leaf.shape)).astype(np.float32),
         state.parameters,
@@ -88,12 +89,15 @@ def distance(ours, theirs):
 
 
 def main(names):
-    state = start()
-    alone = trained(state, make_mesh(devices=jax.devices()[:1]), {}, {})
-    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(alone["gradients"]))
-    found = {}
+    found, begun = {}, {}
     for name in names or MESHES:
         mesh, optimizer, model = MESHES[name]
+        block = {"block": model["block"]} if "block" in model else {}
+        if str(block) not in begun:
+            state = start(block)
+            begun[str(block)] = state, trained(state, make_mesh(devices=jax.devices()[:1]), {}, block)
+        state, alone = begun[str(block)]
+        assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(alone["gradients"]))
         together = trained(state, make_mesh(**mesh), optimizer, model)
         found[name] = {part: distance(together[part], alone[part]) for part in alone}
     print(json.dumps(found))

@@ -45,3 +45,9 @@ def test_eight_devices_give_losses_gradients_and_parameters_of_one(differences, 
 def test_a_ring_alone_gives_losses_gradients_and_parameters_of_one():
     found = trained_on(["ring"])["ring"]
     assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.slow
+def test_a_dit_gives_losses_gradients_and_parameters_of_one():
+    (found,) = trained_on(["dit on fsdp, sequence and tensor"]).values()
+    assert max(found.values()) < 1e-5, found

@@ -72,28 +72,40 @@ def test_the_loss_is_that_of_a_computation_sample_by_sample(pipeline, found):
     assert found.standard_error == pytest.approx(abs(means[0] - means[1]) / 2, rel=1e-3)  # of two samples
 
 
-@pytest.mark.parametrize("name", ["linear", "gvp", "vp"])
-def test_one_function_has_one_loss_whatever_it_predicts(name):
+@pytest.mark.parametrize("name", ["linear", "gvp", "vp", "ddpm"])
+def test_one_function_has_one_loss_whatever_it_predicts_on_whatever_path(name):
+    """It is given on the linear path, where x is divided by alpha + sigma."""
     path, batch = paths.path(name), packed_batch(2)
     t = jnp.array([[0.1, 0.5], [0.4, 0.8]])
     drawn = NoiseAndTimes(jax.random.normal(jax.random.key(0), batch.tokens.patches.shape), t)
 
-    def errors(prediction, of_velocity):
-        def model(tokens, t, condition):
-            token_times = jnp.where(tokens.segment_ids == 2, t[:, 1:], t[:, :1])
-            velocity = jnp.sin(3 * tokens.patches) + token_times[..., None]
-            return of_velocity(path, velocity, tokens.patches, token_times)
+    def of_token(times):
+        return jnp.where(batch.tokens.segment_ids == 2, times[:, 1:], times[:, :1])[..., None]
+
+    def errors(prediction):
+        def model(tokens, told, condition):
+            np.testing.assert_allclose(told, path.network_time(path.time_of_share(t)), rtol=1e-5)
+            c = path.coefficients(of_token(path.time_of_share(t)))
+            straight = tokens.patches / (c.alpha + c.sigma)
+            velocity = jnp.sin(3 * straight) + of_token(t)
+            data, noise = straight + (1 - of_token(t)) * velocity, straight - of_token(t) * velocity
+            outputs = {"velocity": c.d_alpha * data + c.d_sigma * noise, "score": -noise / c.sigma}
+            return (outputs | {"noise": noise, "data": data})[prediction]
 
         return batch_errors(model, batch, drawn, FlowConfig(path=name, prediction=prediction))
 
-    expected = errors("velocity", lambda path, velocity, x, t: velocity)
-    for prediction, of_velocity in (("noise", paths.noise_from_velocity), ("score", paths.score_from_velocity)):
-        np.testing.assert_allclose(errors(prediction, of_velocity), expected, rtol=2e-5)
-    tokens = jax.tree.map(lambda array: np.asarray(array[1]), batch.tokens)  # those of the second row
-    point = paths.interpolate(path, drawn.x0[1], tokens.patches, t[1, 0])
-    patches = (tokens.kinds == Kind.PATCH) & (tokens.segment_ids == 1)
-    by_numpy = np.mean((np.sin(3 * np.asarray(point.x)) + 0.4 - np.asarray(point.velocity))[patches] ** 2)
-    assert float(expected[1, 0]) == pytest.approx(by_numpy, rel=1e-4)
+    tokens = jax.tree.map(np.asarray, batch.tokens)
+    times = np.asarray(of_token(t))
+    x = times * tokens.patches + (1 - times) * drawn.x0
+    squares = (np.sin(3 * x) + times - (tokens.patches - drawn.x0)) ** 2
+    expected = [
+        [squares[row, (tokens.kinds[row] == Kind.PATCH) & (tokens.segment_ids[row] == one)].mean() for one in (1, 2)]
+        for row in (0, 1)
+        if (tokens.segment_ids[row] == 2).any()
+    ]
+    rows = [row for row in (0, 1) if (tokens.segment_ids[row] == 2).any()]
+    for prediction in ("noise",) if name == "ddpm" else ("velocity", "noise", "score", "data"):
+        np.testing.assert_allclose(np.asarray(errors(prediction))[rows], expected, rtol=2e-3)
 
 
 def test_the_loss_depends_on_neither_batch_size_nor_packing_nor_seed(pipeline, found):

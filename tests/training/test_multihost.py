@@ -17,6 +17,8 @@ from PIL import Image
 
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.sources import open_source
+from lumina_jax.generation.pipeline import new_pipeline
+from lumina_jax.held_out import held_out_loss
 from lumina_jax.parallel.liveness import ENDED_BY_OTHERS
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.checkpoint import Checkpoints
@@ -166,7 +168,7 @@ def packed_config(root, **sections):
     ],
 )
 def test_two_processes_train_and_one_goes_on_from_their_checkpoint(tmp_path, mesh):
-    run = {"steps": 4, "log_every": 1, "checkpoint_every": 2, "keep_checkpoints": 9}
+    run = {"steps": 4, "log_every": 1, "checkpoint_every": 2, "keep_checkpoints": 9, "evaluate_every": 4}
     settings = packed_config(tmp_path, run=run, mesh=mesh)
     with Job(settings, 2, 1, cache=tmp_path / "cache") as job:
         assert job.statuses() == [0, 0], job.said(0) + job.said(1)
@@ -188,6 +190,8 @@ def test_two_processes_train_and_one_goes_on_from_their_checkpoint(tmp_path, mes
         state = train_steps(settings, state, train_step(settings, mesh), feed, checkpoints=checkpoints, writer=None)
     assert largest_difference(jax.device_get(state._replace(key=None)), theirs) < 1e-6
     assert stream.state() == data_state
+    alone = held_out_loss(new_pipeline(settings, state.ema, None))
+    assert reports(settings, "held_out_loss")[-1] == pytest.approx(alone.loss, rel=1e-5)
 
 
 def assert_every_sample_once(attempts, settings):
@@ -271,7 +275,7 @@ def two_finish(settings, cache):
 
 def reports(settings, name):
     lines = (folder_of(settings) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)[name] for line in lines]
+    return [json.loads(line).get(name) for line in lines]
 
 
 @pytest.mark.slow

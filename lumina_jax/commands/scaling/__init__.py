@@ -1,5 +1,7 @@
 """lumina scaling COMMAND: from a grid of small runs to what a larger one will do
 
+plan CONFIG            a grid of sizes, budgets, seeds and recipes, and what it costs
+run GRID               train every run of a grid; the same command goes on after a stop
 fit RUNS.jsonl         the law of a grid of runs, and what it predicts
 
 Each command explains its flags with --help.
@@ -9,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS: tuple[str, ...] = ("fit",)
+COMMANDS: tuple[str, ...] = ("plan", "run", "fit")
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,0 +1,141 @@
+"""The layers that a network may consist of: those of Flag-DiT, Next-DiT and DiT.
+
+In: activations [b l m], the condition [b s c] of each sample for adaLN, and the text of each sample for attention. Out:
+activations [b l m]. Each layer is attention, then a feed-forward; they differ in norms, adaLN, biases, and in how they
+read the text: Flag-DiT and Next-DiT beside the self-attention, DiT after it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.config import ModelConfig
+from lumina_jax.models.attention import (
+    Attend,
+    Attention,
+    CrossAttention,
+    LayerText,
+    TextProjection,
+    TokenContext,
+    gated,
+)
+from lumina_jax.models.layers import GeluMLP, Linear, PlainLayerNorm, RMSNorm, SwiGLU, zeros
+from lumina_jax.tokens import spread
+
+
+class Modulation(nnx.Module):
+    """adaLN: SiLU and a zero-initialised linear from the condition to `parts` vectors of the model width."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig, parts: int):
+        outputs = parts * config.width
+        axes = ("condition", "modulation")
+        self.linear = Linear(rngs, config.condition_width, outputs, axes=axes, init=zeros, bias=True)
+        self.parts = parts
+
+    def __call__(self, condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]) -> list[Float[Array, "b _ m"]]:
+        values = jnp.split(self.linear(jax.nn.silu(condition)), self.parts, axis=-1)
+        return [spread(value, segment_ids) for value in values]
+
+
+def branch_norm(rngs: nnx.Rngs, config: ModelConfig) -> RMSNorm | PlainLayerNorm:
+    """The norm before attention and before the feed-forward."""
+    if config.norm_kind == "layer":
+        return PlainLayerNorm(config.norm_eps)
+    return RMSNorm(rngs, config.width, config.norm_eps, weight=config.norm_weights)
+
+
+class FlagBlock(nnx.Module):
+    """A layer of Flag-DiT: attention, then the feed-forward. The input of each is normed, scaled and shifted, and its
+    output is gated and added."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        self.modulation = Modulation(rngs, config, parts=6)
+        self.attention_norm = branch_norm(rngs, config)
+        self.attention = Attention(rngs, config)
+        self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
+        self.mlp_norm = branch_norm(rngs, config)
+        self.mlp = SwiGLU(rngs, config.width, config.mlp_width)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l m"],
+        condition: Float[Array, "b s c"],
+        tokens: TokenContext,
+        text: LayerText | None,
+        attend: Attend,
+    ) -> Float[Array, "b l m"]:
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
+        y = self.attention_norm(x) * (1 + scale) + shift
+        x = x + gate * self.attention(y, tokens, gated(self.text, text), attend)
+        y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
+        return x + mlp_gate * self.mlp(y)
+
+
+class NextBlock(nnx.Module):
+    """A layer of Next-DiT: attention, then the feed-forward. The input of each is normed and scaled, and its output is
+    normed again ("sandwich norm"), gated through tanh and added."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        width, eps = config.width, config.norm_eps
+        self.modulation = Modulation(rngs, config, parts=4)
+        self.attention_norm = branch_norm(rngs, config)
+        self.attention = Attention(rngs, config)
+        self.attention_out_norm = RMSNorm(rngs, width, eps)
+        self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
+        self.mlp_norm = branch_norm(rngs, config)
+        self.mlp = SwiGLU(rngs, width, config.mlp_width)
+        self.mlp_out_norm = RMSNorm(rngs, width, eps)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l m"],
+        condition: Float[Array, "b s c"],
+        tokens: TokenContext,
+        text: LayerText | None,
+        attend: Attend,
+    ) -> Float[Array, "b l m"]:
+        scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
+        y = self.attention(self.attention_norm(x) * (1 + scale), tokens, gated(self.text, text), attend)
+        x = x + jnp.tanh(gate) * self.attention_out_norm(y)
+        y = self.mlp(self.mlp_norm(x) * (1 + mlp_scale))
+        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
+
+
+class DiTBlock(nnx.Module):
+    """A layer of DiT (arXiv 2212.09748, section 3.2, adaLN-zero; SiT has the same): attention, then a feed-forward with
+    GELU, both with biases. The input of each is normed, scaled and shifted, and its output is gated and added.
+
+    Text is read by a cross-attention between them, which adds to its input without a norm or a gate (PixArt-alpha,
+    arXiv 2310.00426, section 2.3)."""
+
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
+        self.modulation = Modulation(rngs, config, parts=6)
+        self.attention_norm = branch_norm(rngs, config)
+        self.attention = Attention(rngs, config)
+        has_text = config.conditioning == "text"
+        self.text = TextProjection(rngs, config) if has_text else None
+        self.text_attention = CrossAttention(rngs, config) if has_text else None
+        self.mlp_norm = branch_norm(rngs, config)
+        self.mlp = GeluMLP(rngs, config.width, config.mlp_width)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l m"],
+        condition: Float[Array, "b s c"],
+        tokens: TokenContext,
+        text: LayerText | None,
+        attend: Attend,
+    ) -> Float[Array, "b l m"]:
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
+        y = self.attention_norm(x) * (1 + scale) + shift
+        x = x + gate * self.attention(y, tokens, None, attend)
+        if self.text_attention is not None and text is not None:
+            x = x + self.text_attention(x, tokens, text)
+        y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
+        return x + mlp_gate * self.mlp(y)
+
+
+Block = FlagBlock | NextBlock | DiTBlock
+BLOCKS: dict[str, type[Block]] = {"flag": FlagBlock, "next": NextBlock, "dit": DiTBlock}
+"""The layer for each `model.block`."""

@@ -1,0 +1,1 @@
+"""How fast the devices that are here train and draw."""
