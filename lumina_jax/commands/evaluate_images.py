@@ -21,7 +21,7 @@ import tyro
 
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.parts import write_file
+from lumina_jax.parts import check_writable, prepare_folder, write_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,6 @@ def evaluate_images(arguments: Arguments) -> None:
         print(line)
     if arguments.json is not None:
         text = json.dumps({**distances.as_json(), **about}, indent=2) + "\n"
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_file(arguments.json.parent, arguments.json.name, text.encode())
 
 
@@ -100,7 +99,7 @@ def check(arguments: Arguments) -> None:
     folders = [folder for folder in (arguments.real, arguments.drawn) if folder is not None]
     if arguments.features is not None:
         if folders or arguments.save_features or arguments.save_real_features:
-            raise ValueError("--features compares two files; leave out the folders, --save-features and --weights")
+            raise ValueError("--features compares two files; leave out the folders and --save-features")
     elif len(folders) != 2:
         raise ValueError(
             f"two folders must be compared, the real pictures and the drawn ones, but {len(folders)} are named; write "
@@ -108,6 +107,9 @@ def check(arguments: Arguments) -> None:
         )
     if arguments.batch < 1:
         raise ValueError(f"batch={arguments.batch} must be at least 1")
+    for file in filter(None, (arguments.json, arguments.save_features, arguments.save_real_features)):
+        prepare_folder(file.parent)
+        check_writable(file.parent)
 
 
 def features_of_folders(arguments: Arguments) -> "tuple[np.ndarray, np.ndarray, dict[str, Any]]":
@@ -122,7 +124,8 @@ def features_of_folders(arguments: Arguments) -> "tuple[np.ndarray, np.ndarray, 
             raise ValueError(
                 f"{folder} is no folder of pictures; to compare features write --features REAL.npz DRAWN.npz"
             )
-        picture_files(folder)  # errors before weights are read
+        if len(picture_files(folder)) < 2:  # errors before weights are read
+            raise ValueError(f"{folder} must hold at least 2 pictures, but has one; distances are those of sets")
     network = feature_network(arguments.network, arguments.weights)
     cache = None if arguments.no_cache else arguments.cache or default_cache()
     real = features_of(network, "real", arguments.real, arguments.batch, cache)
