@@ -8,7 +8,7 @@ convert SRC DST        weights from one layout to another: the authors', diffuse
 data prepare NAME      fetch a free data set and make it ready for training
 parity FILE...         run recorded cases of the authors' models and compare
 aot CONFIG             compile for TPUs that are not here: does it fit, how fast can it be
-bench kernels          compare attention kernels, compiled for TPUs that are not here
+bench train CONFIG     how fast the devices that are here train; bench sample: draw; bench kernels: attention
 scaling COMMAND        from a grid of small runs to what a larger one will do
 
 CONFIG is a .py or .json file, or the name of a configuration that comes with lumina_jax, such as emoji. Each command

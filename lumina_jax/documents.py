@@ -2,11 +2,13 @@
 
 In: a file and the type of its content, such as a dataclass, a TypedDict, `dict[str, Any]`, or another type that
 pydantic supports. Out: a value of that type, or a ValueError with the file, the key, the rule and the value. Unknown
-keys are ignored unless the type forbids them. Numbers and strings are not converted to each other.
+keys are ignored unless the type forbids them. Numbers and strings are not converted to each other. And back: JSON text
+of plain values.
 """
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from os import PathLike
 from typing import Any
@@ -64,9 +66,22 @@ def parse_json(text: str | bytes, kind: Any, origin: str, migrate: Callable[[Any
         raise ValueError(f"{origin} {_reasons(error)}") from None
 
 
+def json_text(value: Any) -> str:
+    """Plain values as indented JSON with a line feed; numbers that are not finite, which JSON lacks, are null."""
+    return json.dumps(_finite(value), indent=2) + "\n"
+
+
 def forget_types() -> None:
     """Clear the cached types, because a new class may be a field of another one."""
     _adapter.cache_clear()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_size(content: Any) -> None:

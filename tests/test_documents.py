@@ -1,12 +1,13 @@
 """Documents of JSON and YAML are read as typed values, or refused by file and key."""
 
 import itertools
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from lumina_jax.documents import parse_json, read_json, read_yaml
+from lumina_jax.documents import json_text, parse_json, read_json, read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijkl")
@@ -62,3 +63,9 @@ def test_a_git_lfs_pointer_is_recognised(tmp_path):
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ValueError, match=r"tokenizer\.json is a git-LFS pointer instead of the file itself"):
         read_json(tmp_path / "tokenizer.json", dict)
+
+
+def test_numbers_that_json_lacks_are_written_as_null():
+    text = json_text({"a": (1.5, float("nan")), "b": {"c": float("-inf"), "d": [None, "x", True, 2]}})
+    assert json.loads(text) == {"a": [1.5, None], "b": {"c": None, "d": [None, "x", True, 2]}}
+    assert text.endswith("}\n")

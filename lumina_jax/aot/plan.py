@@ -28,6 +28,7 @@ from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
+from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
@@ -68,10 +69,7 @@ class Plan:
     @property
     def extent(self) -> Extent:
         """The extent of the latents of a sample that is drawn."""
-        config = self.config
-        data, vae = config.data_of(None), config.vae_of(None)
-        modality = modality_of_source(data, config.model, vae, factor=self.vae_factor)
-        return Extent(*modality.latent_size(modality.trained_shape)[:3])
+        return trained_extent(self.config, self.vae_factor)
 
     @property
     def mesh(self) -> MeshConfig:
@@ -81,13 +79,7 @@ class Plan:
     @property
     def load(self) -> Load:
         """The batch of `config`; for a sampler, one sample in each row."""
-        load = batch_load(self.config, self.vae_factor)
-        if not self.sampler:
-            return load
-        model = self.config.model
-        markers = {"nextline": model.nextline, "nextframe": model.nextframe}
-        grid = latent_grid(*self.extent, patch_size=model.patch_size, **markers)
-        return dataclasses.replace(load, tokens=grid.length, samples=1)
+        return (drawn_load if self.sampler else batch_load)(self.config, self.vae_factor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +117,21 @@ def batch_load(config: Config, vae_factor: int = 8) -> Load:
     text = config.text.max_tokens if model.conditioning == "text" else 0
     tokens = row_tokens(data, model, modalities)
     return Load(rows=data.batch_rows, tokens=tokens, samples=data.samples_per_row, text_tokens=text)
+
+
+def trained_extent(config: Config, vae_factor: int = 8) -> Extent:
+    """The extent of the latents of a sample of the size of training."""
+    data, vae = config.data_of(None), config.vae_of(None)
+    modality = modality_of_source(data, config.model, vae, factor=vae_factor)
+    return Extent(*modality.latent_size(modality.trained_shape)[:3])
+
+
+def drawn_load(config: Config, vae_factor: int = 8) -> Load:
+    """The contents of a batch that is drawn, one sample of the size of training in each row."""
+    model = config.model
+    markers = {"nextline": model.nextline, "nextframe": model.nextframe}
+    grid = latent_grid(*trained_extent(config, vae_factor), patch_size=model.patch_size, **markers)
+    return dataclasses.replace(batch_load(config, vae_factor), tokens=grid.length, samples=1)
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
@@ -290,13 +297,14 @@ def needed_bytes(message: str) -> float | None:
 
 
 def _model_flops(plan: Plan) -> float:
-    config, load = plan.config, plan.load
-    if not plan.sampler:
-        return step_flops(config.model, load).total
-    calls = _calls(config.sample.solver) * config.sample.steps
-    return sampling_flops(config.model, load, calls, guided=True)
+    return drawing_flops(plan.config, plan.load) if plan.sampler else step_flops(plan.config.model, plan.load).total
+
+
+def drawing_flops(config: Config, load: Load) -> float:
+    """Model FLOPs of drawing the batch with the settings of `sample`."""
+    return sampling_flops(config.model, load, _calls(config.sample.solver) * config.sample.steps, guided=True)
 
 
 def _calls(solver: str) -> int:
     """Predictions of the network in a step of the solver."""
-    return SOLVERS[solver].calls if solver in SOLVERS else STOCHASTIC[solver]
+    return SOLVERS[solver].calls if solver in SOLVERS else (STOCHASTIC | ANCESTRAL)[solver]

@@ -101,7 +101,7 @@ def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) ->
     for computation, one, times in module.executed(assumed_trips):
         moved += times * hbm_bytes(module, computation, one)
         cycles += times * int(_noted(one, "estimated_cycles") or 0)
-        for kind, count in _products(module, computation, one):
+        for kind, count in products(module, computation, one):
             flops[kind] += times * count
         if "tpu_custom_call" in one.attributes:
             estimate = _noted(one, "flops")
@@ -169,12 +169,12 @@ def _pairs(attributes: str) -> tuple[tuple[int, ...], ...]:
     return tuple((int(source), int(target)) for source, target in pairs)
 
 
-def _products(module: Module, computation: Computation, one: Instruction) -> Iterator[tuple[str, float]]:
+def products(module: Module, computation: Computation, one: Instruction) -> Iterator[tuple[str, float]]:
     """Multiplications and additions of the matrix products of an instruction, or of all that it fuses."""
     fused = module.fused(one)
     if fused is not None:
         for part in fused.instructions.values():
-            yield from _products(module, fused, part)
+            yield from products(module, fused, part)
     elif one.opcode == "dot":
         left = computation.instructions[one.operands[0]].shapes[0]
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)

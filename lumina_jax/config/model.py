@@ -1,5 +1,6 @@
 """The network of an experiment: its settings, and the rules that they must follow."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -57,6 +58,15 @@ class ModelConfig(Section):
     """The width of the feed-forward is rounded up to a multiple of this."""
     mlp_multiplier: float | None = None
     """Factor on the width of the feed-forward, which is 8/3 of the width of the model, in DiT 4; None: 1."""
+
+    # Parametrization
+    parametrization: Literal["standard", "mup"] = "standard"
+    """How initial values and learning rates depend on the width. mup: so that the best settings of a narrow model are
+    those of a wide one (docs/mup.md)."""
+    base_width: int | None = None
+    """The width at which mup is the standard parametrization: that of the model whose settings were found."""
+    base_heads: int | None = None
+    """Query heads of the model of that width; None: its heads have the width of these."""
 
     # Layers
     block: Literal["flag", "next", "dit"] = "flag"
@@ -135,7 +145,7 @@ class ModelConfig(Section):
         for name in ("layers", "heads", "width", "patch_size", "channels", "unroll", "classes", "text_width"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value} must be at least 1")
-        for name in ("kv_heads", "attention_width", "condition_limit", "mlp_multiple_of"):
+        for name in ("kv_heads", "attention_width", "condition_limit", "mlp_multiple_of", "base_width", "base_heads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name}={value} must be at least 1")
         require_between("model.time_scale", self.time_scale, 1e-3, 1e6, "1 reads t as it is")
@@ -150,6 +160,7 @@ class ModelConfig(Section):
             "model.predict_sigma is for models of one modality; leave model.others empty",
         )
         self._check_positions()
+        self._check_base()
         require(
             self.heads % self.key_heads == 0,
             f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}",
@@ -184,6 +195,25 @@ class ModelConfig(Section):
             f"model.width or model.heads, or set model.attention_width to a multiple of {unit} times the heads",
         )
 
+    def _check_base(self) -> None:
+        if self.parametrization == "mup":
+            require(
+                self.base_width is not None,
+                "model.parametrization='mup' needs model.base_width, the width of the model whose learning rate was "
+                "found; at that width it is the standard parametrization",
+            )
+            require(
+                (self.base_width or 0) * self.heads_width % (self.width * (self.base_heads or 1)) == 0,
+                f"model.base_heads={self.base_heads} must divide the width of attention at "
+                f"model.base_width={self.base_width}; leave it out if heads keep their width",
+            )
+        for name in ("base_width", "base_heads"):
+            require(
+                self.parametrization == "mup" or getattr(self, name) is None,
+                f"model.{name}={getattr(self, name)} has a meaning with model.parametrization='mup' alone; set that, "
+                f"or leave model.{name} out",
+            )
+
     @property
     def heads_width(self) -> int:
         """Width of all query heads together."""
@@ -198,14 +228,32 @@ class ModelConfig(Section):
         return self.kv_heads or self.heads
 
     @property
+    def query_factor(self) -> float:
+        """Factor on queries, 1 unless heads are wider than those of the base of mup: products of queries and keys are
+        then divided by their width instead of its root (Tensor Programs V, arXiv 2203.03466, definition 4.1)."""
+        if self.base_width is None or self.base_heads is None:
+            return 1.0
+        base = self.base_width * self.heads_width // (self.width * self.base_heads)
+        return math.sqrt(base / self.head_width)
+
+    @property
     def caption_width(self) -> int:
         """Width of the caption features where the network reads them."""
         return self.width if self.text_layers else self.text_width
 
     @property
+    def caption_axis(self) -> str:
+        """The logical axis of that width."""
+        return "embed" if self.text_layers else "text"
+
+    @property
     def condition_width(self) -> int:
         """Width of the time and caption embedding that feeds adaLN."""
-        return min(self.width, self.condition_limit or self.width)
+        return self.condition_width_at(self.width)
+
+    def condition_width_at(self, width: int) -> int:
+        """`condition_width` of a model of another width."""
+        return min(width, self.condition_limit or width)
 
     @property
     def norm_kind(self) -> Literal["rms", "layer"]:
@@ -233,7 +281,11 @@ class ModelConfig(Section):
 
     @property
     def mlp_width(self) -> int:
-        hidden = 4 * self.width if self.block == "dit" else int(2 * 4 * self.width / 3)
+        return self.mlp_width_at(self.width)
+
+    def mlp_width_at(self, width: int) -> int:
+        """`mlp_width` of a model of another width."""
+        hidden = 4 * width if self.block == "dit" else int(2 * 4 * width / 3)
         if self.mlp_multiplier is not None:
             hidden = int(self.mlp_multiplier * hidden)
         return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)

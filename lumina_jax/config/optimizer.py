@@ -8,10 +8,12 @@ from lumina_jax.config.section import Section, require
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """AdamW with warmup, a schedule, clipping and an exponential moving average of the parameters."""
+    """AdamW or Muon with warmup, a schedule, clipping and an exponential moving average of the parameters."""
 
     called: ClassVar[str] = "optimizer."
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonal updates for the matrices of attention and feed-forward, and AdamW for all other parameters."""
     learning_rate: float = 1e-4
     """The greatest learning rate, after the warmup."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -24,6 +26,8 @@ class OptimizerConfig(Section):
     """Decay of the mean of squared gradients."""
     eps: float = 1e-8
     """Added to the root of that mean."""
+    momentum: float = 0.95
+    """Decay of the mean of gradients in Muon."""
     weight_decay: float = 0.0
     """Share of each parameter, times the learning rate, that a step subtracts."""
     clip_norm: float | None = 2.0
@@ -49,6 +53,6 @@ class OptimizerConfig(Section):
         )
         require(self.eps > 0, f"optimizer.eps={self.eps} must be positive")
         require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must not be negative")
-        for name in ("beta1", "beta2", "ema_decay"):
+        for name in ("beta1", "beta2", "momentum", "ema_decay"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optimizer.{name}={value} must lie in [0, 1)")

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from lumina_jax.evaluation.finding import Finding
+
 ALIKE = 8.0
 """Values of a byte, of 255."""
 
@@ -18,7 +20,7 @@ def pixel_report(
     drawn: Sequence[UInt8[np.ndarray, "f h w 3"]],
     true: Sequence[UInt8[np.ndarray, "f h w 3"]],
     is_held_out: Bool[np.ndarray, " n"],
-) -> Iterator[str]:
+) -> Iterator[Finding]:
     """How many samples are nearest to the true one of their prompt: of those trained on, those held out, and all. Of
     several frames also each frame against all frames, and how much samples move."""
     samples, references = np.stack([*drawn]), np.stack([*true])
@@ -28,32 +30,44 @@ def pixel_report(
 
 
 def match_report(
-    found: Int[np.ndarray, " n"], is_held_out: Bool[np.ndarray, " n"], what: str = "nearest to their own sample"
-) -> Iterator[str]:
-    """How many samples found the true one of their prompt: of those trained on, those held out, and all."""
+    found: Int[np.ndarray, " n"], is_held_out: Bool[np.ndarray, " n"], key: str = "nearest"
+) -> Iterator[Finding]:
+    """How many samples found the true one of their prompt: of those trained on, those held out, and all.
+
+    Args:
+      key: what the names of the numbers begin with.
+    """
     matches = found == np.arange(len(found))
     for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out), ("all", is_held_out | True)):
         if chosen.any():
-            yield f"  {name:<11} {matches[chosen].sum():4} of {chosen.sum():4} {what}: {matches[chosen].mean():.1%}"
+            count, share = matches[chosen].sum(), matches[chosen].mean()
+            text = f"  {name:<11} {count:4} of {chosen.sum():4} nearest to their own sample: {share:.1%}"
+            yield Finding(text, {f"{key}_{name.replace(' ', '_')}": float(share)})
 
 
-def frame_report(drawn: UInt8[np.ndarray, "n f h w 3"], true: UInt8[np.ndarray, "n f h w 3"]) -> Iterator[str]:
+def frame_report(drawn: UInt8[np.ndarray, "n f h w 3"], true: UInt8[np.ndarray, "n f h w 3"]) -> Iterator[Finding]:
     """Each frame against all frames, and how much clips move."""
     frames = [clips.reshape(-1, *clips.shape[2:]) for clips in (drawn, true)]
     found = nearest(*frames)
     count, own = true.shape[1], np.arange(len(found))
     own_sample, exact = found // count == own // count, found == own
     alike = own_sample & look_alike(frames[1][found], frames[1])
-    yield (
+    yield Finding(
         f"  single frames nearest to one of their own sample: {own_sample.mean():.1%}; to the same frame or one that "
-        f"looks like it: {alike.mean():.1%} (to the same frame itself: {exact.mean():.1%})"
+        f"looks like it: {alike.mean():.1%} (to the same frame itself: {exact.mean():.1%})",
+        {
+            "nearest_frame_of_sample": float(own_sample.mean()),
+            "nearest_frame_alike": float(alike.mean()),
+            "nearest_frame": float(exact.mean()),
+        },
     )
     moving, wanted = motion(drawn), motion(true)
     agreement = np.corrcoef(moving, wanted)[0, 1]
     ratio = np.median(moving / np.maximum(wanted, 1e-9))
-    yield (
+    yield Finding(
         f"  motion (mean difference of consecutive frames): {ratio:.2f} times the true one in the median; correlation "
-        f"over clips {agreement:.2f}"
+        f"over clips {agreement:.2f}",
+        {"motion_ratio": float(ratio), "motion_correlation": float(agreement)},
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lumina_jax.evaluation.finding import Finding
 from lumina_jax.mel import load_librosa
 
 RATE = 16_000
@@ -75,15 +76,16 @@ class SpeechJudge:
         drawn: Sequence[Float[np.ndarray, "_ 80"]],
         true: Sequence[Float[np.ndarray, "_ 80"]],
         is_held_out: Bool[np.ndarray, " n"],
-    ) -> Iterator[str]:
+    ) -> Iterator[Finding]:
         wanted = [spoken_text(prompt) for prompt in prompts]
         for name, spectrograms in (("drawn", drawn), ("recorded", true)):
             heard = [self._recogniser(self._voice(one, self._rate), self._rate) for one in spectrograms]
             wrong = [f"{text} ({other or 'nothing'})" for text, other in zip(wanted, heard) if text != other]
             share = 1 - len(wrong) / len(wanted)
-            yield f"  {name:<9} {len(wanted) - len(wrong):4} of {len(wanted):4} heard: {share:.1%}"
+            text = f"  {name:<9} {len(wanted) - len(wrong):4} of {len(wanted):4} heard: {share:.1%}"
+            yield Finding(text, {f"heard_{name}": share})
             if wrong:
-                yield f"            not heard: {', '.join(wrong)}"
+                yield Finding(f"            not heard: {', '.join(wrong)}")
 
 
 def spoken_text(caption: str) -> str:

@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.flow.schedule import LOG_ALPHA_BAR, STEPS
 from lumina_jax.flow.timesteps import ScalarTime, sampling_grid
 
-ANCESTRAL = ("ddpm", "ddim")
+ANCESTRAL = {"ddpm": 1, "ddim": 1}
+"""Model calls a step of each solver."""
 LEAST_VARIANCE = 1e-20
 """Stands for 0 where a logarithm is needed."""
 
@@ -80,7 +81,7 @@ def sample(
     """
     chex.assert_rank(steps, 1)
     if solver not in ANCESTRAL:
-        raise ValueError(f"{solver=} of DDPM is unknown; choose one of {ANCESTRAL}")
+        raise ValueError(f"{solver=} of DDPM is unknown; choose one of {sorted(ANCESTRAL)}")
     needs_noise = solver == "ddpm" or eta > 0
     if needs_noise and (noise is None or len(noise) != len(steps)):
         raise ValueError(f"{solver=} with {eta=} needs a noise array for each of the {len(steps)} steps; pass noise=")

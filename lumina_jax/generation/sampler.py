@@ -270,16 +270,16 @@ def _output(
     if keep_sigma and guided_channels is None:
         guided_channels = task.modality.channels
 
-    def call(tokens: Tokens, t: Times, condition: Condition) -> Float[Array, "b l p"]:
+    def call(tokens: Tokens, t: Times, condition: Condition) -> Float[Array, "b l o"]:
         rope = extrapolation.rope_scaling(factor, settings.rope_watershed, t)
         times = jnp.broadcast_to(jnp.reshape(path.network_time(t), (-1, 1)), (len(tokens.patches), 1))
         return model(tokens, times, condition, rope=rope, base_length=base_length, keep_sigma=keep_sigma)
 
-    def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l p"]:
-        def plain() -> Float[Array, "b l p"]:
+    def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l o"]:
+        def plain() -> Float[Array, "b l o"]:
             return call(tokens._replace(patches=x), t, alone)
 
-        def guided() -> Float[Array, "b l p"]:
+        def guided() -> Float[Array, "b l o"]:
             times = jnp.concatenate([t, t]) if t.ndim else t
             twice = doubled._replace(patches=jnp.concatenate([x, x]))
             with_text, without_text = jnp.split(call(twice, times, both), 2)

@@ -16,7 +16,7 @@ from lumina_jax.flow.schedule import time_of_step
 
 Times = Float[Array, ""] | Float[Array, " b"]
 """One for all samples of a batch, or one for each."""
-Output = Callable[[Times, Float[Array, "b l p"]], Float[Array, "b l p"]]
+Output = Callable[[Times, Float[Array, "b l p"]], Float[Array, "b l o"]]
 Velocity = Callable[[Times, Float[Array, "b l p"], Any], Float[Array, "b l p"]]
 
 

@@ -78,6 +78,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
         "conditioning": "text", "rope_axes": 2, "nextline": False, "nextframe": False,
         "norm_weights": True, "final_shift": False, "condition_limit": 1024, "rope_theta": 10_000.0,
         "attention_width": None, "time_scale": 1.0, "pad_token": True, "text_layers": 0, "others": (),
+        "base_heads": None,  # queries of wider heads have a factor, which the layout has not
     }  # fmt: skip
     check_fields(config, layer_fields(config, "next") | expected, f"diffusers' {CLASS}, a text-conditional Next-DiT,")
     return {

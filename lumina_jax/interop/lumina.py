@@ -105,6 +105,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
         "time_scale": 1000.0 if audio else 1.0,
         "text_layers": 0,
         "others": (),
+        "base_heads": None,  # queries of wider heads have a factor, which the layout has not
     }
     if audio:
         expected |= {"conditioning": "text", "patch_size": 1, "predict_sigma": False}

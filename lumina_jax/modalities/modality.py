@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, UInt8
 
 from lumina_jax.config import AutoencoderConfig, DataConfig, ModalityConfig, ModelConfig, TextConfig
+from lumina_jax.evaluation.finding import Finding
 from lumina_jax.modalities.decoding.media import Media
 from lumina_jax.modalities.encoding import Encoding
 
@@ -103,8 +104,9 @@ class Judge(Protocol):
         drawn: Sequence[np.ndarray],
         true: Sequence[np.ndarray],
         is_held_out: Bool[np.ndarray, " n"],
-    ) -> Iterator[str]:
-        """Lines of a report on what was drawn from these prompts; `true` are samples of the data with these prompts."""
+    ) -> Iterator[str | Finding]:
+        """Lines of a report on what was drawn from these prompts, with or without the numbers in them; `true` are
+        samples of the data with these prompts."""
         ...
 
 

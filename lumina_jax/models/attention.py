@@ -56,7 +56,7 @@ class TextProjection(Divisible):
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         kv_width = config.key_heads * config.head_width
-        axes, is_crossed = ("text", "kv_heads"), config.block == "dit"
+        axes, is_crossed = (config.caption_axis, "kv_heads"), config.block == "dit"
         self.norm = None if is_crossed else RMSNorm(rngs, config.caption_width, config.norm_eps)
         self.key = Linear(rngs, config.caption_width, kv_width, axes=axes, bias=config.biases)
         self.value = Linear(rngs, config.caption_width, kv_width, axes=axes, bias=config.biases)
@@ -93,7 +93,7 @@ class Attention(Divisible):
         self.text_query = Linear(rngs, width, heads_width, axes=("embed", "heads")) if has_text_query else None
         has_text_norm = has_text_query and config.qk_norm
         self.text_query_norm = HeadsNorm(rngs, heads_width, axis="heads") if has_text_norm else None
-        self.head_width = config.head_width
+        self.head_width, self.query_factor = config.head_width, config.query_factor
 
     def __call__(
         self,
@@ -105,10 +105,10 @@ class Attention(Divisible):
         x = self.tensor.share(x)
         q, k = normed(self.query(x), self.query_norm), normed(self.key(x), self.key_norm)
         q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, self.value(x)))
-        q, k = turned(q, tokens.rotation), turned(k, tokens.rotation)
+        q, k = scaled(turned(q, tokens.rotation), self.query_factor), turned(k, tokens.rotation)
         if text is not None and self.text_query is not None:
             text_q = normed(self.text_query(x), self.text_query_norm).reshape(q.shape)
-            text = text._replace(queries=turned(text_q, tokens.rotation))
+            text = text._replace(queries=scaled(turned(text_q, tokens.rotation), self.query_factor))
         if tokens.key_scale is not None:
             k = k * tokens.key_scale.astype(k.dtype)
         out = attend(q, k, v, segment_ids=tokens.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
@@ -123,14 +123,20 @@ class CrossAttention(Divisible):
         self.query = Linear(rngs, width, heads_width, axes=("embed", "heads"), bias=config.biases)
         self.query_norm = HeadsNorm(rngs, heads_width, axis="heads") if config.qk_norm else None
         self.out = Linear(rngs, heads_width, width, axes=("heads", "embed"), init=zeros, bias=config.biases)
-        self.head_width, self.implementation = config.head_width, config.attention
+        self.head_width, self.query_factor = config.head_width, config.query_factor
+        self.implementation = config.attention
 
     def __call__(self, x: Float[Array, "b l m"], tokens: TokenContext, text: LayerText) -> Float[Array, "b l m"]:
         q = normed(self.query(self.tensor.share(x)), self.query_norm)
-        q = q.reshape(*q.shape[:2], -1, self.head_width)
+        q = scaled(q.reshape(*q.shape[:2], -1, self.head_width), self.query_factor)
         ids = {"segment_ids": tokens.segment_ids, "text_ids": text.segment_ids}
         out = attend_text(q, *text.keys, **ids, implementation=self.implementation)
         return self.out(out.reshape(*x.shape[:2], -1), self.tensor)
+
+
+def scaled(queries: Float[Array, "b l h d"], factor: float) -> Float[Array, "b l h d"]:
+    """Queries times `model.query_factor`, for which the scale of the logits is the same with and without text."""
+    return queries if factor == 1 else queries * jnp.asarray(factor, queries.dtype)
 
 
 def attend_with(config: ModelConfig) -> Attend:

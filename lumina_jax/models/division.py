@@ -17,7 +17,7 @@ from lumina_jax.models.attention import attend_with
 from lumina_jax.models.flag_dit import FlagDiT, Parallel, abstract_model
 from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
 from lumina_jax.parallel.gather import ShardedWeights, weights
-from lumina_jax.parallel.mesh import axes_of, axis_size
+from lumina_jax.parallel.mesh import AnyMesh, axes_of, axis_size
 from lumina_jax.parallel.sequence import attend_across
 from lumina_jax.parallel.tensor import Tensor
 
@@ -59,7 +59,7 @@ class Division(NamedTuple):
         return jax.lax.psum(gradients, self.late) if self.late else gradients
 
 
-def parameter_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+def parameter_shardings(config: ModelConfig, mesh: AnyMesh) -> dict[str, Any]:
     """A `NamedSharding` for each parameter."""
     return nnx.to_pure_dict(shardings(abstract_model(config)[1], mesh, FSDP_TENSOR))
 

@@ -34,6 +34,7 @@ from lumina_jax.models.layers import (
     small_normal,
     zeros,
 )
+from lumina_jax.models.parametrization import scale_initial_values
 from lumina_jax.models.rope import RopeScaling, rotation, sine_positions
 from lumina_jax.models.stack import run_layers
 from lumina_jax.models.text_layers import CaptionPooling, TextLayers
@@ -116,6 +117,7 @@ class FlagDiT(nnx.Module):
         keys = jax.random.split(rngs.params(), config.layers)
         self.blocks = jax.vmap(lambda key: BLOCKS[config.block](nnx.Rngs(key), config))(keys)
         self.final_layer = FinalLayer(rngs, config)
+        scale_initial_values(self, config)
         divide(self, parallel.tensor)
 
     def __call__(

@@ -22,6 +22,8 @@ Axes = tuple[str | None, ...]
 
 zeros, ones, xavier = initializers.zeros, initializers.ones, initializers.xavier_uniform()
 small_normal = initializers.normal(0.02)
+SPREADS: dict[Initializer, str] = {zeros: "fixed", ones: "fixed", small_normal: "fixed", xavier: "xavier"}
+"""How the deviation of initial values follows from the shape: not, or as sqrt(2 / (inputs + outputs))."""
 
 
 class Divisible(nnx.Module):
@@ -38,10 +40,14 @@ def divide(model: nnx.Module, tensor: Tensor) -> None:
 
 
 def param(rngs: nnx.Rngs, shape: Sequence[int], init: Initializer, *, axes: Axes) -> nnx.Param:
-    """A float32 parameter with one logical axis name for each dimension (None: never sharded)."""
+    """A float32 parameter with one logical axis name for each dimension.
+
+    The names say how it is divided over devices, and how its initial values and its learning rate depend on the width
+    of the model (`models/parametrization.py`). None: never divided, and in a matrix a dimension of fixed size.
+    """
     if len(shape) != len(axes):
         raise ValueError(f"{axes=} must name every dimension of {shape=}")
-    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=axes)
+    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=axes, spread=SPREADS.get(init))
 
 
 class Linear(nnx.Module):
@@ -150,7 +156,7 @@ class TimeEmbedding(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, width: int, frequencies: int = 256):
         self.inner = Linear(rngs, frequencies, width, axes=(None, "condition"), init=small_normal, bias=True)
-        self.outer = Linear(rngs, width, width, axes=("condition", None), init=small_normal, bias=True)
+        self.outer = Linear(rngs, width, width, axes=("condition", "condition"), init=small_normal, bias=True)
         self.frequencies = frequencies
 
     def __call__(self, t: Float[Array, "b s"]) -> Float[Array, "b s c"]:

@@ -21,7 +21,7 @@ class CaptionPooling(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
         self.norm = LayerNorm(rngs, config.caption_width)
-        axes = ("text", "condition")
+        axes = (config.caption_axis, "condition")
         self.linear = Linear(rngs, config.caption_width, config.condition_width, axes=axes, init=zeros, bias=True)
 
     def __call__(self, text: TextFeatures, segments: int) -> Float[Array, "b s c"]:
@@ -49,7 +49,7 @@ class TextLayers(nnx.Module):
     """A linear to the network's width, then `model.text_layers` layers and a norm."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        self.embedding = Linear(rngs, config.text_width, config.width, axes=("text", None), bias=True)
+        self.embedding = Linear(rngs, config.text_width, config.width, axes=(None, "embed"), bias=True)
         self.layers = nnx.List([TextLayer(rngs, config) for _ in range(config.text_layers)])
         self.norm = RMSNorm(rngs, config.width, config.norm_eps)
         self.head_width, self.theta = config.head_width, config.rope_theta

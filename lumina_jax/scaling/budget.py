@@ -16,7 +16,7 @@ from lumina_jax.scaling.law import LossLaw, Numbers
 from lumina_jax.scaling.table import Cells
 
 EXACT = 0.01
-NEWTON_STEPS = 60
+NEWTON_STEPS, CONVERGED = 60, 1e-10
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class SampleCost:
             for _ in range(NEWTON_STEPS):  # a root of a function that falls with log N
                 log_cost, slope = self._log(x)
                 excess = ratio - np.log(slope) - law.a * x + law.b * (np.log(flops) - log_cost)
-                x = x + excess / (law.a + law.b * slope)
+                step = excess / (law.a + law.b * slope)
+                x = x + step
+                if not np.any(np.abs(step) > CONVERGED):
+                    break
         return np.where(np.isfinite(ratio), np.exp(np.where(np.isfinite(ratio), x, 0.0)), np.nan)[()]
 
     def _log(self, x: Numbers) -> tuple[Numbers, Numbers]:

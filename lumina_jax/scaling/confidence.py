@@ -9,8 +9,8 @@ in a new order with random signs, and fits them again. Two thresholds c follow:
 
 joint: the law as planted lies in the region of 90 % of draws. The ranges of E, A, a, B and b over it hold together with
   at least 90 % confidence, and each alone with more (Scheffe's method).
-single: 90 % of draws have (S with E, a or b as planted) - S(best) <= c s^2 for all three. It is for the range of one
-  quantity, such as the loss of one model.
+single: 95 % of draws have (S with E, a or b as planted) - S(best) <= c s^2 for all three. It is for the range of one
+  quantity, such as the loss of one model, and exceeds that of 90 % because draws know the model of the noise.
 
 The residuals of cells hold the noise of seeds and what the law misses, and so does s^2. Percentiles of refitted
 parameters would be too narrow: the fit is far from linear, E is bounded by 0, and estimates are biased. A likelihood
@@ -111,7 +111,8 @@ class Region:
     def exponent(self, axis: int) -> tuple[float, float]:
         """The interval of a (axis 0) or b (axis 1)."""
         lines = (self.surface.a, self.surface.b)[axis]
-        return _crossings(np.log(lines), self.profiles.min(1 - axis), self.threshold)
+        low, high = crossings(np.log(lines), self.profiles.min(1 - axis), self.threshold)
+        return float(np.exp(low)), float(np.exp(high))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The intervals of E, A, a, B and b."""
@@ -170,7 +171,7 @@ def confidence(fit: LawFit, draws: int, seed: int, level: float = 0.9) -> Confid
     The thresholds are at least those of normal noise: F of 5 and n - 5 degrees of freedom, and Student's t.
     """
     best = float(np.sum((fit.target - fit.fitted * fit.root) ** 2))
-    normal = student.ppf((1 + level) / 2, fit.spare) ** 2, 5 * fisher.ppf(level, 5, fit.spare)
+    normal = student.isf((1 - level) / 4, fit.spare) ** 2, 5 * fisher.ppf(level, 5, fit.spare)
     searched = _zoomed(fit, best + MARGIN * normal[1] * fit.scale**2, DRAW_LINES)
     factors = np.maximum(normal, calibrated(searched, draws, seed, level))
     regions = []
@@ -180,7 +181,7 @@ def confidence(fit: LawFit, draws: int, seed: int, level: float = 0.9) -> Confid
     return Confidence(joint=regions[1], single=regions[0])
 
 
-def calibrated(surface: Surface, draws: int, seed: int, level: float) -> Float[np.ndarray, " 2"]:
+def calibrated(surface: Surface, draws: int, seed: int, level: float) -> tuple[float, float]:
     """The thresholds c for one quantity and for all parameters, from the statistics of the draws."""
     fit, random = surface.fit, np.random.default_rng(seed)
     row, column = np.searchsorted(surface.a, fit.law.a), np.searchsorted(surface.b, fit.law.b)
@@ -196,7 +197,23 @@ def calibrated(surface: Surface, draws: int, seed: int, level: float) -> Float[n
         own = rest.min((0, 1))
         planted = np.max([rest[row].min(0), rest[:, column].min(0), with_floor], axis=0), np.sum(noise**2, 0)
         found.append((np.stack(planted) - own) * fit.spare / np.maximum(own, np.finfo(float).tiny))
-    return np.quantile(np.concatenate(found, axis=1), level, axis=1)
+    single, joint = np.concatenate(found, axis=1)
+    return np.quantile(single, (1 + level) / 2), np.quantile(joint, level)
+
+
+def crossings(
+    lines: Float[np.ndarray, " i"], profile: Float[np.ndarray, " i"], threshold: float
+) -> tuple[float, float]:
+    """The outermost points at which a profile crosses the threshold, between lines by linear interpolation."""
+    index = np.flatnonzero(profile <= threshold)
+    ends = []
+    for inner, outer in ((index[0], index[0] - 1), (index[-1], index[-1] + 1)):
+        if 0 <= outer < len(lines):
+            share = (threshold - profile[inner]) / (profile[outer] - profile[inner])
+            ends.append(lines[inner] + share * (lines[outer] - lines[inner]))
+        else:
+            ends.append(lines[inner])
+    return float(ends[0]), float(ends[1])
 
 
 def _zoomed(fit: LawFit, threshold: float, count: int) -> Surface:
@@ -219,16 +236,3 @@ def _surface(fit: LawFit, box: tuple[float, float, float, float], count: int) ->
 def _size(box: tuple[float, float, float, float]) -> float:
     a0, a1, b0, b1 = box
     return float(np.log(a1 / a0) * np.log(b1 / b0))
-
-
-def _crossings(logs: Float[np.ndarray, " i"], rest: Float[np.ndarray, " i"], threshold: float) -> tuple[float, float]:
-    """The outermost points at which a profile crosses the threshold, between lines by linear interpolation."""
-    index = np.flatnonzero(rest <= threshold)
-    ends = []
-    for inner, outer in ((index[0], index[0] - 1), (index[-1], index[-1] + 1)):
-        if not 0 <= outer < len(logs):
-            ends.append(logs[inner])
-            continue
-        share = (threshold - rest[inner]) / (rest[outer] - rest[inner])
-        ends.append(logs[inner] + share * (logs[outer] - logs[inner]))
-    return float(np.exp(ends[0])), float(np.exp(ends[1]))

@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 
 from lumina_jax.config.section import require
-from lumina_jax.launch import DEVICE_FILES, runs_on_cpu
+from lumina_jax.launch import DEVICE_FILES
 
 BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 """TPU chips along each axis of the part of a host that a process uses, by their number."""
@@ -22,23 +22,37 @@ class DeviceSet(NamedTuple):
     variables: dict[str, str]
 
 
-def device_sets(jobs: int) -> list[DeviceSet]:
-    """Equal parts of the machine for this number of runs at a time.
+def device_sets(jobs: int | None, cores: int | None, *, on_cpu: bool) -> list[DeviceSet]:
+    """The parts of the machine for this number of runs at a time.
+
+    Args:
+      jobs: None: on CPUs as many as have these cores, else one.
+      cores: of each run on CPUs; None: an equal part of all.
+      on_cpu: whether the runs are trained on CPUs.
 
     Raises:
-      ValueError: there are fewer cores or accelerators than runs, or they cannot be divided equally.
+      ValueError: there are fewer cores or accelerators than runs need, or they cannot be divided equally.
     """
+    available = tuple(sorted(os.sched_getaffinity(0)))
+    if on_cpu and cores is not None:
+        most = len(available) // cores
+        require(
+            most >= 1,
+            f"each run of the grid has {cores} cores, but there are {len(available)}; run it on a machine with more, "
+            "or plan it again with smaller --cores",
+        )
+    else:
+        most, cores = len(available), None
+    jobs = (most if cores is not None else 1) if jobs is None else jobs
     require(jobs >= 1, f"--jobs={jobs} must be at least 1")
-    cores = tuple(sorted(os.sched_getaffinity(0)))
-    if jobs == 1:
-        return [DeviceSet(cores, {})]
+    needed = "a core of its own" if cores is None else f"{cores} cores of its own"
     require(
-        jobs <= len(cores),
-        f"each of --jobs={jobs} runs needs a core of its own, but there are {len(cores)}; give at most that number",
+        jobs <= most,
+        f"each of --jobs={jobs} runs needs {needed}, but there are {len(available)} cores; give at most {most}",
     )
-    each = len(cores) // jobs
-    parts = [cores[job * each : (job + 1) * each] for job in range(jobs)]
-    if runs_on_cpu():
+    each = len(available) // jobs if cores is None else cores
+    parts = [available[job * each : (job + 1) * each] for job in range(jobs)]
+    if on_cpu or jobs == 1:
         return [DeviceSet(part, {}) for part in parts]
     found = [file for pattern in DEVICE_FILES for file in glob.glob(pattern)]
     return [DeviceSet(part, variables) for part, variables in zip(parts, _visible(jobs, found))]

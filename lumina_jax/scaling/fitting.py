@@ -144,6 +144,7 @@ def fit_runs(runs: Sequence[TrainedRun], settings: FitSettings) -> ScalingFit:
       ValueError: the runs cannot tell the law.
     """
     cells = cells_of(runs)
+    check_table(cells)
     is_kept = np.ones(len(cells), bool)
     if settings.hold_out == "largest":
         is_kept = cells.flops < cells.flops.max() * (1 - LARGEST)

@@ -91,6 +91,8 @@ class ScalingGrid:
     """The rules by which the cells were made, to be read by people."""
     curve: int
     """How often the held-out loss is measured within a run."""
+    cores: int | None = None
+    """Cores of each run on CPUs, whose number decides how sums are rounded; None: what the machine has for it."""
     recipes: dict[str, Config]
     cells: tuple[GridCell, ...]
 

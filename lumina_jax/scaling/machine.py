@@ -9,6 +9,7 @@ that estimate, or its FLOPs at the utilisation, whichever is longer.
 """
 
 import functools
+import os
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -57,8 +58,9 @@ def machine_of(name: str, utilisation: float, dtype: str) -> Machine:
     from lumina_jax.throughput.peak import present_peak
 
     peak, devices = present_peak(dtype), jax.device_count()
+    cores = len(os.sched_getaffinity(0))
     return Machine(
-        name=f"{devices} {peak.device}",
+        name=f"{cores} core{'s' * (cores > 1)} of this CPU" if peak.device == "cpu" else f"{devices} {peak.device}",
         flops=devices * peak.flops,
         utilisation=utilisation,
         memory=peak.memory,

@@ -89,7 +89,7 @@ def size_for(model: ModelConfig, parameters: int | float) -> ModelSize:
     require(
         _ratio(count, parameters) <= math.log(2),
         f"no model with heads of {model.head_width} has {parameters:g} parameters: the nearest, {size}, has {count:,}; "
-        "choose another number, or a configuration with a smaller model.head_width",
+        f"choose another number, or narrower heads with a larger --model.heads than {model.heads}",
     )
     return size
 

@@ -3,17 +3,19 @@
 In: parameters, and batches of samples with the noise and the times that belong to them. Out: the squared error of the
 velocity, as one number and as a curve over time.
 
+All is measured on the linear path, x_t = t x1 + (1 - t) x0, whose velocity is x1 - x0. A model of another path is asked
+at its point with the same ratio of data to noise, and its answer is turned into the velocity of the linear path
+(`paths.straight_velocity`), whatever it predicts: velocity, score, noise or data. So models of all sizes, predictions
+and paths compare.
+
 The times are the midpoints of equal parts of the unit interval: the mean over them is the loss under uniform times,
 whatever times the model was trained with. The noise of a sample depends on its name and the index of the time alone,
-and is drawn in the shape of its latents. What the network predicts is turned into the velocity on the linear path, and
-a network of another path is asked at the time at which data and noise have the same ratio, so that models of all sizes,
-paths and predictions compare. All is computed in float32: batch size, devices and packing change the number by rounding
-only.
+and is drawn in the shape of its latents. Everything is computed in float32, so that batch size, devices and packing
+change the number by rounding only.
 """
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import Config, FlowConfig, OptimizerConfig, RunConfig
+from lumina_jax.documents import json_text
 from lumina_jax.flow import losses, paths
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
@@ -63,11 +66,7 @@ class HeldOutLoss:
 
     def to_json(self) -> str:
         """The fields as a JSON object; numbers that are not finite are null."""
-        return json.dumps(self.numbers())
-
-    def numbers(self) -> dict[str, object]:
-        """The fields as values that JSON can hold."""
-        return {name: _finite(value) for name, value in dataclasses.asdict(self).items()}
+        return json_text(dataclasses.asdict(self))
 
 
 def midpoints(count: int = TIMES) -> Float[np.ndarray, " n"]:
@@ -108,16 +107,17 @@ def batch_errors(
 
     Args:
       predict: the output of a network for tokens of x_t, times and conditions.
+      drawn: noise, and the times of the linear path.
       values: for each token, the number of values of its patch that count; None: all.
       over_row: the sum over the devices that share the tokens of a row; each then gets its part of the errors.
     """
     path, tokens = paths.path(flow.path), batch.tokens
-    times = path.time_of_share(drawn.t)
-    token_times = spread(times, tokens.segment_ids)
-    x = paths.interpolate(path, drawn.x0, tokens.patches, token_times).x
-    output = predict(tokens._replace(patches=x), path.network_time(times), batch.condition)
-    velocity = paths.velocity_from(flow.prediction, path, output, x, token_times)
-    straight = paths.straight_velocity(path, velocity, x, token_times)
+    t = path.time_of_share(drawn.t)
+    token_times = spread(t, tokens.segment_ids)
+    x_t = paths.interpolate(path, drawn.x0, tokens.patches, token_times).x
+    output = predict(tokens._replace(patches=x_t), path.network_time(t), batch.condition)
+    velocity = paths.velocity_from(flow.prediction, path, output, x_t, token_times)
+    straight = paths.straight_velocity(path, velocity, x_t, token_times)
     return losses.sample_means(
         (straight - (tokens.patches - drawn.x0)) ** 2,
         tokens.kinds,
@@ -179,9 +179,3 @@ def _program(config: Config, mesh: Mesh) -> VelocityErrors:
 
 def _standard_error(values: Float[np.ndarray, " n"]) -> float | None:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,39 +1,113 @@
-"""AdamW with clipping, its learning rate over the steps, and the moving average of the parameters.
+"""AdamW and Muon with clipping, their learning rate over the steps, and the moving average of the parameters.
 
 In: gradients of the parameters, float32. Out: updates to add to them. The order is that of the released training code:
 clip by the global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2) with
 
     m_t = beta1 m + (1 - beta1) g        v_t = beta2 v + (1 - beta2) g^2
-    x_t = x - rate_t (m_t / (1 - beta1^t) / (sqrt(v_t / (1 - beta2^t)) + eps) + decay x)
+    x_t = x - rate_t (f m_t / (1 - beta1^t) / (sqrt(v_t / (1 - beta2^t)) + eps) + decay x)
 
 with decay for every parameter, then the average a_t = d a + (1 - d) x_t. Steps count from 0: `rate(0)` is the rate of
 the first update. Gradients are averaged over micro-batches before.
+
+f is 1, or with muP the factor of the parameter. It does not change the decay, so that a step shrinks every parameter by
+the same share at every width. eps falls as 1 / width, as gradients do (`models/parametrization.py`).
+
+Muon replaces the fraction, for each matrix of attention and feed-forward of each layer, by the product of orthogonal
+matrices that is nearest to its momentum, of which Newton-Schulz iterations find an approximation (Jordan, Muon, 2024).
+It is scaled by 0.2 sqrt(max(inputs, outputs)), so that its entries have the size of those of AdamW and both share one
+rate and one decay (Liu et al., arXiv 2502.16982, equation 4).
 """
 
-from typing import TypeVar
+import math
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.config import OptimizerConfig
+from lumina_jax.config import ModelConfig, OptimizerConfig
+from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.models.parametrization import ParameterRule, parameter_rules
 
 Tree = TypeVar("Tree")
 
+MUON_RMS = 0.2
+"""The root mean square of the entries of an update of Muon, over the rate."""
 
-def optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping and AdamW, with float32 moments, for a run of `total_steps` updates."""
+
+def optimizer(
+    config: OptimizerConfig, total_steps: int, model: ModelConfig | None = None
+) -> optax.GradientTransformation:
+    """Clipping and AdamW or Muon, with float32 moments, for a run of `total_steps` updates.
+
+    Args:
+      model: whose parameters are trained; None: AdamW in the standard parametrization, for any tree of parameters.
+
+    Raises:
+      ValueError: `learning_rate` refuses the schedule.
+    """
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    adamw = optax.adamw(
-        learning_rate(config, total_steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mu_dtype=jnp.float32,
+    if model is None or (config.name == "adamw" and model.parametrization == "standard"):
+        adamw = optax.adamw(
+            learning_rate(config, total_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mu_dtype=jnp.float32,
+        )
+        return optax.chain(clip, adamw)
+    rules = parameter_rules(abstract_model(model)[1], model)
+    eps = config.eps * (model.base_width or model.width) / model.width
+    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=eps, mu_dtype=jnp.float32)
+    direction = adam if config.name == "adamw" else _muon_with(adam, config, rules)
+    return optax.chain(
+        _scaled(rules, lambda rule: rule.gradient),
+        clip,
+        direction,
+        _scaled(rules, muon_rate if config.name == "muon" else lambda rule: rule.rate),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(config, total_steps)),
     )
-    return optax.chain(clip, adamw)
+
+
+def muon_rate(rule: ParameterRule) -> float:
+    """The factor on the rate of a parameter where Muon trains the hidden matrices.
+
+    At the base width that of equation 4 of arXiv 2502.16982; with muP the spectral norm of an update grows from there
+    as sqrt(outputs / inputs) (arXiv 2310.17813, condition 1).
+    """
+    if rule.matrix is None:
+        return rule.rate
+    inputs, outputs = rule.matrix
+    base = MUON_RMS * math.sqrt(max(inputs / rule.inputs, outputs / rule.outputs))
+    return base * math.sqrt(rule.outputs / rule.inputs)
+
+
+def _muon_with(
+    adam: optax.GradientTransformation, config: OptimizerConfig, rules: dict[str, Any]
+) -> optax.GradientTransformation:
+    """Orthogonal directions for hidden matrices, layer by layer of a stack, and those of AdamW for the others."""
+    # The last two dimensions are the matrix; all others are a batch of matrices.
+    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    muon = optax.contrib.scale_by_muon(
+        beta=config.momentum,
+        mu_dtype=jnp.float32,
+        weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: numbers, updates),
+    )
+    labels = jax.tree.map(lambda rule: "adamw" if rule.matrix is None else "muon", rules, is_leaf=_is_rule)
+    return optax.partition({"adamw": adam, "muon": muon}, labels)
+
+
+def _scaled(rules: dict[str, Any], factor: Any) -> optax.GradientTransformation:
+    """Updates times the factor of their parameter, a number of Python, so that a factor of 1 changes nothing."""
+    factors = jax.tree.map(factor, rules, is_leaf=_is_rule)
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda update, by: update * by, updates, factors))
+
+
+def _is_rule(node: Any) -> bool:
+    return isinstance(node, ParameterRule)
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

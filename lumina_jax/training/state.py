@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Key
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
+from lumina_jax.parallel.mesh import AnyMesh
 from lumina_jax.seeds import key_of_seed
 from lumina_jax.training.optimizer import optimizer
 
@@ -45,18 +46,19 @@ def parameter_count(model: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(model)[1]))
 
 
-def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+def state_shardings(config: Config, mesh: AnyMesh) -> TrainState:
     """The sharding of each array of the state: moments and average as their parameters, the rest replicated."""
     replicated = NamedSharding(mesh, PartitionSpec())
     parameters = parameter_shardings(config.model, mesh)
     abstract = jax.eval_shape(lambda: _initial_state(config))
-    transform = optimizer(config.optimizer, config.run.steps)
+    transform = optimizer(config.optimizer, config.run.steps, config.model)
     moments = optax.tree_map_params(
         transform,
-        lambda _, sharding: sharding,
+        lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
         abstract.optimizer,
         parameters,
         transform_non_params=lambda _: replicated,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     return TrainState(replicated, parameters, parameters, moments, replicated)  # type: ignore[arg-type]
 
@@ -87,6 +89,6 @@ def _initial_state(config: Config) -> TrainState:
 
 def _state(config: Config, parameters: Parameters) -> TrainState:
     _, key_run = jax.random.split(key_of_seed(config.run.seed))
-    transform = optimizer(config.optimizer, config.run.steps)
+    transform = optimizer(config.optimizer, config.run.steps, config.model)
     ema = jax.tree.map(jnp.copy, parameters)
     return TrainState(jnp.zeros((), jnp.int32), parameters, ema, transform.init(parameters), key_run)

@@ -68,7 +68,7 @@ Step = Callable[[TrainState, TrainBatch], tuple[TrainState, StepMetrics]]
 def train_step(config: Config, mesh: Mesh) -> Step:
     """The jitted step for this configuration. It reuses the memory of the state that is passed to it."""
     graph = abstract_model(config.model)[0]
-    transform = optimizer(config.optimizer, config.run.steps)
+    transform = optimizer(config.optimizer, config.run.steps, config.model)
     shardings = state_shardings(config, mesh)
     divided = division(config, mesh, shardings.parameters)
 

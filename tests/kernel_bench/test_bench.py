@@ -10,6 +10,7 @@ import pytest
 from lumina_jax import libtpu
 from lumina_jax.chips import CHIPS
 from lumina_jax.commands import bench
+from lumina_jax.commands.bench import kernels
 from lumina_jax.kernel_bench import compiler
 from lumina_jax.kernel_bench.contestants import near
 from lumina_jax.kernel_bench.estimate import Estimate
@@ -81,10 +82,10 @@ def test_mistakes_and_a_missing_compiler_are_named_before_any_work(monkeypatch, 
 
 
 def test_every_length_meets_every_width():
-    arguments = bench.Kernels(packed="4x1056", width=(48, 128), backward=True)
-    found = bench.problems_of(arguments)
+    arguments = kernels.Kernels(packed="4x1056", width=(48, 128), backward=True)
+    found = kernels.problems_of(arguments)
     assert [(problem.tokens, problem.width, problem.samples) for problem in found] == [(4224, 48, 4), (4224, 128, 4)]
-    several = bench.problems_of(bench.Kernels(tokens=(256, 4224)))
+    several = kernels.problems_of(kernels.Kernels(tokens=(256, 4224)))
     assert [problem.tokens for problem in several] == [256, 4224]
 
 

@@ -1,7 +1,8 @@
 """Trains a tiny model on one device and on meshes of eight, and prints how far each mesh is from the one device.
 
 Run by test_sharded_step.py in a new process, because the number of devices is fixed when jax starts:
-python eight_devices.py [mesh ...]; out: a JSON object, for each mesh the largest relative difference of each quantity.
+python eight_devices.py [mesh ...]; out: a JSON object, for each mesh the largest relative difference of each quantity,
+and that of the held-out loss.
 """
 
 import dataclasses
@@ -12,9 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumina_jax.generation.pipeline import new_pipeline
+from lumina_jax.held_out import held_out_loss
+from lumina_jax.models.division import parameter_shardings
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.state import create_state, state_shardings
 from lumina_jax.training.step import batch_shardings, train_step
+from tests.generation.test_pipeline import Words, random_parameters
 from tests.training import tiny
 
 MESHES = {
@@ -88,6 +93,20 @@ def distance(ours, theirs):
     return max(float(np.abs(a - b).max() / max(np.abs(b).max(), floor)) for a, b in pairs)
 
 
+def held_out_difference():
+    """How far the held-out loss on a mesh, with packed rows in batches of another size, is from that on one device."""
+    settings = tiny.config(model={"layers": 1, "heads": 8, "kv_heads": 4, "width": 48, "nextframe": False})
+    parameters = random_parameters(settings.model)
+    one = jax.device_put(parameters, jax.devices()[0])
+    alone = held_out_loss(new_pipeline(settings, one, Words()), batch=5)
+    mesh = make_mesh(fsdp=2, sequence=2, tensor=2)
+    laid = jax.device_put(parameters, parameter_shardings(settings.model, mesh))
+    packed = settings.replace(data={"row_tokens": 72, "samples_per_row": 3})
+    together = held_out_loss(new_pipeline(packed, laid, Words(), mesh=mesh), batch=3)
+    differences = [abs(a / b - 1) for a, b in zip(together.curve, alone.curve, strict=True)]
+    return {"loss": abs(together.loss / alone.loss - 1), "curve": max(differences)}
+
+
 def main(names):
     found, begun = {}, {}
     for name in names or MESHES:
@@ -100,7 +119,7 @@ def main(names):
         assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(alone["gradients"]))
         together = trained(state, make_mesh(**mesh), optimizer, model)
         found[name] = {part: distance(together[part], alone[part]) for part in alone}
-    print(json.dumps(found))
+    print(json.dumps(found | {"held-out loss": held_out_difference()}))
 
 
 if __name__ == "__main__":

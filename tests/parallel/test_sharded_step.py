@@ -51,3 +51,9 @@ def test_a_ring_alone_gives_losses_gradients_and_parameters_of_one():
 def test_a_dit_gives_losses_gradients_and_parameters_of_one():
     (found,) = trained_on(["dit on fsdp, sequence and tensor"]).values()
     assert max(found.values()) < 1e-5, found
+
+
+def test_eight_devices_measure_the_held_out_loss_of_one(differences):
+    found = differences["held-out loss"]
+    assert found["loss"] < 1e-6
+    assert found["curve"] < 2e-6

@@ -87,10 +87,10 @@ def test_draws_of_normal_noise_give_the_thresholds_of_normal_theory():
     cells = planted_cells(CHINCHILLA, full_grid(8, 8), np.random.default_rng(4), 0.01)
     fit = fit_law(cells, "relative")
     first, again, other = (calibrated(confidence(fit, 100, 0).joint.surface, 500, seed, 0.9) for seed in (7, 7, 8))
-    np.testing.assert_array_equal(first, again)
-    assert np.all(first != other)
+    assert first == again
+    assert first != other
     assert first[1] == pytest.approx(5 * fisher.ppf(0.9, 5, 59), rel=0.15)
-    assert student.ppf(0.95, 59) ** 2 < first[0] < 0.7 * first[1]
+    assert student.ppf(0.975, 59) ** 2 < first[0] < 0.8 * first[1]
 
 
 SHAPES = {
@@ -112,7 +112,7 @@ SHAPES = {
 def test_the_stated_confidence_is_reached_on_grids_of_all_shapes(shape, noise, noise_model):
     grid, seeds = SHAPES[shape][0](), SHAPES[shape][1]
     random = np.random.default_rng([len(shape), int(noise * 1e4), len(noise_model)])
-    laws = [random_law(random, grid) for _ in range(60)]
+    laws = [random_law(random, grid) for _ in range(40)]
     found = [hits(law, planted_cells(law, grid, random, noise, seeds, noise_model)) for law in laws]
     print(shape, noise, noise_model, np.mean(found, axis=0).round(3), np.all(np.array(found)[:, :5], axis=1).mean())
     assert np.all(np.mean(found, axis=0)[:5] >= 0.9)

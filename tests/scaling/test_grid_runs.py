@@ -192,10 +192,10 @@ def test_a_grid_killed_again_and_again_gives_the_lines_of_an_undisturbed_one(tmp
         seeds=(0, 1),
     )
     whole, broken = written(tmp_path / "whole", grid), written(tmp_path / "broken", grid)
-    said, _ = (process := started(whole, "--jobs", "2")).communicate(timeout=1800)
+    said, _ = (process := started(whole, "--jobs", "1")).communicate(timeout=1800)
     assert process.returncode == 0, said
     for number in range(KILLS):
-        process = started(broken, "--jobs", "2")
+        process = started(broken)
         time.sleep(moments.uniform(1, 20))
         how = moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
         if process.poll() is None:
@@ -206,7 +206,7 @@ def test_a_grid_killed_again_and_again_gives_the_lines_of_an_undisturbed_one(tmp
         print(f"{number + 1} of {KILLS}: {how.name}, {over} of {len(grid.cells)} runs are over", flush=True)
         if over == len(grid.cells):
             break
-    said, _ = (process := started(broken, "--jobs", "2")).communicate(timeout=1800)
+    said, _ = (process := started(broken)).communicate(timeout=1800)
     assert process.returncode == 0, said
     assert (tmp_path / "broken/RUNS.jsonl").read_bytes() == (tmp_path / "whole/RUNS.jsonl").read_bytes()
     assert len(lines(tmp_path / "broken")) == len(grid.cells)

@@ -106,29 +106,38 @@ def waited_for(claim, seconds=60.0):
 
 def test_the_machine_is_divided_equally_or_the_jobs_are_refused(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4})
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert device_sets(1) == [DeviceSet((0, 1, 2, 3, 4), {})]
-    assert device_sets(2) == [DeviceSet((0, 1), {}), DeviceSet((2, 3), {})]
+    assert device_sets(None, None, on_cpu=True) == [DeviceSet((0, 1, 2, 3, 4), {})]
+    assert device_sets(2, None, on_cpu=True) == [DeviceSet((0, 1), {}), DeviceSet((2, 3), {})]
     with pytest.raises(ValueError, match="--jobs=6 runs needs a core of its own, but there are 5"):
-        device_sets(6)
+        device_sets(6, None, on_cpu=True)
     with pytest.raises(ValueError, match="--jobs=0 must be at least 1"):
-        device_sets(0)
+        device_sets(0, None, on_cpu=True)
+
+
+def test_runs_have_the_cores_of_the_grid_however_many_are_trained_at_a_time(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4})
+    assert [found.cores for found in device_sets(1, 2, on_cpu=True)] == [(0, 1)]
+    assert [found.cores for found in device_sets(None, 2, on_cpu=True)] == [(0, 1), (2, 3)]
+    with pytest.raises(
+        ValueError, match="--jobs=3 runs needs 2 cores of its own, but there are 5 cores; give at most 2"
+    ):
+        device_sets(3, 2, on_cpu=True)
+    with pytest.raises(ValueError, match="each run of the grid has 8 cores, but there are 5"):
+        device_sets(None, 8, on_cpu=True)
 
 
 def test_each_run_sees_its_accelerators_only(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     files = [f"/dev/accel{index}" for index in range(8)]
     monkeypatch.setattr(devices.glob, "glob", lambda pattern: files if pattern == "/dev/accel*" else [])
-    first, second = device_sets(2)
+    first, second = device_sets(2, 1, on_cpu=False)
     assert first.variables["TPU_VISIBLE_CHIPS"] == "0,1,2,3"
     assert second.variables["TPU_VISIBLE_CHIPS"] == "4,5,6,7"
     assert second.variables["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "2,2,1"
-    files[:] = ["/dev/nvidia0", "/dev/nvidia1"]
-    monkeypatch.setattr(devices.glob, "glob", lambda pattern: files if "nvidia" in pattern else [])
-    assert [found.variables for found in device_sets(2)] == [
-        {"CUDA_VISIBLE_DEVICES": "0"},
-        {"CUDA_VISIBLE_DEVICES": "1"},
-    ]
+    assert (first.cores, second.cores) == ((0, 1, 2, 3), (4, 5, 6, 7))
+    gpus = ["/dev/nvidia0", "/dev/nvidia1"]
+    monkeypatch.setattr(devices.glob, "glob", lambda pattern: gpus if "nvidia" in pattern else [])
+    found = [found.variables for found in device_sets(2, None, on_cpu=False)]
+    assert found == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     with pytest.raises(ValueError, match="--jobs=3 must divide the 2 accelerators"):
-        device_sets(3)
+        device_sets(3, None, on_cpu=False)

@@ -21,8 +21,10 @@ def cells_of(recipes, sizes=(SMALL,), budgets=(2e7,), seeds=(0,), **rules):
     return planned_cells(recipes, sizes, budgets, seeds, PlanRules(**rules), cost)
 
 
-def tiny_grid(recipes=None, curve=2, **kind):
+def tiny_grid(recipes=None, curve=2, cores=None, **kind):
     recipes = recipes or {"tiny": label_config()}
     cells, _ = cells_of(recipes, **kind)
     rules = dataclasses.asdict(PlanRules())
-    return ScalingGrid(source="tiny", machine=MACHINE, rules=rules, curve=curve, recipes=recipes, cells=tuple(cells))
+    return ScalingGrid(
+        source="tiny", machine=MACHINE, rules=rules, curve=curve, cores=cores, recipes=recipes, cells=tuple(cells)
+    )

@@ -7,12 +7,13 @@ import shutil
 import chex
 import pytest
 
+from lumina_jax.commands import evaluate
 from lumina_jax.config import RunConfig
 from lumina_jax.held_out import held_out_loss
 from lumina_jax.run import run_folder
 from lumina_jax.trained import open_run
 from lumina_jax.training.loop import due_after
-from tests.training.processes import training_here
+from tests.training.processes import here, training_here
 from tests.training.test_metrics import events
 from tests.training.test_run import final_state
 from tests.training.tiny import label_config
@@ -68,6 +69,7 @@ def test_training_is_the_same_bit_for_bit_without_it(evaluated, recorded, tmp_pa
         assert line["gradient_norm"] == recorded[step]["gradient_norm"]
 
 
+@pytest.mark.slow
 def test_a_run_that_continues_measures_the_same(evaluated, recorded, tmp_path):
     settings = evaluated[0].replace(run={"root": str(tmp_path)})
     shutil.copytree(run_folder(evaluated[0]), run_folder(settings))
@@ -81,6 +83,7 @@ def test_a_run_that_continues_measures_the_same(evaluated, recorded, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_samples_of_training_are_measured_and_called_that_where_none_is_held_out(tmp_path):
     settings = label_config(
         tmp_path, data={"split": "all"}, run={"evaluate_every": 9, "steps": 2, "evaluate_samples": 5}
@@ -90,6 +93,39 @@ def test_samples_of_training_are_measured_and_called_that_where_none_is_held_out
     line = lines_of(settings)[2]  # the last step
     assert "held_out_loss" not in line
     assert re.search(rf"trained on {line['trained_on_loss']:.4g}", done.stdout)
+
+
+def test_the_evaluate_command_prints_the_loss_of_held_out_and_other_samples_and_draws_nothing(
+    evaluated, recorded, tmp_path
+):
+    folder, file = run_folder(evaluated[0]), tmp_path / "numbers.json"
+    done = here(evaluate.main, folder, "--limit", "0", "--json", file)
+    assert done.returncode == 0, done.stderr
+    losses = json.loads(file.read_text())["losses"]["image"]
+    assert losses["held_out"]["loss"] == pytest.approx(recorded[6]["held_out_loss"], rel=1e-6)
+    assert losses["held_out"]["is_held_out"]
+    assert not losses["trained_on"]["is_held_out"]
+    assert (losses["held_out"]["samples"], losses["trained_on"]["samples"]) == (2, 14)
+    for name, part in (("held out", losses["held_out"]), ("trained on", losses["trained_on"])):
+        assert (
+            f"{name:<11} {part['loss']:.4f} +- {part['standard_error']:.4f}, samples: {part['samples']}" in done.stdout
+        )
+        assert " ".join(f"{value:5.3f}" for value in part["curve"]) in done.stdout
+    assert not (folder / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--limit", "0", "--loss-samples", "0"], "nothing is evaluated with --limit 0 --loss-samples 0"),
+        (["--limit", "-1"], "limit=-1 must not be negative; 0 leaves it out"),
+        (["--batch", "0"], "batch=0 must be at least 1"),
+    ],
+)
+def test_an_evaluation_of_nothing_is_refused(tmp_path, flags, said):
+    done = here(evaluate.main, tmp_path, *flags)
+    assert done.returncode == 1
+    assert said in done.stderr
 
 
 def test_a_step_is_evaluated_by_its_number_or_as_the_last_of_the_run_alone():

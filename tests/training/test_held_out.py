@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lumina_jax.config import FlowConfig
+from lumina_jax.config import EmojiConfig, FlowConfig, ModalityConfig, Part
 from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
-from lumina_jax.data.sources import open_source
+from lumina_jax.data.held_out import digest_of_name
+from lumina_jax.data.sources import open_held_out, open_source
 from lumina_jax.flow import paths
-from lumina_jax.held_out import fixed_examples, held_out_loss
-from lumina_jax.modalities import modality_of
+from lumina_jax.generation.pipeline import Pipeline
+from lumina_jax.held_out import fixed_examples, held_out_loss, held_out_losses
+from lumina_jax.modalities import load_autoencoders, modality_of
+from lumina_jax.models.flag_dit import FlagDiT
 from lumina_jax.tokens import Kind, tokens_of
-from lumina_jax.training.held_out import batch_errors, summary
+from lumina_jax.training.held_out import batch_errors, fixed_noise, summary
+from lumina_jax.training.state import split_model
 from lumina_jax.training.step import NoiseAndTimes
 from tests.generation.test_pipeline import Words, new_pipeline
+from tests.training.test_latent_run import latent_config
 from tests.training.tiny import config, label_config, packed_batch
 
 PACKED = {"row_tokens": 64, "samples_per_row": 3}
@@ -72,40 +77,40 @@ def test_the_loss_is_that_of_a_computation_sample_by_sample(pipeline, found):
     assert found.standard_error == pytest.approx(abs(means[0] - means[1]) / 2, rel=1e-3)  # of two samples
 
 
+CONVERSIONS = {
+    "velocity": lambda path, x0, x1, x, t: (lambda c: c.d_alpha * x1 + c.d_sigma * x0)(path.coefficients(t)),
+    "noise": lambda path, x0, x1, x, t: x0,
+    "score": lambda path, x0, x1, x, t: -x0 / path.coefficients(t).sigma,
+    "data": lambda path, x0, x1, x, t: x1,
+}
+"""What a network that believes in noise x0 and data x1 predicts at x and t, by definition."""
+
+
 @pytest.mark.parametrize("name", ["linear", "gvp", "vp", "ddpm"])
-def test_one_function_has_one_loss_whatever_it_predicts_on_whatever_path(name):
-    """It is given on the linear path, where x is divided by alpha + sigma."""
+def test_one_belief_has_one_loss_on_every_path_whatever_is_predicted(name):
+    """A network that believes in the noise e(x) and in the data that go with it, on each path and prediction."""
     path, batch = paths.path(name), packed_batch(2)
     t = jnp.array([[0.1, 0.5], [0.4, 0.8]])
     drawn = NoiseAndTimes(jax.random.normal(jax.random.key(0), batch.tokens.patches.shape), t)
-
-    def of_token(times):
-        return jnp.where(batch.tokens.segment_ids == 2, times[:, 1:], times[:, :1])[..., None]
+    believed = jnp.sin(5 * drawn.x0)
 
     def errors(prediction):
-        def model(tokens, told, condition):
-            np.testing.assert_allclose(told, path.network_time(path.time_of_share(t)), rtol=1e-5)
-            c = path.coefficients(of_token(path.time_of_share(t)))
-            straight = tokens.patches / (c.alpha + c.sigma)
-            velocity = jnp.sin(3 * straight) + of_token(t)
-            data, noise = straight + (1 - of_token(t)) * velocity, straight - of_token(t) * velocity
-            outputs = {"velocity": c.d_alpha * data + c.d_sigma * noise, "score": -noise / c.sigma}
-            return (outputs | {"noise": noise, "data": data})[prediction]
+        def predict(tokens, t, condition):
+            times = path.time_of_share(drawn.t)
+            np.testing.assert_allclose(t, path.network_time(times))
+            token_times = jnp.where(tokens.segment_ids == 2, times[:, 1:], times[:, :1])[..., None]
+            c = path.coefficients(token_times)
+            data = (tokens.patches - c.sigma * believed) / c.alpha
+            return CONVERSIONS[prediction](path, believed, data, tokens.patches, token_times)
 
-        return batch_errors(model, batch, drawn, FlowConfig(path=name, prediction=prediction))
+        return batch_errors(predict, batch, drawn, FlowConfig(path=name, prediction=prediction))
 
-    tokens = jax.tree.map(np.asarray, batch.tokens)
-    times = np.asarray(of_token(t))
-    x = times * tokens.patches + (1 - times) * drawn.x0
-    squares = (np.sin(3 * x) + times - (tokens.patches - drawn.x0)) ** 2
-    expected = [
-        [squares[row, (tokens.kinds[row] == Kind.PATCH) & (tokens.segment_ids[row] == one)].mean() for one in (1, 2)]
-        for row in (0, 1)
-        if (tokens.segment_ids[row] == 2).any()
-    ]
-    rows = [row for row in (0, 1) if (tokens.segment_ids[row] == 2).any()]
-    for prediction in ("noise",) if name == "ddpm" else ("velocity", "noise", "score", "data"):
-        np.testing.assert_allclose(np.asarray(errors(prediction))[rows], expected, rtol=2e-3)
+    row = jax.tree.map(lambda array: np.asarray(array[1]), batch.tokens)
+    patches = (row.kinds == Kind.PATCH) & (row.segment_ids == 1)  # of the sample at t = 0.4
+    # From x = t x1 + (1 - t) x0, an error of the noise is one of the data of -(1 - t) / t times its size.
+    by_numpy = np.mean((np.asarray(believed - drawn.x0)[1][patches] / 0.4) ** 2)
+    for prediction in ("noise",) if name == "ddpm" else CONVERSIONS:
+        assert float(errors(prediction)[1, 0]) == pytest.approx(by_numpy, rel=2e-4)
 
 
 def test_the_loss_depends_on_neither_batch_size_nor_packing_nor_seed(pipeline, found):
@@ -148,6 +153,57 @@ def test_captions_are_never_dropped():
     examples = fixed_examples(settings, source, modality, {}, 12)
     assert len(examples) == 12
     assert all(example.caption for example in examples)
+
+
+def zero_output(settings, autoencoders=None):
+    """A pipeline of which the network predicts 0, as every new one does."""
+    graph, parameters = split_model(FlagDiT(settings.model, rngs=nnx.Rngs(0)))
+    return Pipeline(settings, graph, parameters, None, autoencoders)
+
+
+def velocity_squares(settings, name, autoencoders):
+    """The mean square over the values of samples, times and noise of x1 - x0: the loss of a network that predicts 0."""
+    parts = [part for part in settings.data.parts if settings.model.modality_of(part.modality).name == name]
+    squares = []
+    for part in parts:
+        modality = modality_of(settings, name)
+        for example in fixed_examples(settings, open_held_out(part, settings.model), modality, autoencoders, 99):
+            for time in range(16):
+                noise = fixed_noise(digest_of_name(example.name), time, example.latents.shape)
+                squares.append(np.mean((example.latents - noise).astype(np.float64) ** 2))
+    return np.mean(squares)
+
+
+@pytest.mark.slow
+def test_each_modality_has_its_loss_over_the_values_of_its_patches():
+    plain = label_config().model
+    settings = label_config(
+        model=plain.replace(others=(ModalityConfig(name="coarse", patch_size=16, channels=3),)),
+        data={
+            "mixture": (
+                Part(source=EmojiConfig(emoji_names=8)),
+                Part(source=EmojiConfig(emoji_names=16), modality="coarse"),
+            ),
+            "row_tokens": 24,
+            "samples_per_row": 3,
+        },
+    )
+    found = held_out_losses(zero_output(settings))
+    assert {name: (one.samples, one.modality) for name, one in found.items()} == {
+        "image": (2, "image"),
+        "coarse": (4, "coarse"),
+    }
+    for name, one in found.items():
+        assert one.loss == pytest.approx(velocity_squares(settings, name, {}), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_latents_of_the_cache_are_measured_the_same_each_time(tmp_path):
+    settings = latent_config(tmp_path)
+    autoencoders = load_autoencoders(settings)
+    found = held_out_loss(zero_output(settings, autoencoders))
+    assert found == held_out_loss(zero_output(settings, autoencoders))
+    assert found.loss == pytest.approx(velocity_squares(settings, "image", autoencoders), rel=1e-5)
 
 
 def test_samples_that_were_trained_on_are_measured_if_none_is_held_out(pipeline):

@@ -188,10 +188,21 @@ def test_the_sample_command_draws_the_same_pictures_again_and_says_how(trained, 
     assert (settings_of_picture["seed"], settings_of_picture["guidance"], settings_of_picture["step"]) == (7, 2.5, 2)
 
 
-def test_the_evaluate_command_counts_matches_of_trained_and_held_out_pictures(trained):
-    folder = Path(trained.run.root) / "tiny"
-    done = here(evaluate.main, folder, "--likelihood", "2", "--network", "none")
+def test_the_evaluate_command_counts_matches_of_trained_and_held_out_pictures(trained, tmp_path):
+    folder, file = Path(trained.run.root) / "tiny", tmp_path / "inner" / "numbers.json"
+    done = here(evaluate.main, folder, "--likelihood", "2", "--network", "none", "--json", file)
     assert done.returncode == 0, done.stderr
+    numbers = json.loads(file.read_text())
+    assert {name: numbers[name] for name in ("run", "step", "modality")} == {
+        "run": "tiny",
+        "step": 2,
+        "modality": "image",
+    }
+    assert numbers["samples"].keys() == {
+        "drawn", "prompts", "seed", "nearest_trained_on", "nearest_held_out", "nearest_all"
+    }  # fmt: skip
+    assert f"{numbers['likelihood']['bits']:.3f} bits a value" in done.stdout
+    assert numbers["losses"]["image"].keys() == {"held_out", "trained_on"}
     assert "of   14 nearest" in done.stdout
     assert "of    2 nearest" in done.stdout
     assert re.search(r"2 pictures have \d+\.\d+ bits a value", done.stdout)

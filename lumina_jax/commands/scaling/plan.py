@@ -19,10 +19,14 @@ from lumina_jax.chips import Topology, parse_topology
 from lumina_jax.config import Config
 from lumina_jax.failures import reported
 from lumina_jax.flags import parse_config
+from lumina_jax.launch import runs_on_cpu
+from lumina_jax.scaling.devices import device_sets
 
 if TYPE_CHECKING:
     from lumina_jax.scaling.grid import Machine, ScalingGrid
     from lumina_jax.scaling.machine import Coster
+
+HERE = "here"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ class Arguments:
     """The learning rate grows with this power of the batch, where batches differ."""
     least_steps: int = 1
     """Leave out runs with fewer steps."""
-    device: str = "here"
+    cores: int | None = None
+    """Cores of each run on CPUs. They decide how sums are rounded, so that grids of the same cores give the same lines
+    bit for bit. Default: 1 where jax runs on the CPU."""
+    device: str = HERE
     """The device for which hours are estimated: here, v4, v5e, v5p, v6e or tpu7x."""
     utilisation: float = 0.4
     """The share of its peak that training is assumed to reach."""
@@ -73,11 +80,14 @@ def main(words: Sequence[str]) -> int:
     )
     with reported():
         topology = None if arguments.topology is None else parse_topology(arguments.topology)
-        on_cpu = None if topology is None and arguments.device == "here" else False
+        on_cpu = None if topology is None and arguments.device == HERE else False
         config = parse_config([*words[:1], *rest], __doc__ or "", command="scaling plan", on_cpu=on_cpu)
         check(arguments)
         if topology is not None:
             os.environ.update(topology.environment)
+        elif arguments.device == HERE and runs_on_cpu():
+            arguments = dataclasses.replace(arguments, cores=arguments.cores or 1)
+            os.sched_setaffinity(0, device_sets(1, arguments.cores, on_cpu=True)[0].cores)  # what is measured here
         plan(words[0], config, arguments, topology)
     return 0
 
@@ -90,12 +100,14 @@ def check(arguments: Arguments) -> None:
     """
     if arguments.compile and arguments.topology is None:
         raise ValueError("--compile compiles for a topology; name it with --topology, such as v5p:4x4x4")
-    if arguments.measure and (arguments.topology is not None or arguments.device != "here"):
+    if arguments.measure and (arguments.topology is not None or arguments.device != HERE):
         raise ValueError("--measure measures the devices that are here; leave out --device and --topology")
     if arguments.compiles < 1 or arguments.curve < 0:
         raise ValueError(
             f"--compiles={arguments.compiles} must be at least 1, and --curve={arguments.curve} at least 0"
         )
+    if arguments.cores is not None and arguments.cores < 1:
+        raise ValueError(f"--cores={arguments.cores} must be at least 1")
     if arguments.price is not None and arguments.price <= 0:
         raise ValueError(f"--price={arguments.price} must be positive")
     if arguments.out.suffix != ".json":
@@ -139,10 +151,11 @@ def plan(name: str, config: Config, arguments: Arguments, topology: Topology | N
         machine=machine,
         rules=dataclasses.asdict(rules),
         curve=arguments.curve,
+        cores=arguments.cores,
         recipes=recipes,
         cells=tuple(cells),
     )
-    devices = jax.device_count() if topology is None and arguments.device == "here" else 1
+    devices = jax.device_count() if topology is None and arguments.device == HERE else 1
     for line in plan_lines(grid, devices if topology is None else topology.devices, arguments.price):
         print(line)
     for line in notes(cells, recipes):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from lumina_jax.failures import message, reported
-from lumina_jax.launch import keep_memory_on_cpu, outlive_output
+from lumina_jax.launch import keep_memory_on_cpu, outlive_output, runs_on_cpu
 
 if TYPE_CHECKING:
     from lumina_jax.scaling.devices import DeviceSet
@@ -33,8 +33,9 @@ STOPPED = 75
 class Arguments:
     grid: tyro.conf.Positional[Path]
     """The file of the grid."""
-    jobs: int = 1
-    """Runs that are trained at the same time, each on an equal part of the cores or accelerators."""
+    jobs: int | None = None
+    """Runs that are trained at the same time, each on its part of the cores or accelerators. Default: on CPUs as many
+    as have the cores of the grid, else 1."""
     only: tuple[str, ...] = ()
     """Train only these: names of runs, or parts of names; or budgets, such as 1e13."""
     but: tuple[str, ...] = ()
@@ -54,28 +55,31 @@ def main(words: Sequence[str]) -> int:
 
 
 def run(arguments: Arguments) -> int:
-    """0 if all chosen runs are over."""
+    """0 if all chosen runs are over. jax is imported here."""
+    folder = arguments.grid.parent
+    environment, on_cpu = _environment(folder), runs_on_cpu()
+    if not arguments.here:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # this process must leave the accelerators to those that train
     from lumina_jax.scaling.devices import device_sets
     from lumina_jax.scaling.grid import read_grid
     from lumina_jax.scaling.processes import end_with_parent
     from lumina_jax.scaling.results import read_result
 
-    folder = arguments.grid.parent
-    if not arguments.here:
-        sets, environment = device_sets(arguments.jobs), _environment(folder)
-        os.environ["JAX_PLATFORMS"] = "cpu"  # this process must leave the accelerators to those that train
     grid = read_grid(arguments.grid)
     cells = chosen(grid, arguments.only, arguments.but)
     if arguments.here:
         if os.environ.pop(CHILD, ""):
             end_with_parent()
         outlive_output()
+        if on_cpu:
+            os.sched_setaffinity(0, device_sets(1, grid.cores, on_cpu=True)[0].cores)
         return train_here(grid, cells, folder)
     waiting = [cell for cell in cells if read_result(grid, cell, folder) is None]
     print(_summary(grid, cells, waiting), flush=True)
     if arguments.dry:
         print("\n".join(cell.name for cell in waiting))
         return 0
+    sets = device_sets(arguments.jobs, grid.cores, on_cpu=on_cpu)
     return train_in_processes(grid, arguments.grid, waiting, sets, environment)
 
 

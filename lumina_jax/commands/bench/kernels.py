@@ -48,10 +48,7 @@ class Kernels:
 
 
 def main(words: Sequence[str]) -> int:
-    if not words or words[0] != "kernels":
-        print(__doc__)
-        return 0 if words and words[0] in ("-h", "--help") else 2
-    arguments = tyro.cli(Kernels, args=words[1:], prog="lumina bench kernels", description=__doc__)
+    arguments = tyro.cli(Kernels, args=list(words), prog="lumina bench kernels", description=__doc__)
     with reported():
         kernels(arguments)
     return 0
