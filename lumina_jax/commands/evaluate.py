@@ -189,7 +189,7 @@ class Drawing:
         )
         chosen = [*drawn]
         numbers: dict[str, Any] = {"drawn": len(drawn), "prompts": len(self._prompts), "seed": self._arguments.seed}
-        prompts, true = ([values[index] for index in chosen] for values in (self._prompts, self._true))
+        prompts, true = [self._prompts[index] for index in chosen], [self._true[index] for index in chosen]
         for judge in self._judges:
             for line in judge(prompts, [*drawn.values()], true, self._is_held_out[chosen]):
                 print(line if isinstance(line, str) else line.text)

@@ -7,13 +7,14 @@ by CLIP.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from lumina_jax.evaluation.alignment import caption_features, mean_alignment
-from lumina_jax.evaluation.features import BATCH, FeatureNetwork, feature_network, features
+from lumina_jax.evaluation.features import BATCH, FeatureNetwork, NetworkName, feature_network, features
 from lumina_jax.evaluation.finding import Finding
 from lumina_jax.evaluation.neighbours import DENSITY_NEIGHBOURS, squared_distances
 from lumina_jax.evaluation.retrieval import match_report
@@ -37,7 +38,7 @@ class PictureJudge:
         missing, the report says so instead.
     """
 
-    def __init__(self, network: str, weights: Path | None, clip: Path | None):
+    def __init__(self, network: NetworkName | Literal["none"], weights: Path | None, clip: Path | None):
         self._network, self._problem, self._folder = None, "", clip
         try:
             self._network = None if network == "none" else feature_network(network, weights)

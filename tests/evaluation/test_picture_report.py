@@ -53,11 +53,13 @@ def clip(tmp_path_factory):
 
 def test_the_report_has_the_distances_and_the_matches_by_features():
     true = pictures(10)
-    drawn = [*true[:6], *pictures(4, seed=1)]
+    drawn = [*true[:6], *(picture // 2 for picture in pictures(4, seed=1))]
     network = tiny_network()
     lines = [line.text for line in set_report(drawn, true, np.arange(10) >= 6, network)]
     expected = compare_sets(picture_features(network, true), picture_features(network, drawn))
     assert f"    Frechet distance {expected.frechet:.6g}" in lines
+    assert expected.cover.precision != expected.cover.recall
+    assert any(f"precision {expected.cover.precision:.4f}, recall" in line for line in lines)
     said = "\n".join(lines)
     assert re.search(r"trained on +6 of +6 nearest to their own sample: 100.0%", said)
     assert int(re.search(r"held out +(\d) of +4 nearest", said)[1]) < 4
