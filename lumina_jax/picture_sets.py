@@ -33,9 +33,10 @@ KEY = "features"
 
 
 class PictureSet(NamedTuple):
-    """The features of a set, and the files that could not be read with the reasons."""
+    """The features of a set, the file of each, and the files that could not be read with the reasons."""
 
     features: Float[np.ndarray, "n d"]
+    files: list[Path]
     left_out: dict[str, str]
     is_from_cache: bool = False
     not_kept: str = ""
@@ -80,7 +81,7 @@ def folder_features(
     batch = min(batch, len(files))
     kept = None if cache is None else cache / f"{_key(network, files)}.npz"
     if kept is not None and (found := _read_kept(kept, len(files))) is not None:
-        return PictureSet(found, {}, is_from_cache=True)
+        return PictureSet(found, files, {}, is_from_cache=True)
     left_out: dict[str, str] = {}
     with counted(f"features of {folder}", len(files)) as show:
         prepared = _prepared(network, files, left_out, show, batch)
@@ -89,16 +90,31 @@ def folder_features(
             name, reason = next(iter(left_out.items()))
             raise ValueError(f"no picture in {folder} can be read; {name}: {reason}")
         found = features(network, itertools.chain([first], prepared), batch=batch)
+    read = [file for file in files if str(file) not in left_out]
     if kept is None or left_out:  # a package that is installed later may read those that were left out
-        return PictureSet(found, left_out)
+        return PictureSet(found, read, left_out)
     if _key(network, files) != kept.stem:
-        return PictureSet(found, {}, not_kept="pictures changed while they were read")
+        return PictureSet(found, read, {}, not_kept="pictures changed while they were read")
     try:
         prepare_folder(kept.parent)
         write_file(kept.parent, kept.name, _npz(found))
     except UnwritableError as error:
-        return PictureSet(found, {}, not_kept=str(error))
-    return PictureSet(found, {})
+        return PictureSet(found, read, {}, not_kept=str(error))
+    return PictureSet(found, read, {})
+
+
+def prompts_of(files: Sequence[Path]) -> list[str] | None:
+    """Return the prompts that `lumina sample` writes into its PNG files; None if a file has none."""
+    prompts = []
+    for file in files:
+        try:
+            prompt = read_png_metadata(file).get("prompt")
+        except (ValueError, OSError):
+            return None
+        if not isinstance(prompt, str):
+            return None
+        prompts.append(prompt)
+    return prompts
 
 
 def read_features(file: Path) -> Float[np.ndarray, "n d"]:

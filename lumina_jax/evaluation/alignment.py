@@ -23,6 +23,14 @@ def alignment(pictures: Float[np.ndarray, "n e"], captions: Float[np.ndarray, "n
     return 100 * np.maximum((a * b).sum(axis=1), 0)
 
 
+def mean_alignment(
+    pictures: Float[np.ndarray, "n e"], captions: Float[np.ndarray, "n e"]
+) -> tuple[float, float | None]:
+    """Return the mean score and its standard error, which one picture does not have."""
+    scores = alignment(pictures, captions)
+    return float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
+
+
 def caption_features(folder: Path, captions: Sequence[str]) -> Float[np.ndarray, "n e"]:
     """Return the features of captions by the CLIP in `folder`, which are cut to as many tokens as it reads.
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 BLOCK = 4096
-"""Rows that are factorised at a time."""
+"""Rows whose covariance is summed at a time."""
 
 
 def frechet_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
@@ -27,9 +27,13 @@ def frechet_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -
 
 
 def covariance_factor(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "r d"]:
-    """Return R with R^T R = the covariance of the rows, by QR decompositions of blocks of rows; r is at most d."""
-    mean = x.mean(axis=0, dtype=np.float64)
-    factor = np.zeros((0, x.shape[1]))
+    """Return R with R^T R = the covariance of the rows; r is the smaller one of n and d."""
+    mean, scale = x.mean(axis=0, dtype=np.float64), np.sqrt(len(x) - 1)
+    if len(x) <= x.shape[1]:
+        return (x - mean) / scale
+    covariance = np.zeros((x.shape[1], x.shape[1]))
     for start in range(0, len(x), BLOCK):
-        factor = np.asarray(np.linalg.qr(np.concatenate([factor, x[start : start + BLOCK] - mean]), mode="r"))
-    return factor / np.sqrt(len(x) - 1)
+        block = (x[start : start + BLOCK] - mean) / scale
+        covariance += block.T @ block
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0))).T

@@ -43,8 +43,8 @@ def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) ->
     n, m = len(x), len(y)
     if _digests(x) == _digests(y):
         return KernelDistance(0.0, 0.0)
-    within_x, within_y = kernel_sums(x, x) - _self_kernel(x), kernel_sums(y, y) - _self_kernel(y)
-    across_x, across_y = kernel_sums(x, y), kernel_sums(y, x)
+    within_x, within_y = (kernel_sums(z, z)[0] - _self_kernel(z) for z in (x, y))
+    across_x, across_y = kernel_sums(x, y)
     value = within_x.sum() / (n * (n - 1)) + within_y.sum() / (m * (m - 1)) - 2 * across_x.sum() / (n * m)
     variance = _jackknife(within_x, across_x, m) + _jackknife(within_y, across_y, n)
     return KernelDistance(float(value), float(np.sqrt(variance)))
@@ -69,17 +69,24 @@ def kernel_distance_of_subsets(
     values = []
     for _ in range(subsets):
         a, b = x[draws.choice(len(x), size, replace=False)], y[draws.choice(len(y), size, replace=False)]
-        within = kernel_sums(a, a) - _self_kernel(a) + kernel_sums(b, b) - _self_kernel(b)
-        values.append(within.sum() / (size * (size - 1)) - 2 * kernel_sums(a, b).sum() / size**2)
+        within = sum(kernel_sums(z, z)[0].sum() - _self_kernel(z).sum() for z in (a, b))
+        values.append(within / (size * (size - 1)) - 2 * kernel_sums(a, b)[0].sum() / size**2)
     return SubsetEstimate(float(np.mean(values)), float(np.std(values)), subsets, size)
 
 
-def kernel_sums(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " n"]:
-    """Return the sum over y of the kernel with each x."""
-    rows = max(1, BLOCK_NUMBERS // len(y))
+def kernel_sums(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """Return the sum over y of the kernel with each x, and the sum over x of the kernel with each y."""
+    step = max(1, BLOCK_NUMBERS // len(y))
     columns = y.T.astype(np.float64) / y.shape[1]
-    blocks = (x[start : start + rows].astype(np.float64) for start in range(0, len(x), rows))
-    return np.concatenate([((block @ columns + 1) ** 3).sum(axis=1) for block in blocks])
+    rows, total = [], np.zeros(len(y))
+    for start in range(0, len(x), step):
+        kernel = x[start : start + step].astype(np.float64) @ columns + 1
+        kernel *= kernel * kernel
+        rows.append(kernel.sum(axis=1))
+        total += kernel.sum(axis=0)
+    return np.concatenate(rows), total
 
 
 def _self_kernel(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

@@ -24,16 +24,25 @@ def pixel_report(
     """How many samples are nearest to the true one of their prompt: of those trained on, those held out, and all. Of
     several frames also each frame against all frames, and how much samples move."""
     samples, references = np.stack([*drawn]), np.stack([*true])
-    matches = nearest(samples, references) == np.arange(len(references))
-    for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out), ("all", is_held_out | True)):
-        if chosen.any():
-            share = matches[chosen].mean()
-            text = (
-                f"  {name:<11} {matches[chosen].sum():4} of {chosen.sum():4} nearest to their own sample: {share:.1%}"
-            )
-            yield Finding(text, {f"nearest_{name.replace(' ', '_')}": float(share)})
+    yield from match_report(nearest(samples, references), is_held_out)
     if references.shape[1] > 1:
         yield from frame_report(samples, references)
+
+
+def match_report(
+    found: Int[np.ndarray, " n"], is_held_out: Bool[np.ndarray, " n"], key: str = "nearest"
+) -> Iterator[Finding]:
+    """How many samples found the true one of their prompt: of those trained on, those held out, and all.
+
+    Args:
+      key: what the names of the numbers begin with.
+    """
+    matches = found == np.arange(len(found))
+    for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out), ("all", is_held_out | True)):
+        if chosen.any():
+            count, share = matches[chosen].sum(), matches[chosen].mean()
+            text = f"  {name:<11} {count:4} of {chosen.sum():4} nearest to their own sample: {share:.1%}"
+            yield Finding(text, {f"{key}_{name.replace(' ', '_')}": float(share)})
 
 
 def frame_report(drawn: UInt8[np.ndarray, "n f h w 3"], true: UInt8[np.ndarray, "n f h w 3"]) -> Iterator[Finding]:

@@ -128,7 +128,7 @@ def test_both_halves_of_clip_equal_those_of_transformers(tmp_path, activation):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(1)
     sizes = {"hidden_act": activation, "initializer_range": 0.2}
-    text = json.loads((CLIP / "config.json").read_text()) | sizes
+    text = json.loads((CLIP / "config.json").read_text()) | sizes | {"eos_token_id": 16}
     vision = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 50} | sizes
     vision |= {"image_size": 32, "patch_size": 8}
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=11)
@@ -139,7 +139,7 @@ def test_both_halves_of_clip_equal_those_of_transformers(tmp_path, activation):
     shutil.copy(CLIP / "tokenizer.json", tmp_path)
     x = pictures(3, 32)
     normal = (x / 255 - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
-    ids, mask = np.array([[1, 5, 9, 2, 0, 0], [1, 7, 2, 0, 0, 0]]), np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]])
+    ids, mask = np.array([[1, 5, 9, 16, 0, 0], [1, 7, 16, 0, 0, 0]]), np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]])
     with torch.no_grad():
         found = model(
             input_ids=torch.from_numpy(ids),
@@ -150,4 +150,4 @@ def test_both_halves_of_clip_equal_those_of_transformers(tmp_path, activation):
     caption = np.asarray(load_clip_caption(tmp_path)(jnp.asarray(ids), jnp.asarray(mask, bool)))
     for ours, theirs in ((image, found.image_embeds.numpy()), (caption, found.text_embeds.numpy())):
         assert relative(ours / np.linalg.norm(ours, axis=1, keepdims=True), theirs) < 1e-5
-        assert relative(theirs[0], theirs[1]) > 0.1
+        assert relative(theirs[0], theirs[1]) > 0.01
