@@ -34,6 +34,14 @@ def test_a_sample_stays_on_its_side_when_others_are_added_and_the_share_grows():
     assert held_out < set(names(divided(Listed(100), 0.5)[1]))
 
 
+def test_a_sample_stays_on_its_side_in_another_order():
+    class Reversed(Listed):
+        def __getitem__(self, index):
+            return super().__getitem__(self.count - 1 - index)
+
+    assert names(divided(Reversed(100), 0.2)[1]) == names(divided(Listed(100), 0.2)[1])[::-1]
+
+
 def test_a_source_without_samples_on_a_side_is_refused():
     with pytest.raises(ValueError, match=r"holds out 0 of the 3 samples of Numbered.*leaves samples on both sides"):
         divided(Listed(3), 1e-9)

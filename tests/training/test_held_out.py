@@ -117,7 +117,7 @@ def test_the_loss_depends_on_neither_batch_size_nor_packing_nor_seed(pipeline, f
     other = pipeline.config.replace(run={"seed": 5}, optimizer={"accumulate": 2})
     for data, batch in (
         ({"row_tokens": None, "samples_per_row": 1}, 5),
-        ({"row_tokens": 80, "samples_per_row": 2}, None),
+        ({"row_tokens": 40, "samples_per_row": 3}, None),
     ):
         pipeline.config = other.replace(data=data)
         again = held_out_loss(pipeline, batch=batch)
