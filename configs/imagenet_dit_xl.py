@@ -1,5 +1,6 @@
 """DiT-XL/2 on ImageNet-1k by label, as published (arXiv 2212.09748): the baseline of Flag-DiT, with DDPM.
 
+No PyTorch layout holds the trained model: none has the block dit.
 28 layers of 1152 on latents of the SD autoencoder, sine positions, LayerNorm, no QK-norm, 675M parameters. It learns
 the noise of 1000 discrete steps and their variance; batch 256, learning rate 1e-4 without a schedule, 10 % of the
 labels dropped, average 0.9999. Expected after 7M steps: FID-50K 2.27 at 256 pixels with guidance 1.5 and 250 steps.

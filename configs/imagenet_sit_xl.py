@@ -1,5 +1,6 @@
 """SiT-XL/2 on ImageNet-1k by label, as published (arXiv 2401.08740): the network of DiT-XL/2 with a flow for DDPM.
 
+No PyTorch layout holds the trained model: none has the block dit.
 All of configs/imagenet_dit_xl.py but the objective: the velocity on the linear path at uniform times. Expected after 7M
 steps: FID-50K 2.15 at 256 pixels with guidance 1.5 and the ODE, 2.06 with 250 steps of euler_maruyama.
 Before: as in configs/imagenet_dit_xl.py

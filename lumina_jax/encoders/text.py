@@ -271,7 +271,7 @@ def _split_state(name: str) -> tuple[str, HiddenState | None]:
     if not colon or Path(name).is_dir():
         return name, None
     if state not in get_args(HiddenState):
-        raise ValueError(f"text encoder {name!r} must end in {' or '.join(f':{one}' for one in get_args(State))}")
+        raise ValueError(f"text encoder {name!r} must end in {' or '.join(f':{one}' for one in get_args(HiddenState))}")
     return network, cast(HiddenState, state)
 
 
