@@ -151,6 +151,7 @@ def test_inverting_a_picture_gives_the_noise_it_was_drawn_from(pipeline):
     assert np.abs(other - noise).max() > 0.05
 
 
+@pytest.mark.slow
 def test_the_density_of_an_untrained_model_is_that_of_its_noise():
     """With a zero final layer nothing moves: data is noise, and its density the normal one."""
     still = new_pipeline(config(), Words())

@@ -201,6 +201,7 @@ def mixed(folder, steps):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_mixture_of_pictures_and_sounds_in_latents_trains_resumes_and_draws_both(folder, capsys):
     from lumina_jax.commands import sample, train
 

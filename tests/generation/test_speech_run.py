@@ -196,6 +196,7 @@ def test_what_does_not_fit_a_sound_is_refused(run, asked, reason):
         sample.draw_samples(arguments(run, "seven", **asked))
 
 
+@pytest.mark.slow
 def test_a_run_on_speech_is_evaluated_by_a_recogniser(run, capsys):
     assert evaluate.evaluate(evaluate.Arguments(run, limit=2)) == 0
     said = capsys.readouterr().out

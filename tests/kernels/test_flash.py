@@ -84,7 +84,7 @@ ROWS, WORDS_OF_ROWS = np.concatenate([PADDED, PACKED, ANY_ORDER]), np.repeat(WOR
     ("options", "blocks"),
     [
         pytest.param({"heads": 4}, SMALL, id="grouped heads"),
-        pytest.param({"own_queries": True}, SMALL, id="text with its own queries"),
+        pytest.param({"own_queries": True}, SMALL, id="text with its own queries", marks=pytest.mark.slow),
         pytest.param({"heads": 4, "own_queries": True, "scale": 0.2}, STREAMED, id="streamed, another scale"),
     ],
 )
@@ -186,6 +186,7 @@ def test_one_unsafe_sample_of_a_packed_row_is_exact_and_so_are_its_neighbours():
     assert relative(out, wanted) <= 2e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_a_percent():
     of = case(PACKED, WORDS, width=128)
     gradient = np.random.default_rng(9).standard_normal(of.q.shape).astype(jnp.bfloat16).astype(float)

@@ -145,6 +145,7 @@ def test_text_encoded_ahead_gives_the_same_output_and_text_matters():
     assert np.abs(run(model, tokens, t, exchanged) - plain).max() > 1e-2, "cross-attention alone reads the text"
 
 
+@pytest.mark.slow
 def test_a_new_model_predicts_zero_and_its_cross_attention_adds_nothing():
     model = FlagDiT(TEXT, rngs=nnx.Rngs(0))
     latents, captions, _ = samples()
@@ -177,6 +178,7 @@ def test_sine_positions_are_those_of_the_published_dit():
 
 
 @pytest.mark.parametrize(("block", "positions"), [("flag", "sine"), ("dit", "rope"), ("dit", "sine")])
+@pytest.mark.slow
 def test_only_sines_tell_a_picture_from_one_that_is_moved(block, positions):
     """Rotary embeddings are relative; every block can have either."""
     config = dataclasses.replace(TEXT, block=block, positions=positions, qk_norm=True, layers=1, rope_axes=2)

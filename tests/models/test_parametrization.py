@@ -153,7 +153,7 @@ def test_an_initialiser_of_unknown_deviation_is_refused_by_the_name_of_its_param
         scale_initial_values(Other(), mup(wide(BASE)))
 
 
-@pytest.mark.parametrize("variant", ["flag", "next", "dit"])
+@pytest.mark.parametrize("variant", [pytest.param("flag", marks=pytest.mark.slow), "next", "dit"])
 def test_logits_of_wider_heads_are_divided_by_their_width(variant):
     """Heads of 48 instead of 12: a factor 1/2 on all queries, those of the text included."""
     standard = dataclasses.replace(wide(VARIANTS[variant]), heads=4)

@@ -66,6 +66,7 @@ def test_powers_of_the_width_are_recovered_and_layers_that_stay_zero_have_none()
     assert planted(0.2).not_flat(0.3) == []
 
 
+@pytest.mark.slow
 def test_outputs_that_are_recorded_are_those_of_the_layers():
     config = tiny.config(model=dataclasses.replace(MODEL, layers=2))
     batch, parameters = tiny.packed_batch(rows=2), random_parameters(config.model)
@@ -133,6 +134,7 @@ def test_a_picture_without_matplotlib_names_the_extra(monkeypatch):
         coordinate_plot.check_plots()
 
 
+@pytest.mark.slow
 def test_a_model_is_flat_with_mup_and_not_without():
     """At 48, the base, both are the same; at 192 they differ."""
     measured = {}

@@ -117,6 +117,7 @@ def test_drawing_is_measured(tmp_path):
     assert (found.samples, found.kinds) == (4, {})
 
 
+@pytest.mark.slow
 def test_a_comparison_prints_ratios_and_fails_if_the_program_became_slower(measured, tmp_path):
     file, _ = measured
     old = read_throughput(file)

@@ -41,6 +41,7 @@ def settings_for(folder, **run):
     return dataclasses.replace(settings, model=model, data=data, vae=vae)
 
 
+@pytest.mark.slow
 def test_a_fine_tune_starts_from_converted_weights_resumes_and_exports_again(folder):
     start = shutil.copytree(folder / "ours", folder / "start")
     settings = settings_for(folder, name="tuned", init_from=str(start))

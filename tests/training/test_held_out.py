@@ -138,6 +138,7 @@ class Deaf(Words):
         return found._replace(features=np.where(lost, np.float32(np.nan), found.features))
 
 
+@pytest.mark.slow
 def test_captions_steer_the_prediction_and_one_without_features_is_left_out():
     pipeline = new_pipeline(config(data={"caption_dropout": 0.9, "row_tokens": 48, "samples_per_row": 2}), Words())
     found = held_out_loss(pipeline)

@@ -119,6 +119,7 @@ def test_updates_equal_their_formula_in_numpy(name, model):
         np.testing.assert_allclose(found[parameter], expected, rtol=2e-4, atol=2e-4, err_msg=parameter)
 
 
+@pytest.mark.slow
 def test_at_the_base_width_updates_are_those_of_the_standard_parametrization_bit_for_bit():
     same = dataclasses.replace(BASE, parametrization="mup", base_width=BASE.width)
     for name in ("adamw", "muon"):
