@@ -15,22 +15,15 @@ CONFIG is a .py or .json file, or the name of a configuration that comes with lu
 explains its flags with --help.
 """
 
-import importlib
 import sys
+
+from lumina_jax.commands import run_command
 
 COMMANDS = ("train", "sample", "evaluate", "evaluate-images", "convert", "data", "parity", "aot", "bench", "scaling")
 
 
 def main() -> None:
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if command in ("-h", "--help"):
-        print(__doc__)
-    elif command not in COMMANDS:
-        print(f"error: {command!r} is no command of lumina\n\n{__doc__}", file=sys.stderr)
-        raise SystemExit(2)
-    else:
-        module = importlib.import_module(f"lumina_jax.commands.{command.replace('-', '_')}")
-        raise SystemExit(module.main(sys.argv[2:]))
+    raise SystemExit(run_command(sys.argv[1:] or ["--help"], "lumina", COMMANDS, str(__doc__)))
 
 
 if __name__ == "__main__":

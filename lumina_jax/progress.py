@@ -53,3 +53,13 @@ def _lines(description: str, total: int, clock: Callable[[], float]) -> Callable
             print(f"{description}: {done} of {total}", file=sys.stderr, flush=True)
 
     return show
+
+
+def duration(seconds: float) -> str:
+    """59 s, 12:34 or 1:23:45."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

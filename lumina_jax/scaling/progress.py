@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from lumina_jax.progress import duration
 from lumina_jax.scaling.grid import GridCell
 
 
@@ -43,13 +44,3 @@ class GridProgress:
             words.append(f"{duration((self._clock() - self._began) * (planned / hours - 1))} left")
         running = [f"{cell.name} {done}/{cell.steps}" for cell, done in steps.items()]
         return ", ".join(words) + (f" | {', '.join(running)}" if running else "")
-
-
-def duration(seconds: float) -> str:
-    """59 s, 12:34 or 1:23:45."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

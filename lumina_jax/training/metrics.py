@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lumina_jax.failures import written_to
+from lumina_jax.progress import duration
 from lumina_jax.training.logs import GrowingFile, record
 
 METRICS_FILE = "metrics.jsonl"
@@ -208,9 +209,9 @@ class Progress:
         if SAMPLES_PER_SECOND in metrics:
             texts.append(f"{float(metrics[SAMPLES_PER_SECOND]):.4g} {self._samples}/s")
         if step >= self._total:
-            texts.append(f"in {_duration(self._clock() - self._begin)}")
+            texts.append(f"in {duration(self._clock() - self._begin)}")
         elif (seconds := self._seconds_per_step(step)) is not None:
-            texts.append(f"{_duration(seconds * (self._total - step))} left")
+            texts.append(f"{duration(seconds * (self._total - step))} left")
         return texts
 
     def _seconds_per_step(self, step: int) -> float | None:
@@ -225,7 +226,7 @@ class Progress:
         self._is_estimated = True
         left = time_per_step * (self._total - step)
         if left >= LONG:
-            self.note(f"{time_per_step:.2g} s a step: about {_duration(left)} to step {self._total}")
+            self.note(f"{time_per_step:.2g} s a step: about {duration(left)} to step {self._total}")
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
@@ -272,13 +273,3 @@ def _bar(console: Any) -> Any:
         console=console,
         expand=True,
     )
-
-
-def _duration(seconds: float) -> str:
-    """59 s, 12:34 or 1:23:45."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumina_jax.progress import duration
 from lumina_jax.training import metrics
 from lumina_jax.training.metrics import MetricWriter, Progress, Speed, read_metrics
 
@@ -213,4 +214,4 @@ def test_on_a_terminal_a_bar_shows_the_metrics(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.0, "59 s"), (61.0, "1:01"), (3725.0, "1:02:05")])
 def test_times_left_are_written_as_clocks_do(seconds, text):
-    assert metrics._duration(seconds) == text
+    assert duration(seconds) == text

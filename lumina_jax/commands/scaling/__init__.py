@@ -10,21 +10,12 @@ coordinate-check CONFIG   whether activations and updates have one size at every
 Each command explains its flags with --help.
 """
 
-import importlib
-import sys
 from collections.abc import Sequence
+
+from lumina_jax.commands import run_command
 
 COMMANDS: tuple[str, ...] = ("plan", "run", "fit", "compare", "report", "coordinate-check")
 
 
 def main(words: Sequence[str]) -> int:
-    command = words[0] if words else "--help"
-    if command in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    if command not in COMMANDS:
-        print(f"error: {command!r} is no command of lumina scaling\n\n{__doc__}", file=sys.stderr)
-        return 2
-    module = importlib.import_module(f"lumina_jax.commands.scaling.{command.replace('-', '_')}")
-    status: int = module.main(words[1:])
-    return status
+    return run_command(words, "lumina scaling", COMMANDS, str(__doc__))
