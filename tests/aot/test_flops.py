@@ -97,6 +97,7 @@ def test_step_flops_are_those_of_every_product_of_the_gradient(name):
     assert step_flops(model, LOAD).total == traced - pooling(model, LOAD) - backward
 
 
+@pytest.mark.slow
 def test_the_compiled_program_does_as_many_whether_layers_are_a_loop_or_not():
     load = Load(rows=1, tokens=32, text_tokens=4)
     for unroll in (1, MODEL.layers):

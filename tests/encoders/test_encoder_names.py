@@ -262,6 +262,7 @@ for folder, mesh in (("llama", make_mesh(fsdp=4, tensor=2)), ("t5", make_mesh(fs
 """
 
 
+@pytest.mark.slow
 def test_an_encoder_over_eight_devices_equals_one_on_a_single_device():
     code = SHARDED.replace("{GOLDEN}", str(GOLDEN))
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

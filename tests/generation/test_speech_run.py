@@ -62,6 +62,7 @@ def speech_config(root, **sections):
 # lengths
 
 
+@pytest.mark.slow
 def test_a_sound_is_as_long_as_asked_for_and_each_may_differ(tmp_path):
     settings = speech_config(tmp_path, model={"text_width": 6, "text_layers": 0})
     pipeline = new_pipeline(settings, Words())

@@ -149,6 +149,7 @@ def test_moments_of_muon_lie_where_their_parameters_lie():
     assert square == [PartitionSpec(None, "fsdp")]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_muon_continues_bit_for_bit(tmp_path):
     config = tiny.config(optimizer={"name": "muon"}, model=WIDE)
     mesh = configured_mesh(config.mesh)

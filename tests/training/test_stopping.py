@@ -122,6 +122,7 @@ def test_a_run_whose_output_is_closed_goes_on_and_ctrl_c_saves(tmp_path):
     assert not (tmp_path / "tiny/lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_the_run_which_says_why_and_saves(tmp_path):
     run = {"steps": 10**6, "log_every": 1, "checkpoint_every": 10**6}
     process = started(label_config(tmp_path, run=run, data={"workers": 2}), stderr=subprocess.PIPE)
