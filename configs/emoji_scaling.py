@@ -1,8 +1,8 @@
 """The grid of docs/scaling-laws.md: every emoji of both styles, 32 x 32 pixels, for models of 30K to 3M parameters.
 
 3,122 pictures from their captions, one in eight of them held out. The model is that of configs/emoji.py, of which
-`lumina scaling plan` changes the size, with heads of 8 values; the learning rate decays to 0 at the end of each run. It
-is the best of 0.001, 0.002, 0.004 and 0.008 for 317K and 950K parameters at 6e11 FLOPs, of which larger is better.
+`lumina scaling plan` changes the size, with heads of 8 values. The learning rate decays to 0 at the end of each run: of
+0.001, 0.002, 0.004 and 0.008 the largest is best for models of 317K and of 950K parameters at 6e11 FLOPs.
 
 Hardware: 2 CPU cores. Run: lumina scaling plan emoji_scaling --budgets 1e12,4e12 --sizes 30K,100K,300K
 """
