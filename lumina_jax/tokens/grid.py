@@ -7,6 +7,7 @@ Pictures are one frame, sounds are one row of one frame.
 
 import dataclasses
 import enum
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,9 @@ class Grid:
         row = self.columns + self.nextline
         return self.frames * (self.rows * row + self.has_frame_markers)
 
+    @functools.lru_cache(maxsize=64)  # samples of one shape share it  # noqa: B019
     def layout(self) -> MarkerLayout:
+        """Kind and position of every token; the arrays are shared and cannot be written."""
         columns, lines = self.columns + self.nextline, self.rows + self.has_frame_markers
         frame, row, column = np.indices((self.frames, lines, columns), dtype=np.int32)
         kinds = np.full(frame.shape, Kind.PATCH, np.int32)
@@ -71,7 +74,10 @@ class Grid:
         kinds[(row == self.rows) & (column > 0)] = Kind.PAD  # not part of the sequence
         kept = kinds != Kind.PAD
         indices = np.arange(self.length, dtype=np.int32)
-        return MarkerLayout(kinds[kept], np.stack([indices, frame[kept], row[kept], column[kept]], axis=-1))
+        layout = MarkerLayout(kinds[kept], np.stack([indices, frame[kept], row[kept], column[kept]], axis=-1))
+        for array in layout:
+            array.flags.writeable = False
+        return layout
 
 
 def latent_grid(frames: int, height: int, width: int, *, patch_size: int, nextline: bool, nextframe: bool) -> Grid:

@@ -29,10 +29,10 @@ def patchify(latents: Num[AnyArray, "b f h w c"], grid: Grid, patch_size: int) -
     patches = rearrange(latents, "b f (r i) (w j) c -> b f r w (c i j)", i=patch_size, j=patch_size)
     xp = jnp if isinstance(latents, jax.Array) else np
     if grid.nextline:
-        patches = xp.pad(patches, ((0, 0), (0, 0), (0, 0), (0, 1), (0, 0)))
+        patches = xp.concatenate([patches, xp.zeros_like(patches[:, :, :, :1])], axis=3)
     lines = rearrange(patches, "b f r w p -> b f (r w) p")
     if grid.has_frame_markers:
-        lines = xp.pad(lines, ((0, 0), (0, 0), (0, 1), (0, 0)))
+        lines = xp.concatenate([lines, xp.zeros_like(lines[:, :, :1])], axis=2)
     return rearrange(lines, "b f l p -> b (f l) p")
 
 
