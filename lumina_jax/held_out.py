@@ -126,6 +126,7 @@ def evaluator(
         for modality, found in measure(parameters).items():
             ending = "" if is_single else f"/{modality}"
             values[f"{name}{ending}"] = found.loss
+            values[f"{name}_middle{ending}"] = found.middle
             if found.standard_error is not None:
                 values[f"{name}_error{ending}"] = found.standard_error
         return values

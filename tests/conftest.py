@@ -1,6 +1,7 @@
 """Settings of every test, made before jax is imported."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -13,3 +14,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a worker, whos
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs  # tests and the processes they start compile a program once
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage less often: the modules of jax and transformers hold millions of objects that stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)

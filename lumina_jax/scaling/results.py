@@ -6,8 +6,9 @@ the lines depend on nothing but the grid and the numbers that were computed. Run
 FAILED.jsonl instead.
 
     {"name": "flag-4x128-1e13-s0", "recipe": "flag", "parameters": 1743040, "samples": 14432, "flops": 9.98e12,
-     "loss": 0.31, "seed": 0, "standard_error": 0.02, "training_loss": 0.28, "budget": 1e13, "steps": 451, "batch": 32,
-     "rate": 0.0015, "layers": 4, "width": 128, "curve": [[1.3e12, 0.61], [2.6e12, 0.45]]}
+     "loss": 0.31, "seed": 0, "standard_error": 0.02, "middle_loss": 0.27, "training_loss": 0.28,
+     "budget": 1e13, "steps": 451, "batch": 32, "rate": 0.0015, "layers": 4, "width": 128,
+     "curve": [[1.3e12, 0.61], [2.6e12, 0.45]]}
 """
 
 import dataclasses
@@ -127,6 +128,7 @@ def _losses(cell: GridCell, reports: Sequence[dict[str, Any]]) -> dict[str, Any]
     return {
         "loss": last[name],
         "standard_error": last.get(f"{name}_error"),
+        "middle_loss": last.get(f"{name}_middle"),
         "held_out": name == HELD_OUT_LOSS,
         "training_loss": statistics.fmean(trained[-LAST_REPORTS:]) if trained else None,
     }

@@ -9,9 +9,12 @@ at its point with the same ratio of data to noise, and its answer is turned into
 and paths compare.
 
 The times are the midpoints of equal parts of the unit interval: the mean over them is the loss under uniform times,
-whatever times the model was trained with. The noise of a sample depends on its name and the index of the time alone,
-and is drawn in the shape of its latents. Everything is computed in float32, so that batch size, devices and packing
-change the number by rounding only.
+whatever times the model was trained with. The error of a prediction of noise is divided by t where it becomes a
+velocity, and that of data by 1 - t, so that the first or the last time outweighs the others in the mean. The mean over
+the middle times, where these factors are at most 8, compares such models too.
+
+The noise of a sample depends on its name and the index of the time alone, and is drawn in the shape of its latents.
+Everything is computed in float32, so that batch size, devices and packing change the number by rounding only.
 """
 
 import dataclasses
@@ -38,6 +41,8 @@ from lumina_jax.training.step import NoiseAndTimes, TrainBatch, batch_shardings,
 
 TIMES = 16
 """How many times each sample is measured at."""
+MIDDLE = (1 / 8, 7 / 8)
+"""The middle times lie between these."""
 EMPTY_TIME = 0.5
 """The time of a segment without a sample, at which every path and conversion is finite."""
 
@@ -52,6 +57,8 @@ class HeldOutLoss:
     """The mean over samples and times."""
     standard_error: float | None
     """That of `loss`, from the differences between samples; None for a single sample."""
+    middle: float
+    """The mean over samples and the times from 1/8 to 7/8."""
     times: tuple[float, ...]
     """From noise to data."""
     curve: tuple[float, ...]
@@ -131,11 +138,12 @@ def batch_errors(
 def summary(errors: Float[np.ndarray, "n t"], *, is_held_out: bool, modality: str) -> HeldOutLoss:
     """The held-out loss of the errors of samples at the times of `midpoints`."""
     errors = errors.astype(np.float64)
-    count, times = errors.shape
+    count, times = errors.shape[0], midpoints(errors.shape[1])
     return HeldOutLoss(
         loss=float(errors.mean()),
         standard_error=_standard_error(errors.mean(axis=1)),
-        times=tuple(map(float, midpoints(times))),
+        middle=float(errors[:, (times > MIDDLE[0]) & (times < MIDDLE[1])].mean()),
+        times=tuple(map(float, times)),
         curve=tuple(map(float, errors.mean(axis=0))),
         curve_standard_errors=tuple(_standard_error(column) for column in errors.T),
         samples=count,

@@ -78,7 +78,8 @@ def test_the_loss_of_a_line_is_that_of_the_averaged_parameters_in_the_checkpoint
     grid, file = trained
     pipeline = lumina_jax.open_run(file.parent / "runs" / grid.cells[0].name)
     found = lumina_jax.held_out_loss(pipeline)
-    assert lines(file.parent)[0]["loss"] == pytest.approx(found.loss, rel=1e-6)
+    line = lines(file.parent)[0]
+    assert (line["loss"], line["middle_loss"]) == pytest.approx((found.loss, found.middle), rel=1e-6)
 
 
 def test_a_grid_that_is_over_is_not_trained_again(trained):

@@ -73,6 +73,7 @@ def test_the_loss_is_that_of_a_computation_sample_by_sample(pipeline, found):
     assert found.loss == pytest.approx(errors.mean(), rel=1e-5)
     assert found.times == tuple((2 * index + 1) / 32 for index in range(16))
     np.testing.assert_allclose(found.curve, errors.mean(axis=0), rtol=1e-5)
+    assert found.middle == pytest.approx(errors[:, 2:14].mean(), rel=1e-5)  # 5/32 to 27/32
     means = errors.mean(axis=1)
     assert found.standard_error == pytest.approx(abs(means[0] - means[1]) / 2, rel=1e-3)  # of two samples
 
