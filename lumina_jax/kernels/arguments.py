@@ -1,6 +1,6 @@
 """What every implementation of attention is given: text with its gates, and the rule that says who sees whom."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -25,6 +25,23 @@ class GatedText(NamedTuple):
     gate: Float[Array, " h"]
     segment_ids: Int[Array, "b t"]
     queries: Float[Array, "b l h d"] | None = None
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """Attention within segments, plus gated attention to text: `attention.attend` with a back end, or such a function
+    for the tokens of one of several devices."""
+
+    def __call__(
+        self,
+        q: Float[Array, "b l h d"],
+        k: Float[Array, "b l k d"],
+        v: Float[Array, "b l k d"],
+        *,
+        segment_ids: Int[Array, "b l"],
+        scale: float,
+        text: GatedText | None = None,
+    ) -> Float[Array, "b l h d"]: ...
 
 
 def same_segment(queries: Int[Array, "b l"], keys: Int[Array, "b n"]) -> Bool[Array, "b l n"]:

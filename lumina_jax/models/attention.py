@@ -7,7 +7,6 @@ sum goes through one output projection (Lumina-T2X, section 2.2). The softmax it
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,12 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.kernels.arguments import GatedText
+from lumina_jax.kernels.arguments import Attend, GatedText
 from lumina_jax.kernels.attention import attend, attend_text
 from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, zeros
 from lumina_jax.models.rope import Rotation, turned
-
-Attend = Callable[..., Float[Array, "b l h d"]]
 
 
 class TokenContext(NamedTuple):

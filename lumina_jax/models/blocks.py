@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
+from lumina_jax.kernels.arguments import Attend
 from lumina_jax.models.attention import (
-    Attend,
     Attention,
     CrossAttention,
     LayerText,

@@ -22,7 +22,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModalityConfig, ModelConfig
-from lumina_jax.models.attention import Attend, LayerText, TextKeys, TokenContext, attend_with, proportional_scale
+from lumina_jax.kernels.arguments import Attend
+from lumina_jax.models.attention import LayerText, TextKeys, TokenContext, attend_with, proportional_scale
 from lumina_jax.models.blocks import BLOCKS, Block, Modulation
 from lumina_jax.models.layers import (
     LabelEmbedding,

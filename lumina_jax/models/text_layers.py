@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.models.attention import Attend, Attention, TokenContext
+from lumina_jax.kernels.arguments import Attend
+from lumina_jax.models.attention import Attention, TokenContext
 from lumina_jax.models.layers import LayerNorm, Linear, RMSNorm, SwiGLU, zeros
 from lumina_jax.models.rope import RopeScaling, rotation
 from lumina_jax.tokens import TextFeatures

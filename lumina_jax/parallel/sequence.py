@@ -12,13 +12,12 @@ Every device has the whole texts of its rows. Tokens are divided in order: the f
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.kernels.arguments import GatedText, Implementation
+from lumina_jax.kernels.arguments import Attend, GatedText, Implementation
 from lumina_jax.kernels.flash.plan import Interpret
 from lumina_jax.kernels.ring import KeyBlock, ring_attention
 from lumina_jax.kernels.ring_blocks import block_attention
@@ -26,8 +25,8 @@ from lumina_jax.parallel.mesh import AnyMesh, axes_of, axis_size
 
 
 def attend_across(
-    attend: Any, mesh: AnyMesh, implementation: Implementation = "auto", *, interpret: Interpret = False
-) -> Any:
+    attend: Attend, mesh: AnyMesh, implementation: Implementation = "auto", *, interpret: Interpret = False
+) -> Attend:
     """`attend` over the devices of `mesh` that share the tokens of a row.
 
     Args:
@@ -40,7 +39,7 @@ def attend_across(
     return _exchanging(attend, heads, axis_size(mesh, "sequence_heads")) if heads else attend
 
 
-def _around(axes: tuple[str, ...], size: int, implementation: Implementation, interpret: Interpret) -> Any:
+def _around(axes: tuple[str, ...], size: int, implementation: Implementation, interpret: Interpret) -> Attend:
     """`attend` that passes keys and values round a ring."""
 
     def attend(
@@ -63,7 +62,7 @@ def _around(axes: tuple[str, ...], size: int, implementation: Implementation, in
     return attend
 
 
-def _exchanging(attend: Any, axes: tuple[str, ...], size: int) -> Any:
+def _exchanging(attend: Attend, axes: tuple[str, ...], size: int) -> Attend:
     """`attend` with an exchange of heads for tokens before it, and of tokens for heads after it."""
 
     def attended(
