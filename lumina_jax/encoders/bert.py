@@ -33,7 +33,7 @@ from lumina_jax.encoders.published import (
     stack_layers,
     unused_layer_prefix,
 )
-from lumina_jax.models.layers import LayerNorm, Linear, param, small_normal
+from lumina_jax.models.layers import LayerNorm, Linear, ParameterKeys, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
 
 
@@ -106,7 +106,9 @@ def load_bert(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> Bert:
     def rename(stored: str) -> str | None:
         return bert_name(stored, config)
 
-    return load_network(lambda: Bert(nnx.Rngs(0), config), BERT_RULES, rename, folder, config=config, options=options)
+    return load_network(
+        lambda: Bert(ParameterKeys(0), config), BERT_RULES, rename, folder, config=config, options=options
+    )
 
 
 def bert_name(stored: str, config: BertConfig) -> str | None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lumina_jax.encoders.bert import BERT_RULES, Bert, BertConfig, bert_config, bert_name
 from lumina_jax.encoders.published import DEFAULT_OPTIONS, LoadOptions, load_network
-from lumina_jax.models.layers import LayerNorm, Linear
+from lumina_jax.models.layers import LayerNorm, Linear, ParameterKeys
 from lumina_jax.weights.pickles import PickledTensors
 from lumina_jax.weights.rules import Rule, linear, norm
 
@@ -77,7 +77,7 @@ def load_clap(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> ClapText:
         return f"{_BASE}{inner}" if name.startswith(_BASE) and inner is not None else inner
 
     return load_network(
-        lambda: ClapText(nnx.Rngs(0), config, width), _RULES, rename, folder,
+        lambda: ClapText(ParameterKeys(0), config, width), _RULES, rename, folder,
         config=config, options=options, stored=tensors,
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ from lumina_jax.encoders.published import (
     typed_values,
     unused_layer_prefix,
 )
-from lumina_jax.models.layers import LayerNorm, Linear, normed, param, small_normal
+from lumina_jax.models.layers import LayerNorm, Linear, ParameterKeys, normed, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
 
 
@@ -134,7 +134,9 @@ def load_clip(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> ClipText:
         return None if name.startswith(unused) else name
 
     rules = (*_RULES, *norm("final_layer_norm", "norm", bias=True)) if is_normed else _RULES
-    return load_network(lambda: ClipText(nnx.Rngs(0), config), rules, rename, folder, config=config, options=options)
+    return load_network(
+        lambda: ClipText(ParameterKeys(0), config), rules, rename, folder, config=config, options=options
+    )
 
 
 _LAYER = "encoder.layers.{layer}"

@@ -28,7 +28,7 @@ from lumina_jax.encoders.published import (
     stack_layers,
     typed_values,
 )
-from lumina_jax.models.layers import LayerNorm, Linear, param, small_normal
+from lumina_jax.models.layers import LayerNorm, Linear, ParameterKeys, param, small_normal
 from lumina_jax.weights.files import Renamed
 from lumina_jax.weights.modules import load_module
 from lumina_jax.weights.rules import CONVOLUTION, MATRIX, Rule, norm
@@ -107,7 +107,7 @@ def load_clip_image(folder: Path) -> ClipImage:
         return name if (name != stored or stored == _PROJECTION) and name != "embeddings.position_ids" else None
 
     try:
-        build = lambda: ClipImage(nnx.Rngs(0), config)  # noqa: E731
+        build = lambda: ClipImage(ParameterKeys(0), config)  # noqa: E731
         return load_module(build, Renamed(tensors, rename), _RULES, layers=config.layers)
     except ValueError as error:
         raise ValueError(f"{tensors.path} does not match {folder / CONFIG_FILE}: {error}") from error
@@ -125,7 +125,7 @@ def load_clip_caption(folder: Path) -> ClipCaption:
     rule, width = Rule("text_projection.weight", "kernel", MATRIX), text.config.width
     only = Renamed(tensors, lambda name: name if name == rule.theirs else None)
     try:
-        build = lambda: Linear(nnx.Rngs(0), width, features, axes=("embed", None))  # noqa: E731
+        build = lambda: Linear(ParameterKeys(0), width, features, axes=("embed", None))  # noqa: E731
         return ClipCaption(text, load_module(build, only, [rule], layers=1))
     except ValueError as error:
         raise ValueError(f"{tensors.path} does not match {folder / CONFIG_FILE}: {error}") from error

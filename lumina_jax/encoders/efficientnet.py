@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumina_jax.encoders.normed_convolution import NormedConvolution, normed_convolution
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.weights.files import Renamed
 from lumina_jax.weights.modules import load_module
 from lumina_jax.weights.pickles import PickledTensors
@@ -109,7 +110,7 @@ def load_efficientnet(file: Path) -> EfficientNetLite0:
 
     try:
         return load_module(
-            lambda: EfficientNetLite0(nnx.Rngs(0)), Renamed(PickledTensors(file), rename), _rules(), layers=1
+            lambda: EfficientNetLite0(ParameterKeys(0)), Renamed(PickledTensors(file), rename), _rules(), layers=1
         )
     except ValueError as error:
         raise ValueError(f"{file} does not hold EfficientNet-lite0: {error}") from error

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumina_jax.encoders.normed_convolution import NormedConvolution, normed_convolution
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.weights.files import Renamed, TensorFiles
 from lumina_jax.weights.modules import load_module
 from lumina_jax.weights.pickles import PickledTensors
@@ -206,7 +207,7 @@ def load_inception(file: Path) -> Inception:
         return None if name.startswith(UNUSED) or name.endswith(".num_batches_tracked") else name
 
     try:
-        return load_module(lambda: Inception(nnx.Rngs(0)), Renamed(stored, rename), [*_rules()], layers=1)
+        return load_module(lambda: Inception(ParameterKeys(0)), Renamed(stored, rename), [*_rules()], layers=1)
     except ValueError as error:
         raise ValueError(f"{file} does not hold Inception-v3: {error}") from error
 

@@ -44,7 +44,7 @@ from lumina_jax.encoders.published import (
     typed_values,
     unused_layer_prefix,
 )
-from lumina_jax.models.layers import Linear, RMSNorm, param, small_normal, zeros
+from lumina_jax.models.layers import Linear, ParameterKeys, RMSNorm, param, small_normal, zeros
 from lumina_jax.weights.rules import Rule, linear, norm
 
 
@@ -164,7 +164,7 @@ def load_decoder(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> Causal
 
     rules = (*_RULES, *norm("norm", "norm", bias=False)) if is_normed else _RULES
     return load_network(
-        lambda: CausalDecoder(nnx.Rngs(0), config), rules, rename, folder, config=config, options=options
+        lambda: CausalDecoder(ParameterKeys(0), config), rules, rename, folder, config=config, options=options
     )
 
 

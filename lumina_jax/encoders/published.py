@@ -27,6 +27,7 @@ from typing_extensions import TypedDict
 from lumina_jax.documents import parse_json, read_json
 from lumina_jax.encoders.numbers import Count, Epsilon, Layers, VocabularySize
 from lumina_jax.encoders.stored import StoredWeights, stored_weights
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
 from lumina_jax.weights.files import Renamed
 from lumina_jax.weights.modules import load_module, named_parameters
@@ -249,7 +250,7 @@ def unused_layer_prefix(layers: int, prefix: str, state: HiddenState) -> tuple[s
 
 def stack_layers(layer: Callable[[nnx.Rngs], Layer], rngs: nnx.Rngs, count: int) -> Layer:
     """Build `count` layers as one module for `apply_layers`; the first axis of each parameter counts layers."""
-    return jax.vmap(lambda key: layer(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+    return jax.vmap(lambda key: layer(ParameterKeys(key)))(jax.random.split(rngs.params(), count))
 
 
 def apply_layers(layers: Any, x: Float[Array, "b t m"], *inputs: Any) -> Float[Array, "b t m"]:

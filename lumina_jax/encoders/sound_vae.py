@@ -18,7 +18,6 @@ from typing import Any, Literal, NotRequired
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from typing_extensions import TypedDict
@@ -28,6 +27,7 @@ from lumina_jax.encoders.autoencoder import AnyArray, FrozenAutoencoder, Posteri
 from lumina_jax.encoders.numbers import Count, Counts, Indices, Layers
 from lumina_jax.encoders.sound_vae_layers import GROUPS, SoundAutoencoder, SoundVaeConfig, sound_rules
 from lumina_jax.mel import BINS
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.weights.files import Renamed, TensorFiles
 from lumina_jax.weights.hub import local_folder
 from lumina_jax.weights.pickles import PickledTensors
@@ -122,7 +122,9 @@ def sound_vae(
     file, tensors, config = _open(name)
     stored, rules = _first_stage(tensors), sound_rules(config)
     try:
-        model = load_replicated(lambda: SoundAutoencoder(nnx.Rngs(0), config), stored, rules, jnp.dtype(dtype), mesh)
+        model = load_replicated(
+            lambda: SoundAutoencoder(ParameterKeys(0), config), stored, rules, jnp.dtype(dtype), mesh
+        )
     except ValueError as error:
         raise ValueError(f"{tensors.path} does not match {file}: {error}") from error
     fingerprint = fingerprint_of(f"{dtype} {config}", [Path(tensors.path)])

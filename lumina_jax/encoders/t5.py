@@ -36,7 +36,7 @@ from lumina_jax.encoders.published import (
     stack_layers,
     unused_layer_prefix,
 )
-from lumina_jax.models.layers import Linear, RMSNorm, param, small_normal
+from lumina_jax.models.layers import Linear, ParameterKeys, RMSNorm, param, small_normal
 from lumina_jax.weights.rules import Rule, linear, norm
 
 
@@ -130,7 +130,9 @@ def load_t5(folder: Path, options: LoadOptions = DEFAULT_OPTIONS) -> T5Encoder:
     if config.state == "last":
         rules += norm("encoder.final_layer_norm", "norm", bias=False)
     rename = _rename(config, has_shared="shared.weight" in read_weights(folder))
-    return load_network(lambda: T5Encoder(nnx.Rngs(0), config), rules, rename, folder, config=config, options=options)
+    return load_network(
+        lambda: T5Encoder(ParameterKeys(0), config), rules, rename, folder, config=config, options=options
+    )
 
 
 def _rename(config: T5Config, *, has_shared: bool) -> Rename:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from typing_extensions import TypedDict
 
@@ -20,6 +19,7 @@ from lumina_jax.encoders.autoencoder import load_replicated
 from lumina_jax.encoders.numbers import Count, Counts, Layers, ScalingFactor, Shift
 from lumina_jax.encoders.stored import downloaded, stored_weights
 from lumina_jax.encoders.vae_layers import Autoencoder, ImageVaeConfig
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.weights.hub import local_folder
 from lumina_jax.weights.rules import Rule, convolution, linear, norm
 
@@ -145,7 +145,7 @@ def load_autoencoder(folder: Path, config: ImageVaeConfig, dtype: jnp.dtype, mes
     tensors = stored_weights(folder, WEIGHTS)
 
     rules = vae_rules(config, old_names=_has_old_names(tensors))
-    return load_replicated(lambda: Autoencoder(nnx.Rngs(0), config), tensors, rules, dtype, mesh)
+    return load_replicated(lambda: Autoencoder(ParameterKeys(0), config), tensors, rules, dtype, mesh)
 
 
 def vae_rules(config: ImageVaeConfig, *, old_names: bool = False) -> list[Rule]:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from lumina_jax.encoders.sound_vae import find_checkpoint, find_config
 from lumina_jax.encoders.sound_vae_layers import Convolution1d, convolution_1d
 from lumina_jax.encoders.vocoder_config import VocoderConfig, vocoder_config
-from lumina_jax.models.layers import param, zeros
+from lumina_jax.models.layers import ParameterKeys, param, zeros
 from lumina_jax.weights.hub import local_folder
 from lumina_jax.weights.modules import load_module
 from lumina_jax.weights.rules import Rule, check_names
@@ -171,7 +171,9 @@ def vocoder(name: str | Path) -> Vocoder:
     config = vocoder_config(file, settings)
     tensors = find_checkpoint(folder, "generator", what="vocoder", preferred=GENERATORS)
     try:
-        model = load_module(lambda: Generator(nnx.Rngs(0), config), _weights(tensors), vocoder_rules(config), layers=1)
+        model = load_module(
+            lambda: Generator(ParameterKeys(0), config), _weights(tensors), vocoder_rules(config), layers=1
+        )
     except ValueError as error:
         raise ValueError(f"{tensors.path} does not match {file}: {error}") from error
     return Vocoder(model, config)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.interop import diffusers, lumina
 from lumina_jax.models.flag_dit import FlagDiT
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.weights.modules import load_module, named_parameters
 from lumina_jax.weights.rules import Named, Rule, to_theirs
 
@@ -65,7 +65,9 @@ def load_model(layout: Layout, config: ModelConfig, tensors: Mapping[str, np.nda
       ValueError: tensors are missing, unknown or of the wrong shape; the message names them.
     """
     config = dataclasses.replace(config, **changes)
-    return load_module(lambda: FlagDiT(config, rngs=nnx.Rngs(0)), tensors, layout.rules(config), layers=config.layers)
+    return load_module(
+        lambda: FlagDiT(config, rngs=ParameterKeys(0)), tensors, layout.rules(config), layers=config.layers
+    )
 
 
 def their_tensors(layout: Layout, config: ModelConfig, parameters: dict[str, Any]) -> Named:

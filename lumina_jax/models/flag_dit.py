@@ -28,6 +28,7 @@ from lumina_jax.models.blocks import BLOCKS, Block, Modulation
 from lumina_jax.models.layers import (
     LabelEmbedding,
     Linear,
+    ParameterKeys,
     TimeEmbedding,
     divide,
     normalize,
@@ -116,7 +117,7 @@ class FlagDiT(nnx.Module):
         else:
             self.label_embedding = LabelEmbedding(rngs, config.classes, config.condition_width)
         keys = jax.random.split(rngs.params(), config.layers)
-        self.blocks = jax.vmap(lambda key: BLOCKS[config.block](nnx.Rngs(key), config))(keys)
+        self.blocks = jax.vmap(lambda key: BLOCKS[config.block](ParameterKeys(key), config))(keys)
         self.final_layer = FinalLayer(rngs, config)
         scale_initial_values(self, config)
         divide(self, parallel.tensor)
@@ -261,4 +262,4 @@ def coordinates(positions: Int[Array, "b l 4"], axes: int) -> Int[Array, "b l n"
 
 def abstract_model(config: ModelConfig, parallel: Parallel = Parallel()) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure, shapes and logical axes of a model, without computing a value."""
-    return nnx.split(nnx.eval_shape(lambda: FlagDiT(config, rngs=nnx.Rngs(0), parallel=parallel)))
+    return nnx.split(nnx.eval_shape(lambda: FlagDiT(config, rngs=ParameterKeys(0), parallel=parallel)))

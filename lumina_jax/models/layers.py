@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from lumina_jax.parallel.tensor import ALONE, Tensor
 
@@ -37,6 +37,22 @@ def divide(model: nnx.Module, tensor: Tensor) -> None:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Divisible):
             module.tensor = tensor
+
+
+class ParameterKeys(nnx.Rngs):
+    """The keys of `nnx.Rngs(key)`, counted in Python.
+
+    `nnx.Rngs` counts in an array. Where a model is built in a trace, that makes flax and JAX describe a part of the
+    program in words for each key, which took half the time.
+    """
+
+    def __init__(self, key: Key[Array, ""] | int):
+        super().__init__(key)
+        self.made = 0
+
+    def params(self) -> Key[Array, ""]:
+        self.made += 1
+        return jax.random.fold_in(self.default.key[...], self.made - 1)
 
 
 def param(rngs: nnx.Rngs, shape: Sequence[int], init: Initializer, *, axes: Axes) -> nnx.Param:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from lumina_jax.config import Config, FlowConfig, ModelConfig
 from lumina_jax.models.attention import attend_with
 from lumina_jax.models.flag_dit import FlagDiT, Parallel
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.training.state import Parameters, create_state
 from lumina_jax.training.step import NoiseAndTimes, TrainBatch, batch_losses, noise_and_times, train_step
 
@@ -197,7 +198,7 @@ def _recording_graph(config: ModelConfig) -> tuple[nnx.GraphDef, Recorder]:
     recorder = Recorder()
     config = dataclasses.replace(config, remat="none", unroll=config.layers)
     parallel = Parallel(attend=recorder.attend(attend_with(config)))
-    model = nnx.eval_shape(lambda: FlagDiT(config, rngs=nnx.Rngs(0), parallel=parallel))
+    model = nnx.eval_shape(lambda: FlagDiT(config, rngs=ParameterKeys(0), parallel=parallel))
     for path, module in nnx.iter_modules(model):
         module.recorded_as = ".".join(map(str, path)) or "prediction"  # type: ignore[attr-defined]
     return nnx.split(model)[0], recorder

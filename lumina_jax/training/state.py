@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Key
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.parallel.mesh import AnyMesh
 from lumina_jax.seeds import key_of_seed
 from lumina_jax.training.optimizer import optimizer
@@ -84,7 +85,7 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 def _initial_state(config: Config) -> TrainState:
     key_model, _ = jax.random.split(key_of_seed(config.run.seed))
-    return _state(config, split_model(FlagDiT(config.model, rngs=nnx.Rngs(key_model)))[1])
+    return _state(config, split_model(FlagDiT(config.model, rngs=ParameterKeys(key_model)))[1])
 
 
 def _state(config: Config, parameters: Parameters) -> TrainState:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
+from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.models.presets import SIZES, preset
 from lumina_jax.models.rope import RopeScaling
 from lumina_jax.tokens import TextFeatures, pack, pack_text, tokens_of, unpack, unpatchify
@@ -119,6 +120,14 @@ def test_a_new_model_predicts_zero_and_ignores_its_text():
     latents, captions, _ = samples()
     assert not np.any(alone(model, latents[0], captions[0], 0.5))
     assert not np.any(model.blocks.text.gate[...])
+
+
+def test_initial_values_are_those_of_the_keys_of_flax():
+    ours, theirs = (
+        jax.jit(lambda keys=keys: nnx.state(FlagDiT(CONFIG, rngs=keys(7))))() for keys in (ParameterKeys, nnx.Rngs)
+    )
+    assert any(np.any(value) for value in jax.tree.leaves(ours))
+    chex.assert_trees_all_equal(ours, theirs)
 
 
 def test_ways_to_compute_give_one_result_and_one_gradient(packed_gradient):
