@@ -1,10 +1,15 @@
 """The coordinate check: do activations, and their changes in the first steps, keep their size as the width grows?
 
-In: a configuration and a few batches. Out: for each kind of layer the root mean square of its output and of the change
-of that output since step 0, at several widths, and the slope of their logarithms over that of the width. With muP all
+In: a configuration and a batch. Out: for each kind of layer the root mean square of its output and of the change of
+that output since step 0, at several widths, and the slope of their logarithms over that of the width. With muP all
 slopes are near 0; without it some are not (Tensor Programs V, arXiv 2203.03466, appendix D.1).
 
-All widths see the same batches, noise and times. Outputs are those for the first batch.
+Every step at every width has the same batch, noise and times. A parameter behind a gate that starts at zero gets a
+gradient only through what the gate learned in earlier steps, so if batches differ, the sign of its update is that of
+the agreement of two batches. Where that is near zero, the few values of a narrow model decide it, and AdamW, whose step
+does not shrink with the gradient, makes a full step of it; the embedding of time then grows at one width and not at
+another. `EPS` has the same reason: behind two gates gradients are less than the usual eps, and a step that is not yet
+as large as the rate depends on their size.
 """
 
 import contextlib
@@ -28,6 +33,8 @@ from lumina_jax.training.state import Parameters, create_state
 from lumina_jax.training.step import NoiseAndTimes, TrainBatch, batch_losses, noise_and_times, train_step
 
 LOGITS = "blocks.attention.logits"
+EPS = 1e-16
+"""`optimizer.eps` in the check: less than gradients, and more than those whose squares float32 rounds to zero."""
 NEGLIGIBLE = 1e-6
 """OutputSizes below it are rounding, or outputs that are still zero."""
 
@@ -93,16 +100,18 @@ def widened(model: ModelConfig, factor: int, *, fixed_heads: bool = False) -> Mo
 
 def coordinate_check(
     config: Config,
-    batches: Sequence[TrainBatch],
+    batch: TrainBatch,
     mesh: Mesh,
     *,
+    steps: int,
     factors: Sequence[int],
     fixed_heads: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> CoordinateCheck:
-    """Train a model of each width for one step a batch, and measure its outputs before and after.
+    """Train a model of each width on the batch, and measure its outputs for it before and after.
 
     Args:
+      steps: of training.
       factors: by which the width of the configuration is multiplied.
       fixed_heads: see `widened`.
       say: is told what begins.
@@ -110,26 +119,28 @@ def coordinate_check(
     found: list[dict[str, OutputSizes]] = []
     models = [widened(config.model, factor, fixed_heads=fixed_heads) for factor in factors]
     for model in models:
-        say(f"training {len(batches)} steps at width {model.width}")
-        found.append(sizes_after(config.replace(model=model), batches, mesh))
+        say(f"training {steps} steps at width {model.width}")
+        found.append(sizes_after(steps, config.replace(model=model), batch, mesh))
     sizes = {name: tuple(one[name] for one in found) for name in found[0]}
     return CoordinateCheck(tuple(model.width for model in models), sizes)
 
 
-def sizes_after(config: Config, batches: Sequence[TrainBatch], mesh: Mesh) -> dict[str, OutputSizes]:
-    """The sizes of the outputs of each layer for the first batch, after a step on each batch."""
+def sizes_after(steps: int, config: Config, batch: TrainBatch, mesh: Mesh) -> dict[str, OutputSizes]:
+    """The sizes of the outputs of each layer for the batch, after so many steps on it with the draws of step 0."""
+    config = config.replace(optimizer={"eps": EPS})
     state = create_state(config, mesh)
     initial = jax.tree.map(jnp.copy, state.parameters)
-    drawn = noise_and_times(jax.random.fold_in(state.key, 0), batches[0], config.flow)
+    drawn = noise_and_times(jax.random.fold_in(state.key, 0), batch, config.flow)
     step = train_step(config, mesh)
-    for batch in batches:
+    for _ in range(steps):
         state, _ = step(state, batch)
+        state = state._replace(step=jnp.zeros_like(state.step))  # noise and times follow from it, the rate does not
     graph, recorder = _recording_graph(config.model)
 
     @jax.jit
     def measured(initial: Parameters, parameters: Parameters) -> dict[str, tuple[Array, Array]]:
-        before = recorder.outputs(graph, initial, batches[0], drawn, config.flow)
-        after = recorder.outputs(graph, parameters, batches[0], drawn, config.flow)
+        before = recorder.outputs(graph, initial, batch, drawn, config.flow)
+        after = recorder.outputs(graph, parameters, batch, drawn, config.flow)
         return {
             name: (_rms(after[name]), _rms([now - then for now, then in zip(after[name], before[name])]))
             for name in after

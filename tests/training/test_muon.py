@@ -178,10 +178,10 @@ from lumina_jax.training.state import create_state
 from lumina_jax.training.step import train_step
 import jax
 found = []
-for mesh in ({"data": 1, "fsdp": 1}, {"fsdp": 4, "tensor": 2}):
-    config = tiny.config(optimizer={"name": "muon"}, model=WIDE, mesh=mesh)
-    devices = configured_mesh(config.mesh)
-    state, step = create_state(config, devices), train_step(config, devices)
+for count, sizes in ((1, {}), (8, {"fsdp": 4, "tensor": 2})):
+    config = tiny.config(optimizer={"name": "muon"}, model=WIDE, mesh=sizes)
+    mesh = configured_mesh(config.mesh, jax.devices()[:count])
+    state, step = create_state(config, mesh), train_step(config, mesh)
     for seed in range(4):
         state, metrics = step(state, tiny.packed_batch(rows=4, seed=seed))
     found.append(jax.device_get(state.parameters))

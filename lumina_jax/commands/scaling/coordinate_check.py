@@ -1,9 +1,9 @@
 """lumina scaling coordinate-check CONFIG: are activations and updates of one size at every width?
 
-Trains models of several widths for a few steps on the same batches, and prints for each kind of layer the root mean
-square of its output and of the change of that output, with the power of the width by which they grow. With
+Trains models of several widths for a few steps on one batch with one noise, and prints for each kind of layer the root
+mean square of its output and of the change of that output, with the power of the width by which they grow. With
 --model.parametrization mup --model.base-width WIDTH all powers should be near 0. Any setting of the configuration is a
-flag, as for `lumina train`. The status is 1 if a layer is not flat.
+flag, as for `lumina train`, but optimizer.eps, which is negligible here. The status is 1 if a layer is not flat.
 """
 
 import json
@@ -83,8 +83,9 @@ def run(arguments: Arguments, config: Config) -> int:
     check_mesh(config, mesh)
     found = coordinate_check(
         config,
-        first_batches(config, mesh, arguments.steps),
+        first_batch(config, mesh),
         mesh,
+        steps=arguments.steps,
         factors=arguments.factors,
         fixed_heads=arguments.fixed_heads,
         say=lambda line: print(line, flush=True),
@@ -102,8 +103,8 @@ def run(arguments: Arguments, config: Config) -> int:
     return 1 if found.not_flat(arguments.tolerance) else 0
 
 
-def first_batches(config: Config, mesh: Any, steps: int) -> "list[TrainBatch]":
-    """The batches that a run of this configuration would begin with."""
+def first_batch(config: Config, mesh: Any) -> "TrainBatch":
+    """The batch that a run of this configuration would begin with."""
     from lumina_jax.encoders.configured import encoder_of
     from lumina_jax.modalities import load_autoencoders, modalities_of_sources
     from lumina_jax.training.feed import Feed
@@ -112,8 +113,7 @@ def first_batches(config: Config, mesh: Any, steps: int) -> "list[TrainBatch]":
     source = opened_source(config)
     parts = encoder_of(config), modalities_of_sources(config), load_autoencoders(config)
     with encoded_stream(config, mesh, source, *parts) as stream:
-        feed = Feed(stream, mesh, config.data.batch_rows)
-        return [next(feed) for _ in range(steps)]
+        return next(Feed(stream, mesh, config.data.batch_rows))
 
 
 def lines(found: "CoordinateCheck", tolerance: float) -> Iterator[str]:
