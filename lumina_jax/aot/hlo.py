@@ -7,7 +7,7 @@ it, from the trip counts of the loops around it.
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 BYTES = {"pred": 1.0, "bf16": 2.0, "f16": 2.0, "f32": 4.0, "f64": 8.0, "c64": 8.0, "c128": 16.0, "token": 0.0}
@@ -91,6 +91,14 @@ class Module(NamedTuple):
 
     computations: dict[str, Computation]
     entry: Computation
+    frames: Mapping[int, str]
+    """Source lines, "file.py:12", by the number under which instructions name them."""
+
+    def source(self, one: Instruction) -> str:
+        """The line of Python that an instruction comes from; "" where the compiler added it."""
+        frame, line = one.integer("stack_frame_id"), one.integer("source_line")
+        file = re.search(r'source_file="([^"]*)"', one.attributes)
+        return f"{file[1]}:{line}" if file else self.frames.get(frame or 0, "")
 
     def fused(self, one: Instruction) -> Computation | None:
         """The computation that a fusion runs as one kernel."""
@@ -179,7 +187,7 @@ def read_hlo(text: str) -> Module:
             pending += "\n" + line
     if entry is None:
         raise ValueError("this is no HLO module: it has no ENTRY computation")
-    return Module(computations, entry)
+    return Module(computations, entry, _frames(text[: text.find(" {\n")]))
 
 
 def shapes_in(text: str) -> tuple[ArrayShape, ...]:
@@ -190,6 +198,24 @@ def shapes_in(text: str) -> tuple[ArrayShape, ...]:
         sizes = tuple(int(size) for size in dims.split(",") if size)
         found.append(ArrayShape(dtype, sizes, int(space[1]) if space else HBM))
     return tuple(found)
+
+
+def _frames(header: str) -> dict[int, str]:
+    """The tables before the first computation: files by number, lines of files, and frames, which name lines."""
+    files = {int(number): name for number, name in re.findall(r'^(\d+) "([^"]*)"$', _table(header, "FileNames"), re.M)}
+    line = r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+)"
+    lines = {
+        int(number): f"{files.get(int(file), '')}:{at}"
+        for number, file, at in re.findall(line, _table(header, "FileLocations"), re.M)
+    }
+    frames = re.findall(r"^(\d+) \{file_location_id=(\d+)", _table(header, "StackFrames"), re.M)
+    return {int(number): lines.get(int(location), "") for number, location in frames}
+
+
+def _table(header: str, name: str) -> str:
+    """The rows of a table of the header, up to an empty line."""
+    found = re.search(rf"^{name}\n(.*?)(?:\n\n|\Z)", header, re.M | re.S)
+    return found[1] if found else ""
 
 
 def _width(dtype: str) -> float:

@@ -1,7 +1,7 @@
 """lumina aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not attached.
 
-Prints how a device's memory is used, which collectives a step runs, and the least time of a step; fails if the program
-does not fit, and says what would help. Any setting of the configuration is a flag, as for `lumina train`:
+Prints the expected time of a step, how a device's memory is used, and which collectives a step runs; fails if the
+program does not fit, and says what would help. Any setting of the configuration is a flag, as for `lumina train`:
 --model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, only libtpu: make aot-setup
 """
 
@@ -46,6 +46,10 @@ class Arguments:
     """Pixels along one side of a value of the latent, if vae.path names an autoencoder."""
     json: Path | None = None
     """Write all numbers into this file."""
+    hlo: Path | None = None
+    """Write the compiled program, as text, into this file."""
+    breakdown: bool = False
+    """Print the dearest instructions and lines of Python, with their time, cycles, bytes and FLOPs; --json has all."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -70,6 +74,7 @@ def run(arguments: Arguments, config: Config) -> int:
             "jax was imported before the environment of libtpu was set; run this command in its own process"
         )
     add_libtpu()
+    from lumina_jax.aot.breakdown import breakdown_json, breakdown_lines
     from lumina_jax.aot.plan import DoesNotFitError, Plan, compile_plan
     from lumina_jax.aot.report import as_json, failure_lines, report_lines
 
@@ -89,8 +94,14 @@ def run(arguments: Arguments, config: Config) -> int:
             arguments.json.write_text(json.dumps(found, indent=2) + "\n")
         return 1
     _say(report_lines(report))
+    clock = plan.topology.chip.clock
+    if arguments.breakdown:
+        _say(breakdown_lines(report.timeline, clock))
+    if arguments.hlo is not None:
+        arguments.hlo.write_text(report.program)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(as_json(report), indent=2) + "\n")
+        breakdown = {"breakdown": breakdown_json(report.timeline, clock)} if arguments.breakdown else {}
+        arguments.json.write_text(json.dumps(as_json(report) | breakdown, indent=2) + "\n")
     return 0 if report.fits else 1
 
 

@@ -156,7 +156,7 @@ def _compiled(
 
     say(f"{config.model.layers}x{config.model.width}, {config.data.batch_rows} samples a step, on {topology.name}:")
     report = search(Plan(config=config, topology=topology), compiles, say)
-    return report.plan.config, report.estimate.step, report.memory.total
+    return report.plan.config, report.estimate.expected, report.memory.total
 
 
 def _memory(config: Config, load: Load) -> float:

@@ -117,7 +117,7 @@ def test_attributes_may_span_lines():
 
 
 def test_the_loops_of_a_recorded_step_run_once_a_layer():
-    for file in sorted(RECORDED.glob("*.hlo")):
+    for file in sorted(RECORDED.glob("gathered_*.hlo")):
         loops = read_hlo(file.read_text()).loops()
         assert [loop.trips for loop in loops] == [5, 5], file
 
