@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lumina_jax.aot.timeline import Timeline, TimelineEntry
+from lumina_jax.aot.timeline import StepTimeline, TimelineEntry
 
 MOST = 30
 """Rows of each table."""
@@ -12,7 +12,7 @@ NAME, LINE = 34, 44
 HEADINGS = f"{'share':>7}{'ms':>10}{'times':>8}{'cycles':>11}{'HBM GB':>9}{'TFLOP':>9}  {'kind':<12}"
 
 
-def breakdown_lines(timeline: Timeline, clock: float) -> Iterator[str]:
+def breakdown_lines(timeline: StepTimeline, clock: float) -> Iterator[str]:
     """Two tables: instructions, and all of one kind that come from one line together.
 
     Args:
@@ -24,7 +24,7 @@ def breakdown_lines(timeline: Timeline, clock: float) -> Iterator[str]:
     yield from _table(timeline.by_source(), timeline.seconds, clock)
 
 
-def breakdown_json(timeline: Timeline, clock: float) -> list[dict[str, Any]]:
+def breakdown_json(timeline: StepTimeline, clock: float) -> list[dict[str, Any]]:
     """Every instruction that takes time, dearest first."""
     return [entry._asdict() | {"cycles": _cycles(entry, clock)} for entry in timeline.by_instruction()]
 

@@ -24,7 +24,7 @@ from lumina_jax.aot.flops import Load, sampling_flops, step_flops
 from lumina_jax.aot.hlo import read_hlo
 from lumina_jax.aot.memory import Memory, memory
 from lumina_jax.aot.roofline import StepEstimate, attention_efficiency, estimate_step
-from lumina_jax.aot.timeline import CompileTarget, Timeline, timeline
+from lumina_jax.aot.timeline import CompileTarget, StepTimeline, timeline
 from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig
@@ -96,7 +96,7 @@ class Report:
     model_flops: float
     """Model FLOPs of a step on all devices, or of one sampling."""
     estimate: StepEstimate
-    timeline: Timeline
+    timeline: StepTimeline
     parameters: int
     """The number of the model's parameters."""
     compile_seconds: float

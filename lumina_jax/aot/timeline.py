@@ -1,6 +1,6 @@
 """How long a step is expected to take: the program's instructions one after another, in the compiler's order.
 
-In: a `Module`, and a `CompileTarget`, the topology with what is known of the kernels. Out: a `Timeline`, one `TimelineEntry`
+In: a `Module`, and a `CompileTarget`, the topology with what is known of the kernels. Out: a `StepTimeline`, one entry
 for each instruction that takes time, whose seconds add up to the step.
 
 * A fusion, copy or transpose takes the cycles that the compiler noted beside it, relayouts within VMEM included; where
@@ -56,7 +56,7 @@ class TimelineEntry(NamedTuple):
     flops: float
 
 
-class Timeline(NamedTuple):
+class StepTimeline(NamedTuple):
     """All instructions that take time."""
 
     entries: tuple[TimelineEntry, ...]
@@ -84,7 +84,7 @@ class Timeline(NamedTuple):
         return sorted(map(_together, groups.values()), key=lambda entry: -entry.seconds)
 
 
-def timeline(module: Module, target: CompileTarget, assumed_trips: Sequence[int] = ()) -> Timeline:
+def timeline(module: Module, target: CompileTarget, assumed_trips: Sequence[int] = ()) -> StepTimeline:
     """The expected course of one call of the program; `assumed_trips` as in `Module.runs`."""
     trips = {loop.instruction.name: loop.trips for loop in module.loops()}
     entries: list[TimelineEntry] = []
@@ -107,7 +107,7 @@ def timeline(module: Module, target: CompileTarget, assumed_trips: Sequence[int]
         return now
 
     run(module.entry, 1, assumed_trips)
-    return Timeline(tuple(entries))
+    return StepTimeline(tuple(entries))
 
 
 class _Cost(NamedTuple):
