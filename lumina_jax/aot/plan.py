@@ -150,7 +150,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     """
     add_libtpu()
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **_host(topology))
     except Exception as error:  # libtpu has no narrower one
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -158,6 +158,11 @@ def devices_of(topology: Topology) -> list[jax.Device]:
             "v5e:16x16 or v5p:4x4x4"
         ) from error
     return list(found.devices)
+
+
+def _host(topology: Topology) -> dict[str, Any]:
+    """What libtpu must know of the hosts of a topology: whether a host has one chip. It assumes 2x2."""
+    return {"chips_per_host_bounds": (1, 1, 1)} if topology.chips == 1 and topology.chip.sold_alone else {}
 
 
 def plan_mesh(plan: Plan, devices: Sequence[Any]) -> Mesh:
@@ -285,8 +290,8 @@ def _compile(lowered: Any, quick: bool) -> Any:
             raise
         if "memory space vmem" in str(error):
             raise ValueError(
-                "the compiler gave a kernel more of a core's own memory (VMEM) than it has, which says nothing of HBM; "
-                f"try without --quick, or --model.attention xla. {str(error)[:600]}"
+                "the program needs more of a core's own memory (VMEM) than it has, which says nothing of HBM; try "
+                f"{'without --quick, or ' if quick else ''}--model.attention xla. {str(error)[:600]}"
             ) from error
         raise DoesNotFitError(str(error), needed_bytes(str(error))) from error
     finally:

@@ -18,6 +18,7 @@ import tyro
 
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config
+from lumina_jax.config_files import recommended_flags
 from lumina_jax.failures import reported
 from lumina_jax.flags import parse_config
 from lumina_jax.libtpu import add_libtpu
@@ -41,7 +42,7 @@ class Arguments:
     search: bool = False
     """Try meshes, remat policies and micro-batches, and recommend one."""
     compiles: int = 4
-    """Most quick compiles of a search, best estimates first; the first that fits is compiled fully."""
+    """Candidates of a search that are compiled; that of the least expected time is recommended."""
     vae_factor: int = 8
     """Pixels along one side of a value of the latent, if vae.path names an autoencoder."""
     json: Path | None = None
@@ -63,11 +64,11 @@ def main(words: Sequence[str]) -> int:
         for name in ("vae_factor", "compiles"):
             if getattr(arguments, name) < 1:
                 raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
-        status = run(arguments, config)
+        status = run(arguments, config, words[0])
     return status
 
 
-def run(arguments: Arguments, config: Config) -> int:
+def run(arguments: Arguments, config: Config, name: str) -> int:
     """0 if the plan fits. jax is imported here, after its environment was set."""
     if "jax" in sys.modules:
         raise ValueError(
@@ -85,6 +86,8 @@ def run(arguments: Arguments, config: Config) -> int:
         quick=arguments.quick,
         vae_factor=arguments.vae_factor,
     )
+    if not arguments.search:
+        _check_mesh(plan, recommended_flags(name, plan.topology.name))
     try:
         report = _searched(plan, arguments.compiles) if arguments.search else compile_plan(plan)
     except DoesNotFitError as error:
@@ -103,6 +106,21 @@ def run(arguments: Arguments, config: Config) -> int:
         breakdown = {"breakdown": breakdown_json(report.timeline, clock)} if arguments.breakdown else {}
         arguments.json.write_text(json.dumps(as_json(report) | breakdown, indent=2) + "\n")
     return 0 if report.fits else 1
+
+
+def _check_mesh(plan: "Plan", recommended: str | None) -> None:
+    """Refuse a mesh that does not suit the topology, and name one that does: by `recommended` flags, if any."""
+    from lumina_jax.aot.plan import devices_of, plan_mesh
+    from lumina_jax.aot.search import suggested_mesh
+
+    devices = devices_of(plan.topology)
+    try:
+        plan_mesh(plan, devices)
+    except ValueError as error:
+        better = recommended or suggested_mesh(plan, devices)
+        if better is None:
+            raise
+        raise ValueError(f"{error}. On {plan.topology.name} this would do: {better}") from error
 
 
 def _searched(plan: "Plan", compiles: int) -> "Report":
