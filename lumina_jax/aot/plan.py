@@ -7,16 +7,19 @@ and the least time that it takes. The program that is compiled is that of `train
 `Topology.environment` must be set before jax is imported; `commands/aot.py` does.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax._src.pallas.mosaic import tpu_info
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -187,8 +190,10 @@ def compile_plan(plan: Plan) -> Report:
     """
     mesh = plan_mesh(plan, devices_of(plan.topology))
     start = time.perf_counter()
-    traced, trees = _trace_sampler(plan, mesh) if plan.sampler else _trace_step(plan, mesh)
-    compiled = _compile(traced.lower(lowering_platforms=("tpu",)), plan.quick)
+    with answering_for(mesh.devices.flatten().tolist()):
+        traced, trees = _trace_sampler(plan, mesh) if plan.sampler else _trace_step(plan, mesh)
+        lowered = traced.lower(lowering_platforms=("tpu",))
+    compiled = _compile(lowered, plan.quick)
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     module, head_width = read_hlo(text), plan.config.model.head_width
@@ -218,6 +223,24 @@ def compile_plan(plan: Plan) -> Report:
         compile_seconds=seconds,
         program=text,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def answering_for(devices: Sequence[Any]) -> Iterator[None]:
+    """Where a program of one device is traced, which has no mesh in context: kernels that ask for the device of this
+    process hear of that of the topology."""
+    if len(devices) > 1:
+        yield
+        return
+    (device,) = devices
+    answers = ((jax, "default_backend", "tpu"), (jax, "device_count", 1))
+    info = ((tpu_info, "get_device_kind", device.device_kind), (tpu_info, "get_num_device_cores", device.num_cores))
+    with contextlib.ExitStack() as replaced:
+        for module, name, answer in (*answers, *info):
+            replaced.enter_context(mock.patch.object(module, name, lambda answer=answer: answer))
+        tpu_info.get_tpu_info.cache_clear()  # type: ignore[attr-defined]
+        replaced.callback(tpu_info.get_tpu_info.cache_clear)  # type: ignore[attr-defined]
+        yield
 
 
 def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:

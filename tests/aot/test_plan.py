@@ -27,6 +27,7 @@ from lumina_jax.config import Config, ModelConfig
 from lumina_jax.config_files import load_config, recommended_flags
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.flags import parse_config
+from lumina_jax.kernels.flash.blocks import known_chip
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.state import abstract_state
 from lumina_jax.training.step import train_step
@@ -229,6 +230,19 @@ def test_a_refused_mesh_is_answered_with_one_that_suits_the_topology():
     assert mesh["tensor"] == 1
     better = plan.config.replace(mesh=mesh)
     assert plan_mesh(Plan(config=better, topology=target), chips(4, 4)).size == 16
+
+
+def test_kernels_of_a_program_for_one_device_hear_of_that_device():
+    class Device:
+        device_kind, num_cores = "TPU v6 lite", 1
+
+    assert known_chip() is None
+    with planning.answering_for([Device]):
+        assert known_chip().name == "v6e"
+        assert (jax.default_backend(), jax.device_count()) == ("tpu", 1)
+    with planning.answering_for([Device, Device]):
+        assert known_chip() is None
+    assert jax.default_backend() == "cpu"
 
 
 def test_single_chips_are_those_that_can_be_rented(monkeypatch):
