@@ -113,8 +113,8 @@ def on_pod(topology: Topology, machine: Machine, compiles: int, say: Callable[[s
     """Costs on the devices of a topology.
 
     Args:
-      compiles: the most quick compiles of each step (`aot/search.py`); 0: estimates alone, for which no compiler is
-        needed.
+      compiles: the most programs to compile for each step (`aot/search.py`); 0: estimates alone, for which no compiler
+        is needed.
     """
 
     @functools.cache
