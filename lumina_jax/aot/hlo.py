@@ -127,9 +127,7 @@ class Module(NamedTuple):
         def visit(computation: Computation, times: int, assumed: Sequence[int]) -> None:
             counts[computation.name] = counts.get(computation.name, 0) + times
             for one in computation.instructions.values():
-                own, inner = trips.get(one.name, 1), assumed
-                if own is None:
-                    own, *inner = assumed or (1,)
+                own, inner = counted(trips.get(one.name, 1), assumed)
                 for name in self.callees(one):
                     visit(self.computations[name], times * own, inner)
 
@@ -188,6 +186,14 @@ def read_hlo(text: str) -> Module:
     if entry is None:
         raise ValueError("this is no HLO module: it has no ENTRY computation")
     return Module(computations, entry, _frames(text[: text.find(" {\n")]))
+
+
+def counted(trips: int | None, assumed: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """How often a loop runs, and the assumed trips of the loops within it. One whose known trips are those that were
+    assumed for its depth is the loop that was meant, of which the compiler found the end."""
+    if trips is None:
+        return (assumed[0] if assumed else 1), assumed[1:]
+    return trips, assumed[1:] if assumed and trips == assumed[0] else assumed
 
 
 def shapes_in(text: str) -> tuple[ArrayShape, ...]:

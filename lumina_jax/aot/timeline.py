@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lumina_jax.aot.hlo import Computation, Instruction, Module
+from lumina_jax.aot.hlo import Computation, Instruction, Module, counted
 from lumina_jax.aot.links import Coordinates, link_seconds
 from lumina_jax.aot.traffic import COLLECTIVES, FREE, collective_of, hbm_bytes, noted_number, products
 from lumina_jax.chips import Topology
@@ -95,9 +95,7 @@ def timeline(module: Module, target: CompileTarget, assumed_trips: Sequence[int]
         for one in computation.instructions.values():
             callees = module.callees(one)
             if callees and one.opcode != "async-start":
-                count, inner = trips.get(one.name, 1), assumed
-                if count is None:
-                    count, *inner = assumed or (1,)
+                count, inner = counted(trips.get(one.name, 1), assumed)
                 now += count * sum(run(module.computations[name], times * count, inner) for name in callees)
                 continue
             seconds = clock.step(now, one, _cost(module, computation, one, target))
