@@ -5,8 +5,8 @@ No PyTorch layout holds the trained model: the authors never released code for v
 The report (Lumina-T2X, arXiv 2405.05945) claims both, 7B parameters (label-conditional) and 128K tokens (2B), and
 trains no model of the two; this is the configuration that shows that ours can. 32 layers of 4096; data and captions as
 in configs/t2v_2b_stage2.py: clips of up to 120 frames of the area of 512 x 512, one to a row.
-Hardware: v5p:4x4x4 (64 chips) at 16 rows, or v6e:16x16 with --mesh.fsdp 8 --mesh.sequence 32; docs/scaling.md has the
-estimates of memory and speed.
+Hardware: v5p:4x4x4 (64 chips) or v6e:16x16 (256) at 16 rows; docs/scaling.md has estimates of memory and speed.
+Recommended on v6e:16x16: --mesh.fsdp 8 --mesh.sequence 32
 Recommended on v5p:4x4x4: --mesh.fsdp 16 --mesh.sequence 4 --model.remat attention
 Run: lumina train t2v_7b_128k --data.path clips
 """

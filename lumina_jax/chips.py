@@ -52,6 +52,8 @@ class Chip:
     """An axis of the torus closes to a ring when its extent is a multiple of this."""
     devices: int = 1
     """Devices of a chip."""
+    sold_alone: bool = False
+    """Whether a host with a single chip can be rented."""
     accelerator: str
     """TPU_ACCELERATOR_TYPE of a small host, under which libtpu compiles for the chip."""
 
@@ -83,7 +85,7 @@ CHIPS = {
         Chip(
             name="v5e", flops=197e12, clock=1.5e9, matrix_units=4, matrix_unit=128, rows_a_cycle=1, vmem=128 * MIB,
             hbm_bytes=16 * GIB, hbm_usable=int(15.75 * GIB), hbm_bandwidth=819e9, link_bandwidth=50e9,
-            axes=2, wraps_at=16, accelerator="v5litepod-4",
+            axes=2, wraps_at=16, sold_alone=True, accelerator="v5litepod-4",
         ),
         Chip(
             name="v5p", flops=459e12, clock=1.75e9, cores=2, matrix_units=4, matrix_unit=128, rows_a_cycle=1,
@@ -93,7 +95,7 @@ CHIPS = {
         Chip(
             name="v6e", flops=918e12, clock=1.75e9, matrix_units=2, matrix_unit=256, rows_a_cycle=2, vmem=128 * MIB,
             hbm_bytes=32 * GIB, hbm_usable=int(31.25 * GIB), hbm_bandwidth=1638e9, link_bandwidth=100e9,
-            axes=2, wraps_at=16, accelerator="v6e-4",
+            axes=2, wraps_at=16, sold_alone=True, accelerator="v6e-4",
         ),
         Chip(
             name="tpu7x", flops=2307e12 / 2, clock=2.2e9, matrix_units=2, matrix_unit=256, rows_a_cycle=2,

@@ -5,6 +5,7 @@ In: `emoji`, one of the configurations that come with lumina_jax, or the path of
 
 import importlib.util
 import inspect
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,12 @@ def load_config(name: str | Path, on_cpu: bool | None = None) -> Config:
     if not isinstance(config, Config):
         raise ValueError(f"{path} must define get_config() -> Config")
     return config
+
+
+def recommended_flags(name: str | Path, topology: str) -> str | None:
+    """The flags that the first lines of a configuration recommend for a topology: "Recommended on v5e:4x4: FLAGS"."""
+    found = re.search(rf"^Recommended on {re.escape(topology)}: (.+)$", config_file(name).read_text(), re.MULTILINE)
+    return found[1] if found else None
 
 
 def depends_on_device(name: str | Path) -> bool:

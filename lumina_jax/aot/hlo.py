@@ -7,7 +7,7 @@ it, from the trip counts of the loops around it.
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 BYTES = {"pred": 1.0, "bf16": 2.0, "f16": 2.0, "f32": 4.0, "f64": 8.0, "c64": 8.0, "c128": 16.0, "token": 0.0}
@@ -91,6 +91,14 @@ class Module(NamedTuple):
 
     computations: dict[str, Computation]
     entry: Computation
+    frames: Mapping[int, str]
+    """Source lines, "file.py:12", by the number under which instructions name them."""
+
+    def source(self, one: Instruction) -> str:
+        """The line of Python that an instruction comes from; "" where the compiler added it."""
+        frame, line = one.integer("stack_frame_id"), one.integer("source_line")
+        file = re.search(r'source_file="([^"]*)"', one.attributes)
+        return f"{file[1]}:{line}" if file else self.frames.get(frame or 0, "")
 
     def fused(self, one: Instruction) -> Computation | None:
         """The computation that a fusion runs as one kernel."""
@@ -119,9 +127,7 @@ class Module(NamedTuple):
         def visit(computation: Computation, times: int, assumed: Sequence[int]) -> None:
             counts[computation.name] = counts.get(computation.name, 0) + times
             for one in computation.instructions.values():
-                own, inner = trips.get(one.name, 1), assumed
-                if own is None:
-                    own, *inner = assumed or (1,)
+                own, inner = counted(trips.get(one.name, 1), assumed)
                 for name in self.callees(one):
                     visit(self.computations[name], times * own, inner)
 
@@ -179,7 +185,15 @@ def read_hlo(text: str) -> Module:
             pending += "\n" + line
     if entry is None:
         raise ValueError("this is no HLO module: it has no ENTRY computation")
-    return Module(computations, entry)
+    return Module(computations, entry, _frames(text[: text.find(" {\n")]))
+
+
+def counted(trips: int | None, assumed: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """How often a loop runs, and the assumed trips of the loops within it. One whose known trips are those that were
+    assumed for its depth is the loop that was meant, of which the compiler found the end."""
+    if trips is None:
+        return (assumed[0] if assumed else 1), assumed[1:]
+    return trips, assumed[1:] if assumed and trips == assumed[0] else assumed
 
 
 def shapes_in(text: str) -> tuple[ArrayShape, ...]:
@@ -190,6 +204,24 @@ def shapes_in(text: str) -> tuple[ArrayShape, ...]:
         sizes = tuple(int(size) for size in dims.split(",") if size)
         found.append(ArrayShape(dtype, sizes, int(space[1]) if space else HBM))
     return tuple(found)
+
+
+def _frames(header: str) -> dict[int, str]:
+    """The tables before the first computation: files by number, lines of files, and frames, which name lines."""
+    files = {int(number): name for number, name in re.findall(r'^(\d+) "([^"]*)"$', _table(header, "FileNames"), re.M)}
+    line = r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+)"
+    lines = {
+        int(number): f"{files.get(int(file), '')}:{at}"
+        for number, file, at in re.findall(line, _table(header, "FileLocations"), re.M)
+    }
+    frames = re.findall(r"^(\d+) \{file_location_id=(\d+)", _table(header, "StackFrames"), re.M)
+    return {int(number): lines.get(int(location), "") for number, location in frames}
+
+
+def _table(header: str, name: str) -> str:
+    """The rows of a table of the header, up to an empty line."""
+    found = re.search(rf"^{name}\n(.*?)(?:\n\n|\Z)", header, re.M | re.S)
+    return found[1] if found else ""
 
 
 def _width(dtype: str) -> float:

@@ -7,23 +7,27 @@ and the least time that it takes. The program that is compiled is that of `train
 `Topology.environment` must be set before jax is imported; `commands/aot.py` does.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax._src.pallas.mosaic import tpu_info
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lumina_jax.aot.flops import Load, sampling_flops, step_flops
 from lumina_jax.aot.hlo import read_hlo
 from lumina_jax.aot.memory import Memory, memory
-from lumina_jax.aot.roofline import StepEstimate, estimate_step
+from lumina_jax.aot.roofline import StepEstimate, attention_efficiency, estimate_step
+from lumina_jax.aot.timeline import CompileTarget, StepTimeline, timeline
 from lumina_jax.aot.traffic import Collective, Work, collectives, work
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig
@@ -33,6 +37,7 @@ from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Prompt, Task, draw
+from lumina_jax.kernels.edges import kernel_edges
 from lumina_jax.libtpu import add_libtpu
 from lumina_jax.modalities import modality_of_source
 from lumina_jax.models.division import division, parameter_shardings
@@ -94,10 +99,16 @@ class Report:
     model_flops: float
     """Model FLOPs of a step on all devices, or of one sampling."""
     estimate: StepEstimate
+    timeline: StepTimeline
     parameters: int
     """The number of the model's parameters."""
     compile_seconds: float
-    program_lines: int
+    program: str
+    """The text of the compiled program."""
+
+    @property
+    def program_lines(self) -> int:
+        return self.program.count("\n")
 
     @property
     def fits(self) -> bool:
@@ -142,7 +153,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     """
     add_libtpu()
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **_host(topology))
     except Exception as error:  # libtpu has no narrower one
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -150,6 +161,11 @@ def devices_of(topology: Topology) -> list[jax.Device]:
             "v5e:16x16 or v5p:4x4x4"
         ) from error
     return list(found.devices)
+
+
+def _host(topology: Topology) -> dict[str, Any]:
+    """What libtpu must know of the hosts of a topology: whether a host has one chip. It assumes 2x2."""
+    return {"chips_per_host_bounds": (1, 1, 1)} if topology.chips == 1 and topology.chip.sold_alone else {}
 
 
 def plan_mesh(plan: Plan, devices: Sequence[Any]) -> Mesh:
@@ -174,14 +190,23 @@ def compile_plan(plan: Plan) -> Report:
     """
     mesh = plan_mesh(plan, devices_of(plan.topology))
     start = time.perf_counter()
-    lowered, trees = _lower_sampler(plan, mesh) if plan.sampler else _lower_step(plan, mesh)
+    with answering_for(mesh.devices.flatten().tolist()):
+        traced, trees = _trace_sampler(plan, mesh) if plan.sampler else _trace_step(plan, mesh)
+        lowered = traced.lower(lowering_platforms=("tpu",))
     compiled = _compile(lowered, plan.quick)
     seconds = time.perf_counter() - start
     text = compiled.as_text()
-    module = read_hlo(text)
+    module, head_width = read_hlo(text), plan.config.model.head_width
+    target = CompileTarget(
+        topology=plan.topology,
+        coordinates=[tuple(device.coords[: len(plan.topology.extent)]) for device in mesh.devices.flatten()],
+        attention_efficiency=attention_efficiency(head_width, plan.topology),
+        samples=plan.load.samples,
+        edges=kernel_edges(traced.jaxpr.jaxpr),
+    )
     trips = (plan.config.sample.steps, _calls(plan.config.sample.solver)) if plan.sampler else ()
-    done, sent = work(module, trips, plan.load.samples), tuple(collectives(module, trips))
-    model_flops = _model_flops(plan)
+    done, sent = work(module, trips, target.samples), tuple(collectives(module, trips))
+    course, model_flops = timeline(module, target, trips), _model_flops(plan)
     return Report(
         plan=plan,
         load=plan.load,
@@ -190,17 +215,32 @@ def compile_plan(plan: Plan) -> Report:
         work=done,
         model_flops=model_flops,
         estimate=estimate_step(
-            done,
-            sent,
-            [tuple(device.coords[: len(plan.topology.extent)]) for device in mesh.devices.flatten()],
-            plan.topology,
-            model_flops=model_flops,
-            head_width=plan.config.model.head_width,
+            done, sent, target.coordinates, plan.topology,
+            in_order=course.seconds, model_flops=model_flops, head_width=head_width,
         ),
+        timeline=course,
         parameters=parameter_count(plan.config.model),
         compile_seconds=seconds,
-        program_lines=text.count("\n"),
-    )
+        program=text,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def answering_for(devices: Sequence[Any]) -> Iterator[None]:
+    """Where a program of one device is traced, which has no mesh in context: kernels that ask for the device of this
+    process hear of that of the topology."""
+    if len(devices) > 1:
+        yield
+        return
+    (device,) = devices
+    answers = ((jax, "default_backend", "tpu"), (jax, "device_count", 1))
+    info = ((tpu_info, "get_device_kind", device.device_kind), (tpu_info, "get_num_device_cores", device.num_cores))
+    with contextlib.ExitStack() as replaced:
+        for module, name, answer in (*answers, *info):
+            replaced.enter_context(mock.patch.object(module, name, lambda answer=answer: answer))
+        tpu_info.get_tpu_info.cache_clear()  # type: ignore[attr-defined]
+        replaced.callback(tpu_info.get_tpu_info.cache_clear)  # type: ignore[attr-defined]
+        yield
 
 
 def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
@@ -232,17 +272,16 @@ def _with_sharding(sharding: NamedSharding, leaf: jax.ShapeDtypeStruct) -> jax.S
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _lower_step(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
-    """The train step, lowered; parameters, average and moments."""
+def _trace_step(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
+    """The train step, traced; parameters, average and moments."""
     state = abstract_state(plan.config, mesh)
     batch = abstract_batch(plan.config, plan.load, mesh)
     step: Any = train_step(plan.config, mesh)
-    lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
-    return lowered, (state.parameters, state.ema, state.optimizer)
+    return step.trace(state, batch), (state.parameters, state.ema, state.optimizer)
 
 
-def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
-    """One drawing of `data.batch_rows` samples, lowered, and its parameters."""
+def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
+    """One drawing of `data.batch_rows` samples, traced, and its parameters."""
     config, load = plan.config, plan.load
     graph, abstract = abstract_model(config.model)
     shardings = parameter_shardings(config.model, mesh)
@@ -258,8 +297,7 @@ def _lower_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     prompt = Prompt(batch.condition, batch.condition, number, number)
     task = Task(graph, config, plan.extent, division=division(config, mesh, shardings))
     program = jax.jit(functools.partial(draw, task, config.sample))
-    lowered = program.trace(parameters, noise, keys, prompt).lower(lowering_platforms=("tpu",))
-    return lowered, (parameters, (), ())
+    return program.trace(parameters, noise, keys, prompt), (parameters, (), ())
 
 
 def _compile(lowered: Any, quick: bool) -> Any:
@@ -275,8 +313,8 @@ def _compile(lowered: Any, quick: bool) -> Any:
             raise
         if "memory space vmem" in str(error):
             raise ValueError(
-                "the compiler gave a kernel more of a core's own memory (VMEM) than it has, which says nothing of HBM; "
-                f"try without --quick, or --model.attention xla. {str(error)[:600]}"
+                "the program needs more of a core's own memory (VMEM) than it has, which says nothing of HBM; try "
+                f"{'without --quick, or ' if quick else ''}--model.attention xla. {str(error)[:600]}"
             ) from error
         raise DoesNotFitError(str(error), needed_bytes(str(error))) from error
     finally:

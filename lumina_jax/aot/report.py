@@ -47,6 +47,7 @@ def plan_words(plan: Plan) -> str:
 def report_lines(report: Report) -> Iterator[str]:
     """The whole report."""
     yield plan_words(report.plan)
+    yield from _expected_lines(report)
     yield f"compiled in {report.compile_seconds:.0f} s to {report.program_lines} lines of HLO"
     yield from _memory_lines(report)
     yield from _collective_lines(report)
@@ -120,11 +121,37 @@ def as_json(report: Report) -> dict[str, Any]:
         "work": report.work._asdict(),
         "model_flops": report.model_flops,
         "estimate": roofline._asdict()
-        | {"step": roofline.step, "one_after_another": roofline.one_after_another, "bound": roofline.bound},
+        | {
+            "by_kind": report.timeline.by_kind(),
+            "samples_per_second": _rate(report),
+            "at_least": roofline.at_least,
+            "one_after_another": roofline.one_after_another,
+            "bound": roofline.bound,
+        },
         "assumptions": list(ASSUMPTIONS),
         "compile_seconds": report.compile_seconds,
         "program_lines": report.program_lines,
     }
+
+
+def _expected_lines(report: Report) -> Iterator[str]:
+    found, what = report.estimate, _what(report.plan)
+    yield (
+        f"expected {found.expected:.4g} s a {what}, MFU {found.mfu:.1%}, {_rate(report):.4g} samples/s; nothing was "
+        f"run on a TPU{', and a quick compile is slower' if report.plan.quick else ''}"
+    )
+    parts = report.timeline.by_kind()
+    yield "  " + ", ".join(f"{kind} {seconds:.4g} s" for kind, seconds in parts.items())
+    yield f"  {found.compiled:.4g} s of it by the compiler's cycles, with kernels at their peak"
+
+
+def _what(plan: Plan) -> str:
+    return "sampling" if plan.sampler else "step"
+
+
+def _rate(report: Report) -> float:
+    """Samples a second."""
+    return report.load.rows * report.load.samples / report.estimate.expected
 
 
 def _memory_lines(report: Report) -> Iterator[str]:
@@ -209,22 +236,18 @@ def _flops_lines(report: Report) -> Iterator[str]:
 
 def _roofline_lines(report: Report) -> Iterator[str]:
     plan, found = report.plan, report.estimate
-    chip, load = plan.topology.chip, report.load
+    chip = plan.topology.chip
     efficiency = attention_efficiency(plan.config.model.head_width, plan.topology)
-    rate, what = load.rows * load.samples / found.step, "sampling" if plan.sampler else "step"
     gigabytes, bandwidth = report.work.hbm_bytes / GB, chip.hbm_bandwidth / GB
-    yield f"at least {found.step:.4g} s a {what}, limited by {found.bound}; nothing was run on a TPU"
+    yield (
+        f"at least {found.at_least:.4g} s a {_what(plan)} (MFU {found.mfu_at_most:.1%}), limited by {found.bound}, if "
+        f"all of it overlaps; one after another {found.one_after_another:.4g} s ({found.mfu_one_after_another:.1%})"
+    )
     yield f"  arithmetic {found.arithmetic:.4g} s at {chip.flops / 1e12:.0f} TFLOP/s, attention at {efficiency:.0%}"
     yield f"  memory     {found.memory:.4g} s for {gigabytes:.4g} GB at {bandwidth:.0f} GB/s"
     yield (
         f"  links      {found.links:.4g} s at {chip.link_bandwidth / GB:.0f} GB/s a link and direction; those of the "
         f"busiest axis of the torus work {found.busiest_axis:.4g} s"
     )
-    yield (
-        f"  MFU {found.mfu:.1%}, {rate:.4g} samples/s; one after another {found.one_after_another:.4g} s, "
-        f"{found.mfu_one_after_another:.1%}"
-    )
-    if not plan.quick:
-        yield f"  the compiler's cycles, with kernels at their peak: {found.compiled:.4g} s"
     yield f"  chip numbers: {chip.source}; assumed:"
     yield from (f"   - {line}" for line in ASSUMPTIONS)

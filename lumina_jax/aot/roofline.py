@@ -1,21 +1,26 @@
-"""How long a step takes at least: the longest of arithmetic, memory and interconnect, each at its peak rate.
+"""How long a step takes: as expected, and between which limits.
 
-In: what the compiled program does (`aot/traffic.py`), model FLOPs (`aot/flops.py`), the topology, and where
-each device is on its torus. Out: an `Estimate` in seconds and the utilisation that follows. Nothing here was
-measured on a TPU; `ASSUMPTIONS` says what the numbers rest on, and is printed with them.
+In: what the compiled program does (`aot/traffic.py`) and in which order (`aot/timeline.py`), model FLOPs
+(`aot/flops.py`), and the topology. Out: a `StepEstimate` in seconds and the utilisation that follows. Arithmetic,
+memory and interconnect at their peak rates are limits: the longest of them is the least time, and their sum that in
+which nothing overlaps. Nothing here was measured on a TPU; `ASSUMPTIONS` says what the numbers rest on, and is printed
+with them.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lumina_jax.aot.links import Coordinates, link_seconds
 from lumina_jax.aot.traffic import Collective, Work
 from lumina_jax.chips import Topology
 
-Coordinates = tuple[int, ...]
-"""Of a device on the torus: one number for each axis."""
-
 ASSUMPTIONS = (
-    "arithmetic, memory and links each run at their peak, and overlap completely; 'one after another' adds them up",
+    "expected: the program's instructions in the compiler's order; each takes the cycles that the compiler notes "
+    "beside it (relayouts in VMEM included), or without a note its bytes through HBM; kernels take the longer of "
+    "products at the peak and bytes, and the transfer of their first and last blocks; collectives and copies with a "
+    "start and an end overlap with what lies between, the others are waited for",
+    "at least: arithmetic, memory and links each run at their peak, and overlap completely; 'one after another' adds "
+    "them up; both know nothing of relayouts, and neither is a forecast",
     "arithmetic: every matrix product of the program, loops and recomputation included, and every kernel by its "
     "CostEstimate, divided by the samples of a row, which do not see each other; attention fills head width / (head "
     "width rounded up to the matrix unit) of the peak",
@@ -28,20 +33,24 @@ ASSUMPTIONS = (
 
 
 class StepEstimate(NamedTuple):
-    """Seconds a step, by what limits it, and utilisation."""
+    """Seconds a step: as expected, and by what limits it; and utilisation (MFU) of each."""
 
+    expected: float
+    """By the timeline of the program, but not less than `at_least`."""
+    mfu: float
+    """Of the expected time."""
     arithmetic: float
     memory: float
     links: float
     busiest_axis: float
     """Seconds that the links of the busiest axis of the torus carry bytes, if collectives of other axes overlap."""
     compiled: float
-    """The compiler's own cycles for its fusions, and kernels at the peak of their matrix units."""
-    mfu: float
+    """The part of the expected time that the compiler's cycles and the products of kernels at their peak are."""
+    mfu_at_most: float
     mfu_one_after_another: float
 
     @property
-    def step(self) -> float:
+    def at_least(self) -> float:
         return max(self.arithmetic, self.memory, self.links)
 
     @property
@@ -50,7 +59,7 @@ class StepEstimate(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """What the step waits for."""
+        """The limit that is reached first."""
         return max(("arithmetic", "memory", "links"), key=lambda name: getattr(self, name))
 
 
@@ -66,12 +75,14 @@ def estimate_step(
     coordinates: Sequence[Coordinates],
     topology: Topology,
     *,
+    in_order: float,
     model_flops: float,
     head_width: int,
 ) -> StepEstimate:
-    """The roofline of a program.
+    """The expected time of a program, and its limits.
 
     Args:
+      in_order: seconds of the program's timeline.
       coordinates: coordinates of each device, in the order in which the program numbers them.
       model_flops: of a step of the whole batch, on all devices together.
     """
@@ -84,48 +95,16 @@ def estimate_step(
     busiest = max((sum(axis) for axis in zip(*of_each)), default=0.0)
     compiled = done.cycles / chip.clock + done.kernel_flops / efficiency / chip.flops
     ideal = model_flops / (chip.flops * topology.devices)
+    at_least = max(arithmetic, memory, links)
+    expected = max(in_order, at_least)
     return StepEstimate(
+        expected,
+        ideal / expected,
         arithmetic,
         memory,
         links,
         busiest,
         compiled,
-        mfu=ideal / max(arithmetic, memory, links),
+        mfu_at_most=ideal / at_least,
         mfu_one_after_another=ideal / (arithmetic + memory + links),
     )
-
-
-def link_seconds(one: Collective, coordinates: Sequence[Coordinates], topology: Topology) -> list[float]:
-    """Seconds for which one run of a collective keeps the links of each axis of the torus busy."""
-    axes, rate = range(len(topology.extent)), topology.chip.link_bandwidth
-    if one.kind == "collective-permute":
-        hops = [
-            max((_distance(coordinates[a], coordinates[b], axis, topology) for a, b in one.groups), default=0)
-            for axis in axes
-        ]
-        return [one.operand_bytes * count / rate for count in hops]
-    group = one.groups[0] if one.groups else range(len(coordinates))
-    lanes = [_lanes([coordinates[device][axis] for device in group], axis, topology) for axis in axes]
-    if not any(lanes):  # the two devices of a chip
-        return [0.0 for _ in axes]
-    if one.kind == "all-to-all":
-        along = [len({coordinates[device][axis] for device in group}) for axis in axes]
-        return [one.operand_bytes * n / (4 * lane * rate) if lane else 0.0 for n, lane in zip(along, lanes)]
-    busy = one.sent_bytes(len(coordinates)) / (sum(lanes) * rate)
-    return [busy if lane else 0.0 for lane in lanes]
-
-
-def _lanes(positions: Sequence[int], axis: int, topology: Topology) -> float:
-    """Links that a chip can send over at once along an axis, for a group that stands at these positions of it: 2 on a
-    ring, 1 on a line, less where groups interleave and share them; 0 if the group stands still."""
-    along = sorted(set(positions))
-    if len(along) == 1:
-        return 0.0
-    stride = along[1] - along[0]
-    closes = topology.wraps(axis) and stride * len(along) == topology.extent[axis]
-    return (2 if closes else 1) / stride
-
-
-def _distance(start: Coordinates, end: Coordinates, axis: int, topology: Topology) -> int:
-    apart = abs(start[axis] - end[axis])
-    return min(apart, topology.extent[axis] - apart) if topology.wraps(axis) else apart

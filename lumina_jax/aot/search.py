@@ -1,8 +1,8 @@
 """Which mesh, remat policy and number of micro-batches suit a model on a topology.
 
-In: a plan. Out: the report of the best plan that fits. Every candidate is first judged by arithmetic alone; the best
-few are compiled quickly, in that order, until one fits, and that one is compiled with full effort. So a recommendation
-rests on a real program, and only the ranking on the estimates of this file, which are simple on purpose:
+In: a plan. Out: the report of the best plan that fits. Every candidate is first judged by arithmetic alone. The best
+few, of every remat policy at least one, are compiled, and that of the least expected time wins. So a recommendation
+rests on real programs, and only the choice of those few on the estimates of this file, which are simple on purpose:
 
 * memory: 16 bytes a parameter (value, average, two moments) and 4 of its gradient over the devices that share it, two
   layers gathered in bfloat16, what each layer keeps for the backward pass, and the activations of one layer;
@@ -56,7 +56,11 @@ class Shares(NamedTuple):
 
 
 def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
-    """The report of the best candidate that fits, compiled with full effort unless the plan is quick.
+    """The report of the candidate of the least expected time among the best that fit; where the plan is quick, whose
+    times say nothing, of the first that fits.
+
+    Args:
+      compiles: the most candidates to compile.
 
     Raises:
       ValueError: no candidate can work on this topology.
@@ -68,24 +72,55 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
             f"no mesh of the {plan.topology.devices} devices of {plan.topology.name} suits {plan.load.rows} rows of "
             f"{plan.load.tokens} tokens; make --rows a multiple of many devices, or choose another topology"
         )
-    limit = MEMORY_SHARE * plan.topology.chip.hbm_usable
-    fitting = [guess for guess in found if guess.memory <= limit]
-    say(f"{len(found)} candidates, of which {len(fitting)} fit by estimate; the best:")
-    fitting = fitting or sorted(found, key=lambda guess: guess.memory)
-    for guess in fitting[:8]:
+    fitting = fitting_by_guess(plan, found)
+    say(f"{len(found)} candidates, of which {len(fitting)} fit by estimate; the best of each remat policy, and others:")
+    chosen = shortlist(fitting or sorted(found, key=lambda guess: guess.memory), compiles)
+    for guess in chosen:
         say(f"  {guess.seconds:8.4g} s  {guess.memory / 1e9:6.1f} GB  {flags(guess.plan.config)}")
-    failure = DoesNotFitError(f"none of the best {compiles} candidates fits", None)
-    for guess in fitting[:compiles]:
+    failure, reports = DoesNotFitError(f"none of the best {compiles} candidates fits", None), []
+    for guess in chosen:
         try:
-            report = compile_plan(dataclasses.replace(guess.plan, quick=True))
+            report = compile_plan(guess.plan)
         except DoesNotFitError as error:
             failure = error
-        else:
-            if report.fits:
-                say(f"recommended: {flags(guess.plan.config)}")
-                return report if plan.quick else compile_plan(dataclasses.replace(guess.plan, quick=False))
-        say(f"does not fit: {flags(guess.plan.config)}")
-    raise failure
+            say(f"does not fit: {flags(guess.plan.config)}")
+            continue
+        reports.append(report)
+        if plan.quick:
+            break
+        say(f"expected {report.estimate.expected:.4g} s: {flags(guess.plan.config)}")
+    if not reports:
+        raise failure
+    best = reports[0] if plan.quick else min(reports, key=lambda report: report.estimate.expected)
+    say(f"recommended: {flags(best.plan.config)}")
+    return best
+
+
+def fitting_by_guess(plan: Plan, found: Sequence[Guess]) -> list[Guess]:
+    """Those whose memory leaves room for what the estimate leaves out."""
+    limit = MEMORY_SHARE * plan.topology.chip.hbm_usable
+    return [guess for guess in found if guess.memory <= limit]
+
+
+def shortlist(ranked: Sequence[Guess], most: int) -> list[Guess]:
+    """The best of each remat policy, then the best of the others, at most `most`, in their order."""
+    first: dict[str, Guess] = {}
+    for guess in ranked:
+        first.setdefault(guess.plan.config.model.remat, guess)
+    chosen = [*first.values(), *(guess for guess in ranked if guess is not first[guess.plan.config.model.remat])]
+    return sorted(chosen[:most], key=rank)
+
+
+def suggested_mesh(plan: Plan, devices: Sequence[Any]) -> str | None:
+    """The flags of the best mesh for a plan whose mesh was refused, all else being equal."""
+
+    def unchanged(config: Config) -> tuple[str, int, int]:
+        return config.model.remat, config.optimizer.accumulate, config.mesh.tensor
+
+    every = list(guesses(plan, devices))
+    alike = [guess for guess in every if unchanged(guess.plan.config) == unchanged(plan.config)]
+    best = min(fitting_by_guess(plan, alike) or alike, key=rank, default=None)
+    return None if best is None else flags(best.plan.config, only_mesh=True)
 
 
 def rank(guess: Guess) -> tuple[float, float]:
@@ -93,12 +128,11 @@ def rank(guess: Guess) -> tuple[float, float]:
     return round(math.log(guess.seconds), 2), guess.memory
 
 
-def flags(config: Config) -> str:
-    """The flags that select a candidate."""
-    mesh = [f"--mesh.{name} {size}" for name, size in dataclasses.asdict(config.mesh).items()]
-    return " ".join(
-        [*mesh, f"--model.remat {config.model.remat}", f"--optimizer.accumulate {config.optimizer.accumulate}"]
-    )
+def flags(config: Config, *, only_mesh: bool = False) -> str:
+    """The flags that select a candidate, or its mesh."""
+    mesh = " ".join(f"--mesh.{name} {size}" for name, size in dataclasses.asdict(config.mesh).items())
+    others = f" --model.remat {config.model.remat} --optimizer.accumulate {config.optimizer.accumulate}"
+    return mesh if only_mesh else mesh + others
 
 
 @dataclasses.dataclass(frozen=True)

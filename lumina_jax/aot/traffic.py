@@ -7,20 +7,25 @@ and keeps one shard of it: it is a reduce-scatter. An asynchronous collective ap
 again in each matrix product that it overlaps, and in the fusion that ends it: only the start counts.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lumina_jax.aot.hlo import HBM, Computation, Instruction, Module
+from lumina_jax.aot.hlo import HBM, ArrayShape, Computation, Instruction, Module
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
-    *("after-all", "partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "async-update"),
+    *("after-all", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update"),
 }
 """Instructions that move no bytes."""
+WHOLE = 0.99
+"""A kernel that moves this share of its arrays moves all of them; the rest are scalars."""
+FREE_CALLS = ("AllocateBuffer", "ConcatBitcast")
+"""Custom calls that move none."""
 
 
 class Collective(NamedTuple):
@@ -73,21 +78,24 @@ def collectives(module: Module, assumed_trips: Sequence[int] = ()) -> list[Colle
     """Every collective of the program, with how often it runs; `assumed_trips` as in `Module.runs`."""
     found = []
     for computation, one, times in module.executed(assumed_trips):
-        fused = module.fused(one)
-        if fused is None:
-            kind = one.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                found.append(_collective(kind, one, computation, times))
-        elif "all-reduce-scatter" in fused.name:
-            inner = next(part for part in fused.instructions.values() if part.opcode in COLLECTIVES)
-            found.append(_collective("reduce-scatter", inner, fused, times, outer=(one, computation)))
-        elif "AsyncCollectiveStart" in fused.root.attributes:
-            found += [
-                _collective(part.opcode, part, fused, times)
-                for part in fused.instructions.values()
-                if part.opcode in COLLECTIVES
-            ]
+        collective = collective_of(module, computation, one, times)
+        if collective is not None:
+            found.append(collective)
     return found
+
+
+def collective_of(module: Module, computation: Computation, one: Instruction, times: int = 1) -> Collective | None:
+    """The collective that an instruction runs or starts; None where it does neither."""
+    fused = module.fused(one)
+    if fused is None:
+        kind = one.opcode.removesuffix("-start")
+        return _collective(kind, one, computation, times) if kind in COLLECTIVES else None
+    inner = next((part for part in fused.instructions.values() if part.opcode in COLLECTIVES), None)
+    if inner is None:
+        return None
+    if "all-reduce-scatter" in fused.name:
+        return _collective("reduce-scatter", inner, fused, times, outer=(one, computation))
+    return _collective(inner.opcode, inner, fused, times) if "AsyncCollectiveStart" in fused.root.attributes else None
 
 
 def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) -> Work:
@@ -99,39 +107,68 @@ def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) ->
     flops = {"product": 0.0, "batched": 0.0, "kernel": 0.0}
     silent, moved, cycles = 0, 0.0, 0
     for computation, one, times in module.executed(assumed_trips):
-        moved += times * hbm_bytes(module, computation, one)
-        cycles += times * int(_noted(one, "estimated_cycles") or 0)
+        moved += times * hbm_bytes(module, computation, one, samples)
+        cycles += times * (noted_number(one, "estimated_cycles") or 0)
         for kind, count in products(module, computation, one):
             flops[kind] += times * count
         if "tpu_custom_call" in one.attributes:
-            estimate = _noted(one, "flops")
+            estimate = noted_number(one, "flops")
             flops["kernel"] += times * float(estimate or 0) / samples
             silent += estimate is None
     unknown = sum(loop.trips is None for loop in module.loops())
     return Work(flops["product"], flops["batched"], flops["kernel"], silent, moved, cycles, unknown)
 
 
-def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> float:
+def hbm_bytes(module: Module, computation: Computation, one: Instruction, samples: int = 1) -> float:
     """Bytes that one run of an instruction reads from and writes to HBM: every operand and result that lies there,
-    once; of one that is only sliced or updated in place, the slice."""
+    once; of one that is only sliced or updated in place, the slice. `samples` as in `work`."""
     if one.opcode in FREE or one.opcode.endswith("-done"):
         return 0.0
     fused = module.fused(one)
-    if "AllocateBuffer" in one.attributes or (fused is not None and "AsyncCollectiveDone" in fused.root.attributes):
+    is_free = any(f'"{target}"' in one.attributes for target in FREE_CALLS)
+    if is_free or (fused is not None and "AsyncCollectiveDone" in fused.root.attributes):
         return 0.0
-    noted = _noted(one, "bytes_accessed") if "tpu_custom_call" in one.attributes else None
-    if noted is not None:
-        return float(noted)
     if fused is not None:
         parameters = [part for part in fused.instructions.values() if part.opcode == "parameter"]
         return sum(_read(module, fused, part.name) for part in parameters) + _written(module, fused, fused.root)
-    results = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
+    operands = [computation.instructions[name] for name in one.operands]
     if one.opcode == "dynamic-update-slice":
-        return 2 * _in_hbm(computation.instructions[one.operands[1]])
+        return 2 * _in_hbm(operands[1])
+    if one.opcode == "slice-start":  # its result: what is sliced, the slice, and a semaphore
+        source, target = one.shapes[0], one.shapes[1]
+        return (spanned_bytes(one, source) if source.space == HBM else 0.0) + (target.space == HBM) * target.bytes
+    results = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
     written = sum(shape.bytes for shape in results if shape.space == HBM)
+    if one.opcode == "slice":
+        return written + min(_in_hbm(operands[0]), spanned_bytes(one, operands[0].shapes[0]))
     if one.opcode in ("dynamic-slice", "gather"):
-        return 2 * written
-    return written + sum(_in_hbm(computation.instructions[name]) for name in one.operands)
+        return written + min(_in_hbm(operands[0]), sum(shape.bytes for shape in results))
+    moved = written + sum(map(_in_hbm, operands))
+    noted = noted_number(one, "bytes_accessed") if "tpu_custom_call" in one.attributes else None
+    if noted is None:
+        return moved
+    return kernel_bytes(float(noted), moved, samples) if noted_number(one, "flops") else min(moved, float(noted))
+
+
+def kernel_bytes(noted: float, arrays: float, samples: int) -> float:
+    """Bytes that a kernel moves if a row holds `samples` of equal length, from those of one sample that fills the row.
+
+    Args:
+      noted: the CostEstimate of the kernel.
+      arrays: bytes of its operands and results. What it moves beyond them it fetches again, once for each block of
+        queries that sees it, of which each sample has its share. Where it moves clearly less, it works on one window
+        of the keys, and reads only the queries that see the window.
+    """
+    if noted > arrays:
+        return arrays + (noted - arrays) / samples
+    return noted if noted > WHOLE * arrays else noted / samples
+
+
+def spanned_bytes(one: Instruction, source: ArrayShape) -> float:
+    """Bytes of `source` between the first and the last element that a slice takes of it, along every axis."""
+    limits = re.search(r"slice=\{([^}]*)\}", one.attributes)
+    taken = [range(*map(int, axis.split(":"))) for axis in re.findall(r"\[([^\]]*)\]", limits[1])] if limits else []
+    return math.prod(axis[-1] - axis[0] + 1 for axis in taken) * source.bytes / max(source.elements, 1)
 
 
 def _collective(
@@ -214,8 +251,10 @@ def _used(module: Module, computation: Computation, name: str) -> float:
         if name not in user.operands:
             continue
         nested = module.fused(user)
-        if user.opcode == "dynamic-slice" and user.operands[0] == name:
+        if user.opcode in ("dynamic-slice", "gather") and user.operands[0] == name:
             total += user.shapes[0].bytes
+        elif user.opcode == "slice":
+            total += spanned_bytes(user, computation.instructions[name].shapes[0])
         elif _is_underway(computation, user):
             continue
         elif user.opcode == "bitcast":
@@ -257,7 +296,7 @@ def _in_hbm(one: Instruction) -> float:
     return float(sum(shape.bytes for shape in one.shapes if shape.space == HBM))
 
 
-def _noted(one: Instruction, key: str) -> str | None:
+def noted_number(one: Instruction, key: str) -> int | None:
     """A number that the compiler or a kernel's author wrote beside an instruction."""
     match = re.search(rf'"{key}":"(\d+)"', one.attributes)
-    return match[1] if match else None
+    return int(match[1]) if match else None

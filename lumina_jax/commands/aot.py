@@ -1,7 +1,7 @@
 """lumina aot CONFIG --topology v5p:8x8x8: compile the train step for TPUs that are not attached.
 
-Prints how a device's memory is used, which collectives a step runs, and the least time of a step; fails if the program
-does not fit, and says what would help. Any setting of the configuration is a flag, as for `lumina train`:
+Prints the expected time of a step, how a device's memory is used, and which collectives a step runs; fails if the
+program does not fit, and says what would help. Any setting of the configuration is a flag, as for `lumina train`:
 --model.remat none, --mesh.fsdp 256, --optimizer.accumulate 2. Needs no TPU, only libtpu: make aot-setup
 """
 
@@ -18,6 +18,7 @@ import tyro
 
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config
+from lumina_jax.config_files import recommended_flags
 from lumina_jax.failures import reported
 from lumina_jax.flags import parse_config
 from lumina_jax.libtpu import add_libtpu
@@ -41,11 +42,15 @@ class Arguments:
     search: bool = False
     """Try meshes, remat policies and micro-batches, and recommend one."""
     compiles: int = 4
-    """Most quick compiles of a search, best estimates first; the first that fits is compiled fully."""
+    """Candidates of a search that are compiled; that of the least expected time is recommended."""
     vae_factor: int = 8
     """Pixels along one side of a value of the latent, if vae.path names an autoencoder."""
     json: Path | None = None
     """Write all numbers into this file."""
+    hlo: Path | None = None
+    """Write the compiled program, as text, into this file."""
+    breakdown: bool = False
+    """Print the dearest instructions and lines of Python, with their time, cycles, bytes and FLOPs; --json has all."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -59,17 +64,18 @@ def main(words: Sequence[str]) -> int:
         for name in ("vae_factor", "compiles"):
             if getattr(arguments, name) < 1:
                 raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
-        status = run(arguments, config)
+        status = run(arguments, config, words[0])
     return status
 
 
-def run(arguments: Arguments, config: Config) -> int:
+def run(arguments: Arguments, config: Config, name: str) -> int:
     """0 if the plan fits. jax is imported here, after its environment was set."""
     if "jax" in sys.modules:
         raise ValueError(
             "jax was imported before the environment of libtpu was set; run this command in its own process"
         )
     add_libtpu()
+    from lumina_jax.aot.breakdown import breakdown_json, breakdown_lines
     from lumina_jax.aot.plan import DoesNotFitError, Plan, compile_plan
     from lumina_jax.aot.report import as_json, failure_lines, report_lines
 
@@ -80,6 +86,8 @@ def run(arguments: Arguments, config: Config) -> int:
         quick=arguments.quick,
         vae_factor=arguments.vae_factor,
     )
+    if not arguments.search:
+        _check_mesh(plan, recommended_flags(name, plan.topology.name))
     try:
         report = _searched(plan, arguments.compiles) if arguments.search else compile_plan(plan)
     except DoesNotFitError as error:
@@ -89,9 +97,30 @@ def run(arguments: Arguments, config: Config) -> int:
             arguments.json.write_text(json.dumps(found, indent=2) + "\n")
         return 1
     _say(report_lines(report))
+    clock = plan.topology.chip.clock
+    if arguments.breakdown:
+        _say(breakdown_lines(report.timeline, clock))
+    if arguments.hlo is not None:
+        arguments.hlo.write_text(report.program)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(as_json(report), indent=2) + "\n")
+        breakdown = {"breakdown": breakdown_json(report.timeline, clock)} if arguments.breakdown else {}
+        arguments.json.write_text(json.dumps(as_json(report) | breakdown, indent=2) + "\n")
     return 0 if report.fits else 1
+
+
+def _check_mesh(plan: "Plan", recommended: str | None) -> None:
+    """Refuse a mesh that does not suit the topology, and name one that does: by `recommended` flags, if any."""
+    from lumina_jax.aot.plan import devices_of, plan_mesh
+    from lumina_jax.aot.search import suggested_mesh
+
+    devices = devices_of(plan.topology)
+    try:
+        plan_mesh(plan, devices)
+    except ValueError as error:
+        better = recommended or suggested_mesh(plan, devices)
+        if better is None:
+            raise
+        raise ValueError(f"{error}. On {plan.topology.name} this would do: {better}") from error
 
 
 def _searched(plan: "Plan", compiles: int) -> "Report":

@@ -24,8 +24,7 @@ from lumina_jax.kernel_bench.compiler import MARK
 from lumina_jax.kernel_bench.estimate import Estimate, estimate
 from lumina_jax.kernel_bench.measurements import Measurement, Trial
 from lumina_jax.kernel_bench.problems import Problem
-from lumina_jax.kernel_bench.scalar_unit import follow
-from lumina_jax.kernel_bench.scalars import Call, kernel_calls, scalars_of
+from lumina_jax.kernel_bench.scalars import Call, issued_by, kernel_calls
 from lumina_jax.kernel_bench.schedule import kernel_name, read_schedule
 from lumina_jax.kernels.flash.blocks import least_heads
 
@@ -81,8 +80,9 @@ def _measure(trial: Trial, topology: str, sharding: NamedSharding, dump: Path) -
     seconds = time.perf_counter() - start
     program = compiled.as_text() or ""
     fewer = build(replace(trial.problem, heads=_few_heads(trial.problem)), trial.blocks)
-    kernels = _kernels(dump, topology, kernel_calls(fewer.function, fewer.example()))
+    recorded = kernel_calls(fewer.function, fewer.example())
     calls = program.count('custom_call_target="tpu_custom_call"')
+    kernels = _kernels(dump, topology, recorded, repeated=" while(" in program or len(recorded) == calls)
     notes = () if calls == len(kernels) else (f"{len(kernels)} schedules for {calls} kernel calls",)
     if not kernels:
         raise RuntimeError("the compiler dumped no schedule of a kernel; is this libtpu's dump format another one?")
@@ -95,25 +95,25 @@ def _few_heads(problem: Problem) -> int:
     return fewest if problem.heads % fewest == 0 else problem.heads
 
 
-def _kernels(dump: Path, topology: str, calls: list[Call]) -> list[Estimate]:
-    """Estimates of every custom kernel whose schedule was dumped, in the order of their files."""
-    found = []
+def _kernels(dump: Path, topology: str, calls: list[Call], *, repeated: bool) -> list[Estimate]:
+    """Estimates of every custom kernel whose schedule was dumped, in the order of their files; `repeated` as in
+    `issued_by`."""
+    schedules = []
     for file in sorted(dump.glob("*-final_bundles.txt")):
         stem = BUNDLES.fullmatch(file.name)
         if not stem or "schedule-analysis" in file.name:
             continue
         text = file.read_text(errors="replace")
-        name = kernel_name(text)
-        if name is None:
+        if kernel_name(text) is None:
             continue
         others = [
             next(path for path in dump.iterdir() if path.name.startswith(f"{stem[1]}-") and path.name.endswith(ending))
             for ending in ("-final_hlo-static-per-bundle-utilization.txt", "-post-delay-converter.txt")
         ]
-        schedule = read_schedule(text, *(path.read_text(errors="replace") for path in others))
-        issued = follow(schedule, scalars_of(schedule, calls))
-        found.append(estimate(schedule, parse_topology(topology).chip, issued))
-    return found
+        schedules.append(read_schedule(text, *(path.read_text(errors="replace") for path in others)))
+    chip = parse_topology(topology).chip
+    issued = issued_by(schedules, calls, repeated=repeated)
+    return [estimate(schedule, chip, times) for schedule, times in zip(schedules, issued)]
 
 
 def around_bytes(program: str) -> int:

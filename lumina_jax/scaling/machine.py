@@ -113,8 +113,8 @@ def on_pod(topology: Topology, machine: Machine, compiles: int, say: Callable[[s
     """Costs on the devices of a topology.
 
     Args:
-      compiles: the most quick compiles of each step (`aot/search.py`); 0: estimates alone, for which no compiler is
-        needed.
+      compiles: the most programs to compile for each step (`aot/search.py`); 0: estimates alone, for which no compiler
+        is needed.
     """
 
     @functools.cache
@@ -156,7 +156,7 @@ def _compiled(
 
     say(f"{config.model.layers}x{config.model.width}, {config.data.batch_rows} samples a step, on {topology.name}:")
     report = search(Plan(config=config, topology=topology), compiles, say)
-    return report.plan.config, report.estimate.step, report.memory.total
+    return report.plan.config, report.estimate.expected, report.memory.total
 
 
 def _memory(config: Config, load: Load) -> float:

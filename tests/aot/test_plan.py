@@ -21,11 +21,13 @@ from lumina_jax.aot import search
 from lumina_jax.aot.memory import Memory
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, abstract_batch, devices_of, needed_bytes, plan_mesh
 from lumina_jax.aot.report import remedies
+from lumina_jax.aot.roofline import StepEstimate
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config, ModelConfig
-from lumina_jax.config_files import load_config
+from lumina_jax.config_files import load_config, recommended_flags
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.flags import parse_config
+from lumina_jax.kernels.flash.blocks import known_chip
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.state import abstract_state
 from lumina_jax.training.step import train_step
@@ -125,7 +127,7 @@ def test_the_mesh_that_a_configuration_recommends_suits_the_topology_that_it_nam
             assert config.mesh.fsdp * config.mesh.sequence * config.mesh.tensor == target.chips
             plan_mesh(Plan(config=config, topology=target), chips(*target.extent))
             found.append(file.stem)
-    assert len(found) == 9
+    assert len(found) == 10
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def test_what_would_help_is_what_is_not_done_yet():
 
 
 def test_a_search_prefers_what_is_fast_and_fits_and_compiles_only_that(monkeypatch):
-    """With compilation replaced: the first candidate turns out too large, the second fits."""
+    """With compilation replaced: the first candidate turns out too large, and the third faster than the second."""
     plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
     monkeypatch.setattr(search, "devices_of", lambda topology: chips(4, 4))
     found = sorted(search.guesses(plan), key=search.rank)
@@ -193,16 +195,77 @@ def test_a_search_prefers_what_is_fast_and_fits_and_compiles_only_that(monkeypat
         tried.append(candidate)
         if len(tried) == 1:
             raise DoesNotFitError("Used 20G of 15.75G hbm", 20e9)
+        expected = [None, 2.0, 1.0, 3.0][len(tried) - 1]
         report = object.__new__(Report)
-        vars(report).update(plan=candidate, memory=Memory(**dict.fromkeys(MEMORY_KINDS, 1e9)))
+        estimate = StepEstimate(*[expected] * len(StepEstimate._fields))
+        vars(report).update(plan=candidate, memory=Memory(**dict.fromkeys(MEMORY_KINDS, 1e9)), estimate=estimate)
         return report
 
     monkeypatch.setattr(search, "compile_plan", compiled)
+    monkeypatch.setattr(search, "guesses", lambda plan: found)
     said = []
-    report = search.search(plan, 3, said.append)
-    assert [one.quick for one in tried] == [True, True, False]
-    assert report.plan.config == tried[1].config == found[1].plan.config
+    report = search.search(plan, 4, said.append)
+    assert not any(one.quick for one in tried)
+    assert {one.config.model.remat for one in tried} == {"full", "attention", "dots", "none"}
+    assert tried[0].config == found[0].plan.config
+    assert report.plan.config == tried[2].config
     assert any(line.startswith("does not fit") for line in said)
+    assert said[-1] == f"recommended: {search.flags(tried[2].config)}"
+    tried.clear()
+    quick = search.search(dataclasses.replace(plan, quick=True), 4, said.append)
+    assert quick.plan.config == tried[-1].config
+    assert len(tried) == 2  # whose times say nothing
+
+
+def test_a_refused_mesh_is_answered_with_one_that_suits_the_topology():
+    """By the lines of the configuration, or else by arithmetic; what was asked for besides the mesh stays."""
+    assert recommended_flags("t2v_7b_128k", "v6e:16x16") == "--mesh.fsdp 8 --mesh.sequence 32"
+    assert recommended_flags("t2v_7b_128k", "v6e:8x8") is None
+    target = parse_topology("v5e:4x4")
+    plan = Plan(config=TINY.replace(data={"batch_rows": 8, "row_tokens": 1024}, mesh={"fsdp": 16}), topology=target)
+    with pytest.raises(ValueError, match="rows of a batch"):
+        plan_mesh(plan, chips(4, 4))
+    words = search.suggested_mesh(plan, chips(4, 4)).split()
+    mesh = {name.removeprefix("--mesh."): int(size) for name, size in zip(words[::2], words[1::2])}
+    assert mesh["tensor"] == 1
+    better = plan.config.replace(mesh=mesh)
+    assert plan_mesh(Plan(config=better, topology=target), chips(4, 4)).size == 16
+
+
+def test_kernels_of_a_program_for_one_device_hear_of_that_device():
+    class Device:
+        device_kind, num_cores = "TPU v6 lite", 1
+
+    assert known_chip() is None
+    with planning.answering_for([Device]):
+        assert known_chip().name == "v6e"
+        assert (jax.default_backend(), jax.device_count()) == ("tpu", 1)
+    with planning.answering_for([Device, Device]):
+        assert known_chip() is None
+    assert jax.default_backend() == "cpu"
+
+
+def test_single_chips_are_those_that_can_be_rented(monkeypatch):
+    asked = []
+
+    class Found:
+        devices = ()
+
+    def described(**words):
+        asked.append(words)
+        return Found
+
+    monkeypatch.setattr(planning.topologies, "get_topology_desc", described)
+    monkeypatch.setattr(planning, "add_libtpu", lambda: None)
+    for name in ("v6e:1x1", "v5e:1x1", "v5p:1x1x1", "v6e:2x2"):
+        devices_of(parse_topology(name))
+    one = {"chips_per_host_bounds": (1, 1, 1)}
+    assert asked == [
+        {"platform": "tpu", "topology_name": "v6e:1x1"} | one,
+        {"platform": "tpu", "topology_name": "v5e:1x1"} | one,
+        {"platform": "tpu", "topology_name": "v5p:1x1x1"},
+        {"platform": "tpu", "topology_name": "v6e:2x2"},
+    ]
 
 
 def test_less_is_kept_and_more_computed_by_full_rematerialisation(monkeypatch):

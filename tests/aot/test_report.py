@@ -11,6 +11,7 @@ from lumina_jax.aot.memory import Memory
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report
 from lumina_jax.aot.report import as_json, failure_lines, ideal_fsdp_bytes, report_lines
 from lumina_jax.aot.roofline import estimate_step
+from lumina_jax.aot.timeline import CompileTarget, timeline
 from lumina_jax.aot.traffic import collectives, work
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config, ModelConfig
@@ -25,6 +26,7 @@ def recorded_report(temporaries=1e9):
     plan = Plan(config=config, topology=parse_topology("v5p:2x2x2"))
     module = read_hlo(RECORDED.read_text())
     done, sent = work(module), tuple(collectives(module))
+    course = timeline(module, CompileTarget(topology=plan.topology, coordinates=PLACES))
     model_flops = 8 * 5 * 6 * 2.0 * 256 * 1024 * 2048
     return Report(
         plan=plan,
@@ -36,10 +38,13 @@ def recorded_report(temporaries=1e9):
         collectives=sent,
         work=done,
         model_flops=model_flops,
-        estimate=estimate_step(done, sent, PLACES, plan.topology, model_flops=model_flops, head_width=128),
+        estimate=estimate_step(
+            done, sent, PLACES, plan.topology, in_order=course.seconds, model_flops=model_flops, head_width=128
+        ),
+        timeline=course,
         parameters=WEIGHTS,
         compile_seconds=1.0,
-        program_lines=10,
+        program="\n" * 10,
     )  # fmt: skip
 
 
@@ -79,7 +84,11 @@ def test_json_holds_every_number_and_sums_to_the_same():
     found = json.loads(json.dumps(as_json(recorded_report())))
     memory = found["memory"]
     assert memory["total"] == pytest.approx(sum(memory.values()) - memory["total"] - memory["host"])
-    assert found["estimate"]["step"] == max(found["estimate"][name] for name in ("arithmetic", "memory", "links"))
+    estimate = found["estimate"]
+    assert estimate["at_least"] == max(estimate[name] for name in ("arithmetic", "memory", "links"))
+    assert estimate["expected"] == pytest.approx(sum(estimate["by_kind"].values()))
+    assert estimate["expected"] > estimate["at_least"]
+    assert estimate["mfu"] == pytest.approx(found["model_flops"] / (8 * 459e12 * estimate["expected"]))
     assert (
         sum(one["sent_bytes"] for one in found["collectives"] if one["kind"] == "reduce-scatter") == 2 * WEIGHTS * 7 / 8
     )

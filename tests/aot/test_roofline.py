@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from lumina_jax.aot.roofline import attention_efficiency, estimate_step, link_seconds
+from lumina_jax.aot.links import link_seconds
+from lumina_jax.aot.roofline import attention_efficiency, estimate_step
 from lumina_jax.aot.traffic import Collective, Work
 from lumina_jax.chips import CHIPS, parse_topology
 
@@ -65,16 +66,23 @@ def test_a_permute_takes_as_long_as_its_longest_way_round():
     assert link_seconds(neighbours, coordinates(line), line) == pytest.approx([0, 3e9 / line.chip.link_bandwidth])
 
 
-def test_a_step_takes_as_long_as_what_limits_it():
+def test_a_step_takes_as_long_as_its_timeline_and_at_least_as_long_as_what_limits_it():
     done = Work(459e12, 459e12 * 0.3, 459e12 * 0.45, 0, 2765e9 * 1.5, 1.75e9, 0)
     gathers = [Collective("all-gather", 2 * LINK / 3, "bf16", (tuple(Z),), 2)]  # a second, twice
-    found = estimate_step(done, gathers, coordinates(V5P), V5P, model_flops=64 * 459e12, head_width=96)
+    made = {"model_flops": 64 * 459e12, "head_width": 96}
+    found = estimate_step(done, gathers, coordinates(V5P), V5P, in_order=4.0, **made)
     assert found.arithmetic == pytest.approx(1 + 0.75 / 0.75)
     assert (found.memory, found.links) == pytest.approx((1.5, 2))
     assert found.compiled == pytest.approx(1 + 0.45 / 0.75)
-    assert found.step == pytest.approx(2)
-    assert found.mfu == pytest.approx(1 / 2)
+    assert (found.expected, found.mfu) == pytest.approx((4, 1 / 4))
+    assert (found.at_least, found.mfu_at_most) == pytest.approx((2, 1 / 2))
     assert found.mfu_one_after_another == pytest.approx(1 / 5.5)
+
+
+def test_a_step_is_not_expected_to_be_faster_than_its_limits():
+    done = Work(459e12, 0.0, 0.0, 0, 0.0, 0.0, 0)
+    found = estimate_step(done, [], coordinates(V5P), V5P, in_order=0.5, model_flops=1.0, head_width=128)
+    assert found.expected == found.at_least == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

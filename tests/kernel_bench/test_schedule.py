@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lumina_jax.chips import CHIPS
 from lumina_jax.kernel_bench.estimate import estimate
 from lumina_jax.kernel_bench.scalar_unit import FROM_VECTOR, follow
-from lumina_jax.kernel_bench.scalars import Call, kernel_calls, scalars_of
+from lumina_jax.kernel_bench.scalars import Call, calls_of, issued_by, kernel_calls, scalars_of
 from lumina_jax.kernel_bench.schedule import kernel_name, read_schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "schedule"
@@ -246,6 +246,24 @@ def test_a_schedule_finds_the_call_of_its_name(recorded):
     calls = [Call("other", (np.zeros(1, np.int32),)), Call("counted", ()), Call("counted", (np.array([7], np.int32),))]
     assert scalars_of(recorded, calls)[0].tolist() == [7]
     assert scalars_of(recorded, calls[:2]) == {}
+
+
+def test_a_schedule_that_a_loop_calls_counts_all_its_calls_and_shares_them_with_others_of_its_kernel(recorded):
+    """The recorded kernel issues its loop as often as its scalar says: for three windows 5 + 7 + 5 times."""
+    calls = [Call("counted", (np.array([trips], np.int32),)) for trips in (5, 7, 5)]
+    once = [follow(recorded, {0: np.array([trips], np.int32)}) for trips in (5, 7)]
+    (all_windows,) = issued_by([recorded], calls, repeated=True)
+    np.testing.assert_array_equal(all_windows, 2 * once[0] + once[1])
+    np.testing.assert_array_equal(issued_by([recorded], calls, repeated=False)[0], once[0])
+    other = replace(recorded, name="jvp_counted__.2")
+    shared = issued_by([recorded, other], calls, repeated=True)
+    np.testing.assert_allclose(shared[0] + shared[1], all_windows)
+
+
+def test_a_schedule_does_not_take_calls_of_a_kernel_whose_name_goes_on(recorded):
+    calls = [Call("counted", (np.array([5], np.int32),)), Call("counted_text", (np.array([7], np.int32),))]
+    assert [one[0].tolist() for one in calls_of(replace(recorded, name="jvp_counted_text_.1"), calls)] == [[7]]
+    assert [one[0].tolist() for one in calls_of(replace(recorded, name="jvp_counted_.1"), calls)] == [[5]]
 
 
 def test_a_schedule_finds_the_call_that_was_differentiated(recorded):

@@ -68,7 +68,7 @@ class Arguments:
     compile: bool = False
     """Compile the steps for the topology (needs libtpu: make aot-setup) instead of estimating them."""
     compiles: int = 4
-    """Most quick compiles for each step, with --compile."""
+    """Most programs to compile for each step, with --compile."""
     price: float | None = None
     """Price of a device for an hour, to print the cost of the grid."""
 

@@ -318,7 +318,7 @@ def _call(
         out_shape=shapes,
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=plan.vmem_backward
         ),
         cost_estimate=_cost(plan, inputs, shapes),
         interpret=interpret,

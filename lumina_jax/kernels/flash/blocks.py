@@ -149,6 +149,11 @@ class Sizes:
     width: int
     itemsize: int = 2
 
+    def __str__(self) -> str:
+        shared = f" ({self.key_heads} of keys)" if self.key_heads != self.heads else ""
+        text = f" and {self.text} text tokens" if self.text else ""
+        return f"{self.length} tokens{text} with {self.heads} heads of {self.width}{shared}"
+
 
 def known_chip() -> Chip | None:
     """The chip of the default device, or of the mesh in context; None where neither is a TPU of the table."""
@@ -232,8 +237,10 @@ def _first_that_fits(
             if kv >= enough and q * kv <= logits and need(sizes, blocks) <= chip.vmem * USABLE:
                 return blocks
     raise ValueError(
-        f"attention over {sizes} needs {need(sizes, blocks) / MIB:.0f} MiB of VMEM with the smallest blocks, but "
-        f"the chip has {chip.vmem / MIB:.0f}; use implementation='xla', or heads of which fewer fill registers"
+        f"attention over {sizes} needs {need(sizes, blocks) / MIB:.0f} MiB of VMEM with the smallest blocks, but the "
+        f"chip has {chip.vmem / MIB:.0f}, of which blocks may fill {USABLE:.0%}: the text and {heads[-1]} heads, which "
+        "fill whole registers together, must be in it at once; use implementation='xla', fewer text tokens, or heads "
+        "of which fewer fill registers"
     )
 
 

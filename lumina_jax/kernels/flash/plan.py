@@ -9,12 +9,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.chips import LANES
+from lumina_jax.chips import LANES, MIB, Chip
 from lumina_jax.kernels.flash.blocks import (
     UNKNOWN,
     BlockSizes,
     Sizes,
+    backward_vmem,
     choose,
+    forward_vmem,
     known_chip,
     largest_divisor,
     padded,
@@ -25,7 +27,9 @@ from lumina_jax.kernels.flash.heads import Scalar
 Interpret = bool | pltpu.InterpretParams
 """Whether to run a kernel on any device, slowly: True shows its values, parameters also races."""
 VMEM_LIMIT = 0.95
-"""The share of a core's vector memory that the compiler may give to a kernel."""
+"""The largest share of a core's vector memory that a kernel asks for; the compiler keeps the rest."""
+VMEM_MARGIN, VMEM_SPARE = 1.25, 16 * MIB
+"""A kernel asks for its blocks this many times, and for these bytes: room for values that do not fit into registers."""
 
 
 class PaddedText(NamedTuple):
@@ -53,7 +57,8 @@ class KernelPlan:
       blocks: how the work is cut.
       unit: rows and columns of the chip's matrix units.
       residuals: the forward pass writes what the backward pass needs.
-      vmem: bytes of vector memory that the kernel may use.
+      vmem, vmem_backward: bytes of vector memory that the forward and the backward kernel ask for. What they do not ask
+        for holds arrays of the program around them.
     """
 
     batch: int
@@ -70,6 +75,7 @@ class KernelPlan:
     unit: int
     residuals: bool
     vmem: int
+    vmem_backward: int
 
     @property
     def repeats(self) -> int:
@@ -122,6 +128,11 @@ def sizes_of(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens
     return Sizes(q.shape[1], text_tokens, q.shape[2], k.shape[2], q.shape[3], q.dtype.itemsize)
 
 
+def asked_vmem(needed: int, chip: Chip) -> int:
+    """Bytes of vector memory to ask for, for a kernel whose blocks need this many."""
+    return min(int(VMEM_LIMIT * chip.vmem), int(VMEM_MARGIN * needed) + VMEM_SPARE)
+
+
 def kernel_plan(
     q: Float[Array, "b l h d"],
     k: Float[Array, "b l k d"],
@@ -158,5 +169,6 @@ def kernel_plan(
         blocks=blocks,
         unit=chip.matrix_unit,
         residuals=residuals,
-        vmem=int(VMEM_LIMIT * chip.vmem),
+        vmem=asked_vmem(forward_vmem(sizes, blocks), chip),
+        vmem_backward=asked_vmem(backward_vmem(sizes, blocks), chip),
     )
