@@ -12,7 +12,7 @@ its width: y = x cos + partner(x) sin, with the sign of each lane in sin. The tr
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -225,7 +225,7 @@ class _Grid:
         each = self.steps[2]
         return pl.BlockSpec((None, self.rows, x.shape[2]), lambda b, p, i: (b, p * each + i, 0))
 
-    def compiler_params(self, last: str) -> pltpu.CompilerParams:
+    def compiler_params(self, last: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
         return pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", last),
             vmem_limit_bytes=asked_vmem(self._bytes(self.rows), self.chip),
