@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from lumina_jax.config import SoundConfig
 from lumina_jax.mel import load_librosa
+from lumina_jax.modalities.decoding.containers import load_av, open_container
 from lumina_jax.modalities.decoding.kinds import check_file, file_kind, mistaken
 from lumina_jax.modalities.decoding.media import Sound
 
@@ -80,11 +81,11 @@ def _samples_of_file(sound: Sound, path: Path, most: float) -> tuple[Float[np.nd
 def _samples_by_av(sound: Sound, path: Path, most: float, refusal: str) -> tuple[Float[np.ndarray, " n"], int]:
     """The same for a file that libsndfile refuses."""
     try:
-        import av
+        av = load_av()
     except ImportError:
         raise ValueError(f"the sound cannot be read ({mistaken(path, 'audio') or refusal})") from None
     try:
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+        with open_container(path) as container:
             stream = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
             if stream is None:
                 raise _unreadable(path, "it holds no sound that PyAV knows")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from lumina_jax.modalities.decoding.containers import load_av, open_container
 from lumina_jax.modalities.decoding.kinds import mistaken
 from lumina_jax.modalities.decoding.media import Clip
 from lumina_jax.modalities.decoding.memory import DECODING
@@ -175,8 +176,7 @@ def _opened(clip: Clip) -> Iterator[Video]:
     """The video of a file, while memory for its frames is reserved."""
     av = load_av()
     try:
-        file = str(clip.file.absolute()) if isinstance(clip.file, Path) else io.BytesIO(clip.file)
-        with av.open(file, metadata_errors="replace") as container:
+        with open_container(clip.file if isinstance(clip.file, Path) else io.BytesIO(clip.file)) as container:
             video = Video(container)
             video.stream.thread_type = "AUTO"
             with DECODING.reserved(video.stream.width * video.stream.height * DECODING_BYTES):
@@ -265,16 +265,3 @@ def _turn(frame: Any) -> Image.Transpose | None:
         return None
     matrix = np.sign(np.round(np.frombuffer(found, np.int32)[[0, 1, 3, 4]] / 2**16)).astype(int)
     return TURNS.get(tuple(matrix.tolist()))
-
-
-def load_av() -> Any:
-    """PyAV.
-
-    Raises:
-      ImportError: it is not installed.
-    """
-    try:
-        import av
-    except ImportError:
-        raise ImportError("reading videos needs PyAV: pip install 'lumina_jax[media]'") from None
-    return av
