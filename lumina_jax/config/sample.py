@@ -62,8 +62,9 @@ class SampleConfig(Section):
     data_limit: float | None = None
     """The data that ddpm and ddim predict on their way are clipped to this magnitude (pixels: 1); None: not at all."""
     weights: WeightsName = "auto"
-    """The type in which the matrices of the layers are held; bfloat16 takes half the memory. auto: that of their
-    products, model.compute_dtype, which draws the same as float32."""
+    """The type in which the matrices of the layers of a trained model are held; bfloat16 takes half the memory. auto:
+    that of their products, model.compute_dtype, which draws the same as float32. Sheets are drawn from the weights of
+    the run, which are float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
