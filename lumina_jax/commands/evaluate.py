@@ -96,8 +96,8 @@ def evaluate(arguments: Arguments) -> int:
     samples = true_samples(config, wanted, arguments.modality) if wanted else None
     draw = Drawing(arguments, config, samples) if arguments.limit and samples else None
     # The loss is that of float32 weights, whatever the type in which they draw.
-    first = "float32" if arguments.loss_samples else config.sample.weights
-    pipeline = open_run(arguments.run, arguments.step, mesh=arguments.mesh, weights=first)
+    weights = "float32" if arguments.loss_samples else config.sample.weights
+    pipeline = open_run(arguments.run, arguments.step, mesh=arguments.mesh, weights=weights)
     found: dict[str, Any] = {"run": config.run.name, "step": pipeline.step, "modality": modality.config.name}
     if arguments.loss_samples:
         found["losses"] = losses(pipeline, arguments)

@@ -45,7 +45,7 @@ def load_parameters(
     check_parameters(tensors, config)
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     by_name = None if shardings is None else named_parameters(shardings)
-    types = named_parameters(dtype) if isinstance(dtype, dict) else None
+    types = named_parameters(dtype) if isinstance(dtype, dict) else dict.fromkeys(tensors, dtype)
 
     def value(path: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> jax.Array:
         name = dotted(path)
@@ -54,7 +54,7 @@ def load_parameters(
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             if str(index) not in read:
-                read[str(index)] = _finite(tensors, name, index).astype(dtype if types is None else types[name])
+                read[str(index)] = _finite(tensors, name, index).astype(types[name])
             return read[str(index)]
 
         return jax.make_array_from_callback(expected.shape, sharding, part)
