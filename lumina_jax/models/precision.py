@@ -6,7 +6,8 @@ in float32: norms, biases, gates, the embeddings of time, patches and labels, an
 That is 6 % of the smallest published model, and 0.1 % of 5B.
 
 A model that computes in bfloat16 casts exactly these matrices where it uses them, so that it draws the same samples bit
-for bit with either type.
+for bit with either type. With all else in bfloat16 as well, the velocities of two trained models changed by 0.4 to
+1.3 %.
 """
 
 import math
