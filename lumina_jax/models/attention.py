@@ -17,8 +17,11 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.config import ModelConfig
 from lumina_jax.kernels.arguments import Attend, GatedText
 from lumina_jax.kernels.attention import attend, attend_text
+from lumina_jax.kernels.flash.call import refusal_here
+from lumina_jax.kernels.rotary import HeadsAffine, RotaryLanes, refusal, rotary_lanes, turned_heads
 from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, zeros
 from lumina_jax.models.rope import Rotation, turned
+from lumina_jax.parallel.tensor import Tensor
 
 
 class TokenContext(NamedTuple):
@@ -29,6 +32,8 @@ class TokenContext(NamedTuple):
     """None: positions are added to the embedding of tokens instead."""
     key_scale: Float[Array, "b l 1 1"] | None
     """Factor of each token's keys, one for each sample: proportional attention; None: 1."""
+    lanes: RotaryLanes | None = None
+    """`rotation` as the kernel for QK-norm and rotary embedding reads it; None: XLA computes both."""
 
 
 class TextKeys(NamedTuple):
@@ -100,12 +105,13 @@ class Attention(Divisible):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         x = self.tensor.share(x)
-        q, k = normed(self.query(x), self.query_norm), normed(self.key(x), self.key_norm)
-        q, k, v = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, self.value(x)))
-        q, k = scaled(turned(q, tokens.rotation), self.query_factor), turned(k, tokens.rotation)
+        projected = [(self.query(x), self.query_norm), (self.key(x), self.key_norm)]
         if text is not None and self.text_query is not None:
-            text_q = normed(self.text_query(x), self.text_query_norm).reshape(q.shape)
-            text = text._replace(queries=scaled(turned(text_q, tokens.rotation), self.query_factor))
+            projected.append((self.text_query(x), self.text_query_norm))
+        q, k, *text_queries = normed_and_turned(projected, tokens, self.head_width)
+        q, v = scaled(q, self.query_factor), self.value(x).reshape(k.shape)
+        if text is not None and text_queries:
+            text = text._replace(queries=scaled(text_queries[0], self.query_factor))
         if tokens.key_scale is not None:
             k = k * tokens.key_scale.astype(k.dtype)
         out = attend(q, k, v, segment_ids=tokens.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
@@ -129,6 +135,33 @@ class CrossAttention(Divisible):
         ids = {"segment_ids": tokens.segment_ids, "text_ids": text.segment_ids}
         out = attend_text(q, *text.keys, **ids, implementation=self.implementation)
         return self.out(out.reshape(*x.shape[:2], -1), self.tensor)
+
+
+def normed_and_turned(
+    projected: list[tuple[Float[Array, "b l _"], HeadsNorm | None]], tokens: TokenContext, head_width: int
+) -> list[Float[Array, "b l _ d"]]:
+    """Projections through their norms, if they have some, and turned, heads apart.
+
+    Where devices divide the heads, XLA computes the norms, whose statistics are sums over devices.
+    """
+    split = (*projected[0][0].shape[:2], -1, head_width)
+    if tokens.lanes is None:
+        return [turned(normed(x, norm).reshape(split), tokens.rotation) for x, norm in projected]
+    inputs, norms, eps = [], [], 0.0
+    for x, norm in projected:
+        is_fused = norm is not None and not norm.tensor.axes
+        inputs.append(x if is_fused else normed(x, norm))
+        norms.append(HeadsAffine(norm.weight[...], norm.bias[...]) if norm is not None and is_fused else None)
+        eps = norm.eps if norm is not None else eps
+    return [x.reshape(split) for x in turned_heads(inputs, norms, tokens.lanes, eps=eps)]
+
+
+def lanes_for_kernel(config: ModelConfig, tensor: Tensor, by: Rotation) -> RotaryLanes | None:
+    """The angles for the kernel for QK-norm and rotary embedding; None where it cannot run, or is not wanted."""
+    widths = [heads * config.head_width // tensor.size for heads in (config.heads, config.key_heads)]
+    if config.attention not in ("auto", "pallas") or refusal_here(auto=config.attention == "auto"):
+        return None
+    return None if refusal(widths, config.head_width) else rotary_lanes(*by)
 
 
 def scaled(queries: Float[Array, "b l h d"], factor: float) -> Float[Array, "b l h d"]:

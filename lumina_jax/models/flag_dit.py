@@ -23,7 +23,14 @@ from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModalityConfig, ModelConfig
 from lumina_jax.kernels.arguments import Attend
-from lumina_jax.models.attention import LayerText, TextKeys, TokenContext, attend_with, proportional_scale
+from lumina_jax.models.attention import (
+    LayerText,
+    TextKeys,
+    TokenContext,
+    attend_with,
+    lanes_for_kernel,
+    proportional_scale,
+)
 from lumina_jax.models.blocks import BLOCKS, Block, Modulation
 from lumina_jax.models.layers import (
     LabelEmbedding,
@@ -154,13 +161,14 @@ class FlagDiT(nnx.Module):
         scale = None
         if base_length is not None:
             scale = proportional_scale(tokens.segment_ids, segments, base_length, self.parallel.row)
-        turns, where = None, coordinates(tokens.positions, config.position_axes)
+        turns, lanes, where = None, None, coordinates(tokens.positions, config.position_axes)
         x = self.embed(tokens)
         if config.position_kind == "rope":
             turns = rotation(where, head_width=config.head_width, theta=config.rope_theta, scaling=rope)
+            lanes = lanes_for_kernel(config, self.parallel.tensor, turns)
         else:
             x = x + sine_positions(where, width=config.width, theta=config.rope_theta, scaling=rope)
-        context = TokenContext(tokens.segment_ids, turns, scale)
+        context = TokenContext(tokens.segment_ids, turns, scale, lanes)
         conditioning = (self.time_embedding(config.time_scale * t) + self._pooled(condition, segments)).astype(dtype)
         x = self._run_blocks(x.astype(dtype), conditioning, context, condition)
         outputs = self.final_layer(x, conditioning, tokens.segment_ids)

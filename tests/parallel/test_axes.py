@@ -195,7 +195,7 @@ print("passed")
 
 def test_on_eight_devices_each_holds_its_share_and_the_network_computes_the_same():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.getcwd(),
     }

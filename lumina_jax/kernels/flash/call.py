@@ -34,17 +34,24 @@ def refusal(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens:
     Args:
       auto: nobody asked for the kernels, so it must be certain that XLA need not divide them over devices.
     """
-    chip = known_chip()
-    if chip is None:
-        return "neither the default device nor the mesh in context is a TPU that the kernels know"
-    alone = jax.default_backend() == "tpu" and jax.device_count() == 1
-    if auto and not alone and not jax.sharding.get_abstract_mesh().are_all_axes_manual:
-        return "several devices may share the arrays, and XLA cannot divide a kernel: call it inside jax.shard_map"
+    chip, why_not = known_chip(), refusal_here(auto=auto)
+    if chip is None or why_not:
+        return why_not
     try:
         check(q, k)
         choose(sizes_of(q, k, text_tokens), chip)
     except ValueError as error:
         return str(error)
+    return None
+
+
+def refusal_here(*, auto: bool) -> str | None:
+    """Why no kernel can run where this is traced, whatever its arrays; None: kernels can. `auto` as in `refusal`."""
+    if known_chip() is None:
+        return "neither the default device nor the mesh in context is a TPU that the kernels know"
+    alone = jax.default_backend() == "tpu" and jax.device_count() == 1
+    if auto and not alone and not jax.sharding.get_abstract_mesh().are_all_axes_manual:
+        return "several devices may share the arrays, and XLA cannot divide a kernel: call it inside jax.shard_map"
     return None
 
 
