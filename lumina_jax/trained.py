@@ -9,13 +9,18 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, MeshConfig
+from lumina_jax.config.sample import WeightsName
 from lumina_jax.encoders.configured import encoder_of
 from lumina_jax.generation.pipeline import Pipeline, new_pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.modalities import load_autoencoders
+from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.models.precision import abstract_parameters, device_bytes, matrix_type
+from lumina_jax.parallel.mesh import axes_of, check_heads, local_mesh, make_mesh
 from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, read_run, write_config
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
 
@@ -24,28 +29,54 @@ SIZE_FIELDS = {"data": frozenset({"image_size", "frames", "grid_columns", "secon
 """Besides the model, what decides how the same noise is drawn, by section."""
 
 
-def open_run(folder: str | Path, step: int | None = None, config: Config | None = None) -> Pipeline:
-    """The pipeline of a trained model, which draws with the average of its parameters.
+def open_run(
+    folder: str | Path,
+    step: int | None = None,
+    config: Config | None = None,
+    *,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008 (an immutable value)
+    weights: WeightsName = "float32",
+) -> Pipeline:
+    """The pipeline of a trained model, which draws with the average of its parameters on all devices of this process.
 
     Args:
       folder: of a run, or of converted weights.
       step: of the checkpoint; None: the newest.
       config: all settings but the model, which is that of the folder; converted weights need it. None: those of the
         run, which must then be the ones that were saved with the checkpoint.
+      mesh: how the devices share the work. By default each has all weights and draws its part of the samples;
+        `MeshConfig(fsdp=4)` divides the weights over 4.
+      weights: the type in which the matrices are held, see `SampleConfig.weights`; they are cast while they are read.
 
     Raises:
       ValueError: the folder holds no trained model, or no such checkpoint, or the configuration was edited so that the
-        model would draw something else than what it was trained for.
+        model would draw something else than what it was trained for; the devices cannot share the work, or do not hold
+        the weights.
     """
     is_own = config is None
     config = read_run(folder) if config is None else config.replace(model=read_model(folder))
     check_as_trained(folder, config, step, DRAWING_FIELDS | (SIZE_FIELDS if is_own else {}))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = nnx.to_pure_dict(abstract_model(config.model)[1])
-    parameters, step = trained_parameters(folder, config, jax.tree.map(lambda _: here, abstract), step)
-    pipeline = new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config))
+    devices = local_mesh(mesh)
+    if devices is None:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: here, nnx.to_pure_dict(abstract_model(config.model)[1]))
+    else:
+        check_heads(config.model, devices)
+        shardings = parameter_shardings(config.model, devices)
+    abstract = abstract_parameters(config.model, weights, shardings)
+    check_room(abstract)
+    parameters, step = trained_parameters(folder, config, abstract, step)
+    pipeline = new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config), devices)
     pipeline.step = step
     return pipeline
+
+
+def how_it_draws(mesh: Mesh | None, parameters: dict[str, Any]) -> str:
+    """The devices of a pipeline and the type of its weights: "on 4 TPU v6 lite (data 4), weights bfloat16"."""
+    mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
+    axes = ", ".join(f"{name} {mesh.shape[name]}" for name in axes_of(mesh, "data", "fsdp", "sequence", "tensor"))
+    devices = f"{mesh.size} {jax.local_devices()[0].device_kind}" + (f" ({axes})" if axes else "")
+    return f"on {devices}, weights {matrix_type(parameters)}"
 
 
 def save(pipeline: Pipeline, folder: str | Path) -> Path:
@@ -54,9 +85,13 @@ def save(pipeline: Pipeline, folder: str | Path) -> Path:
     The folder is that of a run without the state of its optimiser: `--run.init-from` starts a new run from it.
 
     Raises:
-      ValueError: the folder holds a model already.
+      ValueError: the folder holds a model already, or the weights are not float32.
     """
-    folder = Path(folder).absolute()
+    folder, weights = Path(folder).absolute(), matrix_type(pipeline.parameters)
+    if weights != "float32":
+        raise ValueError(
+            f"a run holds float32 weights, but those of this pipeline are {weights}; open it with weights='float32'"
+        )
     if (folder / CONFIG_FILE).exists() or (folder / CHECKPOINTS).exists():
         raise ValueError(f"{folder} holds a model already; name another folder")
     config = pipeline.config.replace(
@@ -101,10 +136,32 @@ def check_trained(folder: str | Path, config: Config) -> None:
     check_same_model(read_model(folder), config.model, rule, remedy)
 
 
+def check_room(parameters: dict[str, Any]) -> None:
+    """Raises ValueError if a device has less memory than its part of abstract parameters takes, as far as is known."""
+    needed, room = device_bytes(parameters), device_memory()
+    if room is None or needed <= room:
+        return
+    devices = jax.local_device_count()
+    shared = f"divide them over the devices of this host, --mesh.fsdp {devices}, or " if devices > 1 else ""
+    raise ValueError(
+        f"weights must fit into the memory of a device, but take {needed / 1e9:.3g} GB, and a device has "
+        f"{room / 1e9:.3g}; {shared}hold them in bfloat16: sample.weights"
+    )
+
+
+def device_memory() -> int | None:
+    """Bytes that a program may use of a device; None: it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def trained_parameters(
-    folder: str | Path, config: Config, shardings: dict[str, Any], step: int | None = None
+    folder: str | Path, config: Config, abstract: dict[str, Any], step: int | None = None
 ) -> tuple[dict[str, Any], int]:
-    """The averaged parameters of a run or the parameters of a converted folder, born where `shardings` says.
+    """The averaged parameters of a run or the parameters of a converted folder.
+
+    Args:
+      abstract: the type and sharding of each, as `abstract_parameters` returns them; each is cast before it is on a
+        device.
 
     Raises:
       ValueError: there are none, they cannot be read, or they are of another model than the configuration's.
@@ -113,13 +170,10 @@ def trained_parameters(
     if not located(checkpoints_of(folder)).is_dir():
         if step is not None:
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
-        return load_parameters(folder, config.model, shardings), 0
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        types = jax.tree.map(lambda leaf: leaf.dtype, abstract)
+        return load_parameters(folder, config.model, shardings, types), 0
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.chosen(step)
     check_as_trained(folder, config, step, {})
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nnx.to_pure_dict(abstract_model(config.model)[1]),
-        shardings,
-    )
     return checkpoints.restore_subtree(step, "ema", abstract), step

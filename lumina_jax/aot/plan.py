@@ -18,7 +18,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax._src.pallas.mosaic import tpu_info
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -42,6 +41,7 @@ from lumina_jax.libtpu import add_libtpu
 from lumina_jax.modalities import modality_of_source
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.models.precision import abstract_parameters
 from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, configured_mesh
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid
 from lumina_jax.training.state import abstract_state, parameter_count
@@ -281,11 +281,10 @@ def _trace_step(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
 
 
 def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
-    """One drawing of `data.batch_rows` samples, traced, and its parameters."""
+    """One drawing of `data.batch_rows` samples, traced, and its parameters in the types of `sample.weights`."""
     config, load = plan.config, plan.load
-    graph, abstract = abstract_model(config.model)
     shardings = parameter_shardings(config.model, mesh)
-    parameters = jax.tree.map(_with_sharding, shardings, nnx.to_pure_dict(abstract))
+    parameters = abstract_parameters(config.model, config.sample.weights, shardings)
     batch = abstract_batch(config, load, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
@@ -295,7 +294,7 @@ def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
     prompt = Prompt(batch.condition, batch.condition, number, number)
-    task = Task(graph, config, plan.extent, division=division(config, mesh, shardings))
+    task = Task(abstract_model(config.model)[0], config, plan.extent, division=division(config, mesh, shardings))
     program = jax.jit(functools.partial(draw, task, config.sample))
     return program.trace(parameters, noise, keys, prompt), (parameters, (), ())
 

@@ -7,6 +7,7 @@ from typing import Any
 from lumina_jax.aot.flops import forward_flops, step_flops
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report
 from lumina_jax.aot.roofline import ASSUMPTIONS, attention_efficiency
+from lumina_jax.models.precision import weights_type
 from lumina_jax.training.state import parameter_count
 
 GB = 1e9
@@ -34,7 +35,10 @@ def mesh_words(plan: Plan) -> str:
 def plan_words(plan: Plan) -> str:
     """One line: the program, the batch and the topology."""
     load, config = plan.load, plan.config
-    what = f"{config.sample.steps} {config.sample.solver} steps of sampling" if plan.sampler else "train step"
+    what = "train step"
+    if plan.sampler:
+        weights = weights_type(config.model, config.sample.weights)
+        what = f"{config.sample.steps} {config.sample.solver} steps of sampling with {weights} weights"
     rows = f"{load.rows} rows of {load.tokens} tokens"
     packed = f", {load.samples} samples each" if load.samples > 1 else ""
     micro = f", {config.optimizer.accumulate} micro-batches" if config.optimizer.accumulate > 1 else ""

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool
 
-from lumina_jax.config import Config, EmojiConfig
+from lumina_jax.config import Config, EmojiConfig, MeshConfig
 from lumina_jax.documents import json_text
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
@@ -65,6 +65,8 @@ class Arguments:
     """Folder of a CLIP, by which pictures are compared with their captions."""
     json: Path | None = None
     """File for all numbers."""
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (an immutable value)
+    """How the devices of this host share the work; by default each has a part of the samples."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -79,6 +81,7 @@ def evaluate(arguments: Arguments) -> int:
     """The whole command; 1 if a sample could not be drawn, else 0."""
     from lumina_jax.generation.gallery import writable
     from lumina_jax.modalities import modality_of
+    from lumina_jax.models.precision import cast
     from lumina_jax.trained import open_run
 
     check(arguments)
@@ -92,10 +95,13 @@ def evaluate(arguments: Arguments) -> int:
     wanted = max(arguments.limit, arguments.likelihood)
     samples = true_samples(config, wanted, arguments.modality) if wanted else None
     draw = Drawing(arguments, config, samples) if arguments.limit and samples else None
-    pipeline = open_run(arguments.run, arguments.step)
+    # The loss is that of float32 weights, whatever the type in which they draw.
+    weights = "float32" if arguments.loss_samples else config.sample.weights
+    pipeline = open_run(arguments.run, arguments.step, mesh=arguments.mesh, weights=weights)
     found: dict[str, Any] = {"run": config.run.name, "step": pipeline.step, "modality": modality.config.name}
     if arguments.loss_samples:
         found["losses"] = losses(pipeline, arguments)
+        pipeline.parameters = cast(pipeline.parameters, config.model, config.sample.weights)
     if draw is not None:
         found["samples"] = draw(pipeline)
     if arguments.likelihood and samples is not None:
@@ -211,14 +217,20 @@ def drawn_samples(
     from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.pipeline import NotDrawn
+    from lumina_jax.models.precision import matrix_type
+    from lumina_jax.trained import how_it_draws
 
-    print(f"drawing {len(prompts)} captions at step {pipeline.step}", flush=True)
+    print(
+        f"drawing {len(prompts)} captions at step {pipeline.step} {how_it_draws(pipeline.mesh, pipeline.parameters)}",
+        flush=True,
+    )
     for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
     asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
     name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}"])
     folder = writable(arguments.run / "samples" / f"{pipeline.step}" / name)
     settings = {"run": config.run.name, "step": pipeline.step, **asked, **dataclasses.asdict(config.sample)}
+    settings["weights"] = matrix_type(pipeline.parameters)
     gallery = Gallery(folder, prompts, settings, files)
     found: dict[int, Any] = {}
 
@@ -253,12 +265,14 @@ def likelihood(
     with counted("walking pictures to noise and back", len(values)) as show:
         for start in range(0, len(values), batch):
             done = min(start + batch, len(values))
-            part = np.minimum(np.arange(start, start + min(batch, len(values))), len(values) - 1)  # of equal lengths
-            exact, words = values[part], [prompts[index] for index in part]
-            log_density[part] = pipeline.log_density(exact, words, settings, seed=seed, modality=modality)
+            count = min(batch, len(values))  # of equal lengths, filled up for the devices
+            filled = np.minimum(np.arange(start, start + count + -count % pipeline.least_batch), done - 1)
+            part, exact, words = filled[:count], values[filled], [prompts[index] for index in filled]
+            found = np.asarray(pipeline.log_density(exact, words, settings, seed=seed, modality=modality))
+            log_density[part] = found[:count]  # the signs of a row depend on its index
             noise = pipeline.invert(exact, words, settings, modality=modality)
             again = np.asarray(pipeline.latents(noise, words, settings, modality=modality))
-            error[part] = np.abs(again - exact).mean(axis=tuple(range(1, exact.ndim))) * 127.5
+            error[part] = np.abs(again - exact).mean(axis=tuple(range(1, exact.ndim)))[:count] * 127.5
             show(done)
     bits = np.log2(127.5) - log_density / (np.log(2) * values[0].size)
     print(f"{len(pictures)} pictures have {bits.mean():.3f} bits a value, from {bits.min():.3f} to {bits.max():.3f}")

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from lumina_jax.config import Config, SampleConfig
+from lumina_jax.config import Config, MeshConfig, SampleConfig
 from lumina_jax.config_files import load_config
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
@@ -55,7 +55,9 @@ class Arguments:
     frame_rate: float = 8.0
     """Frames a second of the files written."""
     batch: int = 16
-    """Samples drawn at once."""
+    """Samples drawn at once, on all devices together."""
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (an immutable value)
+    """How the devices of this host share the work; by default each draws a part of the samples."""
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")]
 
 
@@ -92,7 +94,8 @@ def draw_samples(arguments: Arguments) -> int:
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.request import check_request
     from lumina_jax.modalities import Asked, modality_of
-    from lumina_jax.trained import open_run
+    from lumina_jax.models.precision import matrix_type
+    from lumina_jax.trained import how_it_draws, open_run
 
     seed, name = arguments.seed, arguments.modality
     modality = modality_of(config, name)
@@ -103,7 +106,12 @@ def draw_samples(arguments: Arguments) -> int:
     files = modality.files(arguments.frame_rate)
 
     # The model
-    pipeline = open_run(arguments.run, arguments.step, None if arguments.config is None else config)
+    other = None if arguments.config is None else config
+    pipeline = open_run(arguments.run, arguments.step, other, mesh=arguments.mesh, weights=arguments.sample.weights)
+    print(
+        f"drawing {len(prompts)} captions at step {pipeline.step} {how_it_draws(pipeline.mesh, pipeline.parameters)}",
+        flush=True,
+    )
     for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
 
@@ -118,6 +126,7 @@ def draw_samples(arguments: Arguments) -> int:
         "seed": seed,
         "batch": batch,
         **dataclasses.asdict(arguments.sample),
+        "weights": matrix_type(pipeline.parameters),
         **files.about(asked, shapes[0]),
     }
     gallery = Gallery(folder, prompts, settings, files)

@@ -138,11 +138,13 @@ def is_complete(config: Config, checkpoints: Any) -> bool:
 def first_parameters(config: Config, mesh: Any) -> dict[str, Any]:
     """The parameters in the folder `run.init_from`."""
     from lumina_jax.models.division import parameter_shardings
+    from lumina_jax.models.precision import abstract_parameters
     from lumina_jax.parallel.multihost import say
     from lumina_jax.trained import trained_parameters
 
     say(f"starting from the parameters in {config.run.init_from}")
-    return trained_parameters(config.run.init_from, config, parameter_shardings(config.model, mesh))[0]
+    abstract = abstract_parameters(config.model, "float32", parameter_shardings(config.model, mesh))
+    return trained_parameters(config.run.init_from, config, abstract)[0]
 
 
 def say_header(config: Config, mesh: Any, source: Any, modalities: Sequence[Any]) -> None:

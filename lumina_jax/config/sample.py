@@ -12,6 +12,7 @@ SolverName = Literal[
 ]  # fmt: skip
 DiffusionName = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 LastStepName = Literal["none", "mean", "tweedie", "euler"]
+WeightsName = Literal["auto", "bfloat16", "float32"]
 ANCESTRAL = ("ddpm", "ddim")
 """Solvers that take some of the steps of a model that was trained with flow.path='ddpm'."""
 EVEN_GRID = ("explicit_adams", "implicit_adams")
@@ -60,6 +61,10 @@ class SampleConfig(Section):
     """Noise that ddim adds: 0 none, 1 as much as ddpm."""
     data_limit: float | None = None
     """The data that ddpm and ddim predict on their way are clipped to this magnitude (pixels: 1); None: not at all."""
+    weights: WeightsName = "auto"
+    """The type in which the matrices of the layers of a trained model are held; bfloat16 takes half the memory. auto:
+    that of their products, model.compute_dtype, which draws the same as float32. Sheets are drawn from the weights of
+    the run, which are float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

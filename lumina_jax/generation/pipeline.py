@@ -73,14 +73,14 @@ class Pipeline:
 
         Args:
           autoencoders: by the name of the modality; None: the model has none.
-          mesh: the devices on which the parameters lie as in training; None: there is one.
+          mesh: the devices on which the parameters lie as in training; None: they lie on one.
         """
         self.config = config
         self.parameters = parameters
         self.step = 0
         """Steps of the optimiser that the parameters have taken, as far as is known."""
         self.mesh = mesh
-        """The devices on which the parameters lie as in training; None: there is one."""
+        """The devices on which the parameters lie as in training; None: they lie on one."""
         self.least_batch = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         """Devices that share the samples of a batch."""
         self.encoder = encoder

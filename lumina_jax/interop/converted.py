@@ -26,13 +26,16 @@ from lumina_jax.weights.tensors import Tensors, check_weight
 
 
 def load_parameters(
-    folder: str | Path, config: ModelConfig, shardings: dict[str, Any] | None = None, dtype: DTypeLike = jnp.float32
+    folder: str | Path,
+    config: ModelConfig,
+    shardings: dict[str, Any] | None = None,
+    dtype: DTypeLike | dict[str, Any] = jnp.float32,
 ) -> dict[str, Any]:
     """Load the parameters of a converted folder, nested as by `nnx.to_pure_dict`.
 
     Args:
       shardings: the sharding of each parameter, as the same nested tree or by dotted names; None: the default device.
-      dtype: the type of the parameters.
+      dtype: the type of all parameters, or of each, nested like `shardings`.
 
     Raises:
       ValueError: parameters are missing, unknown, not finite or of a shape that does not match the configuration, or a
@@ -42,6 +45,7 @@ def load_parameters(
     check_parameters(tensors, config)
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     by_name = None if shardings is None else named_parameters(shardings)
+    types = named_parameters(dtype) if isinstance(dtype, dict) else dict.fromkeys(tensors, dtype)
 
     def value(path: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> jax.Array:
         name = dotted(path)
@@ -50,7 +54,7 @@ def load_parameters(
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             if str(index) not in read:
-                read[str(index)] = _finite(tensors, name, index).astype(dtype)
+                read[str(index)] = _finite(tensors, name, index).astype(types[name])
             return read[str(index)]
 
         return jax.make_array_from_callback(expected.shape, sharding, part)

@@ -67,12 +67,13 @@ def parameter_shardings(config: ModelConfig, mesh: AnyMesh) -> dict[str, Any]:
 def division(config: Config, mesh: Mesh, shardings: Any) -> Division | None:
     """How the devices of `mesh` share the work of a batch.
 
-    None for a single device, unless its activations are offloaded to the memory of the host.
+    None for a single device, unless its activations are offloaded to the memory of the host, or the job has other
+    devices, over which XLA might divide a program that is not divided by hand.
 
     Args:
       shardings: of the parameters, as `parameter_shardings` returns them.
     """
-    if mesh.size == 1 and config.model.remat != "offload":
+    if mesh.size == 1 and jax.device_count() == 1 and config.model.remat != "offload":
         return None
     dtype = jnp.dtype(config.model.compute_dtype)
     sum_dtype = jnp.dtype(jnp.float32) if config.optimizer.sum_dtype == "float32" else None

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lumina_jax.config import Config, MeshConfig
+from lumina_jax.config import Config, MeshConfig, ModelConfig
 
 AnyMesh = Mesh | AbstractMesh
 FAMILIES = ("data", "fsdp", "sequence_ring", "sequence_heads", "tensor")
@@ -91,6 +91,16 @@ def configured_mesh(config: MeshConfig, devices: Devices | None = None) -> Mesh:
     return make_mesh(
         fsdp=config.fsdp, sequence=config.sequence, ring=config.ring, tensor=config.tensor, devices=devices
     )
+
+
+def local_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh of this configuration over the devices of this process, to draw on; None: the job has one device.
+
+    Raises:
+      ValueError: as `make_mesh`.
+    """
+    mesh = configured_mesh(config, jax.local_devices())
+    return None if jax.device_count() == 1 else mesh
 
 
 def _fitting(asked: MeshConfig, devices: int) -> str:
@@ -173,7 +183,16 @@ def check_mesh(config: Config, mesh: AnyMesh) -> None:
     check_rows(config.data.batch_rows, mesh, config.optimizer.accumulate)
     if config.data.row_tokens is not None:
         check_tokens(config.data.row_tokens, mesh)
-    model, tensor, exchanged = config.model, axis_size(mesh, "tensor"), axis_size(mesh, "sequence_heads")
+    check_heads(config.model, mesh)
+
+
+def check_heads(model: ModelConfig, mesh: AnyMesh) -> None:
+    """Refuse a model whose heads and hidden width cannot be divided over the mesh.
+
+    Raises:
+      ValueError: they are not divisible; the message names the setting.
+    """
+    tensor, exchanged = axis_size(mesh, "tensor"), axis_size(mesh, "sequence_heads")
     for name, size in (
         ("model.heads", model.heads), ("model.kv_heads", model.key_heads), ("the width of the MLP", model.mlp_width)
     ):  # fmt: skip

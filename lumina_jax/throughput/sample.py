@@ -17,6 +17,7 @@ from lumina_jax.config import Config
 from lumina_jax.generation.sampler import Prompt, Task, draw
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.models.precision import cast
 from lumina_jax.parallel.mesh import batch_sharding, check_rows, configured_mesh
 from lumina_jax.throughput.train import TimedProgram, random_batch
 from lumina_jax.training.state import create_state
@@ -32,7 +33,7 @@ def prepared_sampler(config: Config) -> TimedProgram:
     mesh = configured_mesh(config.mesh)
     check_rows(config.data.batch_rows, mesh)
     load, extent = drawn_load(config), trained_extent(config)
-    parameters = create_state(config, mesh).ema
+    parameters = cast(create_state(config, mesh).ema, config.model, config.sample.weights)
     condition = random_batch(config, batch_load(config), mesh).condition
     rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     key = jax.random.key(config.run.seed)

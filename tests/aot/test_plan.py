@@ -20,7 +20,7 @@ from lumina_jax.aot import plan as planning
 from lumina_jax.aot import search
 from lumina_jax.aot.memory import Memory
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, abstract_batch, devices_of, needed_bytes, plan_mesh
-from lumina_jax.aot.report import remedies
+from lumina_jax.aot.report import plan_words, remedies
 from lumina_jax.aot.roofline import StepEstimate
 from lumina_jax.chips import parse_topology
 from lumina_jax.config import Config, ModelConfig
@@ -53,6 +53,19 @@ def test_the_program_does_not_grow_with_depth():
         arguments = abstract_state(config, mesh), abstract_batch(config, load, mesh)
         lines.append(train_step(config, mesh).lower(*arguments).as_text().count("\n"))
     assert lines[0] == lines[1] > 100
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "float32"])
+def test_a_sampler_is_compiled_for_the_weights_that_draw(weights):
+    asked = {} if weights == "bfloat16" else {"sample": {"weights": weights}}
+    config = TINY.replace(model={"layers": 1}, data={"batch_rows": 1}, **asked)
+    plan = Plan(config=config, topology=parse_topology("v6e:1x1"), sampler=True)
+    traced, (parameters, *_) = planning._trace_sampler(plan, make_mesh(devices=jax.devices()[:1]))
+    kernels = parameters["blocks"]["mlp"]["up"]["kernel"], parameters["time_embedding"]["inner"]["kernel"]
+    assert [str(kernel.dtype) for kernel in kernels] == [weights, "float32"]
+    leaves = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(parameters)]
+    assert [(leaf.shape, leaf.dtype) for leaf in traced.jaxpr.in_avals[: len(leaves)]] == leaves
+    assert f"30 midpoint steps of sampling with {weights} weights: 1 rows" in plan_words(plan)
 
 
 def test_the_load_of_a_plan_is_what_training_would_feed_it():

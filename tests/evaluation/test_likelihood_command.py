@@ -17,12 +17,13 @@ CONFIG = Config(model=ModelConfig(layers=1, heads=1, width=8))
 class Pipeline:
     """A density that is the mean of a picture, and walks that end half a byte away."""
 
-    def __init__(self):
-        self.batches = []
+    def __init__(self, batch, least_batch):
+        self.batches, self.batch, self.least_batch = [], batch, least_batch
 
     def log_density(self, values, prompts, settings, *, seed, modality):
+        """The density of a row that fills up a batch is another one, because its signs are."""
         self.batches.append(list(prompts))
-        return values.mean(axis=(1, 2, 3, 4))
+        return values.mean(axis=(1, 2, 3, 4)) + 100 * (np.arange(len(values)) >= self.batch)
 
     def invert(self, values, prompts, settings, *, modality):
         return values
@@ -31,7 +32,7 @@ class Pipeline:
         return noise + 0.5 / 127.5
 
 
-def said(capsys, monkeypatch, batch):
+def said(capsys, monkeypatch, batch, devices=1):
     shown = []
 
     @contextlib.contextmanager
@@ -41,7 +42,7 @@ def said(capsys, monkeypatch, batch):
 
     monkeypatch.setattr(evaluate, "counted", counted)
     pictures = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4, 3), np.uint8)
-    pipeline = Pipeline()
+    pipeline = Pipeline(batch, devices)
     arguments = evaluate.Arguments(Path("run"), batch=batch)
     numbers = evaluate.likelihood(pipeline, CONFIG, pictures, list("abcde"), arguments)
     out = capsys.readouterr().out
@@ -54,14 +55,15 @@ def said(capsys, monkeypatch, batch):
 
 
 @pytest.mark.parametrize(
-    ("batch", "batches", "shown"),
+    ("batch", "devices", "batches", "shown"),
     [
-        (2, [["a", "b"], ["c", "d"], ["e", "e"]], [5, 2, 4, 5]),
-        (8, [["a", "b", "c", "d", "e"]], [5, 5]),
+        (2, 1, [["a", "b"], ["c", "d"], ["e", "e"]], [5, 2, 4, 5]),
+        (8, 1, [["a", "b", "c", "d", "e"]], [5, 5]),
+        (2, 4, [["a", "b", "b", "b"], ["c", "d", "d", "d"], ["e", "e", "e", "e"]], [5, 2, 4, 5]),
     ],
 )
-def test_batches_have_one_shape_and_progress_counts_pictures(capsys, monkeypatch, batch, batches, shown):
-    found = said(capsys, monkeypatch, batch)
+def test_batches_have_one_shape_and_progress_counts_pictures(capsys, monkeypatch, batch, devices, batches, shown):
+    found = said(capsys, monkeypatch, batch, devices)
     assert found[1:] == (batches, shown)
     assert found[0] == said(capsys, monkeypatch, 5)[0]
     assert "5 pictures have" in found[0]

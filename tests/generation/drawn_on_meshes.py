@@ -1,26 +1,31 @@
 """Draws on one device and on meshes of eight, and prints how far each mesh is from the one device.
 
 Run by test_sampling_on_meshes.py in a process of its own, because the number of devices is fixed when jax starts:
-python drawn_on_meshes.py CASE ...; out: a JSON object with the largest difference of each case, relative to the largest
-value, and what is said of a batch that does not fit.
+python drawn_on_meshes.py MESH CASE ...; out: a JSON object with the largest difference of each case, relative to the
+largest value, what is said of a batch that does not fit, and what a model draws that is opened on the mesh, a JSON
+object.
 """
 
 import dataclasses
 import json
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from lumina_jax.config import Config
+from lumina_jax.chips import CHIPS
+from lumina_jax.config import Config, MeshConfig
 from lumina_jax.generation.pipeline import new_pipeline
 from lumina_jax.generation.sheets import sheet_writer
+from lumina_jax.kernels.flash import call
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
+from lumina_jax.trained import how_it_draws, open_run, save
 from tests.generation.test_pipeline import SETTINGS, Words
 from tests.training.tiny import config, label_config
 
@@ -104,6 +109,49 @@ def sheet(drawing, settings):
     return shown.pixels / 255
 
 
+class Door:
+    """Stands at the door of the kernels, and asks for each attention why a v6e would not take it."""
+
+    def __init__(self):
+        self.refusals, self._refusal = set(), call.refusal
+
+    def __call__(self, *arrays, **how):
+        known, call.known_chip = call.known_chip, lambda: CHIPS["v6e"]
+        self.refusals.add(self._refusal(*arrays, **how))
+        call.known_chip = known
+        return "this is a CPU"
+
+
+def opened(mesh):
+    """What a saved model draws of eight prompts and of one when it is opened here, beside what one device draws of one
+    prompt after another."""
+    settings = label_config(FOLDER.name)
+    one = Drawing(settings, None).pipeline
+    pipeline = open_run(save(one, Path(FOLDER.name) / f"opened{len(mesh)}"), mesh=MeshConfig(**mesh))
+    begun = [start_noise(one, index) for index in range(len(PROMPTS))]
+    alone = np.concatenate(
+        [one.latents(noise, PROMPTS[index : index + 1], SETTINGS) for index, noise in enumerate(begun)]
+    )
+    call.refusal = door = Door()
+    first_device = new_pipeline(settings, one.parameters, None, mesh=make_mesh(devices=jax.devices()[:1]))
+    jax.eval_shape(lambda noise: first_device.latents(noise, PROMPTS[:1], SETTINGS), begun[0])
+    one_of_many, door.refusals = door.refusals, set()
+    together = np.asarray(pipeline.latents(np.concatenate(begun), PROMPTS, SETTINGS))
+    shown = pipeline(PROMPTS[:1], SETTINGS, seed=1), one(PROMPTS[:1], SETTINGS, seed=1)
+    return {
+        "said": how_it_draws(pipeline.mesh, pipeline.parameters),
+        "difference": float(np.abs(together - alone).max() / np.abs(alone).max()),
+        "first": int(np.abs(shown[0][0].astype(int) - shown[1][0]).max()),
+        "refusals": [*door.refusals],
+        "refusals of one of many": [*one_of_many],
+    }
+
+
+def start_noise(pipeline, seed):
+    size = pipeline.modality().latent_size(pipeline.modality().trained_shape)
+    return np.random.default_rng(seed).standard_normal((1, *size), np.float32)
+
+
 LARGE_STEPS = {"solver": "adaptive_heun", "rtol": 0.1, "atol": 0.1}
 """Others give another result."""
 CASES = {
@@ -121,7 +169,7 @@ CASES = {
 }
 
 
-def main(names):
+def main(opened_on, *names):
     found, results = {}, {}
     for name in names:
         act, mesh, changes, of = CASES[name]
@@ -133,8 +181,8 @@ def main(names):
         assert alone.std() > 0.1
         together = np.asarray(act(Drawing(of, make_mesh(**mesh)), settings))
         found[name] = float(np.abs(together - alone).max() / np.abs(alone).max())
-    print(json.dumps({"differences": found, "refusal": refusal()}))
+    print(json.dumps({"differences": found, "refusal": refusal(), "opened": opened(opened_on)}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(json.loads(sys.argv[1]), *sys.argv[2:])

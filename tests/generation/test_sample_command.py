@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import chex
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +14,8 @@ import lumina_jax.trained
 from lumina_jax.commands import sample, train
 from lumina_jax.generation import pipeline as pipeline_module
 from lumina_jax.modalities.files.png import read_png_metadata
+from lumina_jax.models.precision import parameter_types
+from lumina_jax.trained import open_run, save
 from tests.training.tiny import label_config
 
 
@@ -52,14 +56,17 @@ def test_seeds_of_64_bits_draw_different_pictures_side_by_side(draw, trained):
     assert [read_png_metadata(file)["seed"] for file in files] == seeds
 
 
-def test_other_settings_of_one_seed_leave_what_is_there(draw, tmp_path):
-    for flags in (["--guidance", 2, "--steps", 1], ["--size", 16], ["--guidance", 2, "--steps", 1]):
-        assert draw("3", "--out", tmp_path, *flags)[0] == 0
+def test_other_settings_of_one_seed_leave_what_is_there_and_the_type_of_the_weights_is_said(draw, tmp_path):
+    few, half = ["--guidance", 2, "--steps", 1], ["--size", 16, "--weights", "bfloat16"]
+    for flags, weights in ((few, "float32"), (half, "bfloat16"), (few, "float32")):
+        status, said = draw("3", "--out", tmp_path, *flags)
+        assert status == 0
+        assert f"drawing 1 captions at step 1 on 1 cpu, weights {weights}" in said
     drawn = sorted(tmp_path.glob("000-3*.png"))
     made = [read_png_metadata(file) for file in drawn]
-    assert sorted((about["guidance"], about["steps"], about["height"]) for about in made) == [
-        (2.0, 1, 32),
-        (4.0, 2, 16),
+    assert sorted((about["guidance"], about["steps"], about["height"], about["weights"]) for about in made) == [
+        (2.0, 1, 32, "float32"),
+        (4.0, 2, 16, "bfloat16"),
     ]
 
 
@@ -97,8 +104,37 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(draw, flags, reason, monkey
     assert "bug in lumina_jax" not in said
 
 
+def test_weights_that_do_not_fit_into_a_device_are_refused_before_they_are_read(draw, trained, monkeypatch):
+    count = sum(leaf.size for leaf in jax.tree.leaves(open_run(trained).parameters))
+    monkeypatch.setattr(lumina_jax.trained, "new_pipeline", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr(lumina_jax.trained, "device_memory", lambda: 4 * count - 1)
+    status, said = draw("3")
+    assert status == 1
+    assert "weights must fit into the memory of a device" in said
+    assert "hold them in bfloat16: sample.weights" in said
+    monkeypatch.undo()
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused(draw):
+    status, said = draw("3", "--mesh.fsdp", 4)
+    assert status == 1
+    assert "needs at least 4 devices, but this run has 1; add --mesh.fsdp 1" in said
+
+
+def test_weights_are_cast_while_they_are_read_and_such_a_model_is_not_saved(trained, tmp_path):
+    whole, half = open_run(trained), open_run(trained, weights="bfloat16")
+    types = parameter_types(whole.config.model, "bfloat16")
+    chex.assert_trees_all_equal(
+        half.parameters, jax.tree.map(lambda x, dtype: x.astype(dtype), whole.parameters, types)
+    )
+    kernels = half.parameters["blocks"]["mlp"]["up"]["kernel"], half.parameters["time_embedding"]["inner"]["kernel"]
+    assert [str(kernel.dtype) for kernel in kernels] == ["bfloat16", "float32"]
+    with pytest.raises(ValueError, match=r"those of this pipeline are bfloat16; open it with weights='float32'"):
+        save(half, tmp_path / "mine")
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_read(draw, tmp_path, monkeypatch):
-    monkeypatch.setattr(lumina_jax.trained, "open_run", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr(lumina_jax.trained, "open_run", lambda *_, **__: pytest.fail("weights were read first"))
     (tmp_path / "file").write_text("")
     status, said = draw("3", "--out", tmp_path / "file" / "x")
     assert status == 1

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 
+import chex
 import jax
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,7 @@ from lumina_jax.interop.converted import load_parameters, read_model
 from lumina_jax.interop.layouts import LAYOUTS, load_model
 from lumina_jax.interop.shards import MergedShards, sharded_axis
 from lumina_jax.interop.sources import open_weights
+from lumina_jax.models.precision import parameter_types
 from lumina_jax.parity.golden import Golden
 from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.weights.files import TensorFiles
@@ -86,6 +88,9 @@ def test_converted_parameters_are_those_of_the_model_on_any_mesh(tmp_path):
     here = jax.tree.map(lambda leaf: jax.sharding.SingleDeviceSharding(jax.devices()[0]), expected)
     loaded = load_parameters(folder, read_model(folder), here, dtype=jax.numpy.bfloat16)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {"bfloat16"}
+    types = parameter_types(read_model(folder), "bfloat16")
+    loaded = load_parameters(folder, read_model(folder), here, dtype=types)
+    chex.assert_trees_all_equal(loaded, jax.tree.map(lambda x, dtype: x.astype(dtype), parameters, types))
 
 
 @pytest.mark.parametrize("subset", [{"blocks.mlp.up.kernel": (2, 64, 3)}, {"surprise": (3,)}, {"pad_token": None}])

@@ -9,8 +9,10 @@ import pytest
 
 from lumina_jax.commands import evaluate
 from lumina_jax.config import RunConfig
+from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.held_out import held_out_loss
-from lumina_jax.run import run_folder
+from lumina_jax.models.precision import matrix_type
+from lumina_jax.run import run_folder, write_config
 from lumina_jax.trained import open_run
 from lumina_jax.training.loop import due_after
 from tests.training.processes import here, training_here
@@ -67,6 +69,24 @@ def test_training_is_the_same_bit_for_bit_without_it(evaluated, recorded, tmp_pa
     for step, line in lines_of(plain).items():
         assert line["loss"] == recorded[step]["loss"]
         assert line["gradient_norm"] == recorded[step]["gradient_norm"]
+
+
+@pytest.mark.parametrize("samples", [4, pytest.param(0, marks=pytest.mark.slow)])
+def test_the_loss_is_that_of_float32_weights_whatever_the_type_that_draws(evaluated, tmp_path, monkeypatch, samples):
+    settings = evaluated[0].replace(run={"root": str(tmp_path)}, sample={"weights": "bfloat16"})
+    shutil.copytree(run_folder(evaluated[0]), run_folder(settings))
+    write_config(settings)
+    types = []
+
+    def act(drawing_or_pipeline, pipeline_or_arguments):
+        found = [one for one in (drawing_or_pipeline, pipeline_or_arguments) if isinstance(one, Pipeline)]
+        types.append(matrix_type(found[0].parameters))
+        return {}
+
+    monkeypatch.setattr(evaluate, "losses", act)
+    monkeypatch.setattr(evaluate.Drawing, "__call__", act)
+    evaluate.evaluate(evaluate.Arguments(run_folder(settings), limit=1, loss_samples=samples))
+    assert types == ["float32"] * bool(samples) + ["bfloat16"]
 
 
 @pytest.mark.slow
