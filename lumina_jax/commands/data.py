@@ -3,6 +3,8 @@
 prepare NAME    fetch a free data set through the package manager's ordinary client; the result is a folder for
                 data.source=prepared, with a card (what it is, under which licence) and a sheet of samples
 
+                  emoji             1,940 emoji in up to four styles, from npm: pictures, some of them held out
+
                   fluent-animated   187 animated emoji with names, from npm: clips
 
                   furniture         about 140 things of the house, from Debian: views
@@ -21,7 +23,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -31,21 +33,30 @@ from lumina_jax.failures import reported
 if TYPE_CHECKING:
     from lumina_jax.data.example import Source
 
-MODULES = {"fluent-animated": "fluent_animated", "furniture": "furniture", "flite-speech": "flite_speech"}
+MODULES = {
+    "emoji": "emoji",
+    "fluent-animated": "fluent_animated",
+    "furniture": "furniture",
+    "flite-speech": "flite_speech",
+}
 LARGEST_SIZE = 16_384
 """Pixels of a side, and views or frames of a sample."""
-SIZE, SHEET_SAMPLES = 64, 24
+SHEET_SAMPLES = 24
 
 
 @dataclass(frozen=True)
 class Prepare:
-    name: Annotated[Literal["fluent-animated", "furniture", "flite-speech"], tyro.conf.Positional]
+    name: Annotated[Literal["emoji", "fluent-animated", "furniture", "flite-speech"], tyro.conf.Positional]
     out: Path = Path("data")
     """The folder NAME is made in it."""
     size: int | None = None
     """Pixels of a side of pictures; None: 64."""
     frames: int | None = None
     """Frames of a clip, or views of an object; None: 24 or 12."""
+    styles: tuple[Literal["fluent", "noto", "twemoji", "openmoji"], ...] | None = None
+    """Styles of emoji; None: all but openmoji, which is under a share-alike licence."""
+    skin_tones: bool = False
+    """Whether emoji are also drawn in every skin tone."""
 
 
 @dataclass(frozen=True)
@@ -108,28 +119,33 @@ def check_range(name: str, value: float | int, least: float | int, most: float |
 
 
 def prepare(arguments: Prepare) -> None:
-    from lumina_jax.data.prepared import README, SHEET, PreparedSource, write_prepared
+    from lumina_jax.data.prepared import EVERY, README, SHEET, PreparedSource, write_prepared
 
     module = importlib.import_module(f"lumina_jax.data.datasets.{MODULES[arguments.name]}")
     folder = arguments.out / arguments.name
-    settings = _settings(arguments, module.FRAMES)
+    settings = _settings(arguments, module.SETTINGS)
     print(f"fetching {arguments.name} ...", flush=True)
-    write_prepared(folder, module.samples(*settings), module.card(*settings))
-    sheet(PreparedSource(folder), folder / SHEET)
+    write_prepared(folder, module.samples(**settings), module.card(**settings))
+    sheet(PreparedSource(folder, EVERY), folder / SHEET)
     print((folder / README).read_text())
     print(f"{folder} is ready: --data.source prepared --data.path {folder} --data.media {module.MEDIA}")
 
 
-def _settings(arguments: Prepare, frames: int | None) -> tuple[int, ...]:
-    """Size and number of frames of a data set, `frames` by default; nothing for a data set without pictures."""
-    asked = (arguments.size, arguments.frames)
-    if frames is None:
-        if asked != (None, None):
-            raise ValueError(f"{arguments.name} has no pictures; leave --size and --frames out")
-        return ()
-    settings = tuple(default if value is None else value for value, default in zip(asked, (SIZE, frames)))
-    for name, value in zip(("size", "frames"), settings):
-        check_range(name, value, 1, LARGEST_SIZE)
+def _settings(arguments: Prepare, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a data set: its defaults, and what is asked for.
+
+    Raises:
+      ValueError: the data set has no such setting, or a number is out of range.
+    """
+    given = {
+        name: value for name, value in vars(arguments).items() if name not in ("name", "out") and value is not None
+    }
+    if unknown := [f"--{name.replace('_', '-')}" for name in given if name not in defaults]:
+        known = ", ".join(f"--{name.replace('_', '-')}" for name in defaults) or "none"
+        raise ValueError(f"{arguments.name} has no {', '.join(unknown)}; its settings: {known}")
+    settings = defaults | given
+    for name in settings.keys() & {"size", "frames"}:
+        check_range(name, settings[name], 1, LARGEST_SIZE)
     return settings
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool
 
-from lumina_jax.config import Config, EmojiConfig, MeshConfig
+from lumina_jax.config import Config, EmojiConfig, MeshConfig, PreparedConfig
 from lumina_jax.documents import json_text
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
@@ -49,6 +49,8 @@ class Arguments:
     seed: int = 1
     modality: str | None = None
     """The modality of the model to draw; default: the first."""
+    split: str | None = None
+    """The part of emoji or of a prepared folder that is drawn: train, held_out or unknown; default: all."""
     limit: int = 512
     """Samples of the data that are drawn, at most; 0: none."""
     loss_samples: int = 256
@@ -93,7 +95,7 @@ def evaluate(arguments: Arguments) -> int:
         drawn = "latents (vae.path)" if modality.vae.path else modality.plural
         raise ValueError(f"--likelihood needs a model of pixels, but this one draws {drawn}; leave it out")
     wanted = max(arguments.limit, arguments.likelihood)
-    samples = true_samples(config, wanted, arguments.modality) if wanted else None
+    samples = true_samples(config, wanted, arguments.modality, arguments.split) if wanted else None
     draw = Drawing(arguments, config, samples) if arguments.limit and samples else None
     # The loss is that of float32 weights, whatever the type in which they draw.
     weights = "float32" if arguments.loss_samples else config.sample.weights
@@ -287,24 +289,32 @@ def likelihood(
     }
 
 
-def true_samples(config: Config, limit: int, modality: str | None = None) -> TrueSamples:
-    """At most `limit` samples of the data of a modality, those held out included."""
+def true_samples(config: Config, limit: int, modality: str | None = None, split: str | None = None) -> TrueSamples:
+    """At most `limit` samples of the data of a modality, those held out included.
+
+    Args:
+      split: the part of emoji or of a prepared folder; None: all.
+
+    Raises:
+      ValueError: the data have no such split.
+    """
     from lumina_jax.data.example import Example
     from lumina_jax.data.preparation import Preparation
-    from lumina_jax.data.sources import open_held_out, open_source
+    from lumina_jax.data.sources import held_out_names, open_source
     from lumina_jax.modalities import modality_of_source
 
     data = config.data_of(modality).replace(caption_dropout=0.0)
     if "crop" in data.media.setting_names():
         data = data.replace(crop="square")
-    hidden = open_held_out(data, config.model)
-    held_out = set() if hidden is None else {hidden[index].name for index in range(len(hidden))}
+    held_out = held_out_names(data, config.model)
     data = data.replace(held_out=0.0)
-    if isinstance(data.source, EmojiConfig):
-        data = data.replace(split="all")
+    if isinstance(data.source, EmojiConfig | PreparedConfig):
+        data = data.replace(split=split or "all")
+    elif split is not None:
+        raise ValueError(f"--split {split} is for emoji and prepared folders, but data.source is {data.source.kind!r}")
     source, is_text = open_source(data, config.model), config.model.conditioning == "text"
     pixels = modality_of_source(data, config.model)
-    prepare = Preparation(pixels, config.model, 0)
+    prepare = Preparation(pixels, config.model, 0, chooses_captions=False)
     prompts: list[str] = []
     samples: list[np.ndarray] = []
     names: list[str] = []

@@ -113,3 +113,8 @@ class PreparedConfig(SourceConfig):
     """a folder that `data prepare` made."""
     path: str = ""
     """The folder."""
+    split: str = "train"
+    """Which part of the samples is used, where some are held out: train, held_out, unknown or all."""
+    captions: tuple[str, ...] = ()
+    """Further kinds of captions that the folder has, such as tags or de. At each visit of a sample one kind is drawn,
+    the first caption counting as a kind, and a caption of that kind."""

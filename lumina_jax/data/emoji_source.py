@@ -15,6 +15,7 @@ from lumina_jax.data.example import Record, described
 
 STYLES = ("fluent", "noto")
 EMBEDDED = Path(__file__).parent / "emoji"
+EMBEDDED_SIZE = 32
 HELD_OUT_EVERY = 4
 """One picture of every fourth name, so one in eight, is held out."""
 
@@ -35,7 +36,7 @@ class EmojiSource:
         self,
         names: int,
         split: Literal["train", "held_out", "all"] | str,
-        image_size: int = 32,
+        image_size: int = EMBEDDED_SIZE,
         *,
         folder: str | Path = EMBEDDED,
     ) -> None:
@@ -67,6 +68,19 @@ class EmojiSource:
         return self._repr
 
 
+def held_out_pairs() -> frozenset[str]:
+    """The names of the records that are held out, of all names that both embedded styles have: "red heart, noto"."""
+    ordered = _ordered_names({style: _load(EMBEDDED, style, EMBEDDED_SIZE) for style in STYLES})
+    return frozenset(
+        f"{name}, {style}" for index, name in enumerate(ordered) for style in STYLES if _is_held_out(index, style)
+    )
+
+
+def first_names() -> list[str]:
+    """The names that come first, from the most distinct pictures to the less distinct."""
+    return (EMBEDDED / "names.txt").read_text().splitlines()
+
+
 def _is_held_out(index: int, style: str) -> bool:
     group, within = divmod(index, HELD_OUT_EVERY)
     return within == HELD_OUT_EVERY - 1 and style == STYLES[group % len(STYLES)]
@@ -75,7 +89,7 @@ def _is_held_out(index: int, style: str) -> bool:
 def _ordered_names(pictures: dict[str, dict[str, Pixels]]) -> list[str]:
     """The names of names.txt, then the other names that both styles have, in an order that is random but fixed."""
     shared = set.intersection(*(set(named) for named in pictures.values()))
-    chosen = [name for name in (EMBEDDED / "names.txt").read_text().splitlines() if name in shared]
+    chosen = [name for name in first_names() if name in shared]
     others = {name for name in shared if "skin tone" not in name}.difference(chosen)
     return chosen + sorted(others, key=lambda name: hashlib.sha256(name.encode()).digest())
 

@@ -66,6 +66,8 @@ class Record(NamedTuple):
     label: int | None
     pitch: float | None = None
     """Hz of a voice."""
+    other_captions: tuple[tuple[str, ...], ...] = ()
+    """Captions of other kinds: training takes one of a kind, or `caption`, each kind as often as `caption`."""
 
 
 class Example(NamedTuple):
@@ -204,3 +206,5 @@ def _captions(source: Source) -> Iterator[str]:
         record = source[index]
         if isinstance(record, Record) and record.caption is not None:
             yield record.caption
+            for kind in record.other_captions:
+                yield from kind

@@ -1,5 +1,5 @@
-"""A record to an example: decoding and cropping as the modality does it, and dropping the caption or label for
-classifier-free guidance.
+"""A record to an example: decoding and cropping as the modality does it, choosing one of its captions, and dropping the
+caption or label for classifier-free guidance.
 
 Runs inside grain's threads or worker processes. Every random choice depends on the run's seed and the sample's global
 index alone, so neither the number of workers nor that of hosts changes it.
@@ -24,6 +24,8 @@ class Preparation:
     modality: Modality
     model: ModelConfig
     seed: int
+    chooses_captions: bool = True
+    """False: the caption is always the first of the record, as where a model is measured."""
 
     def __call__(self, numbered: tuple[int, Record | BadSample]) -> tuple[int, Example | BadSample]:
         index, record = numbered
@@ -32,11 +34,18 @@ class Preparation:
         draws = random.Random(f"{self.seed} {index}")
         is_dropped = draws.random() < self.modality.data.caption_dropout
         try:
-            caption, label = self._condition(record, is_dropped=is_dropped)
+            caption, label = self._condition(self._with_chosen_caption(index, record), is_dropped=is_dropped)
             latents = self._latents(record.media, draws)
         except Exception as error:  # whatever a decoder raises ends no run
             return index, BadSample(record.name, reason_of(error))
         return index, Example(record.name, latents, caption, label, self.modality.index)
+
+    def _with_chosen_caption(self, index: int, record: Record) -> Record:
+        """The record with one of its captions; the draw depends on nothing else, and changes no other draw."""
+        if not (self.chooses_captions and record.caption and record.other_captions):
+            return record
+        draws = random.Random(f"{self.seed} {index} caption")
+        return record._replace(caption=draws.choice(draws.choice([(record.caption,), *record.other_captions])))
 
     def _condition(self, record: Record, *, is_dropped: bool) -> tuple[str | None, int | None]:
         if self.model.conditioning == "text":

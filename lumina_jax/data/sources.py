@@ -22,7 +22,10 @@ from lumina_jax.data.emoji_source import EMBEDDED, EmojiSource
 from lumina_jax.data.example import BadSample, Record, Source, combined, contents
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
 from lumina_jax.data.held_out import divided
-from lumina_jax.data.prepared import PreparedSource
+from lumina_jax.data.prepared import PreparedSource, prepared_splits
+
+HELD_OUT = "held_out"
+"""The split that is measured when a model is trained on train."""
 
 
 def open_source(data: DataConfig, model: ModelConfig) -> Source:
@@ -45,9 +48,27 @@ def open_held_out(data: DataConfig, model: ModelConfig) -> Source | None:
     """
     if data.source.held_out:
         return divided(_whole(data, model), data.source.held_out)[1]
-    if isinstance(data.source, EmojiConfig) and data.source.split == "train":
-        return _whole(data.replace(split="held_out"), model)
+    source = data.source
+    if isinstance(source, EmojiConfig | PreparedConfig) and source.split == "train" and _has_held_out(source):
+        return _whole(data.replace(split=HELD_OUT), model)
     return None
+
+
+def held_out_names(data: DataConfig, model: ModelConfig) -> set[str]:
+    """The names of all samples of a source, not of a mixture, that training never sees.
+
+    Raises:
+      ValueError: as `open_source`.
+    """
+    hidden = [open_held_out(data, model)]
+    if isinstance(data.source, PreparedConfig) and data.source.split == "train":
+        others = (split for split in prepared_splits(data.source.path) if split != HELD_OUT)
+        hidden += [_whole(data.replace(split=split), model) for split in others]
+    return {source[index].name for source in hidden if source is not None for index in range(len(source))}
+
+
+def _has_held_out(source: SourceConfig) -> bool:
+    return not isinstance(source, PreparedConfig) or HELD_OUT in prepared_splits(source.path)
 
 
 def _whole(data: DataConfig, model: ModelConfig) -> Source:
@@ -152,7 +173,7 @@ def _open_lumina(source: LuminaYamlConfig, media: MediaConfig, model: ModelConfi
 
 @open_kind.register
 def _open_prepared(source: PreparedConfig, media: MediaConfig, model: ModelConfig) -> Source:
-    return PreparedSource(source.path)
+    return PreparedSource(source.path, source.split, source.captions)
 
 
 @open_kind.register

@@ -230,7 +230,7 @@ def folder_of_sounds(path):
 
 def test_lines_of_a_folder_name_sounds_parts_of_them_and_pitches(tmp_path):
     source = FolderSource(folder_of_sounds(tmp_path))
-    assert source[0] == ("a.wav", Sound(tmp_path / "a.wav"), "hello", None, 178.4)
+    assert source[0] == Record("a.wav", Sound(tmp_path / "a.wav"), "hello", None, 178.4)
     assert source[1].media == Sound(tmp_path / "b.wav", start=0.05, end=0.15)
     assert source[2].reason == "the pitch is -3, but must be from 20 to 2000 Hz"
 

@@ -20,7 +20,7 @@ from lumina_jax.config import (
     TfdsConfig,
 )
 from lumina_jax.data.emoji_source import EmojiSource
-from lumina_jax.data.example import BadSample, captions
+from lumina_jax.data.example import BadSample, Record, captions
 from lumina_jax.data.file_sources import FolderSource, LuminaSource
 from lumina_jax.data.sources import open_source
 from lumina_jax.modalities.decoding.pictures import check_resizable, open_picture
@@ -184,7 +184,7 @@ def test_a_folder_gives_names_captions_and_labels_and_reports_wrong_lines(tmp_pa
     write_lines(tmp_path / "captions.jsonl", lines)
     source = open_source(DataConfig(source=FolderConfig(path=str(tmp_path))), MODEL)
     assert len(source) == 7
-    assert source[0] == ("a.png", tmp_path / "a.png", "a dog", 3, None)
+    assert source[0] == Record("a.png", tmp_path / "a.png", "a dog", 3, None)
     bad = [source[index] for index in range(1, 6)]
     assert all(isinstance(sample, BadSample) for sample in bad)
     assert [sample.name for sample in bad] == [

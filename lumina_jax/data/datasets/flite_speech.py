@@ -30,8 +30,7 @@ STRETCHES, PITCHES = (0.9, 1.0, 1.15), (130, 170, 210)
 TRIM_DECIBELS = 40
 MEDIA = "sounds"
 """The kind of data.media."""
-FRAMES = None
-"""It has no pictures."""
+SETTINGS: dict[str, int] = {}
 
 
 def card() -> Card:

@@ -29,7 +29,7 @@ NAMES = NpmPackage(
 )
 MEDIA = "clips"
 """The kind of data.media."""
-FRAMES = 24
+SETTINGS = {"size": 64, "frames": 24}
 MOVING = 8
 """A clip has more frames than these."""
 

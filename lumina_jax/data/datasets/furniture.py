@@ -21,7 +21,7 @@ CATALOGUE = "usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f"
 PROPERTIES = "PluginFurnitureCatalog.properties"
 MEDIA = "views"
 """The kind of data.media."""
-FRAMES = 12
+SETTINGS = {"size": 64, "frames": 12}
 
 
 def card(size: int, frames: int) -> Card:

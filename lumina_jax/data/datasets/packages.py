@@ -34,10 +34,14 @@ def fetch_npm(package: NpmPackage, folder: Path) -> Path:
     entry = _first_json(printed)
     if entry["integrity"] != package.integrity:
         raise ValueError(f"{spec} must have the checksum {package.integrity}, but has {entry['integrity']}")
-    target = folder / package.name.replace("/", "+")
-    with tarfile.open(folder / entry["filename"]) as archive:
-        archive.extractall(target, filter="data")
-    return target / "package"
+    return unpacked_npm(folder / entry["filename"], folder / package.name.replace("/", "+"))
+
+
+def unpacked_npm(archive: Path, folder: Path) -> Path:
+    """Unpack what `npm pack` made into `folder`; returns where its package.json lies."""
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder, filter="data")
+    return folder / "package"
 
 
 def fetch_debian(packages: Sequence[str], folder: Path) -> Path:
