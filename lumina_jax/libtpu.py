@@ -1,15 +1,17 @@
 """The TPU compiler: where it is looked for, and how it is installed.
 
 It is installed in a separate folder, `aot` in the environment. Beside jax it would make every program that runs on CPU
-look for TPUs and print warnings. jax is not imported here, because it looks for the compiler when it is imported.
+look for TPUs and print warnings. This module imports no jax, which looks for the compiler when it is imported.
 """
 
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 FOLDER = "aot"
 
@@ -35,3 +37,12 @@ def remedy() -> str:
     version = next((name for name in wanted if name.startswith("libtpu")), "libtpu")
     words = ["pip", "install", "--no-deps", "--target", str(Path(sys.prefix) / FOLDER), version]
     return f"install it with `make aot-setup`, or in another environment than .venv with `{shlex.join(words)}`"
+
+
+def device_of_kernels(device: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The names with which jax asks about the device when a kernel is built, and what they mean for this one."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    names = inspect.unwrap(pltpu.get_tpu_info).__globals__  # of a module that is not the same in all versions of jax
+    answers = {"get_device_kind": lambda: device.device_kind, "get_num_device_cores": lambda: device.num_cores}
+    return names, answers

@@ -18,8 +18,8 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from jax._src.pallas.mosaic import tpu_info
 from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lumina_jax.aot.flops import Load, sampling_flops, step_flops
@@ -37,7 +37,7 @@ from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.sampler import Prompt, Task, draw
 from lumina_jax.kernels.edges import kernel_edges
-from lumina_jax.libtpu import add_libtpu
+from lumina_jax.libtpu import add_libtpu, device_of_kernels
 from lumina_jax.modalities import modality_of_source
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
@@ -234,12 +234,12 @@ def answering_for(devices: Sequence[Any]) -> Iterator[None]:
         return
     (device,) = devices
     answers = ((jax, "default_backend", "tpu"), (jax, "device_count", 1))
-    info = ((tpu_info, "get_device_kind", device.device_kind), (tpu_info, "get_num_device_cores", device.num_cores))
     with contextlib.ExitStack() as replaced:
-        for module, name, answer in (*answers, *info):
+        for module, name, answer in answers:
             replaced.enter_context(mock.patch.object(module, name, lambda answer=answer: answer))
-        tpu_info.get_tpu_info.cache_clear()  # type: ignore[attr-defined]
-        replaced.callback(tpu_info.get_tpu_info.cache_clear)  # type: ignore[attr-defined]
+        replaced.enter_context(mock.patch.dict(*device_of_kernels(device)))
+        pltpu.get_tpu_info.cache_clear()  # type: ignore[attr-defined]
+        replaced.callback(pltpu.get_tpu_info.cache_clear)  # type: ignore[attr-defined]
         yield
 
 

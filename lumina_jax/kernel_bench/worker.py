@@ -27,6 +27,7 @@ from lumina_jax.kernel_bench.problems import Problem
 from lumina_jax.kernel_bench.scalars import Call, issued_by, kernel_calls
 from lumina_jax.kernel_bench.schedule import kernel_name, read_schedule
 from lumina_jax.kernels.flash.blocks import least_heads
+from lumina_jax.libtpu import device_of_kernels
 
 BUNDLES = re.compile(r"(.+)-\d+-final_bundles\.txt")
 WRITTEN = re.compile(r"^\s+(?:ROOT )?%\S+ = (\([^)]*\)|\S+) ([a-z][\w-]*)\(")
@@ -64,10 +65,8 @@ def _short(error: Exception) -> str:
 
 def _answer_for(device: Any) -> None:
     """Answer kernels that ask which chip they are traced for with the topology's chip, not with this machine's."""
-    from jax._src.pallas.mosaic import tpu_info
-
-    tpu_info.get_device_kind = lambda: device.device_kind
-    tpu_info.get_num_device_cores = lambda: device.num_cores
+    names, answers = device_of_kernels(device)
+    names.update(answers)
     jax.default_backend = lambda: "tpu"
 
 
