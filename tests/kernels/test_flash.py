@@ -105,7 +105,7 @@ def test_output_and_every_gradient_are_those_of_the_definition_and_the_same_ever
     ("width", "heads", "few"),
     [
         pytest.param(48, 8, 2, marks=pytest.mark.slow),
-        (72, 3, 3),
+        pytest.param(72, 3, 3, marks=pytest.mark.slow),
         pytest.param(96, 4, 4, marks=pytest.mark.slow),
         pytest.param(128, 1, 1, marks=pytest.mark.slow),
         pytest.param(192, 2, 2, marks=pytest.mark.slow),
@@ -114,6 +114,27 @@ def test_output_and_every_gradient_are_those_of_the_definition_and_the_same_ever
 def test_every_width_of_head_is_read_from_the_lanes_where_it_lies(width, heads, few):
     of = case(PADDED, WORDS, width=width, heads=heads, key_heads=heads)
     blocks = BlockSizes(**{**vars(SMALL), "heads": heads, "heads_backward": few})
+    gradient = np.random.default_rng(9).standard_normal(of.q.shape)
+    out, gradients = output_and_gradients(of, gradient, blocks=blocks)
+    wanted, of_inputs = by_definition(of, gradient)
+    assert relative(out, wanted) <= 2e-6
+    assert max(relative(ours, theirs) for ours, theirs in zip(gradients, of_inputs)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "key_heads", "few", "text"),
+    [
+        (72, 4, 2, 2, None),
+        pytest.param(72, 4, 2, 2, {"own_queries": True}, marks=pytest.mark.slow),
+        pytest.param(64, 4, 1, 1, {}, marks=pytest.mark.slow),  # two repeats in a block, two blocks
+        pytest.param(72, 4, 2, 1, {"own_queries": True}, marks=pytest.mark.slow),  # other groups for the backward pass
+    ],
+)
+def test_rows_and_heads_that_end_within_a_block_are_read_as_they_are(width, heads, key_heads, few, text):
+    words = None if text is None else WORDS
+    of = case(PACKED[:, :-15], words, width=width, heads=heads, key_heads=key_heads, **(text or {}))
+    changed = {"q": 128, "q_compute": 128, "q_backward": 128, "q_compute_backward": 128}
+    blocks = BlockSizes(**{**vars(SMALL), **changed, "heads": key_heads, "heads_backward": few})
     gradient = np.random.default_rng(9).standard_normal(of.q.shape)
     out, gradients = output_and_gradients(of, gradient, blocks=blocks)
     wanted, of_inputs = by_definition(of, gradient)
