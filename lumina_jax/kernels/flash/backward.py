@@ -259,12 +259,12 @@ def _by_windows(
         return (found.queries, found.tokens.keys, found.tokens.values), None
 
     # Padding is cleared before, not in VMEM: what is written to a block that gradients replace may come back over them.
-    lanes = tokens.keys.shape[2]
     kept = [jnp.where(key_ids[:, :, None] > 0, x, jnp.zeros((), x.dtype)) for x in (tokens.keys, tokens.values)]
-    kept = [jnp.pad(x, [(0, 0), (0, 0), (0, padded(lanes) - lanes)]) for x in kept]
+    sums = [jnp.pad(x, [(0, 0), (0, 0), (0, padded(x.shape[2]) - x.shape[2])]) for x in (result.queries, *kept)]
     windows = jnp.arange(plan.keys // plan.blocks.kv_backward)
-    (dq, dk, dv), _ = jax.lax.scan(step, (result.queries, *kept), windows)
-    return replace(result, queries=dq, tokens=KeyGradients(dk[..., :lanes], dv[..., :lanes]), delta=None)
+    sums, _ = jax.lax.scan(step, tuple(sums), windows)
+    dq, dk, dv = (x[..., : like.shape[2]] for x, like in zip(sums, (result.queries, *kept)))
+    return replace(result, queries=dq, tokens=KeyGradients(dk, dv), delta=None)
 
 
 def _delta(plan: KernelPlan, out: Float[Array, "b l hd"], gradient: Float[Array, "b l hd"]) -> Float[Array, "b h 1 l"]:
@@ -410,7 +410,8 @@ def _shapes(plan: KernelPlan, inputs: BackwardInputs[Array]) -> BackwardOutputs[
     q, of_inputs = inputs.queries, functools.partial(jax.ShapeDtypeStruct, dtype=inputs.queries.dtype)
     keys, text = (None if of is None else of_inputs(of.keys.shape) for of in (inputs.tokens, inputs.text))
     by_query = jax.ShapeDtypeStruct((plan.batch, plan.heads, 1, plan.length), jnp.float32)
-    dq = jax.ShapeDtypeStruct(q.shape, q.dtype if inputs.delta is None else jnp.float32)
+    dq_shape = q.shape if inputs.total is None else inputs.total.shape
+    dq = jax.ShapeDtypeStruct(dq_shape, q.dtype if inputs.delta is None else jnp.float32)
     return _present(
         inputs,
         BackwardOutputs(dq, KeyGradients(keys, keys), KeyGradients(text, text), by_query, of_inputs(q.shape), by_query),
