@@ -262,8 +262,8 @@ def _by_windows(
     kept = [jnp.where(key_ids[:, :, None] > 0, x, jnp.zeros((), x.dtype)) for x in (tokens.keys, tokens.values)]
     sums = [jnp.pad(x, [(0, 0), (0, 0), (0, padded(x.shape[2]) - x.shape[2])]) for x in (result.queries, *kept)]
     windows = jnp.arange(plan.keys // plan.blocks.kv_backward)
-    sums, _ = jax.lax.scan(step, tuple(sums), windows)
-    dq, dk, dv = (x[..., : like.shape[2]] for x, like in zip(sums, (result.queries, *kept)))
+    found, _ = jax.lax.scan(step, tuple(sums), windows)
+    dq, dk, dv = (x[..., : like.shape[2]] for x, like in zip(found, (result.queries, *kept)))
     return replace(result, queries=dq, tokens=KeyGradients(dk, dv), delta=None)
 
 
@@ -408,7 +408,7 @@ def _specs(
 
 def _shapes(plan: KernelPlan, inputs: BackwardInputs[Array]) -> BackwardOutputs[jax.ShapeDtypeStruct]:
     q, of_inputs = inputs.queries, functools.partial(jax.ShapeDtypeStruct, dtype=inputs.queries.dtype)
-    keys, text = (None if of is None else of_inputs(of.keys.shape) for of in (inputs.tokens, inputs.text))
+    keys, text = (of_inputs(q.shape if of is None else of.keys.shape) for of in (inputs.tokens, inputs.text))
     by_query = jax.ShapeDtypeStruct((plan.batch, plan.heads, 1, plan.length), jnp.float32)
     dq_shape = q.shape if inputs.total is None else inputs.total.shape
     dq = jax.ShapeDtypeStruct(dq_shape, q.dtype if inputs.delta is None else jnp.float32)
