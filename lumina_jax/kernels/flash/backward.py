@@ -174,7 +174,7 @@ def backward(
     *,
     interpret: Interpret,
 ) -> BackwardOutputs[Array]:
-    """Gradients of a padded batch. `plan.keys` are all keys: they are taken in windows of `plan.blocks.kv_backward`.
+    """Gradients of `forward`. `plan.keys` are all keys: they are taken in windows of `plan.blocks.kv_backward`.
 
     Args:
       found: what the forward pass returned, with logarithms.

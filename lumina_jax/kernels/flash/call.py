@@ -2,8 +2,8 @@
 
 In: queries, keys and values [b l h d] and all that `attend` takes. Out: attention [b l h d], differentiable with
 respect to every array but the segment ids. Arrays go to the kernels as [b l h*d], the layout of the projections: where
-a projection or a reshape made them, nothing is copied or transposed. Rows that blocks do
-not divide stay as they are: the last block ends beyond the row.
+a projection or a reshape made them, nothing is copied, transposed or padded, unless keys are streamed or taken in
+windows. The last block of a row may end beyond it.
 """
 
 import functools

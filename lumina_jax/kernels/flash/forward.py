@@ -175,7 +175,7 @@ def forward(
     *,
     interpret: Interpret,
 ) -> ForwardOutputs[Array]:
-    """Attention of a padded batch."""
+    """Attention; ids are padded to `plan.length`, arrays have `plan.rows` tokens."""
     scalars = _scalars(plan, ids, key_ids, text)
     text_inputs = text and TextInputs(text.keys, text.values, text.segment_ids[:, None], text.queries)
     inputs = ForwardInputs(q, k, v, ids[:, None], key_ids[:, None], text_inputs)

@@ -28,7 +28,7 @@ def regrouped(
 ) -> Float[Array, "b l other"]:
     """Heads of `width` values in groups of `new` instead of `old`, each padded with zeros to whole registers.
 
-    A single group of all `heads` is not padded, and so are those of which whole registers are full.
+    A single group of all `heads` is not padded.
 
     Args:
       dtype: type of the result.
