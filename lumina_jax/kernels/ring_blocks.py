@@ -68,7 +68,7 @@ def _forward(
     """As `ring.forward_block`."""
     plan = kernel_plan(q, k, scale=scale, residuals=True)
     ids, key_ids = (padded_rows(x, plan.length) for x in (q_segments, k_segments))
-    rows, keys, values = (side_by_side(x, plan, plan.length) for x in (q, k, v))
+    rows, keys, values = (side_by_side(x, plan, plan.rows) for x in (q, k, v))
     found = forward(plan, rows, keys, values, ids, key_ids, None, interpret=interpret)
     assert found.logs is not None
     logs = found.logs[:, :, 0, : q.shape[1]]
@@ -96,7 +96,7 @@ def _backward(
     sees = (q_segments > 0)[:, None] & (lse > HIDDEN / 2)
     logs = jnp.where(sees, lse * LOG2E, -HIDDEN)[:, :, None]
     logs = jnp.pad(logs, [(0, 0)] * 3 + [(0, plan.length - q.shape[1])])
-    rows, keys, values, whole, given = (side_by_side(x, plan, plan.length) for x in (q, k, v, out, d_out))
+    rows, keys, values, whole, given = (side_by_side(x, plan, plan.rows) for x in (q, k, v, out, d_out))
     found = ForwardOutputs(whole, logs, None)
     gradients = backward(plan, rows, keys, values, ids, key_ids, None, found, given, interpret=interpret)
     assert gradients.tokens is not None

@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from lumina_jax.chips import LANES, Chip
-from lumina_jax.kernels.flash.blocks import UNKNOWN, known_chip
+from lumina_jax.kernels.flash.blocks import UNKNOWN, known_chip, padded
 from lumina_jax.kernels.flash.plan import Interpret, asked_vmem
 
 CHUNK, SUBLANES = 16, 8
@@ -68,8 +68,8 @@ def rotary_lanes(cos: Float[Array, "b l 1 half"], sin: Float[Array, "b l 1 half"
 
 def refusal(widths: Sequence[int], head_width: int) -> str | None:
     """Why the kernel cannot serve projections of these widths; None: it can."""
-    if head_width % 2 or any(width % LANES for width in widths):
-        return f"projections are {', '.join(map(str, widths))} wide, but the kernel takes multiples of {LANES}"
+    if head_width % 2:
+        return f"heads are {head_width} wide, but the values of a head are pairs"
     chip = known_chip() or UNKNOWN
     if _step_bytes(ROWS[-1], widths, math.lcm(head_width, LANES), 4) > chip.vmem // 4:
         return f"projections are {', '.join(map(str, widths))} wide, too much for the chip's vector memory"
@@ -87,13 +87,13 @@ def turned_heads(
     """Each projection through a LayerNorm over all its heads, if it has one, and turned, all in float32.
 
     Args:
-      projections: heads side by side, each array a multiple of 128 wide.
+      projections: heads side by side, each array of any width.
       norms: for each projection.
       lanes: the angles of tokens; no gradient flows to them.
       eps: added to the variances.
       interpret: run on any device, slowly.
     """
-    affine = tuple(None if norm is None else jnp.stack(norm).astype(jnp.float32) for norm in norms)
+    affine = tuple(None if norm is None else _in_registers(jnp.stack(norm).astype(jnp.float32)) for norm in norms)
     return list(_turned(_Plan(eps, interpret), tuple(projections), affine, lanes))
 
 
@@ -112,10 +112,10 @@ def _turned(
         @pl.loop(0, grid.rows // CHUNK)
         def _(index: Array) -> None:
             at = pl.ds(pl.multiple_of(index * CHUNK, CHUNK), CHUNK)
-            for x, norm, out in ours:
+            for (x, norm, out), width in zip(ours, grid.widths):
                 z = x[at, :].astype(jnp.float32)
                 if norm is not None:
-                    z = _standard(z, plan.eps)[0] * norm[0:1, :] + norm[1:2, :]
+                    z = _standard(z, width, plan.eps)[0] * norm[0:1, :] + norm[1:2, :]
                 out[at, :] = _turn(z, cos[at, :], sin[at, :]).astype(out.dtype)
 
     return tuple(
@@ -170,11 +170,12 @@ def _turned_backward(plan: _Plan, saved: tuple, gradients: tuple[Projection, ...
             if length % grid.rows:  # what lies beyond the row may be anything
                 token = first + index * CHUNK + jax.lax.broadcasted_iota(jnp.int32, (CHUNK, 1), 0)
                 exists = token < length
-            for g, out, *norm in ours:
+            for (g, out, *norm), width in zip(ours, grid.widths):
                 back = _turn(g[at, :].astype(jnp.float32), cos[at, :], -sin[at, :])
                 if norm:
                     x, weights, total = norm
-                    back = _norm_backward(back, x[at, :].astype(jnp.float32), weights[0:1, :], total, exists, plan.eps)
+                    value = x[at, :].astype(jnp.float32)
+                    back = _norm_backward(back, value, width, weights[0:1, :], total, exists, plan.eps)
                 out[at, :] = back.astype(out.dtype)
 
     outputs = pl.pallas_call(
@@ -223,7 +224,7 @@ class _Grid:
 
     def block(self, x: Array) -> pl.BlockSpec:
         each = self.steps[2]
-        return pl.BlockSpec((None, self.rows, x.shape[2]), lambda b, p, i: (b, p * each + i, 0))
+        return pl.BlockSpec((None, self.rows, padded(x.shape[2])), lambda b, p, i: (b, p * each + i, 0))
 
     def compiler_params(self, last: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
         return pltpu.CompilerParams(
@@ -238,7 +239,7 @@ class _Grid:
 
 def _step_bytes(rows: int, widths: Sequence[int], lanes: int, itemsize: int, arrays: int = 3) -> int:
     """Bytes of vector memory of a grid step, two copies of each block: angles, and `arrays` for each projection."""
-    return 2 * rows * (arrays * itemsize * sum(widths) + 2 * 4 * lanes)
+    return 2 * rows * (arrays * itemsize * sum(map(padded, widths)) + 2 * 4 * lanes)
 
 
 def _whole(x: Array) -> pl.BlockSpec:
@@ -262,30 +263,55 @@ def _turn(
     return turned[0] if len(turned) == 1 else jnp.concatenate(turned, axis=1)
 
 
-def _standard(x: Float[Array, "rows w"], eps: float) -> tuple[Float[Array, "rows w"], Float[Array, "rows 1"]]:
+def _in_registers(x: Float[Array, "n w"]) -> Float[Array, "n lanes"]:
+    """Zeros after the values, up to the end of the last register."""
+    return jnp.pad(x, [(0, 0), (0, padded(x.shape[1]) - x.shape[1])])
+
+
+def _within(x: Float[Array, "rows lanes"], width: int) -> Float[Array, "rows lanes"]:
+    """x with zeros after the first `width` lanes: a block may end beyond its array, where anything is."""
+    if width == x.shape[1]:
+        return x
+    last = x[:, x.shape[1] - LANES :]
+    inside = jax.lax.broadcasted_iota(jnp.int32, last.shape, 1) < width % LANES
+    last = jnp.where(inside, last, 0.0)
+    return last if x.shape[1] == LANES else jnp.concatenate([x[:, : x.shape[1] - LANES], last], axis=1)
+
+
+def _mean(x: Float[Array, "rows lanes"], width: int) -> Float[Array, "rows 1"]:
+    """The mean of each row's first `width` values, after which zeros follow."""
+    return jnp.sum(x, axis=1, keepdims=True) * (1 / width)
+
+
+def _standard(
+    x: Float[Array, "rows lanes"], width: int, eps: float
+) -> tuple[Float[Array, "rows lanes"], Float[Array, "rows 1"]]:
     """x with zero mean and unit variance along each row, and the reciprocal of its deviation."""
-    centred = x - jnp.mean(x, axis=1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=1, keepdims=True) + eps)
+    x = _within(x, width)
+    centred = _within(x - _mean(x, width), width)
+    scale = jax.lax.rsqrt(_mean(centred * centred, width) + eps)
     return centred * scale, scale
 
 
 def _norm_backward(
-    gradient: Float[Array, "rows w"],
-    x: Float[Array, "rows w"],
-    weight: Float[Array, "1 w"],
+    gradient: Float[Array, "rows lanes"],
+    x: Float[Array, "rows lanes"],
+    width: int,
+    weight: Float[Array, "1 lanes"],
     total: jax.Ref,
     exists: Array | None,
     eps: float,
-) -> Float[Array, "rows w"]:
+) -> Float[Array, "rows lanes"]:
     """The gradient of x from that of its LayerNorm; those of weight and bias are added to `total`."""
+    gradient = _within(gradient, width)
     if exists is not None:
         gradient, x = jnp.where(exists, gradient, 0.0), jnp.where(exists, x, 0.0)
-    standard, scale = _standard(x, eps)
+    standard, scale = _standard(x, width, eps)
     total[0] += _by_sublane(gradient * standard)
     total[1] += _by_sublane(gradient)
     inner = gradient * weight
-    along = jnp.mean(inner * standard, axis=1, keepdims=True)
-    return scale * (inner - jnp.mean(inner, axis=1, keepdims=True) - standard * along)
+    along = _mean(inner * standard, width)
+    return scale * (inner - _mean(inner, width) - standard * along)
 
 
 def _by_sublane(x: Float[Array, "rows w"]) -> Float[Array, "8 w"]:

@@ -72,9 +72,12 @@ def compiled(topology, *arguments):
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize(("width", "heads", "key_heads"), [(128, 8, 8), (96, 8, 4), (48, 8, 8), (64, 4, 4)])
-def test_between_projections_nothing_is_copied_or_transposed(topology, width, heads, key_heads):
-    found = compiled(topology, width, heads, key_heads, 1152, False)
+@pytest.mark.parametrize(
+    ("width", "heads", "key_heads", "tokens"),
+    [(128, 8, 8, 1152), (96, 8, 4, 1152), (48, 8, 8, 1152), (64, 4, 4, 1152), (72, 16, 4, 1100), (64, 8, 1, 1152)],
+)
+def test_between_projections_nothing_is_padded_copied_or_transposed(topology, width, heads, key_heads, tokens):
+    found = compiled(topology, width, heads, key_heads, tokens, False)
     assert found == {"kernels": ["lumina_flash_forward"], "moved": []}
 
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.chips import LANES
@@ -43,6 +44,7 @@ from lumina_jax.kernels.flash.heads import (
     Scalar,
     Span,
     across,
+    clear_beyond,
     column,
     product,
     row_sums,
@@ -164,49 +166,71 @@ def backward(
     q: Float[Array, "b l hd"],
     k: Float[Array, "b n kd"],
     v: Float[Array, "b n kd"],
-    ids: Int[Array, "b l"],
-    key_ids: Int[Array, "b n"],
+    ids: Int[Array, "b blocks_l"],
+    key_ids: Int[Array, "b blocks_n"],
     text: PaddedText | None,
     found: ForwardOutputs[Array],
     gradient: Float[Array, "b l hd"],
     *,
     interpret: Interpret,
 ) -> BackwardOutputs[Array]:
-    """Gradients of a padded batch. `plan.keys` are all keys: they are taken in windows of `plan.blocks.kv_backward`.
+    """Gradients of `forward`. `plan.keys` are all keys: they are taken in windows of `plan.blocks.kv_backward`.
 
     Args:
       found: what the forward pass returned, with logarithms.
       gradient: of the output.
     """
-    sizes = plan.blocks
-    move = functools.partial(regrouped, width=plan.width, dtype=q.dtype, interpret=interpret)
-    spread = functools.partial(move, old=sizes.heads, new=sizes.heads_backward)
-    back = functools.partial(move, old=sizes.heads_backward, new=sizes.heads)
+    move = functools.partial(_moved, plan, dtype=q.dtype, interpret=interpret)
+    move_keys, move_queries = (functools.partial(move, are_queries=of_queries) for of_queries in (False, True))
     assert found.logs is not None
     inputs = BackwardInputs(
-        queries=spread(q),
-        gradient=spread(gradient),
+        queries=move_queries(q),
+        gradient=move_queries(gradient),
         out=None,
         delta=None,
         ids=ids[:, None],
-        tokens=KeyInputs(spread(k), spread(v), key_ids[:, None], found.logs),
+        tokens=KeyInputs(move_keys(k), move_keys(v), key_ids[:, None], found.logs),
         text=None,
         text_queries=None,
         total=None,
     )
     if text is not None:
         assert found.text_logs is not None
-        text_inputs = KeyInputs(spread(text.keys), spread(text.values), text.segment_ids[:, None], found.text_logs)
-        queries = None if text.queries is None else spread(text.queries)
+        text_inputs = KeyInputs(
+            move_keys(text.keys), move_keys(text.values), text.segment_ids[:, None], found.text_logs
+        )
+        queries = None if text.queries is None else move_queries(text.queries)
         inputs = replace(inputs, text=text_inputs, text_queries=queries)
-    if plan.keys == sizes.kv_backward:
+    if plan.keys == plan.blocks.kv_backward:
         scalars = _scalars(plan, ids, key_ids, text)
-        result = _call(plan, scalars, replace(inputs, out=spread(found.out)), interpret=interpret)
+        result = _call(plan, scalars, replace(inputs, out=move_queries(found.out)), interpret=interpret)
     else:
         delta = jnp.where(ids[:, None, None] > 0, _delta(plan, found.out, gradient), 0.0)
         result = _by_windows(plan, ids, key_ids, text, replace(inputs, delta=delta), interpret=interpret)
-    moved: BackwardOutputs[Array] = jax.tree.map(back, replace(result, gates=None))
-    return replace(moved, gates=result.gates)
+    return replace(
+        result,
+        queries=move_queries(result.queries, back=True),
+        tokens=jax.tree.map(functools.partial(move_keys, back=True), result.tokens),
+        text=jax.tree.map(functools.partial(move_keys, back=True), result.text),
+        text_queries=jax.tree.map(functools.partial(move_queries, back=True), result.text_queries),
+    )
+
+
+def _moved(
+    plan: KernelPlan,
+    x: Float[Array, "b l x"],
+    *,
+    are_queries: bool,
+    back: bool = False,
+    dtype: DTypeLike,
+    interpret: Interpret,
+) -> Float[Array, "b l y"]:
+    """Heads from the groups of the forward pass to those of the backward pass, or back."""
+    forward_groups, backward_groups, heads = plan.blocks.heads, plan.blocks.heads_backward, plan.key_heads
+    if are_queries:
+        forward_groups, backward_groups, heads = plan.query_heads, plan.query_heads_backward, plan.heads
+    old, new = (backward_groups, forward_groups) if back else (forward_groups, backward_groups)
+    return regrouped(x, heads=heads, width=plan.width, old=old, new=new, dtype=dtype, interpret=interpret)
 
 
 def _by_windows(
@@ -236,14 +260,16 @@ def _by_windows(
 
     # Padding is cleared before, not in VMEM: what is written to a block that gradients replace may come back over them.
     kept = [jnp.where(key_ids[:, :, None] > 0, x, jnp.zeros((), x.dtype)) for x in (tokens.keys, tokens.values)]
+    sums = [jnp.pad(x, [(0, 0), (0, 0), (0, padded(x.shape[2]) - x.shape[2])]) for x in (result.queries, *kept)]
     windows = jnp.arange(plan.keys // plan.blocks.kv_backward)
-    (dq, dk, dv), _ = jax.lax.scan(step, (result.queries, *kept), windows)
+    found, _ = jax.lax.scan(step, tuple(sums), windows)
+    dq, dk, dv = (x[..., : like.shape[2]] for x, like in zip(found, (result.queries, *kept)))
     return replace(result, queries=dq, tokens=KeyGradients(dk, dv), delta=None)
 
 
 def _delta(plan: KernelPlan, out: Float[Array, "b l hd"], gradient: Float[Array, "b l hd"]) -> Float[Array, "b h 1 l"]:
     """do . o of every head, by a product with a matrix that says which head a lane belongs to; tokens stay in lanes."""
-    group, lane = plan.blocks.heads, jnp.arange(out.shape[2])
+    group, lane = plan.query_heads, jnp.arange(out.shape[2])
     lanes = padded(group * plan.width)
     within = lane % lanes
     head = jnp.where(within < group * plan.width, lane // lanes * group + within // plan.width, -1)
@@ -308,7 +334,7 @@ def _call(
             grid=BackwardPosition(
                 batch=plan.batch,
                 group=plan.key_heads // sizes.heads_backward,
-                repeat=plan.repeats,
+                repeat=plan.repeats * sizes.heads_backward // plan.query_heads_backward,
                 block=plan.length // sizes.q_backward,
             ),
             in_specs=(in_specs,),
@@ -338,7 +364,8 @@ def _specs(
 ) -> tuple[BackwardInputs[pl.BlockSpec], BackwardOutputs[pl.BlockSpec]]:
     """Blocks of the arrays that go in and out."""
     sizes = plan.blocks
-    heads, lanes = sizes.heads_backward, padded(sizes.heads_backward * plan.width)
+    heads, lanes = plan.query_heads_backward, padded(sizes.heads_backward * plan.width)
+    query_lanes, repeats = padded(heads * plan.width), plan.repeats * sizes.heads_backward // heads
 
     def spec(shape: BlockShape, index: Callable[[BackwardPosition, BackwardScalars], BlockIndex]) -> pl.BlockSpec:
         return pl.BlockSpec(shape, lambda *step: index(BackwardPosition(*step[:-1]), step[-1]))
@@ -354,10 +381,10 @@ def _specs(
         return 0 if scalars.window is None else scalars.window.number[0]
 
     def head(at: BackwardPosition) -> Scalar:
-        return at.group * plan.repeats + at.repeat
+        return at.group * repeats + at.repeat
 
     size, text_size = sizes.kv_backward, plan.text
-    queries = spec((None, sizes.q_backward, lanes), lambda at, scalars: (at.batch, block(at, scalars), head(at)))
+    queries = spec((None, sizes.q_backward, query_lanes), lambda at, scalars: (at.batch, block(at, scalars), head(at)))
     rows = spec((None, heads, 1, sizes.q_backward), lambda at, scalars: (at.batch, head(at), 0, block(at, scalars)))
     ids = spec((None, 1, sizes.q_backward), lambda at, scalars: (at.batch, 0, block(at, scalars)))
     keys = spec((None, size, lanes), lambda at, scalars: (at.batch, window(scalars), at.group))
@@ -380,11 +407,11 @@ def _specs(
 
 
 def _shapes(plan: KernelPlan, inputs: BackwardInputs[Array]) -> BackwardOutputs[jax.ShapeDtypeStruct]:
-    q, lanes = inputs.queries, inputs.queries.shape[2] // plan.repeats
-    of_inputs = functools.partial(jax.ShapeDtypeStruct, dtype=q.dtype)
-    keys, text = (of_inputs((plan.batch, length, lanes)) for length in (plan.keys, plan.text))
+    q, of_inputs = inputs.queries, functools.partial(jax.ShapeDtypeStruct, dtype=inputs.queries.dtype)
+    keys, text = (of_inputs(q.shape if of is None else of.keys.shape) for of in (inputs.tokens, inputs.text))
     by_query = jax.ShapeDtypeStruct((plan.batch, plan.heads, 1, plan.length), jnp.float32)
-    dq = jax.ShapeDtypeStruct(q.shape, q.dtype if inputs.delta is None else jnp.float32)
+    dq_shape = q.shape if inputs.total is None else inputs.total.shape
+    dq = jax.ShapeDtypeStruct(dq_shape, q.dtype if inputs.delta is None else jnp.float32)
     return _present(
         inputs,
         BackwardOutputs(dq, KeyGradients(keys, keys), KeyGradients(text, text), by_query, of_inputs(q.shape), by_query),
@@ -457,7 +484,7 @@ def _kernel(
         pl.when((at.block == 0) & jnp.logical_not(seen))(step.keep)
     else:
         step.queries_of_block()
-    pl.when((at.block == pl.num_programs(3) - 1) & (at.repeat == plan.repeats - 1))(step.write_keys)
+    pl.when((at.block == pl.num_programs(3) - 1) & (at.repeat == pl.num_programs(2) - 1))(step.write_keys)
 
 
 class Rows(NamedTuple):
@@ -566,6 +593,10 @@ class BackwardStep:
         for side in self._sides():
             for start in range(0, side.inputs.ids.shape[1], LANES):
                 side.keys.ids[start : start + LANES, :] = column(side.inputs.ids[:, start : start + LANES])
+        if self.inputs.total is None and self.plan.blocks.heads_backward == self.plan.blocks.heads:
+            for side in self._sides():
+                for block in (side.inputs.keys, side.inputs.values):
+                    clear_beyond(block, block.shape[0], self.plan.blocks.heads * self.plan.width)
         tokens = self.tokens
         if tokens is not None and self.inputs.total is None:
 
@@ -581,12 +612,19 @@ class BackwardStep:
 
     def queries_of_block(self) -> None:
         """The share of this block of queries, of all heads."""
+        inputs, last = self.inputs, self.plan.length // self.plan.blocks.q_backward - 1
+
+        @pl.when(self.position.block == last)
+        def _() -> None:
+            for block in (inputs.queries, inputs.gradient, inputs.out, inputs.text_queries):
+                if block is not None:
+                    clear_beyond(block, self.plan.rows - last * block.shape[0], block.shape[1])
 
         @pl.when(self.scalars.visits.padding[self.row] == 1)
         def _() -> None:  # queries of padding contribute nothing: their gradient becomes zero
             _clear([self.inputs.gradient], column(self.inputs.ids[...]))
 
-        self.plan.each_head(self.head, side_by_side=1, count=self.plan.blocks.heads_backward)
+        self.plan.each_head(self.head, side_by_side=1, count=self.plan.query_heads_backward)
 
     def keep(self) -> None:
         """This step adds nothing to the gradient of the queries."""
@@ -667,7 +705,7 @@ class BackwardStep:
     def _key_head(self, head: Scalar) -> Scalar:
         if self.plan.repeats == 1:
             return head
-        return (self.position.repeat * self.plan.blocks.heads_backward + head) // self.plan.repeats
+        return (self.position.repeat * self.plan.query_heads_backward + head) // self.plan.repeats
 
     def _tokens(
         self, tokens: Side, head: Scalar, rows: Rows, seen: Seen | None, dq: Float[Array, "q d"]
@@ -694,8 +732,8 @@ class BackwardStep:
         plan, scalars, key_head, size = self.plan, self.scalars.text, self._key_head(head), self.plan.text_tile
         assert scalars is not None
         assert self.outputs.gates is not None
-        block = self.position.group * plan.repeats + self.position.repeat
-        gate = scalars.gate[block * plan.blocks.heads_backward + head]
+        block = self.position.group * pl.num_programs(2) + self.position.repeat
+        gate = scalars.gate[block * plan.query_heads_backward + head]
         keys, values = text.keys.head(key_head)
         queries = rows.queries
         if self.inputs.text_queries is not None:

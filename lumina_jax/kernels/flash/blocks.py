@@ -149,6 +149,10 @@ class Sizes:
     width: int
     itemsize: int = 2
 
+    @property
+    def repeats(self) -> int:
+        return self.heads // self.key_heads
+
     def __str__(self) -> str:
         shared = f" ({self.key_heads} of keys)" if self.key_heads != self.heads else ""
         text = f" and {self.text} text tokens" if self.text else ""
@@ -162,6 +166,17 @@ def known_chip() -> Chip | None:
     except ValueError:
         return None
     return CHIPS.get("tpu7x" if version.startswith("7") else version)
+
+
+def repeats_together(repeats: int, lanes: int, *, streamed: bool) -> int:
+    """Query heads of a key head in one block of queries: as few as end where a register ends, or all.
+
+    `lanes` are those of the key heads of a block. Where keys are streamed, sums of each query head are carried, so that
+    one is taken, and the lanes of a block are padded.
+    """
+    if streamed:
+        return 1
+    return next(count for count in divisors(repeats) if count == repeats or count * lanes % LANES == 0)
 
 
 def side_by_side(blocks: BlockSizes, *, streamed: bool) -> int:
@@ -306,7 +321,9 @@ def forward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     """Bytes of vector memory of a grid step: two copies of each block, because transfers overlap, and intermediates."""
     heads, wide, text = blocks.heads, -(-sizes.width // LANES) * LANES, padded(sizes.text) if sizes.text else 0
     lanes = padded(heads * sizes.width)
-    moved = 2 * sizes.itemsize * lanes * (2 * blocks.q + 2 * blocks.kv + 2 * text + (blocks.q if text else 0))
+    repeats = repeats_together(sizes.repeats, heads * sizes.width, streamed=blocks.kv < padded_length(sizes.length))
+    of_queries = padded(repeats * heads * sizes.width) * (3 if text else 2) * blocks.q
+    moved = 2 * sizes.itemsize * (of_queries + lanes * 2 * (blocks.kv + text))
     together = min(heads, side_by_side(blocks, streamed=True))
     sums = 4 * blocks.q * (heads * (2 * wide + 3 * LANES) + (together - 1) * (wide + LANES))
     carried = 0 if blocks.kv >= sizes.length else sums
@@ -319,7 +336,11 @@ def backward_vmem(sizes: Sizes, blocks: BlockSizes) -> int:
     heads, wide, text = blocks.heads_backward, padded(sizes.width), padded(sizes.text) if sizes.text else 0
     is_whole = blocks.kv_backward == padded_length(sizes.length)
     rows = blocks.kv_backward + text if is_whole else max(blocks.kv_backward, text)
-    lanes = padded(heads * sizes.width)
-    moved = 2 * lanes * (sizes.itemsize * (4 * rows + 5 * blocks.q_backward) + 4 * blocks.q_backward)
+    lanes, repeats = padded(heads * sizes.width), 1
+    if heads == blocks.heads:
+        streamed = blocks.kv < padded_length(sizes.length)
+        repeats = repeats_together(sizes.repeats, heads * sizes.width, streamed=streamed)
+    of_queries = padded(repeats * heads * sizes.width) * (5 * sizes.itemsize + 4) * blocks.q_backward
+    moved = 2 * (of_queries + lanes * sizes.itemsize * 4 * rows)
     sums = 4 * rows * (2 * heads * wide + LANES)
     return moved + sums + 4 * 4 * blocks.q_compute_backward * blocks.kv_compute_backward

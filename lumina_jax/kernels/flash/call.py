@@ -2,7 +2,8 @@
 
 In: queries, keys and values [b l h d] and all that `attend` takes. Out: attention [b l h d], differentiable with
 respect to every array but the segment ids. Arrays go to the kernels as [b l h*d], the layout of the projections: where
-a projection or a reshape made them, nothing is copied or transposed. Rows are padded to whole blocks.
+a projection or a reshape made them, nothing is copied, transposed or padded, unless keys are streamed or taken in
+windows. The last block of a row may end beyond it.
 """
 
 import functools
@@ -105,7 +106,7 @@ def flash_attention(
         text_has_queries=text is not None and text.queries is not None,
         blocks=blocks,
     )
-    queries, keys, values = (side_by_side(x, plan, plan.length) for x in (q, k, v))
+    queries, keys, values = (side_by_side(x, plan, plan.rows) for x in (q, k, v))
     padded_text = None if text is None else _padded_text(plan, text)
     out = _attention(plan, interpret, queries, keys, values, padded_rows(segment_ids, plan.length), padded_text)
     return apart(out, plan, q)
@@ -120,24 +121,29 @@ def _padded_text(plan: KernelPlan, text: GatedText) -> PaddedText:
         keys=side_by_side(keys, plan, plan.text),
         values=side_by_side(text.values, plan, plan.text),
         segment_ids=padded_rows(text.segment_ids, plan.text),
-        queries=None if queries is None else side_by_side(queries, plan, plan.length),
+        queries=None if queries is None else side_by_side(queries, plan, plan.rows),
     )
 
 
 def side_by_side(x: Float[Array, "b l h d"], plan: KernelPlan, length: int) -> Float[Array, "b n lanes"]:
-    """Heads side by side, those of a grid step padded to whole registers, and rows padded to `length`."""
-    together = plan.blocks.heads * plan.width
+    """Heads side by side, and rows padded to `length`. Nothing is copied where a block has all heads, or its heads fill
+    registers; else those of a block are padded to whole registers."""
+    together = _heads_of_a_block(x, plan) * plan.width
     groups = x.reshape(*x.shape[:2], -1, together)
-    if together % LANES:
+    if groups.shape[2] > 1 and together % LANES:
         groups = jnp.pad(groups, [(0, 0)] * 3 + [(0, padded(together) - together)])
     return padded_rows(groups.reshape(*x.shape[:2], -1), length)
 
 
 def apart(x: Float[Array, "b n lanes"], plan: KernelPlan, like: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
     """The inverse of `side_by_side`, for an array in the shape of `like`."""
-    together = plan.blocks.heads * plan.width
-    groups = x[:, : like.shape[1]].reshape(*like.shape[:2], -1, padded(together))
-    return groups[..., :together].reshape(like.shape)
+    heads = _heads_of_a_block(like, plan)
+    groups = x[:, : like.shape[1]].reshape(*like.shape[:2], like.shape[2] // heads, -1)
+    return groups[..., : heads * plan.width].reshape(like.shape)
+
+
+def _heads_of_a_block(x: Float[Array, "b l h d"], plan: KernelPlan) -> int:
+    return plan.query_heads if x.shape[2] == plan.heads else plan.blocks.heads
 
 
 def padded_rows(x: Array, length: int) -> Array:

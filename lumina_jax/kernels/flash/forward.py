@@ -40,6 +40,7 @@ from lumina_jax.kernels.flash.heads import (
     Heads,
     Scalar,
     Span,
+    clear_beyond,
     column,
     columns_to_rows,
 )
@@ -52,6 +53,8 @@ from lumina_jax.kernels.flash.tiles import (
     inverse,
     logarithm,
     online,
+    over_window,
+    over_windows,
     scaled,
     unshifted,
     unshifted_with_text,
@@ -65,8 +68,6 @@ MOST_STREAMED = 0.4
 """The same where keys are streamed, as a share of one part: against all parts that hold some of the sample."""
 INLINE_TEXT = 512
 """Text up to this length is computed together with a block of queries; longer text tile by tile."""
-CHUNKS = (3 * LANES, 2 * LANES, LANES)
-"""Keys of a product of a packed row; the largest that divides a window is taken."""
 PACKED_SIDE_BY_SIDE = 4
 """Heads of a block of several segments that are computed side by side."""
 
@@ -168,13 +169,13 @@ def forward(
     q: Float[Array, "b l hd"],
     k: Float[Array, "b n kd"],
     v: Float[Array, "b n kd"],
-    ids: Int[Array, "b l"],
-    key_ids: Int[Array, "b n"],
+    ids: Int[Array, "b blocks_l"],
+    key_ids: Int[Array, "b blocks_n"],
     text: PaddedText | None,
     *,
     interpret: Interpret,
 ) -> ForwardOutputs[Array]:
-    """Attention of a padded batch."""
+    """Attention; ids are padded to `plan.length`, arrays have `plan.rows` tokens."""
     scalars = _scalars(plan, ids, key_ids, text)
     text_inputs = text and TextInputs(text.keys, text.values, text.segment_ids[:, None], text.queries)
     inputs = ForwardInputs(q, k, v, ids[:, None], key_ids[:, None], text_inputs)
@@ -226,14 +227,18 @@ def _scalars(
 def _grid(plan: KernelPlan) -> ForwardPosition:
     blocks = plan.blocks
     return ForwardPosition(
-        plan.batch, plan.key_heads // blocks.heads, plan.repeats, plan.length // blocks.q, plan.parts
+        plan.batch,
+        plan.key_heads // blocks.heads,
+        plan.repeats * blocks.heads // plan.query_heads,
+        plan.length // blocks.q,
+        plan.parts,
     )
 
 
 def _specs(plan: KernelPlan) -> tuple[ForwardInputs[pl.BlockSpec], ForwardOutputs[pl.BlockSpec]]:
     """Blocks of the arrays that go in and out."""
     blocks, grid = plan.blocks, _grid(plan)
-    lanes = padded(blocks.heads * plan.width)
+    lanes, query_lanes = (padded(heads * plan.width) for heads in (blocks.heads, plan.query_heads))
 
     def spec(shape: BlockShape, index: Callable[[ForwardPosition, ForwardScalars], BlockIndex]) -> pl.BlockSpec:
         return pl.BlockSpec(shape, lambda *step: index(ForwardPosition(*step[:-1]), step[-1]))
@@ -243,11 +248,11 @@ def _specs(plan: KernelPlan) -> tuple[ForwardInputs[pl.BlockSpec], ForwardOutput
         return jnp.clip(at.part, scalars.first_part[row], scalars.last_part[row]) if plan.parts > 1 else 0
 
     def head(at: ForwardPosition) -> Scalar:
-        return at.group * plan.repeats + at.repeat
+        return at.group * grid.repeat + at.repeat
 
-    queries = spec((None, blocks.q, lanes), lambda at, _: (at.batch, at.block, head(at)))
+    queries = spec((None, blocks.q, query_lanes), lambda at, _: (at.batch, at.block, head(at)))
     keys = spec((None, blocks.kv, lanes), lambda at, scalars: (at.batch, part(at, scalars), at.group))
-    rows = spec((None, blocks.heads, 1, blocks.q), lambda at, _: (at.batch, head(at), 0, at.block))
+    rows = spec((None, plan.query_heads, 1, blocks.q), lambda at, _: (at.batch, head(at), 0, at.block))
     logs, text = rows if plan.residuals else None, None
     if plan.text:
         of_text = spec((None, plan.text, lanes), lambda at, _: (at.batch, 0, at.group))
@@ -265,7 +270,7 @@ def _specs(plan: KernelPlan) -> tuple[ForwardInputs[pl.BlockSpec], ForwardOutput
 
 
 def _scratch(plan: KernelPlan) -> ForwardScratch[pl.MemoryRef]:
-    rows, heads = plan.blocks.q, plan.blocks.heads
+    rows, heads = plan.blocks.q, plan.query_heads
     failed = pltpu.SMEM((heads,), jnp.int32)
     if plan.parts > 1:
         values, weights = (pltpu.VMEM((2, heads, rows, size), jnp.float32) for size in (plan.lanes, LANES))
@@ -283,8 +288,28 @@ def _kernel(
 ) -> None:
     position = ForwardPosition(*(pl.program_id(axis) for axis in range(5)))
     row = position.batch * (plan.length // plan.blocks.q) + position.block
+    clear_padding(plan, position, inputs)
     kind: type[ResidentStep] | type[StreamedStep] = ResidentStep if plan.parts == 1 else StreamedStep
     kind(plan, scalars, inputs, outputs, scratch, position, row, scalars.first_part[row], scalars.last_part[row]).run()
+
+
+def clear_padding(plan: KernelPlan, position: ForwardPosition, inputs: ForwardInputs[jax.Ref]) -> None:
+    """Clear what blocks hold beyond the rows and heads of their arrays: keys when they come, queries in each step."""
+    lanes, queries = plan.blocks.heads * plan.width, [inputs.queries]
+    if inputs.text is not None and inputs.text.queries is not None:
+        queries.append(inputs.text.queries)
+
+    @pl.when((position.repeat == 0) & (position.block == 0) | (plan.parts > 1))
+    def _() -> None:
+        for block in (inputs.keys, inputs.values):
+            clear_beyond(block, plan.rows if plan.parts == 1 else block.shape[0], lanes)
+        for block in () if inputs.text is None else (inputs.text.keys, inputs.text.values):
+            clear_beyond(block, plan.text, lanes)
+
+    @pl.when(position.block == plan.length // plan.blocks.q - 1)
+    def _() -> None:
+        for block in queries:
+            clear_beyond(block, plan.rows - (plan.length - block.shape[0]), block.shape[1])
 
 
 @dataclass(frozen=True)
@@ -342,7 +367,7 @@ class ForwardStep(ABC):
         """The key head of the block that a query head of the block belongs to."""
         if self.plan.repeats == 1:
             return head
-        return (self.position.repeat * self.plan.blocks.heads + head) // self.plan.repeats
+        return (self.position.repeat * self.plan.query_heads + head) // self.plan.repeats
 
     def like(self, head: Scalar) -> Head | None:
         """The key head whose lanes a query head must have; None: the lanes are the same."""
@@ -357,8 +382,8 @@ class ForwardStep(ABC):
         return [scaled(queries.head(head).alone(rows, self.like(head)), scale) for head in heads]
 
     def gate(self, head: Scalar) -> Float[Array, ""]:
-        block = self.position.group * self.plan.repeats + self.position.repeat
-        return self.text_scalars.gate[block * self.plan.blocks.heads + head]
+        block = self.position.group * _grid(self.plan).repeat + self.position.repeat
+        return self.text_scalars.gate[block * self.plan.query_heads + head]
 
     def has_text(self, heads: list[Scalar]) -> Bool[Array, ""]:
         """Whether the gate of any of the heads is open; a backward pass needs the text of closed gates too."""
@@ -586,7 +611,7 @@ class ResidentStep(ForwardStep):
         queries = self.scaled_queries(heads, self._rows_of_run(tile), of_text=False)
         zeros, keys = self._zeros(heads), [self.key_head(head) for head in heads]
         seen, start = (tile.first, tile.end), _aligned(tile.first)
-        self._finish_run(heads, tile, _window(self.tokens, keys, queries, seen, start, size, zeros), texts)
+        self._finish_run(heads, tile, over_window(self.tokens, keys, queries, seen, start, size, zeros), texts)
 
     def _looped(self, heads: list[Scalar], tile: Tile, sizes: list[int]) -> None:
         """Longest windows first; the rest is one more of them, or some of the next shorter ones."""
@@ -600,7 +625,7 @@ class ResidentStep(ForwardStep):
         many = full + jnp.where(worth, 1, 0)
         few = jnp.where(worth, 0, jax.lax.div(rest + short - 1, short))
         queries = self.scaled_queries(heads, self._rows_of_run(tile), of_text=False)
-        work = functools.partial(_loop, self.tokens, [self.key_head(head) for head in heads], queries)
+        work = functools.partial(over_windows, self.tokens, [self.key_head(head) for head in heads], queries)
         carries = work((tile.first, tile.end), aligned, many, long, self._zeros(heads))
         carries = work((tile.first, tile.end), aligned + many * long, few, short, carries)
         self._finish_run(heads, tile, carries, texts)
@@ -612,7 +637,7 @@ class ResidentStep(ForwardStep):
         count = jnp.where(self.has_text(heads), jax.lax.div(tile.text_end - aligned + LANES - 1, LANES), 0)
         queries = self.scaled_queries(heads, self._rows_of_run(tile), of_text=True)
         keys, seen = [self.key_head(head) for head in heads], (tile.text_first, tile.text_end)
-        return _loop(self.text, keys, queries, seen, aligned, count, LANES, self._zeros(heads))
+        return over_windows(self.text, keys, queries, seen, aligned, count, LANES, self._zeros(heads))
 
     def _rows_of_run(self, tile: Tile) -> Span:
         return pl.ds(pl.multiple_of(tile.start, ROWS_OF_A_REGISTER), self.plan.blocks.run_q)
@@ -676,7 +701,7 @@ class StreamedStep(ForwardStep):
         for sums in (self.sums.values, self.sums.weights):
             sums[0] = jnp.zeros(sums.shape[1:], sums.dtype)
         several = self.scalars.visits.single[self.row] <= 0
-        for head in range(self.plan.blocks.heads):
+        for head in range(self.plan.query_heads):
             self.scratch.failed[head] = jnp.where(several, 1, 0)
 
         @pl.when(several)
@@ -754,47 +779,3 @@ class StreamedStep(ForwardStep):
 def _aligned(index: Scalar) -> Scalar:
     """The multiple of 16 at or below an index."""
     return jnp.bitwise_and(index, -ROWS_OF_A_REGISTER)
-
-
-def _loop(
-    keys: Keys,
-    key_heads: list[Scalar],
-    queries: list[Array],
-    seen: tuple[Scalar, Scalar],
-    start: Scalar,
-    count: Scalar,
-    size: int,
-    carries: list[Carry],
-) -> list[Carry]:
-    """Sums over `count` windows from `start` on."""
-
-    def one(index: Scalar, carries: list[Carry]) -> list[Carry]:
-        return _window(keys, key_heads, queries, seen, start + index * size, size, carries)
-
-    return jax.lax.fori_loop(0, count, one, carries)
-
-
-def _window(
-    keys: Keys,
-    key_heads: list[Scalar],
-    queries: list[Array],
-    seen: tuple[Scalar, Scalar],
-    start: Scalar,
-    size: int,
-    carries: list[Carry],
-) -> list[Carry]:
-    """Sums over `size` keys from `start` on, of which those in the range `seen` are seen."""
-    # A window that would leave the block is moved back over keys that are counted already.
-    first, end = jnp.maximum(seen[0], start), seen[1]
-    begin = jnp.minimum(start, keys.ids.shape[1] - size)
-    chunk = next(part for part in CHUNKS if size % part == 0)
-
-    def hidden(start: Scalar) -> Float[Array, "1 n"]:
-        index = start + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
-        return jnp.where((index >= first) & (index < end), 0.0, HIDDEN)
-
-    result = []
-    for q, head, carry in zip(queries, key_heads, carries):
-        sums = unshifted(q, *keys.head(head), hidden, carry, chunk, begin=begin, count=size // chunk)
-        result.append(Carry(*sums))
-    return result

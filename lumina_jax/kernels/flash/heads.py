@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 from lumina_jax.chips import LANES
+from lumina_jax.kernels.flash.blocks import ROWS_OF_A_REGISTER
 
 TRANSPOSED = (((1,), (1,)), ((), ()))
 """x y^T: contract the second axis of both."""
@@ -148,6 +149,21 @@ class Heads:
 
     def head(self, index: Scalar) -> Head:
         return Head(self.block, index * self.width, self.width)
+
+
+def clear_beyond(block: jax.Ref, rows: int, lanes: int) -> None:
+    """Zeros after the first rows and lanes of a block that ends beyond its array: a transfer leaves there what was."""
+    count, width = block.shape
+    if rows < count:
+        first = rows // ROWS_OF_A_REGISTER * ROWS_OF_A_REGISTER
+        for start in range(0, width, LANES):
+            part = block[first:, start : start + LANES]
+            kept = first + jax.lax.broadcasted_iota(jnp.int32, part.shape, 0) < rows
+            block[first:, start : start + LANES] = jnp.where(kept, part, jnp.zeros_like(part))
+    if lanes < width:
+        part = block[:, width - LANES :]
+        kept = width - LANES + jax.lax.broadcasted_iota(jnp.int32, part.shape, 1) < lanes
+        block[:, width - LANES :] = jnp.where(kept, part, jnp.zeros_like(part))
 
 
 def registers(width: int) -> int:

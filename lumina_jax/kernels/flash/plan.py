@@ -21,6 +21,7 @@ from lumina_jax.kernels.flash.blocks import (
     largest_divisor,
     padded,
     padded_length,
+    repeats_together,
 )
 from lumina_jax.kernels.flash.heads import Scalar
 
@@ -48,6 +49,7 @@ class KernelPlan:
 
     Attributes:
       batch: rows.
+      rows: tokens of a row in HBM: fewer than `length` where the last block ends beyond the row.
       length, keys, text: tokens of queries, of keys and of text in a row, padded; `text` is 0 where there is none.
       heads, key_heads: of queries, and of keys and values.
       width: values of a head.
@@ -62,6 +64,7 @@ class KernelPlan:
     """
 
     batch: int
+    rows: int
     length: int
     keys: int
     text: int
@@ -83,6 +86,18 @@ class KernelPlan:
         return self.heads // self.key_heads
 
     @property
+    def query_heads(self) -> int:
+        """Query heads of a grid step of the forward pass."""
+        lanes = self.blocks.heads * self.width
+        return self.blocks.heads * repeats_together(self.repeats, lanes, streamed=self.parts > 1)
+
+    @property
+    def query_heads_backward(self) -> int:
+        """Query heads of a grid step of the backward pass."""
+        few = self.blocks.heads_backward
+        return self.query_heads if few == self.blocks.heads else few
+
+    @property
     def parts(self) -> int:
         """Parts in which the forward pass streams the keys; 1: all keys stay in VMEM."""
         return self.keys // self.blocks.kv
@@ -97,8 +112,8 @@ class KernelPlan:
         return padded(self.width)
 
     def each_head(self, work: Callable[[list[Scalar]], None], *, side_by_side: int, count: int | None = None) -> None:
-        """Call `work` with all heads of a grid step (or with the first `count`), at most `side_by_side` at a time."""
-        count = count or self.blocks.heads
+        """Call `work` with all query heads of a grid step (or `count` of them), at most `side_by_side` at a time."""
+        count = count or self.query_heads
         size = largest_divisor(count, side_by_side)
         if size == count:
             work(list(range(count)))
@@ -143,7 +158,9 @@ def kernel_plan(
     residuals: bool = False,
     blocks: BlockSizes | None = None,
 ) -> KernelPlan:
-    """The plan of a call with these arrays, whose rows will be padded.
+    """The plan of a call with these arrays.
+
+    Rows need padding in HBM only where a block would lie beyond them, or where keys are taken in parts or windows.
 
     Args:
       blocks: how the work is cut; None: the best known for the chip.
@@ -155,8 +172,11 @@ def kernel_plan(
     length = padded_length(sizes.length)
     blocks = blocks or choose(sizes, chip)
     blocks.check(length, sizes.key_heads, sizes.width)
+    is_whole = blocks.kv == blocks.kv_backward == length
+    fits = length - sizes.length < min(blocks.q, blocks.q_backward)
     return KernelPlan(
         batch=q.shape[0],
+        rows=sizes.length if is_whole and fits else length,
         length=length,
         keys=length,
         text=padded(text_tokens),

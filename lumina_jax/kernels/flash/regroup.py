@@ -24,24 +24,27 @@ ROWS = 256
 
 
 def regrouped(
-    x: Float[Array, "b l lanes"], *, width: int, old: int, new: int, dtype: DTypeLike, interpret: Interpret
+    x: Float[Array, "b l lanes"], *, heads: int, width: int, old: int, new: int, dtype: DTypeLike, interpret: Interpret
 ) -> Float[Array, "b l other"]:
     """Heads of `width` values in groups of `new` instead of `old`, each padded with zeros to whole registers.
 
+    A single group of all `heads` is not padded.
+
     Args:
-      x: `l` is a multiple of 128.
       dtype: type of the result.
     """
     if old == new or (old * width % LANES == 0 and new * width % LANES == 0):
         return x.astype(dtype)
     together = math.lcm(old, new)
     lanes = [together // group * padded(group * width) for group in (old, new)]
-    batch, length, rows = *x.shape[:2], math.gcd(x.shape[1], ROWS)
-    shape = jax.ShapeDtypeStruct((batch, length, x.shape[2] // lanes[0] * lanes[1]), dtype)
+    batch, length, rows = *x.shape[:2], min(padded(x.shape[1]), ROWS)
+    shape = jax.ShapeDtypeStruct(
+        (batch, length, heads * width if new == heads else heads // new * padded(new * width)), dtype
+    )
     here, there = (pl.BlockSpec((None, rows, count), lambda b, i, g: (b, i, g)) for count in lanes)
     return pl.pallas_call(
         functools.partial(_kernel, width=width, old=old, new=new),
-        grid=(batch, length // rows, x.shape[2] // lanes[0]),
+        grid=(batch, pl.cdiv(length, rows), heads // together),
         in_specs=[here],
         out_specs=there,
         out_shape=shape,

@@ -23,6 +23,8 @@ LOWEST = -1e15
 """Least maximum of a row: far below every logit and far above HIDDEN, so that a row that sees nothing sums to 0."""
 SAFE = 2.0**60
 """A row whose sum, or its inverse, is greater is computed again with a running maximum."""
+CHUNKS = (3 * LANES, 2 * LANES, LANES)
+"""Keys of a product of a packed row; the largest that divides a window is taken."""
 UNROLL = 12
 """Most steps of a loop that are written out."""
 LOG2E = math.log2(math.e)
@@ -147,6 +149,50 @@ def unrolled_loop(count: int, size: int, step: Callable[[Scalar, Value], Value],
         return value
 
     return jax.lax.fori_loop(0, count // parts, some, value)
+
+
+def over_windows(
+    keys: Keys,
+    key_heads: list[Scalar],
+    queries: list[Array],
+    seen: tuple[Scalar, Scalar],
+    start: Scalar,
+    count: Scalar,
+    size: int,
+    carries: list[Carry],
+) -> list[Carry]:
+    """Sums over `count` windows from `start` on."""
+
+    def one(index: Scalar, carries: list[Carry]) -> list[Carry]:
+        return over_window(keys, key_heads, queries, seen, start + index * size, size, carries)
+
+    return jax.lax.fori_loop(0, count, one, carries)
+
+
+def over_window(
+    keys: Keys,
+    key_heads: list[Scalar],
+    queries: list[Array],
+    seen: tuple[Scalar, Scalar],
+    start: Scalar,
+    size: int,
+    carries: list[Carry],
+) -> list[Carry]:
+    """Sums over `size` keys from `start` on, of which those in the range `seen` are seen."""
+    # A window that would leave the block is moved back over keys that are counted already.
+    first, end = jnp.maximum(seen[0], start), seen[1]
+    begin = jnp.minimum(start, keys.ids.shape[1] - size)
+    chunk = next(part for part in CHUNKS if size % part == 0)
+
+    def hidden(start: Scalar) -> Float[Array, "1 n"]:
+        index = start + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
+        return jnp.where((index >= first) & (index < end), 0.0, HIDDEN)
+
+    result = []
+    for q, head, carry in zip(queries, key_heads, carries):
+        sums = unshifted(q, *keys.head(head), hidden, carry, chunk, begin=begin, count=size // chunk)
+        result.append(Carry(*sums))
+    return result
 
 
 def online(
