@@ -314,7 +314,8 @@ def _compile(lowered: Any, quick: bool) -> Any:
         if "memory space vmem" in str(error):
             raise ValueError(
                 "the program needs more of a core's own memory (VMEM) than it has, which says nothing of HBM; try "
-                f"{'without --quick, or ' if quick else ''}--model.attention xla. {str(error)[:600]}"
+                f"{'without --quick, or ' if quick else ''}LUMINA_TPU_OPTIONS=none, or --model.attention xla. "
+                f"{str(error)[:600]}"
             ) from error
         raise DoesNotFitError(str(error), needed_bytes(str(error))) from error
     finally:
