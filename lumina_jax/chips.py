@@ -104,6 +104,23 @@ CHIPS = {
         ),
     )
 }  # fmt: skip
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}
+"""The names that jax gives to TPUs, and those of `CHIPS`."""
+
+
+def chip_of_kind(kind: str) -> Chip | None:
+    """The chip of a device, by jax's name of its kind; None where it is no TPU of the table."""
+    name = KINDS.get(kind)
+    return None if name is None else CHIPS[name]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,7 @@ from lumina_jax.modalities import modality_of_source
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.models.precision import abstract_parameters
+from lumina_jax.parallel.compiler_options import compiler_options
 from lumina_jax.parallel.mesh import batch_sharding, check_mesh, check_tokens, configured_mesh
 from lumina_jax.tokens import TextFeatures, Tokens, latent_grid
 from lumina_jax.training.state import abstract_state, parameter_count
@@ -295,7 +296,8 @@ def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
     prompt = Prompt(batch.condition, batch.condition, number, number)
     task = Task(abstract_model(config.model)[0], config, plan.extent, division=division(config, mesh, shardings))
-    program = jax.jit(functools.partial(draw, task, config.sample))
+    options = compiler_options(mesh.devices.flat[0].device_kind)
+    program = jax.jit(functools.partial(draw, task, config.sample), compiler_options=options)
     return program.trace(parameters, noise, keys, prompt), (parameters, (), ())
 
 
@@ -313,7 +315,8 @@ def _compile(lowered: Any, quick: bool) -> Any:
         if "memory space vmem" in str(error):
             raise ValueError(
                 "the program needs more of a core's own memory (VMEM) than it has, which says nothing of HBM; try "
-                f"{'without --quick, or ' if quick else ''}--model.attention xla. {str(error)[:600]}"
+                f"{'without --quick, or ' if quick else ''}LUMINA_TPU_OPTIONS=none, or --model.attention xla. "
+                f"{str(error)[:600]}"
             ) from error
         raise DoesNotFitError(str(error), needed_bytes(str(error))) from error
     finally:

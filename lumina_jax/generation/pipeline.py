@@ -32,6 +32,7 @@ from lumina_jax.generation.sampler import Latents, Prompt, Task
 from lumina_jax.modalities import Modality, Shape, modality_of
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.parallel.compiler_options import compiler_options
 from lumina_jax.parallel.mesh import axis_size
 from lumina_jax.parallel.multihost import whole
 from lumina_jax.seeds import key_of_seed
@@ -211,8 +212,11 @@ class Pipeline:
             trained = Extent(*modality.latent_size(modality.trained_shape)[:3])
             task = Task(self._graph, self.config, trained, modality.index, self._divided)
             programs = (sampler.draw, sampler.invert, sampler.density)
+            device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+            options = compiler_options(device.device_kind)
+            compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
             self._programs[modality.index] = _Programs(
-                *(jax.jit(functools.partial(program, task), static_argnums=0) for program in programs)
+                *(compiled(functools.partial(program, task)) for program in programs)
             )
         return self._programs[modality.index]
 

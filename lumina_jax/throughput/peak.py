@@ -10,19 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lumina_jax.chips import CHIPS, Chip
+from lumina_jax.chips import Chip, chip_of_kind
 
-KINDS = {
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-    "TPU7x": "tpu7x",
-}
-"""The names that jax gives to TPUs, and those of `chips.py`."""
 SIDES = {"cpu": 1536, "gpu": 8192}
 """Rows and columns of the matrices of the measurement."""
 TRIALS = 9
@@ -42,8 +31,7 @@ class Peak(NamedTuple):
 
 def present_chip() -> Chip | None:
     """The TPU chip that is here; None: there is none, or one that `chips.py` does not know."""
-    name = KINDS.get(jax.devices()[0].device_kind)
-    return None if name is None else CHIPS[name]
+    return chip_of_kind(jax.devices()[0].device_kind)
 
 
 def present_peak(dtype: str) -> Peak:

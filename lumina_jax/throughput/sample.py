@@ -18,6 +18,7 @@ from lumina_jax.generation.sampler import Prompt, Task, draw
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.models.precision import cast
+from lumina_jax.parallel.compiler_options import compiler_options
 from lumina_jax.parallel.mesh import batch_sharding, check_rows, configured_mesh
 from lumina_jax.throughput.train import TimedProgram, random_batch
 from lumina_jax.training.state import create_state
@@ -45,7 +46,8 @@ def prepared_sampler(config: Config) -> TimedProgram:
     prompt = Prompt(condition, condition, scale, shift)
     shardings = parameter_shardings(config.model, mesh)
     task = Task(abstract_model(config.model)[0], config, extent, division=division(config, mesh, shardings))
-    program: Any = jax.jit(functools.partial(draw, task, config.sample))
+    options = compiler_options(mesh.devices.flat[0].device_kind)
+    program: Any = jax.jit(functools.partial(draw, task, config.sample), compiler_options=options)
     began = time.perf_counter()
     compiled = program.lower(parameters, noise, keys, prompt).compile()
     seconds = time.perf_counter() - began

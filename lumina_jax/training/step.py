@@ -23,6 +23,7 @@ from lumina_jax.config import Config, FlowConfig
 from lumina_jax.flow import losses, paths, timesteps
 from lumina_jax.models.division import Division, division
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
+from lumina_jax.parallel.compiler_options import compiler_options
 from lumina_jax.parallel.mesh import batch_sharding, row_spec, token_spec
 from lumina_jax.tokens import TextFeatures, Tokens, spread
 from lumina_jax.training.optimizer import ema_decay, ema_update, optimizer
@@ -84,7 +85,11 @@ def train_step(config: Config, mesh: Mesh) -> Step:
         return TrainState(state.step + 1, parameters, ema, moments, state.key), metrics
 
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(shardings, batch_shardings(mesh)), out_shardings=(shardings, None)
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_shardings(mesh)),
+        out_shardings=(shardings, None),
+        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
     )
 
 
