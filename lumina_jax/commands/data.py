@@ -138,7 +138,9 @@ def _settings(arguments: Prepare, defaults: dict[str, Any]) -> dict[str, Any]:
       ValueError: the data set has no such setting, or a number is out of range.
     """
     given = {
-        name: value for name, value in vars(arguments).items() if name not in ("name", "out") and value is not None
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in ("name", "out") and value != getattr(Prepare, name)
     }
     if unknown := [f"--{name.replace('_', '-')}" for name in given if name not in defaults]:
         known = ", ".join(f"--{name.replace('_', '-')}" for name in defaults) or "none"

@@ -1,6 +1,7 @@
 """Emoji of several styles as a prepared set: one name for a thing, what is held out, and further captions."""
 
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.commands.data import main
+from lumina_jax.commands.data import MODULES, Prepare, main, prepare
 from lumina_jax.data.datasets import emoji, emoji_names, icons
 from lumina_jax.data.datasets.emoji_names import Emoji, Split, family, has_skin_tone, plain
 from lumina_jax.data.emoji_source import EmojiSource, first_names
@@ -128,6 +129,18 @@ def test_settings_that_emoji_do_not_have_and_sizes_out_of_range_are_refused(tmp_
             main(["prepare", "emoji", "--out", str(tmp_path), *flags])
         assert message in capsys.readouterr().err.replace("\n", " ")
         assert not (tmp_path / "emoji").exists()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_set_is_prepared_with_its_own_settings_where_none_are_given(monkeypatch, tmp_path, name):
+    module = importlib.import_module(f"lumina_jax.data.datasets.{MODULES[name]}")
+
+    def asked(**settings):
+        raise ValueError(f"asked for {settings}")
+
+    monkeypatch.setattr(module, "samples", asked)
+    with pytest.raises(ValueError, match=re.escape(f"asked for {module.SETTINGS}")):
+        prepare(Prepare(name, tmp_path))
 
 
 def test_without_resvg_the_message_says_what_to_install(monkeypatch):
