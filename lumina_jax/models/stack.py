@@ -22,11 +22,13 @@ Activations = Float[Array, "b l m"]
 Layer = Callable[[Any, Any, Any, Any], Any]
 """(activations, parameters of one layer, shared arguments, fixed arguments) -> activations; see `run_layers`."""
 
+_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
+    "dots": jax.checkpoint_policies.save_from_both_policies(_DOTS, _ATTENTION),
+    "attention": _ATTENTION,
     "offload": jax.checkpoint_policies.nothing_saveable,
 }
 """What each policy keeps for the backward pass besides the input of a layer; None: everything."""
@@ -50,8 +52,8 @@ def run_layers(
       stack: parameters of all layers; with `weights`, this device's shares of them.
       shared, fixed: further arguments of every layer; only `shared` gets a gradient.
       remat: "none", "full", "dots", "attention" or "offload", see `config.ModelConfig`.
-      unroll: layers computed in one iteration of the scan; with all of them there is no scan, but with `weights`
-        there is. With `weights`, 2 keep the gathered weights of two layers in turn, which saves copies of them.
+      unroll: layers computed in one iteration of the scan; with all of them there is no scan. With `weights` there is
+        always one; 2 layers in an iteration save copies of the weights that are gathered in advance.
       weights: how a layer is gathered; None: each device has all parameters.
     """
     layer = recomputed(layer, remat)
