@@ -88,21 +88,26 @@ def _gathered(
     fixed: Any,
 ) -> Activations:
     """`run_layers` for parameters that are divided over devices."""
-    return _forward(layer, weights, unroll, x, stack, shared, fixed)[0]
+    return _forward(layer, weights, unroll, x, stack, shared, fixed)
 
 
 def _forward(
     layer: Layer, weights: ShardedWeights, unroll: int, x: Activations, stack: Any, shared: Any, fixed: Any
-) -> tuple[Array, Any]:
-    """The activations after the last layer, and its gathered weights."""
+) -> Activations:
+    """The activations after the last layer."""
 
-    def body(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], None]:
+    def ahead(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], None]:
         x, layer_weights = carry
         following = weights.gather(_at(stack, jnp.minimum(index + 1, _count(stack) - 1)))
         return (layer(x, layer_weights, shared, fixed), following), None
 
-    carry, _ = jax.lax.scan(body, (x, weights.gather(_at(stack, 0))), jnp.arange(_count(stack)), unroll=unroll)
-    return carry
+    def in_time(x: Activations, parameters: Any) -> tuple[Activations, None]:
+        return layer(x, weights.gather(parameters), shared, fixed), None
+
+    if weights.are_whole:  # to take them ahead would only copy them
+        return jax.lax.scan(in_time, x, stack, unroll=unroll)[0]
+    start = x, weights.gather(_at(stack, 0))
+    return jax.lax.scan(ahead, start, jnp.arange(_count(stack)), unroll=unroll)[0][0]
 
 
 def _forward_keeping(
