@@ -215,7 +215,9 @@ def device_bytes(model: ModelConfig, shares: Shares, tokens: float, parameters: 
 KEPT_VALUES: dict[str, Callable[[ModelConfig], int]] = {
     "full": lambda model: model.width,
     "attention": lambda model: model.width + model.heads_width + 2 * model.heads,
-    "dots": lambda model: 3 * model.width + 2 * model.heads_width + 2 * _keys(model) + 2 * model.mlp_width,
+    "dots": lambda model: (
+        3 * model.width + 3 * model.heads_width + 2 * model.heads + 2 * _keys(model) + 2 * model.mlp_width
+    ),
     "none": lambda model: 12 * model.width + 4 * model.heads_width + 4 * _keys(model) + 4 * model.mlp_width,
 }
 """Values a token that each layer keeps, under each policy. "offload" must be chosen by hand, because the bandwidth to
@@ -239,7 +241,7 @@ def _arithmetic(plan: Plan, load: Load) -> float:
     products, attention = {
         "full": (forward.total - forward.attention, forward.attention),
         "attention": (forward.total - forward.attention, 0.0),
-        "dots": (0.0, forward.attention),
+        "dots": (0.0, 0.0),
         "none": (0.0, 0.0),
     }[model.remat]
     attention += step.attention + forward.attention / 2  # a kernel's backward pass makes the logits again

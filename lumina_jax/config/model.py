@@ -132,11 +132,13 @@ class ModelConfig(Section):
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations, and of weights where they are used; parameters are float32."""
     remat: Literal["none", "full", "dots", "attention", "offload"] = "full"
-    """What the backward pass recomputes. none: nothing. full: each layer from its input. dots: all but matrix products.
-    attention: all but the attention of a fused kernel. offload: as full, with the inputs in host memory (TPU)."""
+    """What the backward pass recomputes. none: nothing. full: each layer from its input. attention: all but the
+    attention of a fused kernel. dots: all but that and matrix products. offload: as full, with the inputs in host
+    memory (TPU)."""
     unroll: int = 1
     """Layers in one iteration of the scan over layers. With all of them there is no scan: the time to compile grows
-    with the layers, and a step on CPU is a little faster."""
+    with the layers, and a step on CPU is a little faster. Where weights are divided over TPUs, 2 save copies of the
+    weights that are gathered in advance."""
     attention: Literal["auto", "reference", "xla", "pallas"] = "auto"
     """Implementation of attention; auto: the fused kernel where it can run, else XLA."""
 

@@ -22,11 +22,13 @@ Activations = Float[Array, "b l m"]
 Layer = Callable[[Any, Any, Any, Any], Any]
 """(activations, parameters of one layer, shared arguments, fixed arguments) -> activations; see `run_layers`."""
 
+_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
+    "dots": jax.checkpoint_policies.save_from_both_policies(_DOTS, _ATTENTION),
+    "attention": _ATTENTION,
     "offload": jax.checkpoint_policies.nothing_saveable,
 }
 """What each policy keeps for the backward pass besides the input of a layer; None: everything."""
@@ -50,12 +52,13 @@ def run_layers(
       stack: parameters of all layers; with `weights`, this device's shares of them.
       shared, fixed: further arguments of every layer; only `shared` gets a gradient.
       remat: "none", "full", "dots", "attention" or "offload", see `config.ModelConfig`.
-      unroll: layers computed in one iteration of the scan; with all of them there is no scan. Unused with `weights`.
+      unroll: layers computed in one iteration of the scan; with all of them there is no scan. With `weights` there is
+        always one; 2 layers in an iteration save copies of the weights that are gathered in advance.
       weights: how a layer is gathered; None: each device has all parameters.
     """
     layer = recomputed(layer, remat)
     if weights is not None:
-        return _gathered(layer, weights, remat == "offload", x, stack, shared, fixed)
+        return _gathered(layer, weights, remat == "offload", unroll, x, stack, shared, fixed)
     if unroll < _count(stack):
 
         def body(x: Activations, parameters: Any) -> tuple[Activations, None]:
@@ -73,30 +76,49 @@ def recomputed(layer: Layer, remat: str) -> Layer:
     return layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _gathered(
-    layer: Layer, weights: ShardedWeights, offload: bool, x: Activations, stack: Any, shared: Any, fixed: Any
+    layer: Layer,
+    weights: ShardedWeights,
+    offload: bool,
+    unroll: int,
+    x: Activations,
+    stack: Any,
+    shared: Any,
+    fixed: Any,
 ) -> Activations:
     """`run_layers` for parameters that are divided over devices."""
-    return _forward(layer, weights, x, stack, shared, fixed)[0]
+    return _forward(layer, weights, unroll, x, stack, shared, fixed)
 
 
 def _forward(
-    layer: Layer, weights: ShardedWeights, x: Activations, stack: Any, shared: Any, fixed: Any
-) -> tuple[Array, Any]:
-    """The activations after the last layer, and its gathered weights."""
+    layer: Layer, weights: ShardedWeights, unroll: int, x: Activations, stack: Any, shared: Any, fixed: Any
+) -> Activations:
+    """The activations after the last layer."""
 
-    def body(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], None]:
+    def ahead(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], None]:
         x, layer_weights = carry
         following = weights.gather(_at(stack, jnp.minimum(index + 1, _count(stack) - 1)))
         return (layer(x, layer_weights, shared, fixed), following), None
 
-    carry, _ = jax.lax.scan(body, (x, weights.gather(_at(stack, 0))), jnp.arange(_count(stack)))
-    return carry
+    def in_time(x: Activations, parameters: Any) -> tuple[Activations, None]:
+        return layer(x, weights.gather(parameters), shared, fixed), None
+
+    if weights.are_whole:  # to take them ahead would only copy them
+        return jax.lax.scan(in_time, x, stack, unroll=unroll)[0]
+    start = x, weights.gather(_at(stack, 0))
+    return jax.lax.scan(ahead, start, jnp.arange(_count(stack)), unroll=unroll)[0][0]
 
 
 def _forward_keeping(
-    layer: Layer, weights: ShardedWeights, offload: bool, x: Activations, stack: Any, shared: Any, fixed: Any
+    layer: Layer,
+    weights: ShardedWeights,
+    offload: bool,
+    unroll: int,
+    x: Activations,
+    stack: Any,
+    shared: Any,
+    fixed: Any,
 ) -> tuple[Activations, Any]:
     """The activations, and for each layer what its backward pass needs besides weights and arguments."""
     restores = []
@@ -109,11 +131,14 @@ def _forward_keeping(
         restores.append(restore)
         return (out, following), [jax.device_put(leaf, jax.memory.Space.Host) for leaf in kept] if offload else kept
 
-    (x, last), kept = jax.lax.scan(body, (x, weights.gather(_at(stack, 0))), jnp.arange(_count(stack)))
+    start = x, weights.gather(_at(stack, 0))
+    (x, last), kept = jax.lax.scan(body, start, jnp.arange(_count(stack)), unroll=unroll)
     return x, (stack, shared, fixed, last, jax.tree_util.Partial(restores[-1], kept))
 
 
-def _backward(layer: Layer, weights: ShardedWeights, offload: bool, residuals: Any, gradient: Activations) -> Any:
+def _backward(
+    layer: Layer, weights: ShardedWeights, offload: bool, unroll: int, residuals: Any, gradient: Activations
+) -> Any:
     stack, shared, fixed, last, pullback = residuals
     restore, (kept,) = pullback.func, pullback.args
     layers = _count(stack)
@@ -132,7 +157,7 @@ def _backward(layer: Layer, weights: ShardedWeights, offload: bool, residuals: A
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
     sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
     carry = (gradient, sums, last, zeros(last), zeros(stack))
-    carry, _ = jax.lax.scan(body, carry, (jnp.arange(layers), kept), reverse=True)
+    carry, _ = jax.lax.scan(body, carry, (jnp.arange(layers), kept), reverse=True, unroll=unroll)
     gradient, shared_gradient, _, first, stack_gradient = carry
     stack_gradient = _put(stack_gradient, weights.scatter(first), 0)
     shared_gradient = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), shared_gradient, shared)

@@ -54,6 +54,11 @@ class ShardedWeights:
         """The same for a tree of parameters followed by arrays that belong to this device's rows alone."""
         return dataclasses.replace(self, local_leaves=len(jax.tree.leaves(arrays)))
 
+    @property
+    def are_whole(self) -> bool:
+        """Whether each device has all weights."""
+        return not any(cut.axes for cut in self.cuts)
+
     def gather(self, shares: Tree) -> Tree:
         """The whole weights."""
         return self._each(self._gather_one, shares)

@@ -291,8 +291,7 @@ def test_less_is_kept_and_more_computed_by_full_rematerialisation(monkeypatch):
         for name in ("none", "dots", "attention", "full")
     )
     assert none.memory > dots.memory > attention.memory > full.memory
-    assert none.seconds < attention.seconds < full.seconds
-    assert none.seconds < dots.seconds < full.seconds  # where attention dominates, as here, that is what to keep
+    assert none.seconds <= dots.seconds < attention.seconds < full.seconds
 
 
 @pytest.mark.aot

@@ -52,16 +52,17 @@ def test_recomputed_and_unrolled_layers_give_the_gradients_of_a_plain_scan(input
     chex.assert_trees_all_close(gradients(inputs, remat, None, unroll), plain_gradients, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 1), ("attention", 1)])
+@pytest.mark.parametrize(("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 2), ("attention", 1)])
 def test_a_policy_keeps_of_each_layer_its_input_and_what_it_names_and_never_weights(inputs, remat, extra):
-    keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False)
+    keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False, 1)
     _, residuals = jax.eval_shape(keeping, *inputs)
     (kept,) = residuals[-1].args
     assert [leaf.shape for leaf in kept] == [(3, 2, 4, 5)] * (1 + extra)
 
 
 def test_without_a_policy_everything_is_kept_but_weights(inputs):
-    _, residuals = jax.eval_shape(functools.partial(_forward_keeping, recomputed(layer, "none"), ALONE, False), *inputs)
+    keeping = functools.partial(_forward_keeping, recomputed(layer, "none"), ALONE, False, 1)
+    _, residuals = jax.eval_shape(keeping, *inputs)
     (kept,) = residuals[-1].args
     assert (3, 5, 5) not in {leaf.shape for leaf in kept}
     assert len(kept) > 2

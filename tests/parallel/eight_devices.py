@@ -23,7 +23,11 @@ from tests.generation.test_pipeline import Words, random_parameters
 from tests.training import tiny
 
 MESHES = {
-    "fsdp over two mesh axes, tensor": ({"fsdp": 4, "tensor": 2, "split": {"fsdp": (2, 2)}}, {}, {"remat": "none"}),
+    "fsdp over two mesh axes, tensor": (
+        {"fsdp": 4, "tensor": 2, "split": {"fsdp": (2, 2)}},
+        {},
+        {"remat": "none", "unroll": 2},
+    ),
     "heads exchanged, key heads repeated": ({"sequence": 4, "fsdp": 2}, {}, {"remat": "dots"}),
     "ring": ({"sequence": 4, "ring": 4}, {}, {"remat": "offload"}),
     "ring, heads exchanged, tensor": ({"sequence": 4, "ring": 2, "tensor": 2}, {}, {}),
