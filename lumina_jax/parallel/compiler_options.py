@@ -4,8 +4,8 @@ In: jax's name of the kind of the devices. Out: `compiler_options` of `jax.jit`;
 
 * `xla_tpu_scoped_vmem_limit_kib`: the vector memory that one fusion may take. libtpu allows 16 MiB, with which a
   product of activations and weights reads its operands in small blocks, and reaches 50 to 80 % of the matrix units'
-  peak where other arithmetic is fused to it. Half of a core's memory is allowed here. With three quarters, products
-  alone are another 2 % faster, but no room is left for arrays around our attention kernels, whose limit is their own.
+  peak where other arithmetic is fused to it. 32 MiB are allowed here. With more, products alone are another 2 % faster,
+  but too little room is left for arrays around our attention kernels, whose limit is their own.
 * asynchronous collectives: libtpu waits for each gather of weights unless it may run beside a matrix product.
 
 A flag that the environment variable LIBTPU_INIT_ARGS names is left to it. LUMINA_TPU_OPTIONS replaces all of them by
@@ -19,8 +19,8 @@ from typing import Any
 from lumina_jax.chips import MIB, Chip, chip_of_kind
 
 VARIABLE = "LUMINA_TPU_OPTIONS"
-LEAST_VMEM = 64 * MIB
-"""Cores with less vector memory keep libtpu's limit."""
+FUSION_VMEM, LEAST_VMEM = 32 * MIB, 64 * MIB
+"""The vector memory that a fusion may take; cores with less than the second in all keep libtpu's limit."""
 ASYNCHRONOUS = {
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
@@ -48,7 +48,7 @@ def compiler_options(device_kind: str, environment: Mapping[str, str] = os.envir
 
 def usual_options(chip: Chip) -> dict[str, Any]:
     """The options for a chip, without those of the environment."""
-    vmem = {"xla_tpu_scoped_vmem_limit_kib": str(chip.vmem // 2 // 1024)} if chip.vmem >= LEAST_VMEM else {}
+    vmem = {"xla_tpu_scoped_vmem_limit_kib": str(FUSION_VMEM // 1024)} if chip.vmem >= LEAST_VMEM else {}
     return vmem | ASYNCHRONOUS
 
 
