@@ -296,7 +296,7 @@ def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
     prompt = Prompt(batch.condition, batch.condition, number, number)
     task = Task(abstract_model(config.model)[0], config, plan.extent, division=division(config, mesh, shardings))
-    options = compiler_options(mesh.devices.flat[0].device_kind)
+    options = compiler_options(mesh.devices.flat[0].device_kind, trains=False)
     program = jax.jit(functools.partial(draw, task, config.sample), compiler_options=options)
     return program.trace(parameters, noise, keys, prompt), (parameters, (), ())
 

@@ -213,7 +213,7 @@ class Pipeline:
             task = Task(self._graph, self.config, trained, modality.index, self._divided)
             programs = (sampler.draw, sampler.invert, sampler.density)
             device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
-            options = compiler_options(device.device_kind)
+            options = compiler_options(device.device_kind, trains=False)
             compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
             self._programs[modality.index] = _Programs(
                 *(compiled(functools.partial(program, task)) for program in programs)

@@ -4,8 +4,8 @@ In: jax's name of the kind of the devices. Out: `compiler_options` of `jax.jit`;
 
 * `xla_tpu_scoped_vmem_limit_kib`: the vector memory that one fusion may take. libtpu allows 16 MiB, with which a
   product of activations and weights reads its operands in small blocks, and reaches 50 to 80 % of the matrix units'
-  peak where other arithmetic is fused to it. 32 MiB are allowed here. With more, products alone are another 2 % faster,
-  but too little room is left for arrays around our attention kernels, whose limit is their own.
+  peak where other arithmetic is fused to it. Half of a core's memory is allowed to programs that draw, and 32 MiB to
+  those that train: more would leave too little for arrays around our attention kernels, whose limit is their own.
 * asynchronous collectives: libtpu waits for each gather of weights unless it may run beside a matrix product.
 
 A flag that the environment variable LIBTPU_INIT_ARGS names is left to it. LUMINA_TPU_OPTIONS replaces all of them by
@@ -20,7 +20,7 @@ from lumina_jax.chips import MIB, Chip, chip_of_kind
 
 VARIABLE = "LUMINA_TPU_OPTIONS"
 FUSION_VMEM, LEAST_VMEM = 32 * MIB, 64 * MIB
-"""The vector memory that a fusion may take; cores with less than the second in all keep libtpu's limit."""
+"""The vector memory that a fusion may take in training; cores with less than the second in all keep libtpu's limit."""
 ASYNCHRONOUS = {
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
@@ -30,7 +30,9 @@ ASYNCHRONOUS = {
 }
 
 
-def compiler_options(device_kind: str, environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
+def compiler_options(
+    device_kind: str, environment: Mapping[str, str] = os.environ, *, trains: bool
+) -> dict[str, Any] | None:
     """The options for a program on devices of this kind; None where they are no TPUs of `chips.py`, or all options are
     left to libtpu.
 
@@ -41,14 +43,15 @@ def compiler_options(device_kind: str, environment: Mapping[str, str] = os.envir
     if chip is None:
         return None
     given, named = environment.get(VARIABLE), environment.get("LIBTPU_INIT_ARGS", "")
-    options = usual_options(chip) if given is None else _parsed(given)
+    options = usual_options(chip, trains=trains) if given is None else _parsed(given)
     names = {word.lstrip("-").partition("=")[0] for word in named.split()}
     return {name: value for name, value in options.items() if name not in names} or None
 
 
-def usual_options(chip: Chip) -> dict[str, Any]:
+def usual_options(chip: Chip, *, trains: bool) -> dict[str, Any]:
     """The options for a chip, without those of the environment."""
-    vmem = {"xla_tpu_scoped_vmem_limit_kib": str(FUSION_VMEM // 1024)} if chip.vmem >= LEAST_VMEM else {}
+    room = FUSION_VMEM if trains else chip.vmem // 2
+    vmem = {"xla_tpu_scoped_vmem_limit_kib": str(room // 1024)} if chip.vmem >= LEAST_VMEM else {}
     return vmem | ASYNCHRONOUS
 
 

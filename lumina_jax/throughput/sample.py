@@ -46,7 +46,7 @@ def prepared_sampler(config: Config) -> TimedProgram:
     prompt = Prompt(condition, condition, scale, shift)
     shardings = parameter_shardings(config.model, mesh)
     task = Task(abstract_model(config.model)[0], config, extent, division=division(config, mesh, shardings))
-    options = compiler_options(mesh.devices.flat[0].device_kind)
+    options = compiler_options(mesh.devices.flat[0].device_kind, trains=False)
     program: Any = jax.jit(functools.partial(draw, task, config.sample), compiler_options=options)
     began = time.perf_counter()
     compiled = program.lower(parameters, noise, keys, prompt).compile()

@@ -89,7 +89,7 @@ def train_step(config: Config, mesh: Mesh) -> Step:
         donate_argnums=0,
         in_shardings=(shardings, batch_shardings(mesh)),
         out_shardings=(shardings, None),
-        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
+        compiler_options=compiler_options(mesh.devices.flat[0].device_kind, trains=True),
     )
 
 

@@ -15,42 +15,46 @@ VMEM = "xla_tpu_scoped_vmem_limit_kib"
 
 
 def test_cpu_and_unknown_devices_have_no_options():
-    assert compiler_options("cpu") is None
-    assert compiler_options("NVIDIA H100", {"LUMINA_TPU_OPTIONS": "xla_some=1"}) is None
+    assert compiler_options("cpu", trains=True) is None
+    assert compiler_options("NVIDIA H100", {"LUMINA_TPU_OPTIONS": "xla_some=1"}, trains=True) is None
 
 
 def test_fusions_may_take_more_vector_memory_than_libtpu_allows_them():
-    found = {kind: (compiler_options(kind, {}) or {}).get(VMEM) for kind in KINDS}
+    found, drawing = (
+        {kind: (compiler_options(kind, {}, trains=trains) or {}).get(VMEM) for kind in KINDS}
+        for trains in (True, False)
+    )
     assert found["TPU v5"] == found["TPU v6 lite"] == found["TPU v5 lite"] == "32768"
-    assert found["TPU v4"] is None  # 16 MiB are all that it has
+    assert (drawing["TPU v5"], drawing["TPU v6 lite"]) == ("32768", "65536")
+    assert found["TPU v4"] is drawing["TPU v4"] is None  # 16 MiB are all that it has
 
 
 def test_every_chip_gathers_weights_beside_products():
     for chip in CHIPS.values():
-        assert usual_options(chip)["xla_tpu_enable_async_collective_fusion_fuse_all_gather"] == "true"
+        assert usual_options(chip, trains=True)["xla_tpu_enable_async_collective_fusion_fuse_all_gather"] == "true"
 
 
 def test_a_flag_of_libtpu_in_the_environment_is_left_to_it():
     environment = {"LIBTPU_INIT_ARGS": f"--xla_other=1 --{VMEM}=49152"}
-    found = compiler_options("TPU v5p", environment) or {}
+    found = compiler_options("TPU v5p", environment, trains=True) or {}
     assert VMEM not in found
     assert "xla_enable_async_all_gather" in found
 
 
 def test_options_of_the_environment_replace_ours():
     given = {"LUMINA_TPU_OPTIONS": "--xla_first=1 xla_second=true"}
-    assert compiler_options("TPU v5p", given) == {"xla_first": "1", "xla_second": "true"}
-    assert compiler_options("TPU v5p", {"LUMINA_TPU_OPTIONS": "none"}) is None
+    assert compiler_options("TPU v5p", given, trains=True) == {"xla_first": "1", "xla_second": "true"}
+    assert compiler_options("TPU v5p", {"LUMINA_TPU_OPTIONS": "none"}, trains=True) is None
 
 
 @pytest.mark.parametrize("words", ["xla_first", "xla_first=", "xla_first=1 off"])
 def test_a_word_that_is_no_option_is_refused(words):
     with pytest.raises(ValueError, match=r"LUMINA_TPU_OPTIONS must be NAME=VALUE .* write --xla_name=value"):
-        compiler_options("TPU v5p", {"LUMINA_TPU_OPTIONS": words})
+        compiler_options("TPU v5p", {"LUMINA_TPU_OPTIONS": words}, trains=True)
 
 
 def test_the_train_step_is_compiled_with_the_options_of_its_devices(monkeypatch, tmp_path):
-    monkeypatch.setattr(step, "compiler_options", lambda kind: {"xla_no_such_option": "1"})
+    monkeypatch.setattr(step, "compiler_options", lambda kind, trains: {"xla_no_such_option": "1"})
     config, mesh = label_config(tmp_path), make_mesh(devices=jax.devices()[:1])
     arguments = abstract_state(config, mesh), abstract_batch(config, batch_load(config), mesh)
     lowered = step.train_step(config, mesh).lower(*arguments)
