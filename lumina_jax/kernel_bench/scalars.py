@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
 from lumina_jax.kernel_bench.scalar_unit import follow
@@ -47,7 +48,8 @@ def _recorded(calls: list[Call]) -> Iterator[None]:
 
         return call
 
-    with mock.patch.object(pl, "pallas_call", pallas_call):
+    in_hbm = mock.patch.object(pltpu, "with_memory_space_constraint", lambda x, _: x)
+    with mock.patch.object(pl, "pallas_call", pallas_call), in_hbm:
         yield
 
 

@@ -49,7 +49,7 @@ from lumina_jax.kernels.flash.heads import (
     product,
     row_sums,
 )
-from lumina_jax.kernels.flash.plan import Interpret, KernelPlan, PaddedText
+from lumina_jax.kernels.flash.plan import Interpret, KernelPlan, PaddedText, from_hbm
 from lumina_jax.kernels.flash.regroup import regrouped
 from lumina_jax.kernels.flash.tiles import LOG2E, Keys, Value, scaled, unrolled_loop
 from lumina_jax.kernels.flash.visits import Leaf, TextScalars, Visits, visits
@@ -350,7 +350,7 @@ def _call(
         interpret=interpret,
         name="lumina_flash_backward" if inputs.tokens else "lumina_flash_backward_text",
     )
-    return call(scalars, inputs)
+    return from_hbm(call, interpret=interpret)(scalars, inputs)
 
 
 def _numbered(tree: object) -> object:

@@ -44,7 +44,7 @@ from lumina_jax.kernels.flash.heads import (
     column,
     columns_to_rows,
 )
-from lumina_jax.kernels.flash.plan import Interpret, KernelPlan, PaddedText
+from lumina_jax.kernels.flash.plan import Interpret, KernelPlan, PaddedText, from_hbm
 from lumina_jax.kernels.flash.tiles import (
     LOWEST,
     Carry,
@@ -200,7 +200,7 @@ def forward(
         interpret=interpret,
         name="lumina_flash_forward",
     )
-    return call(scalars, inputs)
+    return from_hbm(call, interpret=interpret)(scalars, inputs)
 
 
 def _scalars(

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
@@ -27,6 +29,7 @@ from lumina_jax.kernels.flash.heads import Scalar
 
 Interpret = bool | pltpu.InterpretParams
 """Whether to run a kernel on any device, slowly: True shows its values, parameters also races."""
+Scalars, Inputs, Outputs = TypeVar("Scalars"), TypeVar("Inputs"), TypeVar("Outputs")
 VMEM_LIMIT = 0.95
 """The largest share of a core's vector memory that a kernel asks for; the compiler keeps the rest."""
 VMEM_MARGIN, VMEM_SPARE = 1.25, 16 * MIB
@@ -146,6 +149,31 @@ def sizes_of(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens
 def asked_vmem(needed: int, chip: Chip) -> int:
     """Bytes of vector memory to ask for, for a kernel whose blocks need this many."""
     return min(int(VMEM_LIMIT * chip.vmem), int(VMEM_MARGIN * needed) + VMEM_SPARE)
+
+
+def from_hbm(
+    call: Callable[[Scalars, Inputs], Outputs], *, interpret: Interpret
+) -> Callable[[Scalars, Inputs], Outputs]:
+    """The call of a kernel with its tokens [b l hd] in HBM, from which blocks are fetched while others are computed.
+
+    XLA would move tokens that fit into the vector memory that the kernel does not ask for. From there a kernel copies
+    its blocks with the instructions that compute: up to 9 % of a backward pass over 1152 tokens on v6e.
+    """
+    if interpret:
+        return call
+    return jax.jit(lambda scalars, inputs: call(scalars, jax.tree.map(_in_hbm, inputs)))  # only compiled code can ask
+
+
+@jax.custom_batching.custom_vmap
+def _in_hbm(x: Array) -> Array:
+    is_tokens = x.ndim == 3 and jnp.issubdtype(x.dtype, jnp.floating)
+    return pltpu.with_memory_space_constraint(x, pltpu.HBM) if is_tokens else x
+
+
+@_in_hbm.def_vmap
+def _in_hbm_together(size: int, is_batched: list[bool], x: Array) -> tuple[Array, bool]:
+    """Under vmap XLA chooses the memory."""
+    return x, is_batched[0]
 
 
 def kernel_plan(
