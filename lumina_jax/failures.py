@@ -17,6 +17,10 @@ EXPECTED = (ValueError, OSError, ImportError, RuntimeError)
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Error numbers of a full or read-only disk."""
+REFUSED_OPTION = re.compile(
+    r"No such compile option: '\w+'|Failed to parse '.*' into flag \w+|While setting option \w+, .*value"
+)
+"""How a compiler refuses an option of `parallel/compiler_options.py`, as another version of libtpu may."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
@@ -78,6 +82,11 @@ def message(error: BaseException) -> str:
     if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):
         first = text.splitlines()[0] if text else type(error).__name__
         return f"out of memory ({first[:200]}); use smaller pictures, a smaller batch or shorter rows"
+    if refused := REFUSED_OPTION.search(text):
+        return (
+            f"the compiler refuses one of its options ({refused[0]}), which another version of libtpu may know; "
+            "LUMINA_TPU_OPTIONS=none in the environment leaves every option to it (docs/scaling.md lists them)"
+        )
     if isinstance(error, EXPECTED) and not isinstance(error, RecursionError | NotImplementedError) and text:
         return text
     return f"{type(error).__name__}: {text}\nThis is a bug in lumina_jax: a check should have refused the input earlier"

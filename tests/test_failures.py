@@ -31,6 +31,14 @@ def test_running_out_of_memory_is_reported_with_a_remedy():
     assert message(MemoryError()).startswith("out of memory (MemoryError")
 
 
+@pytest.mark.parametrize("options", [{"xla_of_tomorrow": "true"}, {"xla_llvm_disable_expensive_passes": "perhaps"}])
+def test_an_option_that_the_compiler_refuses_is_reported_with_the_variable_that_replaces_it(options):
+    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+        jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
+    assert next(iter(options)) in message(refused.value)
+    assert "LUMINA_TPU_OPTIONS=none" in message(refused.value)
+
+
 def test_ctrl_c_ends_with_the_usual_status():
     with pytest.raises(SystemExit) as end, reported():
         raise KeyboardInterrupt
