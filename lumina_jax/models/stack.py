@@ -52,8 +52,8 @@ def run_layers(
       stack: parameters of all layers; with `weights`, this device's shares of them.
       shared, fixed: further arguments of every layer; only `shared` gets a gradient.
       remat: "none", "full", "dots", "attention" or "offload", see `config.ModelConfig`.
-      unroll: layers computed in one iteration of the scan; with all of them there is no scan. With `weights` there is
-        always one; 2 layers in an iteration save copies of the weights that are gathered in advance.
+      unroll: layers computed in one iteration of the scan; with all of them there is no scan, unless there are
+        `weights`, for which 2 layers in an iteration save copies of what is gathered in advance.
       weights: how a layer is gathered; None: each device has all parameters.
     """
     layer = recomputed(layer, remat)
