@@ -79,6 +79,11 @@ def message(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
+    if "memory space vmem" in text:
+        return (
+            "the TPU compiler needs more of a core's own memory (VMEM) than it has, which says nothing of HBM: "
+            f"{text.splitlines()[0][:300]}; try LUMINA_TPU_OPTIONS=none in the environment, or --model.attention xla"
+        )
     if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):
         first = text.splitlines()[0] if text else type(error).__name__
         return f"out of memory ({first[:200]}); use smaller pictures, a smaller batch or shorter rows"

@@ -310,14 +310,14 @@ def _compile(lowered: Any, quick: bool) -> Any:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
-            raise
-        if "memory space vmem" in str(error):
+        is_of_memory, is_of_core = (word in str(error) for word in ("RESOURCE_EXHAUSTED", "memory space vmem"))
+        if is_of_core and quick:
             raise ValueError(
-                "the program needs more of a core's own memory (VMEM) than it has, which says nothing of HBM; try "
-                f"{'without --quick, or ' if quick else ''}LUMINA_TPU_OPTIONS=none, or --model.attention xla. "
-                f"{str(error)[:600]}"
+                "with --quick, the compiler needs more of a core's own memory (VMEM) than it has, which says nothing "
+                "of HBM; leave out --quick"
             ) from error
+        if is_of_core or not (is_of_memory or "Ran out of memory" in str(error)):
+            raise
         raise DoesNotFitError(str(error), needed_bytes(str(error))) from error
     finally:
         jax.config.update(name, usual)

@@ -64,7 +64,7 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
 
     Raises:
       ValueError: no candidate can work on this topology.
-      DoesNotFitError: none of those compiled fits.
+      DoesNotFitError, JaxRuntimeError: none of those compiled fits, or what the compiler said of the last.
     """
     found = sorted(guesses(plan), key=rank)
     if not found:
@@ -77,13 +77,15 @@ def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
     chosen = shortlist(fitting or sorted(found, key=lambda guess: guess.memory), compiles)
     for guess in chosen:
         say(f"  {guess.seconds:8.4g} s  {guess.memory / 1e9:6.1f} GB  {flags(guess.plan.config)}")
-    failure, reports = DoesNotFitError(f"none of the best {compiles} candidates fits", None), []
+    failure: Exception = DoesNotFitError(f"none of the best {compiles} candidates fits", None)
+    reports = []
     for guess in chosen:
         try:
             report = compile_plan(guess.plan)
-        except DoesNotFitError as error:
+        except (ValueError, RuntimeError) as error:
             failure = error
-            say(f"does not fit: {flags(guess.plan.config)}")
+            verb = "fit" if isinstance(error, DoesNotFitError) else "compile"
+            say(f"does not {verb}: {flags(guess.plan.config)}")
             continue
         reports.append(report)
         if plan.quick:
