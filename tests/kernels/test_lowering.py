@@ -6,10 +6,11 @@ import re
 import jax
 import jax.numpy as jnp
 
+from lumina_jax.chips import MIB
 from lumina_jax.kernels.flash.call import flash_attention
 
 
-def test_tokens_stay_in_hbm_where_kernels_fetch_them_and_vmap_still_lowers():
+def test_kernels_ask_for_tokens_in_hbm_and_for_whole_units_of_vector_memory_and_vmap_still_lowers():
     tokens, ids = jax.ShapeDtypeStruct((3, 1, 256, 2, 128), jnp.bfloat16), jax.ShapeDtypeStruct((3, 1, 256), jnp.int32)
 
     def gradients(ids, *inputs):
@@ -25,4 +26,7 @@ def test_tokens_stay_in_hbm_where_kernels_fetch_them_and_vmap_still_lowers():
         len(re.findall("operand_index", colors)) for colors in re.findall(r"input_memory_space_colors[^]]*", alone)
     ]
     assert in_hbm == [3, 5]  # queries, keys and values; with the output and its gradient
+    asked = [int(size) for size in re.findall(r"scoped_memory_configs[^]]*size\\22: (\d+)", alone)]
+    assert len(asked) == 2
+    assert not any(size % MIB for size in asked)  # of other sizes the TPU compiler loses count
     assert "lumina_flash_backward" in lowered(jax.vmap(gradients), ids, tokens, tokens, tokens)

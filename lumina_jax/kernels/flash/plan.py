@@ -34,6 +34,8 @@ VMEM_LIMIT = 0.95
 """The largest share of a core's vector memory that a kernel asks for; the compiler keeps the rest."""
 VMEM_MARGIN, VMEM_SPARE = 1.25, 16 * MIB
 """A kernel asks for its blocks this many times, and for these bytes: room for values that do not fit into registers."""
+VMEM_UNIT = 2 * MIB
+"""A kernel asks for whole units: beside other numbers, libtpu 0.0.42 fills the rest with more arrays than fit."""
 
 
 class PaddedText(NamedTuple):
@@ -148,7 +150,7 @@ def sizes_of(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens
 
 def asked_vmem(needed: int, chip: Chip) -> int:
     """Bytes of vector memory to ask for, for a kernel whose blocks need this many."""
-    return min(int(VMEM_LIMIT * chip.vmem), int(VMEM_MARGIN * needed) + VMEM_SPARE)
+    return min(int(VMEM_LIMIT * chip.vmem), int(VMEM_MARGIN * needed) + VMEM_SPARE) // VMEM_UNIT * VMEM_UNIT
 
 
 def from_hbm(
