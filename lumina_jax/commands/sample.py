@@ -50,6 +50,8 @@ class Arguments:
     """A picture, a clip or a sound to edit instead of drawing from noise alone; a shorter one is continued."""
     mask: Path | None = None
     """A picture as large as the source: what is white in it is drawn anew, what is black is kept."""
+    outpaint: str | None = None
+    """Left and top pixel of a smaller source in the picture, such as 16,0: what surrounds it is drawn."""
     strength: float | None = None
     """How much of the source is drawn anew, from 0 to 1: drawing begins at the time 1 - strength. Default: 1, with a
     mask or a source that is continued."""
@@ -186,11 +188,12 @@ def what_is_edited(arguments: Arguments, modality: "Modality", shapes: "Sequence
             flags = " and ".join(f"--{name}" for name in given)
             raise ValueError(f"{flags} is for a source, but there is none; name its file with --source")
         return {}
-    found = [modality.read_source(arguments.source, arguments.mask, shape) for shape in dict.fromkeys(shapes)]
+    corner = None if arguments.outpaint is None else corner_of(arguments.outpaint)
+    found = [modality.read_source(arguments.source, arguments.mask, shape, corner) for shape in dict.fromkeys(shapes)]
     of_shape = dict(zip(dict.fromkeys(shapes), found))
     edited: dict[str, Any] = {
         "source": [of_shape[shape].sample for shape in shapes],
-        "mask": None if arguments.mask is None else [of_shape[shape].mask for shape in shapes],
+        "mask": None if found[0].mask is None else [of_shape[shape].mask for shape in shapes],
         "strength": arguments.strength,
     }
     originals(modality, shapes, **edited)
@@ -199,9 +202,21 @@ def what_is_edited(arguments: Arguments, modality: "Modality", shapes: "Sequence
     return edited
 
 
+def corner_of(words: str) -> tuple[int, int]:
+    """Left and top, as in "16,0".
+
+    Raises:
+      ValueError: they are no two numbers.
+    """
+    parts = words.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
+        raise ValueError(f"--outpaint must be the left and top pixel of the source, such as 16,0, but is {words!r}")
+    return int(parts[0]), int(parts[1])
+
+
 def given_edit(arguments: Arguments) -> dict[str, Any]:
     """The flags of editing that are given, by their names."""
-    named = {name: getattr(arguments, name) for name in ("source", "mask", "strength")}
+    named = {name: getattr(arguments, name) for name in ("source", "mask", "outpaint", "strength")}
     return {name: given for name, given in named.items() if given is not None}
 
 

@@ -257,11 +257,17 @@ class Modality(ABC):
         """A sample at a length that its autoencoder takes."""
         return sample
 
-    def read_source(self, file: Path, mask: Path | None, shape: Shape) -> SourceFile:
+    def read_source(
+        self, file: Path, mask: Path | None, shape: Shape, corner: tuple[int, int] | None = None
+    ) -> SourceFile:
         """A file, and perhaps one of a mask, cropped to what is drawn.
 
+        Args:
+          corner: left and top pixel of a smaller source in what is drawn, which surrounds it; None: it is cropped.
+
         Raises:
-          ValueError: a file cannot be read, or is not of this modality, or the mask has another size.
+          ValueError: a file cannot be read, or is not of this modality, or the mask has another size, or the source
+            does not fit at `corner`.
         """
         raise self._without_editing()
 

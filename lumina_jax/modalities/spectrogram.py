@@ -102,10 +102,13 @@ class SpectrogramModality(Modality):
             )
         return Shape(1, len(sample))
 
-    def read_source(self, file: Path, mask: Path | None, shape: Shape) -> SourceFile:
+    def read_source(
+        self, file: Path, mask: Path | None, shape: Shape, corner: tuple[int, int] | None = None
+    ) -> SourceFile:
         """The beginning of a recording; where it is shorter than what is drawn, the rest continues it."""
-        if mask is not None:
-            raise ValueError(f"{mask} cannot mask a sound; a sound is continued where the source is shorter")
+        if mask is not None or corner is not None:
+            what = f"{mask} cannot mask" if corner is None else f"{corner=} cannot surround"
+            raise ValueError(f"{what} a sound; a sound is continued where the source is shorter")
         found = log_mel(self.samples(Sound(file)), self.media.sample_rate)
         cut = f"of the {len(found)} frames of {file} the first {shape.width} are taken"
         return SourceFile(found[: shape.width], None, (cut,) if len(found) > shape.width else ())

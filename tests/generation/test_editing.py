@@ -106,6 +106,14 @@ def test_solvers_that_add_noise_show_the_network_the_path_of_what_is_kept(solver
     assert np.abs(found - SOURCE)[..., 2:].min() > 0
 
 
+def test_strength_0_returns_the_source_of_a_path_that_ends_before_the_data():
+    known, settings = known_path("vp", 0.0), SampleConfig(solver="euler", steps=2)
+    drift, times = flow(lambda t, x: x, config(flow={"path": "vp"}), settings, jnp.float32(1), known)
+    end = ode.integrate(drift, known.start(times[0]), times, solver="euler")
+    assert np.abs(end - SOURCE).max() > 1e-3
+    np.testing.assert_array_equal(known.end(end), SOURCE)
+
+
 def test_steps_of_ddpm_begin_at_the_strength_of_the_thousand():
     interval = paths.interval(paths.path("ddpm"), "noise")
     for shift in (1.0, 4.0):

@@ -119,11 +119,15 @@ def test_a_negative_with_a_scale_is_taken_off_the_guidance_towards_itself(pipeli
     with compiled(caplog) as programs:
         found = draw(pipeline, ["cat"], guidance=5.0, negative="cat", negative_scale=2.0)[0]
         away = draw(pipeline, ["cat"], guidance=3.0, negative="dog", negative_scale=2.0)[0]
-        alone = draw(pipeline, ["cat"], guidance=1.0, negative="dog", negative_scale=0.0)[0]
+        alone, pushed = (
+            draw(pipeline, ["cat"], guidance=1.0, negative="dog", negative_scale=scale)[0] for scale in (0.0, 2.0)
+        )
     assert programs.count("draw") == 1
     assert np.abs(found.astype(int) - draw(pipeline, ["cat"], guidance=3.0)[0]).max() <= 1
     assert np.abs(away.astype(int) - found).max() > 1
-    assert np.abs(alone.astype(int) - draw(pipeline, ["cat"], guidance=1.0)[0]).max() <= 1
+    plain = draw(pipeline, ["cat"], guidance=1.0)[0]
+    assert np.abs(alone.astype(int) - plain).max() <= 1
+    assert np.abs(pushed.astype(int) - plain).max() > 1
 
 
 def test_every_picture_has_noise_of_its_own_whatever_the_batch(pipeline):

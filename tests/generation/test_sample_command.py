@@ -99,6 +99,8 @@ def test_each_picture_of_a_set_of_seeds_is_drawn_again_alone_from_the_settings_i
         (["--seeds", "1,x"], "--seeds must be numbers with commas between them, such as 3,8, but is '1,x'"),
         (["--strength", 0.5], "--strength is for a source, but there is none"),
         (["--source", "missing.png", "--strength", 0.5], "missing.png: there is no file"),
+        (["--outpaint", "3"], "--outpaint is for a source, but there is none"),
+        (["--source", "x.png", "--outpaint", "3"], "--outpaint must be the left and top pixel of the source"),
         (["--negative", "cat"], "label from 0 to 47, but got prompt='cat'"),
         (["--seed", -1], "seed=-1 must be between 0 and 2**64 - 1"),
         (["--seed", 10**20], "must be between 0 and 2**64 - 1"),

@@ -66,6 +66,22 @@ def test_a_mask_of_another_size_a_black_one_and_a_broken_file_are_refused_by_the
             read(tmp_path / "missing.png")
 
 
+def test_a_source_that_is_surrounded_stays_at_its_corner_and_all_around_it_is_drawn_anew(tmp_path):
+    pictures = modality(PictureConfig())
+    white = np.zeros((16, 24), np.uint8)
+    white[2, 3] = 255
+    source, mask = saved(tmp_path, PIXELS), saved(tmp_path, white, "mask.png")
+    found = pictures.read_source(source, mask, Shape(32, 40), (6, 16))
+    expected = np.ones((32, 40), bool)
+    expected[16:32, 6:30] = white > 0
+    np.testing.assert_array_equal(found.mask, expected)
+    np.testing.assert_array_equal(found.sample[0, 16:, 6:30], PIXELS)
+    assert found.notices == ()
+    for corner, shape in (((17, 0), Shape(32, 40)), ((0, 0), Shape(16, 24))):
+        with pytest.raises(ValueError, match=r"must lie within the .* and leave some of them"):
+            pictures.read_source(source, None, shape, corner)
+
+
 def test_a_picture_is_the_first_frame_of_clips_and_views_and_a_clip_gives_as_many_as_are_drawn(tmp_path):
     still = saved(tmp_path, PIXELS[:, :16])
     for media in (ClipConfig(image_size=16, frames=4), ViewsConfig(image_size=16, frames=4)):

@@ -33,42 +33,45 @@ def is_still(file: Path) -> bool:
         return False
 
 
-def read_still(file: Path, size: Size) -> tuple[UInt8[np.ndarray, "1 h w 3"], Size, list[str]]:
-    """A picture cropped to `size`, (width, height), its own size, and what was changed.
+def read_still(file: Path, size: Size | None) -> tuple[UInt8[np.ndarray, "1 h w 3"], Size, list[str]]:
+    """A picture cropped to `size`, (width, height), if that is given, its size before, and what was changed.
 
     Raises:
       ValueError: it cannot be read; the message names the file.
     """
     picture = _read(file)
     notices = _about_header(file)
-    if picture.size != size:
-        notices.append(_cropping(file, picture.size, size))
+    if size is None or picture.size == size:
+        return np.asarray(picture)[None], picture.size, notices
+    notices.append(_cropping(file, picture.size, size))
     return np.asarray(center_crop(picture, size))[None], picture.size, notices
 
 
-def read_moving(file: Path, size: Size, moments: Moments) -> tuple[UInt8[np.ndarray, "f h w 3"], Size, list[str]]:
+def read_moving(
+    file: Path, size: Size | None, moments: Moments
+) -> tuple[UInt8[np.ndarray, "f h w 3"], Size, list[str]]:
     """The frames of a clip at some moments, as `read_still`."""
     sizes: set[Size] = set()
 
     def cropped(frame: Image.Image) -> Image.Image:
         sizes.add(frame.size)
-        return center_crop(frame, size)
+        return center_crop(frame, size or frame.size)
 
     try:
         frames = np.stack([np.asarray(frame) for frame in read_frames(Clip(file), moments, cropped)])
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     before = min(sizes)
-    return frames, before, [] if before == size else [_cropping(file, before, size)]
+    return frames, before, [] if size is None or before == size else [_cropping(file, before, size)]
 
 
-def read_mask(file: Path, source: Size, size: Size) -> Bool[np.ndarray, "h w"]:
+def read_mask(file: Path, source: Size, size: Size | None) -> Bool[np.ndarray, "h w"]:
     """Where a mask is white: 128 or more of 255, transparent included. It is cropped as the source is, and a pixel is
     white if a part of it was.
 
     Args:
       source: the size (width, height) of the source before it was cropped, which the mask must have.
-      size: that of what is drawn.
+      size: that of what is drawn; None: the mask is not cropped.
 
     Raises:
       ValueError: it cannot be read, has another size, or is black everywhere.
@@ -80,10 +83,33 @@ def read_mask(file: Path, source: Size, size: Size) -> Bool[np.ndarray, "h w"]:
             f"{picture.width} x {picture.height}"
         )
     white = Image.fromarray(np.where(np.asarray(picture) >= WHITE, 255, 0).astype(np.uint8))
-    found = np.asarray(center_crop(white, size, Image.Resampling.BOX)) > 0
+    found = np.asarray(center_crop(white, size or source, Image.Resampling.BOX)) > 0
     if not found.any():
         raise ValueError(f"{file} is black wherever the source is taken, so it draws nothing anew; paint a part white")
     return found
+
+
+def surrounded(
+    frames: UInt8[np.ndarray, "f h w 3"], redrawn: Bool[np.ndarray, "h w"] | None, corner: tuple[int, int], size: Size
+) -> tuple[UInt8[np.ndarray, "f height width 3"], Bool[np.ndarray, "height width"]]:
+    """A source within larger frames, its edges repeated up to theirs, and a mask that has them drawn anew.
+
+    Args:
+      corner: the left and top pixel of the source.
+
+    Raises:
+      ValueError: the source reaches beyond the frames, or fills them.
+    """
+    (left, top), (height, width) = corner, frames.shape[1:3]
+    right, bottom = size[0] - left - width, size[1] - top - height
+    if min(left, top, right, bottom) < 0 or not max(left, top, right, bottom):
+        raise ValueError(
+            f"a source of {width} x {height} pixels whose left upper corner is at {left},{top} must lie within the "
+            f"{size[0]} x {size[1]} pixels of what is drawn, and leave some of them; ask for another size"
+        )
+    around = (top, bottom), (left, right)
+    mask = np.zeros((height, width), bool) if redrawn is None else redrawn
+    return np.pad(frames, ((0, 0), *around, (0, 0)), mode="edge"), np.pad(mask, around, constant_values=True)
 
 
 def _read(file: Path) -> Image.Image:
