@@ -21,6 +21,10 @@ from tests.training.tiny import config, label_config
 SETTINGS = SampleConfig(solver="euler", steps=3, guidance=3.0)
 SHAPE = Shape(16, 24)
 LATENTS = (1, 16, 24, 3)
+PICTURE, OTHER = np.random.default_rng(0).integers(0, 256, (2, SHAPE.height, SHAPE.width, 3), dtype=np.uint8)
+MASK = np.zeros((SHAPE.height, SHAPE.width), bool)
+MASK[3:9, 5:20] = True
+"""Its edges are within patches."""
 
 
 class Words:
@@ -278,3 +282,39 @@ def test_what_an_autoencoder_makes_that_is_not_finite_is_no_black_picture(pipeli
     found = dict(decoding.drawn(["cat", "dog"], SETTINGS, seed=0, shape=SHAPE, batch=2))
     assert found[0].shape == (1, 16, 24, 3)
     assert "the autoencoder makes values of it that are not finite" in found[1].reason
+
+
+# Editing
+
+
+def edited(pipeline, prompts=("cat", "dog"), settings=SETTINGS, **options):
+    return [frames[0] for frames in pipeline(prompts, settings, shape=SHAPE, batch=2, **{"seed": 5} | options)]
+
+
+def test_one_program_serves_every_source_mask_strength_and_seed_and_what_is_kept_is_the_source(pipeline, caplog):
+    with compiled(caplog) as programs:
+        kept = edited(pipeline, source=PICTURE, mask=MASK)
+        weak = edited(pipeline, source=[PICTURE, OTHER], mask=[MASK, ~MASK], strength=0.5, seeds=[1, 2], seed=0)
+        none = edited(pipeline, source=PICTURE, strength=0.02)
+    assert programs.count("draw") == 1
+    for picture, source, mask in [*zip(kept, [PICTURE] * 2, [MASK] * 2), *zip(weak, [PICTURE, OTHER], [MASK, ~MASK])]:
+        np.testing.assert_array_equal(picture[~mask], source[~mask])
+        assert np.abs(picture[mask].astype(int) - source[mask]).mean() > 10
+    change = [np.abs(np.subtract(pictures, PICTURE, dtype=int)).mean() for pictures in (none, edited(pipeline))]
+    assert change[0] < 0.5 * change[1]
+
+
+def test_strength_0_returns_the_source_and_strength_1_is_plain_sampling_bit_for_bit(pipeline):
+    np.testing.assert_array_equal(edited(pipeline, source=PICTURE, strength=0.0), [PICTURE, PICTURE])
+    np.testing.assert_array_equal(edited(pipeline, source=PICTURE, strength=1.0), edited(pipeline))
+    shift = dataclasses.replace(SETTINGS, time_shift=3.0)
+    almost = edited(pipeline, source=PICTURE, strength=1 - 1e-7, settings=shift)
+    assert np.abs(np.subtract(almost, edited(pipeline, settings=shift), dtype=int)).max() <= 1
+
+
+def test_latents_are_sources_too(pipeline):
+    latents = np.asarray(PICTURE[None] / 127.5 - 1, np.float32)
+    asked = {"mask": MASK, "strength": 0.7}
+    np.testing.assert_array_equal(
+        edited(pipeline, source=latents, **asked), edited(pipeline, source=PICTURE[None], **asked)
+    )
