@@ -257,7 +257,7 @@ def test_every_integer_of_every_section_must_have_32_bits(section, name, value):
         ("clips", "frame_rate", 1e-9), ("sounds", "seconds", 1e9), ("data", "workers", 10**6),
         ("sample", "steps", 10**9),
         ("sample", "guidance", 1e6), ("sample", "guided_channels", 0), ("sample", "rtol", 1e-12),
-        ("sample", "rtol", 5.0),
+        ("sample", "rtol", 5.0), ("sample", "negative_scale", 2.0),
         ("sample", "rope_watershed", -0.1), ("sample", "last_step_size", 1.5), ("run", "sample_every", 0),
         ("run", "keep_every", 0), ("run", "name", ".."), ("run", "name", "."), ("run", "name", " "),
         ("run", "name", "a" * 300),

@@ -218,7 +218,7 @@ def drawn_samples(
     """The samples that could be drawn by their index, in order, and where they are; errors if there are none."""
     from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
-    from lumina_jax.generation.pipeline import NotDrawn
+    from lumina_jax.generation.not_drawn import NotDrawn
     from lumina_jax.models.precision import matrix_type
     from lumina_jax.trained import how_it_draws
 

@@ -3,14 +3,14 @@
 Each picture is a PNG that carries its settings, written as soon as it is drawn; sheet.png shows them all with their
 captions. Clips and turntables are gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their
 spectrogram. Pictures with other settings are never overwritten. Settings that are not given are those of the run. A
-label-conditional model takes the numbers of labels as prompts.
+label-conditional model takes the numbers of labels as prompts. --source edits what there is: docs/editing.md.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,6 +20,9 @@ from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.prompts import read_prompts
 from lumina_jax.run import read_model, read_run
+
+if TYPE_CHECKING:
+    from lumina_jax.modalities import Modality, Shape
 
 FRAME_RATES = (0.1, 240.0)
 
@@ -35,11 +38,23 @@ class Arguments:
     prompts_file: Path | None = None
     """A text file with more captions, one a line; - is standard input."""
     out: Path | None = None
-    """Where the pictures go; default: samples/STEP/seed-SEED in the folder of the run."""
+    """Where the pictures go; default: samples/STEP/seed-SEED in the folder of the run, or with --seeds
+    samples/STEP/seeds."""
     step: int | None = None
     """Checkpoint to draw from; default: the newest."""
-    seed: int = 0
-    """Of the noise, from 0 to 2**64 - 1."""
+    seed: int | None = None
+    """Of the noise, from 0 to 2**64 - 1; default: 0."""
+    seeds: str | None = None
+    """A seed for each prompt instead, such as 3,8: each picture is the first one that its seed draws alone."""
+    source: Path | None = None
+    """A picture, a clip or a sound to edit instead of drawing from noise alone; a shorter one is continued."""
+    mask: Path | None = None
+    """A picture as large as the source: what is white in it is drawn anew, what is black is kept."""
+    outpaint: str | None = None
+    """Left and top pixel of a smaller source in the picture, such as 16,0: what surrounds it is drawn."""
+    strength: float | None = None
+    """How much of the source is drawn anew, from 0 to 1: drawing begins at the time 1 - strength. Default: 1, with a
+    mask or a source that is continued."""
     size: int | None = None
     """Height and width in pixels; default: those of training."""
     height: int | None = None
@@ -54,8 +69,9 @@ class Arguments:
     """Length of a sound; default: as long as its text takes to say, or that of training."""
     frame_rate: float = 8.0
     """Frames a second of the files written."""
-    batch: int = 16
-    """Samples drawn at once, on all devices together."""
+    batch: int | None = None
+    """Samples drawn at once, on all devices together; default: all, but at most 16. Another number may change the last
+    bits of a sample."""
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (an immutable value)
     """How the devices of this host share the work; by default each draws a part of the samples."""
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")]
@@ -92,16 +108,19 @@ def draw_samples(arguments: Arguments) -> int:
     # What can be refused without a look at the weights
     from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
+    from lumina_jax.generation.pipeline import BATCH
     from lumina_jax.generation.request import check_request
     from lumina_jax.modalities import Asked, modality_of
     from lumina_jax.models.precision import matrix_type
     from lumina_jax.trained import how_it_draws, open_run
 
-    seed, name = arguments.seed, arguments.modality
+    seed, seeds, name = arguments.seed or 0, seeds_of(arguments), arguments.modality
     modality = modality_of(config, name)
     asked = Asked(**{field: getattr(arguments, field) for field in Asked._fields}).checked()
     shapes = modality.asked_shapes(asked, prompts, config.text)
-    check_request(config, arguments.sample, prompts, shapes, modality.patch_extent, modality=name, seed=seed)
+    unit = modality.patch_extent
+    check_request(config, arguments.sample, prompts, shapes, unit, modality=name, seed=seed, seeds=seeds)
+    edited = what_is_edited(arguments, modality, shapes)
     folder = writable(arguments.out or arguments.run / "samples")
     files = modality.files(arguments.frame_rate)
 
@@ -112,33 +131,98 @@ def draw_samples(arguments: Arguments) -> int:
         f"drawing {len(prompts)} captions at step {pipeline.step} {how_it_draws(pipeline.mesh, pipeline.parameters)}",
         flush=True,
     )
-    for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
+    negative = [arguments.sample.negative] if arguments.sample.negative else []
+    for notice in caption_warnings(pipeline.encoder, [*prompts, *negative], config.text.max_tokens):
         print(notice, flush=True)
 
     # Samples, written as they come
-    batch = min(arguments.batch, len(prompts))
+    batch = arguments.batch if seeds and arguments.batch else min(arguments.batch or BATCH, len(prompts))
     if arguments.out is None:
-        folder = writable(folder / f"{pipeline.step}" / f"seed-{seed}")
+        folder = writable(folder / f"{pipeline.step}" / (f"seed-{seed}" if seeds is None else "seeds"))
     settings = {
         "run": config.run.name,
         "step": pipeline.step,
         "modality": modality.config.name,
-        "seed": seed,
+        **({"seed": seed} if seeds is None else {"seeds": seeds}),
         "batch": batch,
+        **{name: given if name == "strength" else f"{given}" for name, given in given_edit(arguments).items()},
         **dataclasses.asdict(arguments.sample),
         "weights": matrix_type(pipeline.parameters),
         **files.about(asked, shapes[0]),
     }
-    gallery = Gallery(folder, prompts, settings, files)
-    drawn = pipeline.drawn(prompts, arguments.sample, seed=seed, shape=shapes, batch=batch, modality=name)
+    gallery = Gallery(folder, prompts, settings, files, None if seeds is None else [{"seeds": [one]} for one in seeds])
+    drawn = pipeline.drawn(
+        prompts, arguments.sample, seed=seed, seeds=seeds, shape=shapes, batch=batch, modality=name, **edited
+    )
     saved = save_as_drawn(gallery, drawn, prompts)
     print(f"{saved} {gallery.plural} and {gallery.sheet() or 'no sheet'}")
     return 0 if saved == len(prompts) else 1
 
 
+def seeds_of(arguments: Arguments) -> list[int] | None:
+    """The seed of each prompt; None: all have one.
+
+    Raises:
+      ValueError: --seed is given as well, or one of them is no number.
+    """
+    if arguments.seeds is None:
+        return None
+    if arguments.seed is not None:
+        raise ValueError("--seed is for all prompts, and --seeds has one for each; give one of them")
+    words = arguments.seeds.split(",")
+    if not all(word.strip().isdecimal() and len(word) <= 30 for word in words):
+        raise ValueError(f"--seeds must be numbers with commas between them, such as 3,8, but is {arguments.seeds!r}")
+    return [int(word) for word in words]
+
+
+def what_is_edited(arguments: Arguments, modality: "Modality", shapes: "Sequence[Shape]") -> dict[str, Any]:
+    """The source, its mask and the strength, for `Pipeline.drawn`; what was changed about the files is printed.
+
+    Raises:
+      ValueError: a file cannot be read or does not fit, or a mask or a strength has no source.
+    """
+    from lumina_jax.generation.originals import originals
+
+    if arguments.source is None:
+        if given := given_edit(arguments):
+            flags = " and ".join(f"--{name}" for name in given)
+            raise ValueError(f"{flags} is for a source, but there is none; name its file with --source")
+        return {}
+    corner = None if arguments.outpaint is None else corner_of(arguments.outpaint)
+    found = [modality.read_source(arguments.source, arguments.mask, shape, corner) for shape in dict.fromkeys(shapes)]
+    of_shape = dict(zip(dict.fromkeys(shapes), found))
+    edited: dict[str, Any] = {
+        "source": [of_shape[shape].sample for shape in shapes],
+        "mask": None if found[0].mask is None else [of_shape[shape].mask for shape in shapes],
+        "strength": arguments.strength,
+    }
+    originals(modality, shapes, **edited)
+    for notice in dict.fromkeys(notice for one in found for notice in one.notices):
+        print(notice, flush=True)
+    return edited
+
+
+def corner_of(words: str) -> tuple[int, int]:
+    """Left and top, as in "16,0".
+
+    Raises:
+      ValueError: they are no two numbers.
+    """
+    parts = words.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
+        raise ValueError(f"--outpaint must be the left and top pixel of the source, such as 16,0, but is {words!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def given_edit(arguments: Arguments) -> dict[str, Any]:
+    """The flags of editing that are given, by their names."""
+    named = {name: getattr(arguments, name) for name in ("source", "mask", "outpaint", "strength")}
+    return {name: given for name, given in named.items() if given is not None}
+
+
 def check_arguments(arguments: Arguments) -> None:
     """Refuse numbers that no model can draw."""
-    if arguments.batch < 1:
+    if arguments.batch is not None and arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch} must be at least 1")
     if not FRAME_RATES[0] <= arguments.frame_rate <= FRAME_RATES[1]:
         raise ValueError(f"frame_rate={arguments.frame_rate} must be between {FRAME_RATES[0]} and {FRAME_RATES[1]}")

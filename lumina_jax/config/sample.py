@@ -33,6 +33,12 @@ class SampleConfig(Section):
     the 1000 steps are taken."""
     guidance: float = 4.0
     """The scale s in v_null + s (v_text - v_null); 1: no guidance."""
+    negative: str = ""
+    """What samples must not show: a caption, or of a label-conditional model a label. Without sample.negative_scale it
+    is v_null in the formula of guidance."""
+    negative_scale: float | None = None
+    """The scale n in v_null + s (v_text - v_null) - n (v_negative - v_null), for which the network is called with three
+    captions for each sample instead of two; None: the negative is v_null."""
     guided_channels: int | None = None
     """The number of leading channels that are guided (the released code: 3); None: all."""
     time_shift: float = 1.0
@@ -70,6 +76,17 @@ class SampleConfig(Section):
         super().__post_init__()
         require_between("sample.steps", self.steps, 1, 10_000)
         require_between("sample.guidance", self.guidance, -1e3, 1e3, "1 means no guidance")
+        require_between("sample.negative_scale", self.negative_scale, -1e3, 1e3, "None: the negative is v_null")
+        require(
+            self.negative_scale is None or self.negative != "",
+            f"sample.negative_scale={self.negative_scale} is the scale of sample.negative, but that is empty; name "
+            "what samples must not show",
+        )
+        require(
+            not self.negative or self.negative_scale is not None or self.guidance != 1,
+            f"sample.negative={self.negative!r} steers by guidance, but sample.guidance=1 is none; raise it, or set "
+            "sample.negative_scale",
+        )
         require(
             self.guided_channels is None or self.guided_channels >= 1,
             f"sample.guided_channels={self.guided_channels} must be at least 1, or None for all",

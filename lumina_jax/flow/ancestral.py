@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.flow.schedule import LOG_ALPHA_BAR, STEPS
-from lumina_jax.flow.timesteps import ScalarTime, sampling_grid
+from lumina_jax.flow.timesteps import ScalarTime, sampling_grid, shifted
 
 ANCESTRAL = {"ddpm": 1, "ddim": 1}
 """Model calls a step of each solver."""
@@ -44,8 +44,11 @@ class NoisePrediction(NamedTuple):
 Predict = Callable[[Int[Array, ""], Float[Array, "*shape"]], NoisePrediction]
 
 
-def spaced_steps(count: int, shift: ScalarTime = 1.0) -> Int[Array, " n"]:
+def spaced_steps(count: int, shift: ScalarTime = 1.0, first: ScalarTime = 0.0) -> Int[Array, " n"]:
     """`count` of the 1000 steps, the first and the last among them, evenly spaced before the time shift.
+
+    Args:
+      first: where they begin on the way from 0, the step of most noise, to 1, before the shift; may be traced.
 
     Raises:
       ValueError: there are fewer than one or more than 1000.
@@ -53,8 +56,8 @@ def spaced_steps(count: int, shift: ScalarTime = 1.0) -> Int[Array, " n"]:
     if not 1 <= count <= STEPS:
         raise ValueError(f"{count=} steps must be from 1 to the {STEPS} with which DDPM is trained")
     if count == 1:
-        return jnp.asarray([STEPS - 1])
-    times = sampling_grid(count - 1, interval=(0.0, 1.0), shift=shift)
+        return jnp.round((STEPS - 1) * (1 - shifted(jnp.asarray([first], jnp.float32), shift))).astype(jnp.int32)
+    times = sampling_grid(count - 1, interval=(first, 1.0), shift=shift)
     return jnp.round((STEPS - 1) * (1 - times)).astype(jnp.int32)
 
 

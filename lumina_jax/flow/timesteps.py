@@ -55,7 +55,7 @@ def shifted(t: Float[jax.Array | np.ndarray, "*shape"], shift: ScalarTime) -> Fl
 def sampling_grid(
     steps: int,
     *,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: tuple[ScalarTime, ScalarTime] = (0.0, 1.0),
     shift: ScalarTime = 1.0,
     strength: float = 1.0,
 ) -> Float[Array, " n"]:
@@ -64,6 +64,7 @@ def sampling_grid(
     The released samplers count the times, not the intervals: their num_steps is `steps` + 1.
 
     Args:
+      interval: the first and last time before the shift; may be traced.
       shift: the time shift; may be traced.
       strength: keep only this last share of the grid, to start from a noised picture (the lower, the more of it stays):
         int((steps + 1) * (1 - strength)) times are dropped.

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from lumina_jax.generation.pipeline import NotDrawn, Sample
+from lumina_jax.generation.not_drawn import NotDrawn
+from lumina_jax.generation.pipeline import Sample
 from lumina_jax.generation.request import shortened
 from lumina_jax.modalities import Files
 from lumina_jax.modalities.files.contact_sheet import contact_sheet
@@ -61,10 +62,19 @@ class Gallery:
       prompts: of all samples that are to come.
       settings: written into each PNG, with the prompt and its index.
       files: how the samples of their modality become files.
+      of_each: settings of each sample alone; None: there are none.
     """
 
-    def __init__(self, folder: Path, prompts: Sequence[str], settings: dict[str, Any], files: Files):
+    def __init__(
+        self,
+        folder: Path,
+        prompts: Sequence[str],
+        settings: dict[str, Any],
+        files: Files,
+        of_each: Sequence[dict[str, Any]] | None = None,
+    ):
         self._folder, self._prompts, self._settings, self._files = folder, list(prompts), settings, files
+        self._of_each = [{}] * len(prompts) if of_each is None else of_each
         self._shown: dict[int, AnyFrames] = {}
         self.is_moving = False
         """Whether a sample had several frames."""
@@ -91,7 +101,7 @@ class Gallery:
 
     def _added(self, index: int, sample: Sample) -> Path:
         prompt, frames = self._prompts[index], self._files.frames(sample)
-        about = {"prompt": prompt, "index": index, **self._settings}
+        about = {"prompt": prompt, "index": index, **self._settings, **self._of_each[index]}
         name = sample_name(index, prompt, len(self._prompts))
         path = save_png(self._folder / name, frame_sheet(frames), about, is_kept=True)
         self._files.save(path, sample)

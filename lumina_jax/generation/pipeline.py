@@ -9,7 +9,7 @@ guidance scale and time shift.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,14 @@ from PIL import Image
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
-from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.likelihood import rademacher
-from lumina_jax.flow.sde import STOCHASTIC
-from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation import sampler
+from lumina_jax.generation.editing import Edit
 from lumina_jax.generation.extrapolation import Extent
-from lumina_jax.generation.request import check_request, label_of, shortened
+from lumina_jax.generation.noise import noise_of, origins
+from lumina_jax.generation.not_drawn import NOT_DECODED, NotDrawn, lost_on_the_way
+from lumina_jax.generation.originals import Mask, Source, originals
+from lumina_jax.generation.request import check_request, check_reversible, label_of, shortened
 from lumina_jax.generation.sampler import Latents, Prompt, Task
 from lumina_jax.modalities import Modality, Shape, modality_of
 from lumina_jax.models.division import division, parameter_shardings
@@ -43,13 +44,19 @@ Sample = Shaped[np.ndarray, "..."]
 
 BATCH = 16
 """Samples drawn at once, unless another number is asked for."""
-NOT_DECODED = "the autoencoder makes values of it that are not finite; check the files in vae.path"
 
 
-class NotDrawn(NamedTuple):
-    """Stands for a sample whose values are not finite."""
+class DrawingOptions(TypedDict, total=False):
+    """What `Pipeline.drawn` may be told by name besides prompts and settings; explained there."""
 
-    reason: str
+    seed: int
+    seeds: Sequence[int] | None
+    source: Source | Sequence[Source] | None
+    mask: Mask | Sequence[Mask] | None
+    strength: float | None
+    shape: Shape | Sequence[Shape] | None
+    batch: int | None
+    modality: str | None
 
 
 class Pipeline:
@@ -95,18 +102,14 @@ class Pipeline:
         self,
         prompts: Sequence[str],
         settings: SampleConfig | None = None,
-        *,
-        seed: int = 0,
-        shape: Shape | Sequence[Shape] | None = None,
-        batch: int | None = None,
-        modality: str | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> list[Sample]:
         """One sample for each prompt, as `drawn` makes them; arguments as there.
 
         Raises:
           ValueError: as `drawn`, and for samples that are not finite, which it names.
         """
-        found = dict(self.drawn(prompts, settings, seed=seed, shape=shape, batch=batch, modality=modality))
+        found = dict(self.drawn(prompts, settings, **options))
         missing = {index: sample.reason for index, sample in found.items() if isinstance(sample, NotDrawn)}
         if missing:
             index = min(missing)
@@ -120,18 +123,14 @@ class Pipeline:
         self,
         prompts: Sequence[str],
         settings: SampleConfig | None = None,
-        *,
-        seed: int = 0,
-        shape: Shape | Sequence[Shape] | None = None,
-        batch: int | None = None,
-        modality: str | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> list[Image.Image]:
         """One picture for each prompt: of a clip its frames side by side, of a sound its spectrogram.
 
         Arguments and errors as for a call.
         """
-        samples = self(prompts, settings, seed=seed, shape=shape, batch=batch, modality=modality)
-        return [Image.fromarray(self.modality(modality).preview(sample)) for sample in samples]
+        modality = self.modality(options.get("modality"))
+        return [Image.fromarray(modality.preview(sample)) for sample in self(prompts, settings, **options)]
 
     def drawn(
         self,
@@ -139,6 +138,10 @@ class Pipeline:
         settings: SampleConfig | None = None,
         *,
         seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        source: Source | Sequence[Source] | None = None,
+        mask: Mask | Sequence[Mask] | None = None,
+        strength: float | None = None,
         shape: Shape | Sequence[Shape] | None = None,
         batch: int | None = None,
         modality: str | None = None,
@@ -150,6 +153,12 @@ class Pipeline:
           prompts: captions, or for a label-conditional model the numbers of labels.
           settings: None: those of the configuration.
           seed: of the noise, from 0 to 2**64 - 1.
+          seeds: one for each prompt, instead of `seed`: sample i is the first one that seeds[i] draws alone, with the
+            same `batch`.
+          source: what is edited, one for all samples or a list of one for each, see `Source`.
+          mask: True where it is drawn anew, [h w], [f h w] or of a sound [t]; None: everywhere.
+          strength: how much is drawn anew, from 0 to 1: the path begins at the time 1 - strength. None: 1, which
+            needs a mask or a source that is shorter than what is drawn.
           shape: of all samples or of each; height and width are multiples of the pixels of a patch. None: as in
             training.
           batch: samples drawn at once, rounded up to a multiple of `least_batch`; the last batch of a shape is filled
@@ -157,12 +166,16 @@ class Pipeline:
           modality: the modality of the model to draw; None: the first.
 
         Raises:
-          ValueError: what is asked for cannot be drawn: see `check_request`. It is raised here, before the first batch.
+          ValueError: as `check_request` and `originals`; it is raised here, before the first batch.
         """
         drawing, settings = self.modality(modality), self.config.sample if settings is None else settings
         shape = [drawing.shape_for(prompt, self.config.text) for prompt in prompts] if shape is None else shape
         shapes = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
-        check_request(self.config, settings, prompts, shapes, drawing.patch_extent, modality=modality, seed=seed)
+        check_request(
+            self.config, settings, prompts, shapes, drawing.patch_extent, modality=modality, seed=seed, seeds=seeds
+        )
+        edited = originals(drawing, shapes, source, mask, strength)
+        of_sample = origins(len(prompts), seed, seeds)
         batch = min(BATCH, len(prompts)) if batch is None else batch
         batch += -batch % self.least_batch
 
@@ -172,10 +185,10 @@ class Pipeline:
                 for start in range(0, len(indices), batch):
                     chosen = indices[start : start + batch]
                     filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
-                    of_sample = jax.vmap(functools.partial(jax.random.fold_in, key_of_seed(seed)))
-                    noise, keys = _noise(of_sample(jnp.asarray(filled)), drawing.latent_size(wanted))
+                    noise, keys = noise_of([of_sample[index] for index in filled], drawing.latent_size(wanted))
                     texts = [prompts[index] for index in filled]
-                    latents = self.latents(noise, texts, settings, keys=keys, modality=modality)
+                    edit = edited and edited.edit(filled, wanted, drawing, self.autoencoders.get(drawing.config.name))
+                    latents = self.latents(noise, texts, settings, keys=keys, edit=edit, modality=modality)
                     yield from zip(chosen, self._decoded(latents, settings, drawing))
 
         return batches()
@@ -187,16 +200,17 @@ class Pipeline:
         settings: SampleConfig,
         *,
         keys: Key[Array, " b"] | None = None,
+        edit: Edit | None = None,
         modality: str | None = None,
     ) -> Latents:
-        """What the model draws from this noise; `keys` are for the stochastic solvers.
+        """What the model draws from this noise, or makes of a source; `keys` are for the stochastic solvers.
 
         Raises:
           ValueError: the devices that share the samples do not divide their number.
         """
         keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
-        programs = self._compiled(modality)
-        return programs.draw(_static(settings), self.parameters, noise, keys, self._prompt(prompts, settings))
+        programs, prompt = self._compiled(modality), self._prompt(prompts, settings)
+        return programs.draw(_static(settings), self.parameters, noise, keys, prompt, edit)
 
     def modality(self, name: str | None = None) -> Modality:
         """A modality of the model; None: the first. Errors as `modality_of`."""
@@ -230,7 +244,7 @@ class Pipeline:
         are_decoded = _finite_rows(decoded)
         with np.errstate(invalid="ignore"):
             shown = modality.shown(decoded)
-        lost = _lost_on_the_way(settings)
+        lost = lost_on_the_way(settings)
         return [
             sample if is_drawn and is_decoded else NotDrawn(NOT_DECODED if is_drawn else lost)
             for sample, is_drawn, is_decoded in zip(shown, are_drawn, are_decoded)
@@ -244,7 +258,7 @@ class Pipeline:
         Raises:
           ValueError: the solver is a stochastic one, whose path can't be walked back.
         """
-        _check_reversible(settings)
+        check_reversible(settings)
         return self._compiled(modality).invert(
             _static(settings), self.parameters, latents, self._prompt(prompts, settings)
         )
@@ -263,15 +277,22 @@ class Pipeline:
         Raises:
           ValueError: the solver is a stochastic one.
         """
-        _check_reversible(settings)
+        check_reversible(settings)
         signs = rademacher(key_of_seed(seed), latents.shape)
         prompt = self._prompt(prompts, settings)
         return self._compiled(modality).density(_static(settings), self.parameters, latents, signs, prompt)
 
     def _prompt(self, prompts: Sequence[str], settings: SampleConfig) -> Prompt:
         scale, shift = jnp.float32(settings.guidance), jnp.float32(settings.time_shift)
-        null = jax.tree.map(lambda x: jnp.repeat(x, len(prompts), axis=0), self._null)
-        return Prompt(self._condition(prompts), null, scale, shift)
+        negative = self._condition([settings.negative]) if settings.negative else self._null
+
+        def for_each(condition: TextFeatures | Int[Array, "1 1"]) -> TextFeatures | Int[Array, "b 1"]:
+            return jax.tree.map(lambda x: jnp.repeat(x, len(prompts), axis=0), condition)
+
+        if settings.negative_scale is None:
+            return Prompt(self._condition(prompts), for_each(negative), scale, shift)
+        of_negative = for_each(negative), jnp.float32(settings.negative_scale)
+        return Prompt(self._condition(prompts), for_each(self._null), scale, shift, *of_negative)
 
     @functools.cached_property
     def _null(self) -> TextFeatures | Int[Array, "1 1"]:
@@ -303,37 +324,11 @@ class _Programs(NamedTuple):
     density: Any
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _noise(keys: Key[Array, " b"], size: tuple[int, ...]) -> tuple[Latents, Key[Array, " b"]]:
-    """The noise that each key stands for, and a key for the path from there."""
-    of_start, of_path = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-    return jax.vmap(lambda key: jax.random.normal(key, size))(of_start), of_path
-
-
 def _finite_rows(values: Float[jax.Array | np.ndarray, "b ..."]) -> Bool[np.ndarray, " b"]:
     """Which samples of a batch are finite."""
     return np.asarray(jnp.isfinite(values).all(axis=tuple(range(1, values.ndim))))
 
 
-def _lost_on_the_way(settings: SampleConfig) -> str:
-    """Why the latents of a sample are not finite, and what helps."""
-    if settings.solver in SOLVERS and SOLVERS[settings.solver].adaptive:
-        return (
-            f"the solver {settings.solver} found no steps that keep its errors below {settings.rtol=} and "
-            f"{settings.atol=}; allow larger ones, such as --rtol 0.01, or use fixed steps: --solver midpoint"
-        ).replace("settings.", "")
-    return "its values are not finite; use less guidance, more steps or another solver, or check the weights"
-
-
-def _check_reversible(settings: SampleConfig) -> None:
-    if settings.solver in (*STOCHASTIC, *ANCESTRAL):
-        kind = "stochastic" if settings.solver in STOCHASTIC else "for denoising alone"
-        raise ValueError(
-            f"only the probability flow can be walked back, but solver={settings.solver!r} is {kind}; choose an "
-            "ODE solver such as midpoint or dopri5"
-        )
-
-
 def _static(settings: SampleConfig) -> SampleConfig:
     """The settings that shape the program; those that are inputs of it are set to fixed values."""
-    return dataclasses.replace(settings, guidance=1.0, time_shift=1.0)
+    return dataclasses.replace(settings, guidance=1.0, time_shift=1.0, negative="", negative_scale=None)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.phonemes import check_pitch
+from lumina_jax.flow.ancestral import ANCESTRAL
+from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.modalities import Shape
 from lumina_jax.seeds import check_seed
 
@@ -26,6 +28,7 @@ def check_request(
     *,
     modality: str | None = None,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
 ) -> None:
     """Refuse what a model of this configuration cannot draw.
 
@@ -33,6 +36,7 @@ def check_request(
       shapes: of each sample.
       unit: the pixels of a patch, (height, width).
       modality: a modality of the model; None: the first.
+      seed, seeds: of all samples, or of each.
 
     Raises:
       ValueError: there are no prompts or not a shape for each, the model has no such modality, a prompt is no text or
@@ -51,10 +55,25 @@ def check_request(
         )
     if not prompts or len(prompts) != len(shapes):
         raise ValueError(f"give at least one prompt and a shape for each, but there are {len(prompts)=} {len(shapes)=}")
+    if seeds is not None:
+        check_seeds(seeds, len(prompts), seed)
     for shape in dict.fromkeys(shapes):
         check_shape(shape, unit)
-    for prompt in prompts:
+    for prompt in [*prompts, settings.negative]:
         check_prompt(config, prompt)
+
+
+def check_seeds(seeds: Sequence[int], count: int, seed: int) -> None:
+    """Refuse seeds that are not one for each of `count` prompts, and another `seed` besides them."""
+    if seed:
+        raise ValueError(f"give one seed for all samples or a seed for each, but there are {seed=} and seeds={seeds}")
+    if len(seeds) != count:
+        raise ValueError(
+            f"there must be a seed for each prompt, but there are {len(seeds)} seeds and {count} prompts; repeat a "
+            "prompt to draw it with several seeds"
+        )
+    for index, one in enumerate(seeds):
+        check_seed(one, f"seeds[{index}]")
 
 
 def check_prompt(config: Config, prompt: str) -> None:
@@ -101,6 +120,16 @@ def label_of(prompt: str, classes: int) -> int:
             f"prompt={shortened(prompt)}"
         )
     return int(prompt)
+
+
+def check_reversible(settings: SampleConfig) -> None:
+    """Refuse a solver whose path can't be walked back."""
+    if settings.solver in (*STOCHASTIC, *ANCESTRAL):
+        kind = "stochastic" if settings.solver in STOCHASTIC else "for denoising alone"
+        raise ValueError(
+            f"only the probability flow can be walked back, but solver={settings.solver!r} is {kind}; choose an "
+            "ODE solver such as midpoint or dopri5"
+        )
 
 
 def shortened(prompt: str) -> str:

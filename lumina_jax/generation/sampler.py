@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lumina_jax.config import Config, ModalityConfig, SampleConfig
 from lumina_jax.flow import ancestral, guidance, ode, paths, sde
@@ -24,8 +24,9 @@ from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.adaptive import SampleNorms, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation import extrapolation
+from lumina_jax.generation.editing import Edit, KnownPath, Output, Times
 from lumina_jax.generation.extrapolation import Extent
-from lumina_jax.generation.trajectories import Output, Times, denoised, flow, solver_settings, stochastic
+from lumina_jax.generation.trajectories import denoised, flow, solver_settings, stochastic
 from lumina_jax.models.division import Division
 from lumina_jax.models.flag_dit import Condition, FlagDiT
 from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
@@ -60,51 +61,79 @@ class Prompt(NamedTuple):
     null: TextFeatures | Int[Array, "b 1"]
     guidance_scale: Float[Array, ""]
     time_shift: Float[Array, ""]
+    negative: TextFeatures | Int[Array, "b 1"] | None = None
+    """What has a scale of its own; None: nothing."""
+    negative_scale: Float[Array, ""] | None = None
+    strength: Float[Array, ""] | None = None
+    """Of an edit; None: samples are drawn from noise alone."""
 
 
 def draw(
-    task: Task, settings: SampleConfig, parameters: dict, noise: Latents, keys: Key[Array, " b"], prompt: Prompt
+    task: Task,
+    settings: SampleConfig,
+    parameters: dict,
+    noise: Latents,
+    keys: Key[Array, " b"],
+    prompt: Prompt,
+    edit: Edit | None = None,
 ) -> Latents:
     """Noise to latents; `keys` are for the noise of the stochastic solvers."""
     chex.assert_rank([noise, keys], [5, 1])
     chex.assert_equal_shape_prefix([noise, keys], 1)
+    if edit is not None:
+        prompt = prompt._replace(strength=jnp.asarray(edit.strength))
     if settings.solver not in (*sde.STOCHASTIC, *ancestral.ANCESTRAL):
-        return _walked(task, settings, parameters, noise, prompt, backwards=False)
+        return _walked(task, settings, parameters, noise, prompt, edit, backwards=False)
     tokens, grid = _tokens(noise, task)
     size = (settings.steps, *tokens.patches.shape[1:])
     draws = jnp.swapaxes(jax.vmap(lambda key: jax.random.normal(key, size))(keys), 1, 2)  # each token's of all steps
 
-    def local(parameters: dict, tokens: Tokens, draws: Array, prompt: Prompt) -> Float[Array, "b l p"]:
+    def local(parameters: dict, tokens: Tokens, beside: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
+        (draws, of_edit), x = beside, tokens.patches
         increments, extent = jnp.moveaxis(draws, 2, 0), Extent(*noise.shape[1:4])
+        known = _known_path(task, x, of_edit, prompt)
         if settings.solver in ancestral.ANCESTRAL:
             keeps = task.config.model.predict_sigma
             output = _output(task, settings, parameters, extent, tokens, prompt, keep_sigma=keeps)
-            return denoised(output, tokens.patches, increments, settings, prompt.time_shift, keeps)
-        output = _output(task, settings, parameters, extent, tokens, prompt)
-        return stochastic(output, tokens.patches, increments, task.config, settings, prompt.time_shift)
+            drawn = denoised(output, x, increments, settings, prompt.time_shift, keeps, known)
+        else:
+            output = _output(task, settings, parameters, extent, tokens, prompt)
+            drawn = stochastic(output, x, increments, task.config, settings, prompt.time_shift, known)
+        return drawn if known is None else known.end(drawn)
 
-    return _latents(_shared(task, local, parameters, tokens, draws, prompt), grid, task)
+    beside = (draws, _edit_tokens(edit, task))
+    return _latents(_shared(task, local, parameters, tokens, beside, prompt), grid, task)
 
 
 def invert(task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt) -> Latents:
     """Latents to the noise from which an ODE solver draws them."""
-    return _walked(task, settings, parameters, latents, prompt, backwards=True)
+    return _walked(task, settings, parameters, latents, prompt, None, backwards=True)
 
 
 def _walked(
-    task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt, *, backwards: bool
+    task: Task,
+    settings: SampleConfig,
+    parameters: dict,
+    latents: Latents,
+    prompt: Prompt,
+    edit: Edit | None,
+    *,
+    backwards: bool,
 ) -> Latents:
     """Where the probability flow leads, from noise to data or backwards."""
     tokens, grid = _tokens(latents, task)
     means = _means(task, grid.length)
 
-    def local(parameters: dict, tokens: Tokens, _: None, prompt: Prompt) -> Float[Array, "b l p"]:
+    def local(parameters: dict, tokens: Tokens, of_edit: tuple | None, prompt: Prompt) -> Float[Array, "b l p"]:
         output = _output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
-        velocity, times = flow(output, task.config, settings, prompt.time_shift)
+        known = _known_path(task, tokens.patches, of_edit, prompt)
+        velocity, times = flow(output, task.config, settings, prompt.time_shift, known)
         times = times[::-1] if backwards else times
-        return ode.integrate(velocity, tokens.patches, times, **means, **solver_settings(settings))
+        x = tokens.patches if known is None else known.start(times[0])
+        end = ode.integrate(velocity, x, times, **means, **solver_settings(settings))
+        return end if known is None else known.end(end)
 
-    return _latents(_shared(task, local, parameters, tokens, None, prompt), grid, task)
+    return _latents(_shared(task, local, parameters, tokens, _edit_tokens(edit, task), prompt), grid, task)
 
 
 def density(
@@ -143,7 +172,7 @@ def _shared(
     local: Local,
     parameters: dict,
     tokens: Tokens,
-    beside: Float[Array, "b l ..."] | None,
+    beside: PyTree[Float[Array, "b l ..."]],
     prompt: Prompt,
     *,
     of_rows: bool = False,
@@ -169,7 +198,7 @@ def _shared(
         return jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
 
     rows, of_tokens, everywhere = row_spec(mesh), token_spec(mesh), PartitionSpec()
-    of_prompt = Prompt(rows, rows, everywhere, everywhere)  # type: ignore[arg-type]
+    of_prompt = Prompt(rows, rows, everywhere, everywhere, rows, everywhere, everywhere)  # type: ignore[arg-type]
     across = jax.shard_map(
         local,
         mesh=mesh,
@@ -229,6 +258,22 @@ def _tokens(latents: Latents, task: Task) -> tuple[Tokens, Grid]:
     return tokens._replace(patches=patches, modalities=jnp.full(tokens.kinds.shape, task.modality_index)), grid
 
 
+def _edit_tokens(edit: Edit | None, task: Task) -> tuple[Float[Array, "b l p"], Float[Array, "b l p"]] | None:
+    """Patches of the source of an edit, and 1 for each value of it that is kept."""
+    if edit is None:
+        return None
+    kept = jnp.broadcast_to(edit.kept, edit.source.shape)
+    return _tokens(edit.source, task)[0].patches, _tokens(kept, task)[0].patches
+
+
+def _known_path(task: Task, noise: Float[Array, "b l p"], of_edit: tuple | None, prompt: Prompt) -> KnownPath | None:
+    """The path that leads from noise to a source; None where there is none."""
+    if of_edit is None or prompt.strength is None:
+        return None
+    source, kept = of_edit
+    return KnownPath(paths.path(task.config.flow.path), noise, source, kept > 0, prompt.strength)
+
+
 def _latents(patches: Float[Array, "b l p"], grid: Grid, task: Task) -> Latents:
     """The inverse of `_tokens`."""
     return unpatchify(patches[:, :, : task.modality.patch_values], grid, task.modality.patch_size)
@@ -260,11 +305,12 @@ def _output(
     model: FlagDiT = nnx.merge(task.graph, parameters) if division is None else division.model(parameters)
     factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
     base_length = extrapolation.base_length(settings, config.model, task.modality, size, task.trained)
-    both: Condition = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), prompt.condition, prompt.null)
+    conditions = [prompt.condition, prompt.null, *([] if prompt.negative is None else [prompt.negative])]
+    every: Condition = jax.tree.map(lambda *a: jnp.concatenate(a), *conditions)
     alone: Condition = prompt.condition
-    if isinstance(both, TextFeatures) and isinstance(alone, TextFeatures):
-        both, alone = model.encode_text(both), model.encode_text(alone)
-    doubled = jax.tree.map(lambda x: jnp.concatenate([x, x]), tokens)
+    if isinstance(every, TextFeatures) and isinstance(alone, TextFeatures):
+        every, alone = model.encode_text(every), model.encode_text(alone)
+    repeated = jax.tree.map(lambda x: jnp.concatenate([x] * len(conditions)), tokens)
     counts, path = _counts(tokens, task), paths.path(config.flow.path)
     guided_channels = settings.guided_channels
     if keep_sigma and guided_channels is None:
@@ -280,17 +326,22 @@ def _output(
             return call(tokens._replace(patches=x), t, alone)
 
         def guided() -> Float[Array, "b l o"]:
-            times = jnp.concatenate([t, t]) if t.ndim else t
-            twice = doubled._replace(patches=jnp.concatenate([x, x]))
-            with_text, without_text = jnp.split(call(twice, times, both), 2)
+            times = jnp.concatenate([t] * len(conditions)) if t.ndim else t
+            rows = repeated._replace(patches=jnp.concatenate([x] * len(conditions)))
+            with_text, without_text, *negative = jnp.split(call(rows, times, every), len(conditions))
             return guidance.guide(
                 with_text,
                 without_text,
                 prompt.guidance_scale,
                 patch_size=task.modality.patch_size,
                 guided_channels=guided_channels,
+                negative=negative[0] if negative else None,
+                negative_scale=0.0 if prompt.negative_scale is None else prompt.negative_scale,
             )
 
-        return counts * jax.lax.cond(prompt.guidance_scale == 1, plain, guided)
+        is_plain = prompt.guidance_scale == 1
+        if prompt.negative_scale is not None:
+            is_plain &= prompt.negative_scale == 0
+        return counts * jax.lax.cond(is_plain, plain, guided)
 
     return output

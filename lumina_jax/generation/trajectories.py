@@ -4,7 +4,6 @@ In: the output of the network as a function of time and patches, and the setting
 the patches at the end of the way.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,11 +12,7 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.flow import ancestral, paths, sde, timesteps
 from lumina_jax.flow.schedule import time_of_step
-
-Times = Float[Array, ""] | Float[Array, " b"]
-"""One for all samples of a batch, or one for each."""
-Output = Callable[[Times, Float[Array, "b l p"]], Float[Array, "b l o"]]
-Velocity = Callable[[Times, Float[Array, "b l p"], Any], Float[Array, "b l p"]]
+from lumina_jax.generation.editing import KnownPath, Output, Velocity
 
 
 def solver_settings(settings: SampleConfig) -> dict[str, Any]:
@@ -25,13 +20,25 @@ def solver_settings(settings: SampleConfig) -> dict[str, Any]:
 
 
 def flow(
-    output: Output, config: Config, settings: SampleConfig, time_shift: Float[Array, ""]
+    output: Output,
+    config: Config,
+    settings: SampleConfig,
+    time_shift: Float[Array, ""],
+    known: KnownPath | None = None,
 ) -> tuple[Velocity, Float[Array, " n"]]:
     """The velocity of the probability flow, and its times from noise to data."""
     path, prediction = paths.path(config.flow.path), config.flow.prediction
-    start, end = paths.interval(path, prediction)
-    times = start + (end - start) * timesteps.sampling_grid(settings.steps, shift=time_shift)
-    return _velocity(output, config), times
+    times = _times(paths.interval(path, prediction), settings, time_shift, known)
+    return _velocity(output, config) if known is None else known.led(_velocity(known.shown(output), config)), times
+
+
+def _times(
+    interval: tuple[float, float], settings: SampleConfig, time_shift: Float[Array, ""], known: KnownPath | None
+) -> Float[Array, " n"]:
+    """The grid of a path, which starts later where a source is edited."""
+    start, end = interval
+    first = 0.0 if known is None else known.first(interval, time_shift)
+    return start + (end - start) * timesteps.sampling_grid(settings.steps, interval=(first, 1.0), shift=time_shift)
 
 
 def _velocity(output: Output, config: Config) -> Velocity:
@@ -46,8 +53,14 @@ def denoised(
     settings: SampleConfig,
     time_shift: Float[Array, ""],
     learns_variance: bool,
+    known: KnownPath | None = None,
 ) -> Float[Array, "b l p"]:
     """From noise to data along steps of DDPM."""
+    first: timesteps.ScalarTime = 0.0
+    if known is not None:
+        output = known.shown(output)
+        first = known.first(paths.interval(known.path, "noise"), time_shift)
+    steps = ancestral.spaced_steps(settings.steps, time_shift, first)
 
     def predict(step: Int[Array, ""], x: Float[Array, "b l p"]) -> ancestral.NoisePrediction:
         said = output(time_of_step(step), x)
@@ -59,8 +72,8 @@ def denoised(
 
     return ancestral.sample(
         predict,
-        x,
-        ancestral.spaced_steps(settings.steps, time_shift),
+        x if known is None else known.start(time_of_step(steps[0])),
+        steps,
         solver=settings.solver,
         noise=noise,
         eta=settings.eta,
@@ -75,15 +88,17 @@ def stochastic(
     config: Config,
     settings: SampleConfig,
     time_shift: Float[Array, ""],
+    known: KnownPath | None = None,
 ) -> Float[Array, "b l p"]:
     """From noise to data by the SDE with the same marginals."""
     path, prediction = paths.path(config.flow.path), config.flow.prediction
     last = 0.0 if settings.last_step == "none" else settings.last_step_size
-    start, end = paths.interval(path, prediction, sde=settings.diffusion, last_step_size=last, steps=settings.steps)
+    interval = paths.interval(path, prediction, sde=settings.diffusion, last_step_size=last, steps=settings.steps)
+    times = _times(interval, settings, time_shift, known)
     return sde.integrate(
-        _velocity(output, config),
-        x,
-        start + (end - start) * timesteps.sampling_grid(settings.steps, shift=time_shift),
+        _velocity(output if known is None else known.shown(output), config),
+        x if known is None else known.start(times[0]),
+        times,
         path=path,
         solver=settings.solver,
         form=settings.diffusion,

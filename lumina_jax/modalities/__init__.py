@@ -28,6 +28,7 @@ from lumina_jax.modalities.modality import Files as Files
 from lumina_jax.modalities.modality import Judge as Judge
 from lumina_jax.modalities.modality import Modality as Modality
 from lumina_jax.modalities.modality import Shape as Shape
+from lumina_jax.modalities.modality import SourceFile as SourceFile
 from lumina_jax.modalities.picture import PictureModality
 from lumina_jax.modalities.sound_latents import SoundLatents
 from lumina_jax.modalities.spectrogram import SpectrogramModality

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
@@ -26,6 +26,7 @@ from lumina_jax.modalities.decoding.media import Media
 from lumina_jax.modalities.encoding import Encoding
 
 LONGEST_SECONDS = 86_400.0
+TimeAxis = Literal["frames", "width"]
 
 
 class Shape(NamedTuple):
@@ -66,6 +67,17 @@ class Asked(NamedTuple):
     def given(self, *names: str) -> list[str]:
         """The flags among these names that are given."""
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+
+
+class SourceFile(NamedTuple):
+    """A file as a sample that is to be edited."""
+
+    sample: np.ndarray
+    """As `Modality.decode` gives it, or shorter in time than what is drawn."""
+    mask: Bool[np.ndarray, "h w"] | None = None
+    """True where it is drawn anew; None: the file of no mask was given."""
+    notices: tuple[str, ...] = ()
+    """What was changed about the files, as sentences."""
 
 
 @runtime_checkable
@@ -129,6 +141,8 @@ class Modality(ABC):
     """What the model is trained on without an autoencoder, such as "pictures", and its channels; None: any number."""
     is_bytes: ClassVar[bool] = False
     """Whether samples are bytes 0..255, whose density bounds their bits."""
+    time_axis: ClassVar[TimeAxis] = "frames"
+    """The number of a shape that says how long a sample is in time."""
     one_sample_a_caption: ClassVar[bool] = False
     """Whether an evaluation draws each caption once, even where the data have several samples of it."""
 
@@ -228,6 +242,37 @@ class Modality(ABC):
     @abstractmethod
     def shown(self, values: Float[np.ndarray, "b ..."]) -> np.ndarray:
         """Samples [b ...], as `decode` gives them, of what `from_latents` returns."""
+
+    # Samples that are edited
+
+    def extent_of(self, sample: np.ndarray) -> Shape:
+        """The shape of a sample that is to be edited.
+
+        Raises:
+          ValueError: it is none of this modality, or samples of this modality cannot be edited.
+        """
+        raise self._without_editing()
+
+    def filled(self, sample: np.ndarray) -> np.ndarray:
+        """A sample at a length that its autoencoder takes."""
+        return sample
+
+    def read_source(
+        self, file: Path, mask: Path | None, shape: Shape, corner: tuple[int, int] | None = None
+    ) -> SourceFile:
+        """A file, and perhaps one of a mask, cropped to what is drawn.
+
+        Args:
+          corner: left and top pixel of a smaller source in what is drawn, which surrounds it; None: it is cropped.
+
+        Raises:
+          ValueError: a file cannot be read, or is not of this modality, or the mask has another size, or the source
+            does not fit at `corner`.
+        """
+        raise self._without_editing()
+
+    def _without_editing(self) -> ValueError:
+        return ValueError(f"a source cannot be edited, because this draws {self.plural}; leave it out")
 
     # The autoencoder
 

@@ -7,6 +7,7 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -20,12 +21,13 @@ from lumina_jax.encoders.image_vae import ImageVae, load_image_vae
 from lumina_jax.encoders.vae_files import read_vae_config, vae_folder
 from lumina_jax.evaluation.retrieval import pixel_report
 from lumina_jax.modalities.decoding.buckets import Size, best_crop, bucket_crop, center_square, crop_sizes
-from lumina_jax.modalities.decoding.frames import read_pictures
+from lumina_jax.modalities.decoding.edited import is_still, read_mask, read_moving, read_still, surrounded
+from lumina_jax.modalities.decoding.frames import moments, read_pictures
 from lumina_jax.modalities.decoding.media import LatentDistribution, Media, Sound
 from lumina_jax.modalities.decoding.pictures import check_resizable
 from lumina_jax.modalities.encoding import PART_SAMPLES, LatentScale
 from lumina_jax.modalities.files.movies import FrameFiles, frame_sheet
-from lumina_jax.modalities.modality import Asked, Files, Judge, Modality, Shape
+from lumina_jax.modalities.modality import Asked, Files, Judge, Modality, Shape, SourceFile
 from lumina_jax.tokens import pixels_to_unit, unit_to_pixels
 
 PART_PIXELS = 2**26
@@ -93,6 +95,28 @@ class PictureModality(Modality):
             return bucket_crop(picture, self.sizes, draws)
 
         return np.stack([np.asarray(picture) for picture in read_pictures(media, self.media, draws, cropped)])
+
+    def extent_of(self, sample: np.ndarray) -> Shape:
+        if sample.ndim != 4 or sample.shape[3] != 3 or sample.dtype != np.uint8:
+            raise ValueError(
+                f"a source must be pixels, uint8 [h w 3] or [f h w 3], but is {sample.dtype} {sample.shape}"
+            )
+        return Shape(sample.shape[1], sample.shape[2], len(sample))
+
+    def read_source(
+        self, file: Path, mask: Path | None, shape: Shape, corner: tuple[int, int] | None = None
+    ) -> SourceFile:
+        """A picture; where several frames are drawn, it is the first, or the file is a clip that may be shorter."""
+        size = (shape.width, shape.height) if corner is None else None
+        if shape.frames == 1 or is_still(file):
+            frames, before, notices = read_still(file, size)
+        else:
+            wanted = self.media.replace(frames=shape.frames)
+            frames, before, notices = read_moving(file, size, lambda seconds: moments(seconds, wanted, None))
+        redrawn = None if mask is None else read_mask(mask, before, size)
+        if corner is not None:
+            frames, redrawn = surrounded(frames, redrawn, corner, (shape.width, shape.height))
+        return SourceFile(frames, redrawn, tuple(notices))
 
     def to_latents(self, decoded: UInt8[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "f h w 3"]:
         return pixels_to_unit(decoded)

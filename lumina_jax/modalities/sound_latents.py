@@ -34,6 +34,9 @@ class SoundLatents(SpectrogramModality):
     def shown(self, values: Float[np.ndarray, "b t 80"]) -> Float[np.ndarray, "b t 80"]:
         return np.maximum(values, np.float32(QUIET))
 
+    def filled(self, sample: Float[np.ndarray, "t 80"]) -> Float[np.ndarray, "l 80"]:
+        return np.pad(sample, ((0, -len(sample) % self.factor), (0, 0)), mode="edge")
+
     def read_autoencoder(self) -> tuple[int, int]:
         found = read_sound_vae_config(self.vae.path)
         return found.factor, found.channels

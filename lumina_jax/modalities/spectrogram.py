@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from lumina_jax.mel import BINS, HOP, frames_of, log_mel, mel_to_unit, unit_to_m
 from lumina_jax.modalities.decoding.media import LatentDistribution, Media, Sound
 from lumina_jax.modalities.decoding.sounds import read_sound
 from lumina_jax.modalities.files.sounds import SoundFiles, spectrogram_picture, voice_of
-from lumina_jax.modalities.modality import Asked, Files, Judge, Modality, Shape
+from lumina_jax.modalities.modality import Asked, Files, Judge, Modality, Shape, SourceFile, TimeAxis
 
 LENGTH_STEP = 4
 """The length of a spoken text is rounded to a multiple of this number of frames, so that few programs are compiled."""
@@ -28,6 +29,7 @@ class SpectrogramModality(Modality):
 
     plural: ClassVar[str] = "sounds"
     values: ClassVar[tuple[str, int] | None] = ("mel spectrograms", BINS)
+    time_axis: ClassVar[TimeAxis] = "width"
     one_sample_a_caption: ClassVar[bool] = True
 
     @property
@@ -92,6 +94,24 @@ class SpectrogramModality(Modality):
 
     def shown(self, values: Float[np.ndarray, "b t 80"]) -> Float[np.ndarray, "b t 80"]:
         return unit_to_mel(values)
+
+    def extent_of(self, sample: np.ndarray) -> Shape:
+        if sample.ndim != 2 or sample.shape[1] != BINS or sample.dtype.kind != "f":
+            raise ValueError(
+                f"a source must be a log mel spectrogram, floats [t {BINS}], but is {sample.dtype} {sample.shape}"
+            )
+        return Shape(1, len(sample))
+
+    def read_source(
+        self, file: Path, mask: Path | None, shape: Shape, corner: tuple[int, int] | None = None
+    ) -> SourceFile:
+        """The beginning of a recording; where it is shorter than what is drawn, the rest continues it."""
+        if mask is not None or corner is not None:
+            what = f"{mask} cannot mask" if corner is None else f"{corner=} cannot surround"
+            raise ValueError(f"{what} a sound; a sound is continued where the source is shorter")
+        found = log_mel(self.samples(Sound(file)), self.media.sample_rate)
+        cut = f"of the {len(found)} frames of {file} the first {shape.width} are taken"
+        return SourceFile(found[: shape.width], None, (cut,) if len(found) > shape.width else ())
 
     def preview(self, sample: Float[np.ndarray, "t 80"]) -> UInt8[np.ndarray, "height width 3"]:
         return spectrogram_picture(sample)

@@ -28,6 +28,15 @@ def test_only_the_first_channels_are_guided_when_asked():
     np.testing.assert_array_equal(found[..., 12:], CONDITIONAL[..., 12:])
 
 
+def test_a_negative_has_a_scale_of_its_own_beside_guidance():
+    negative = np.random.default_rng(1).standard_normal(CONDITIONAL.shape).astype(np.float32)
+    arrays = map(jnp.array, (CONDITIONAL, UNCONDITIONAL))
+    found = guide(*arrays, 4.0, patch_size=2, guided_channels=3, negative=jnp.array(negative), negative_scale=1.5)
+    expected = UNCONDITIONAL + 4 * (CONDITIONAL - UNCONDITIONAL) - 1.5 * (negative - UNCONDITIONAL)
+    np.testing.assert_allclose(found[..., :12], expected[..., :12], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[..., 12:], CONDITIONAL[..., 12:])
+
+
 def test_each_row_may_have_its_own_traced_scale():
     scales = jnp.array([1.0, 2.5, 7.0])
     found = jax.jit(lambda s: guide(jnp.array(CONDITIONAL), jnp.array(UNCONDITIONAL), s, patch_size=2))(scales)

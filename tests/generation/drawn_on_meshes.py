@@ -19,6 +19,7 @@ from flax import nnx
 
 from lumina_jax.chips import CHIPS
 from lumina_jax.config import Config, MeshConfig
+from lumina_jax.generation.editing import Edit
 from lumina_jax.generation.pipeline import new_pipeline
 from lumina_jax.generation.sheets import sheet_writer
 from lumina_jax.kernels.flash import call
@@ -77,6 +78,19 @@ def noise():
 
 def drawn(drawing, settings):
     return drawing.pipeline.latents(noise(), PROMPTS, settings)
+
+
+def edited(drawing, settings):
+    """Of a source of which each sample keeps another part, within a patch and across them."""
+    source, kept = (
+        np.random.default_rng(2).standard_normal(LATENTS, np.float32),
+        np.zeros((*LATENTS[:-1], 1), np.float32),
+    )
+    for row in range(len(kept)):
+        kept[row, :, row : row + 9, 5 * row :] = 1
+    drawn = drawing.pipeline.latents(noise(), PROMPTS, settings, edit=Edit(source, kept, np.asarray(0.7, np.float32)))
+    np.testing.assert_array_equal(np.asarray(drawn)[kept[..., 0] > 0], source[kept[..., 0] > 0])
+    return drawn
 
 
 def inverted(drawing, settings):
@@ -162,6 +176,10 @@ CASES = {
     "a sheet on fsdp": Case(sheet, {"fsdp": 8}, {}, LABEL),
     "fsdp over two mesh axes, and tensor": Case(drawn, {"fsdp": 4, "tensor": 2, "split": {"fsdp": (2, 2)}}, {}),
     "fsdp, ring and heads exchanged": Case(drawn, {"fsdp": 2, "sequence": 4, "ring": 2}, {}),
+    "an edit with a negative on fsdp, sequence and tensor": Case(
+        edited, {"fsdp": 2, "sequence": 2, "tensor": 2}, {"negative": "5", "negative_scale": 0.5}
+    ),
+    "an edit by stochastic steps, on data and sequence": Case(edited, {"sequence": 4}, {"solver": "sde_heun"}, LABEL),
     "backwards by corrected steps, on data and sequence": Case(inverted, {"sequence": 4}, {"solver": "implicit_adams"}),
     "density by adaptive steps, on fsdp, sequence and tensor": Case(
         density, {"fsdp": 2, "sequence": 2, "tensor": 2}, LARGE_STEPS | {"guidance": 1.0}

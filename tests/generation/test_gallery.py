@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lumina_jax.generation import gallery as module
 from lumina_jax.generation.gallery import Gallery, sample_name, save_as_drawn, writable
-from lumina_jax.generation.pipeline import NotDrawn
+from lumina_jax.generation.not_drawn import NotDrawn
 from lumina_jax.modalities.files.movies import FrameFiles
 from lumina_jax.modalities.files.png import read_png_metadata
 

@@ -10,7 +10,8 @@ from flax import nnx
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.encoders.image_vae import ImageVae
-from lumina_jax.generation.pipeline import NotDrawn, Pipeline, _lost_on_the_way
+from lumina_jax.generation.not_drawn import NotDrawn, lost_on_the_way
+from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.modalities import Shape
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.tokens import TextFeatures
@@ -20,6 +21,10 @@ from tests.training.tiny import config, label_config
 SETTINGS = SampleConfig(solver="euler", steps=3, guidance=3.0)
 SHAPE = Shape(16, 24)
 LATENTS = (1, 16, 24, 3)
+PICTURE, OTHER = np.random.default_rng(0).integers(0, 256, (2, SHAPE.height, SHAPE.width, 3), dtype=np.uint8)
+MASK = np.zeros((SHAPE.height, SHAPE.width), bool)
+MASK[3:9, 5:20] = True
+"""Its edges are within patches."""
 
 
 class Words:
@@ -57,12 +62,12 @@ def draw(pipeline, prompts, seed=0, batch=2, shape=SHAPE, **changes):
     return [frames[0] for frames in pipeline(prompts, settings, seed=seed, shape=shape, batch=batch)]
 
 
-def test_one_program_serves_every_prompt_seed_guidance_and_time_shift(pipeline, caplog):
+def test_one_program_serves_every_prompt_seed_guidance_negative_and_time_shift(pipeline, caplog):
     with compiled(caplog) as programs:
         draw(pipeline, ["a", "b"])
         draw(pipeline, ["something else"], seed=5)
         draw(pipeline, ["a", "b", "c"], guidance=1.0)
-        draw(pipeline, ["a"], guidance=7.5, time_shift=4.0)
+        draw(pipeline, ["a"], guidance=7.5, time_shift=4.0, negative="b")
     assert programs.count("draw") == 1
 
 
@@ -92,6 +97,41 @@ def test_with_steps_by_tolerance_a_picture_depends_neither_on_its_neighbours_nor
     first = drawn([0, 1, 2], ["cat", "dog", "sea"])
     np.testing.assert_array_equal(first, drawn([0, 2, 1], ["cat", "owl", "sea"], scale=5.0))
     np.testing.assert_array_equal(first, drawn([0, 0, 0], ["cat", "cat", "cat"]))
+
+
+def test_a_sample_with_a_seed_is_the_first_of_that_seed_alone_whatever_its_neighbours(pipeline):
+    settings = dataclasses.replace(SETTINGS, solver="dopri5", rtol=0.05, atol=0.05)
+
+    def drawn(prompts, **seeds):
+        return pipeline(prompts, settings, shape=SHAPE, batch=3, **seeds)
+
+    together = drawn(["cat", "dog", "sea", "dog"], seeds=[3, 2**40, 3, 7])
+    for index, (prompt, seed) in enumerate([("cat", 3), ("dog", 2**40), ("sea", 3), ("dog", 7)]):
+        np.testing.assert_array_equal(together[index], drawn([prompt], seed=seed)[0])
+    assert np.any(together[1] != together[3])
+
+
+def test_what_is_the_negative_of_itself_is_drawn_without_guidance(pipeline):
+    """v_text + s (v_text - v_text)."""
+    plain, pushed = draw(pipeline, ["cat"], guidance=1.0)[0], draw(pipeline, ["cat"], negative="dog")[0]
+    assert np.abs(draw(pipeline, ["cat"], negative="cat")[0].astype(int) - plain).max() <= 1
+    assert np.abs(pushed.astype(int) - draw(pipeline, ["cat"])[0]).max() > 1
+
+
+def test_a_negative_with_a_scale_is_taken_off_the_guidance_towards_itself(pipeline, caplog):
+    """v_null + 5 (v_text - v_null) - 2 (v_text - v_null), which is guidance by 3; one program serves all scales."""
+    with compiled(caplog) as programs:
+        found = draw(pipeline, ["cat"], guidance=5.0, negative="cat", negative_scale=2.0)[0]
+        away = draw(pipeline, ["cat"], guidance=3.0, negative="dog", negative_scale=2.0)[0]
+        alone, pushed = (
+            draw(pipeline, ["cat"], guidance=1.0, negative="dog", negative_scale=scale)[0] for scale in (0.0, 2.0)
+        )
+    assert programs.count("draw") == 1
+    assert np.abs(found.astype(int) - draw(pipeline, ["cat"], guidance=3.0)[0]).max() <= 1
+    assert np.abs(away.astype(int) - found).max() > 1
+    plain = draw(pipeline, ["cat"], guidance=1.0)[0]
+    assert np.abs(alone.astype(int) - plain).max() <= 1
+    assert np.abs(pushed.astype(int) - plain).max() > 1
 
 
 def test_every_picture_has_noise_of_its_own_whatever_the_batch(pipeline):
@@ -211,7 +251,7 @@ def test_samples_that_are_not_finite_are_named_and_leave_the_others_alone(pipeli
 
 def test_an_adaptive_solver_that_gives_up_says_what_helps(pipeline):
     settings = dataclasses.replace(SETTINGS, solver="dopri5", rtol=1e-7, atol=1e-12)
-    reason = _lost_on_the_way(settings)
+    reason = lost_on_the_way(settings)
     assert "dopri5 found no steps that keep its errors below rtol=1e-07 and atol=1e-12" in reason
     assert "--solver midpoint" in reason
 
@@ -242,3 +282,39 @@ def test_what_an_autoencoder_makes_that_is_not_finite_is_no_black_picture(pipeli
     found = dict(decoding.drawn(["cat", "dog"], SETTINGS, seed=0, shape=SHAPE, batch=2))
     assert found[0].shape == (1, 16, 24, 3)
     assert "the autoencoder makes values of it that are not finite" in found[1].reason
+
+
+# Editing
+
+
+def edited(pipeline, prompts=("cat", "dog"), settings=SETTINGS, **options):
+    return [frames[0] for frames in pipeline(prompts, settings, shape=SHAPE, batch=2, **{"seed": 5} | options)]
+
+
+def test_one_program_serves_every_source_mask_strength_and_seed_and_what_is_kept_is_the_source(pipeline, caplog):
+    with compiled(caplog) as programs:
+        kept = edited(pipeline, source=PICTURE, mask=MASK)
+        weak = edited(pipeline, source=[PICTURE, OTHER], mask=[MASK, ~MASK], strength=0.5, seeds=[1, 2], seed=0)
+        none = edited(pipeline, source=PICTURE, strength=0.02)
+    assert programs.count("draw") == 1
+    for picture, source, mask in [*zip(kept, [PICTURE] * 2, [MASK] * 2), *zip(weak, [PICTURE, OTHER], [MASK, ~MASK])]:
+        np.testing.assert_array_equal(picture[~mask], source[~mask])
+        assert np.abs(picture[mask].astype(int) - source[mask]).mean() > 10
+    change = [np.abs(np.subtract(pictures, PICTURE, dtype=int)).mean() for pictures in (none, edited(pipeline))]
+    assert change[0] < 0.5 * change[1]
+
+
+def test_strength_0_returns_the_source_and_strength_1_is_plain_sampling_bit_for_bit(pipeline):
+    np.testing.assert_array_equal(edited(pipeline, source=PICTURE, strength=0.0), [PICTURE, PICTURE])
+    np.testing.assert_array_equal(edited(pipeline, source=PICTURE, strength=1.0), edited(pipeline))
+    shift = dataclasses.replace(SETTINGS, time_shift=3.0)
+    almost = edited(pipeline, source=PICTURE, strength=1 - 1e-7, settings=shift)
+    assert np.abs(np.subtract(almost, edited(pipeline, settings=shift), dtype=int)).max() <= 1
+
+
+def test_latents_are_sources_too(pipeline):
+    latents = np.asarray(PICTURE[None] / 127.5 - 1, np.float32)
+    asked = {"mask": MASK, "strength": 0.7}
+    np.testing.assert_array_equal(
+        edited(pipeline, source=latents, **asked), edited(pipeline, source=PICTURE[None], **asked)
+    )

@@ -41,6 +41,10 @@ def test_what_can_be_drawn_passes():
         ({"modality": "smell"}, "modality='smell' must be one of those of the model: image"),
         ({"seed": -1}, "seed=-1 must be between 0 and"),
         ({"seed": 10**20}, "must be between 0 and"),
+        ({"seeds": [1, 2]}, "a seed for each prompt, but there are 2 seeds and 1 prompts"),
+        ({"seeds": [-1]}, r"seeds\[0\]=-1 must be between 0 and"),
+        ({"seeds": [1], "seed": 2}, "one seed for all samples or a seed for each"),
+        ({"of": LABEL, "prompts": ["3"], "settings": SampleConfig(negative="cat")}, "a label from 0 to 47"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_its_name(asked, reason):

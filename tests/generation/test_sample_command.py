@@ -70,9 +70,39 @@ def test_other_settings_of_one_seed_leave_what_is_there_and_the_type_of_the_weig
     ]
 
 
+@pytest.mark.slow
+def test_each_picture_of_a_set_has_the_settings_to_draw_it_again_alone(draw, tmp_path):
+    """Also where a source is edited, which stays where its mask is black."""
+    random = np.random.default_rng(0)
+    source, mask = random.integers(0, 256, (32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
+    mask[:, :16] = 255
+    for name, array in (("source", source), ("mask", mask)):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    edit = ["--source", tmp_path / "source.png", "--mask", tmp_path / "mask.png", "--strength", 0.9]
+    status, said = draw("3", "4", "--seeds", "3,8", *edit, "--out", tmp_path / "set")
+    assert status == 0, said
+    about = read_png_metadata(tmp_path / "set" / "001-4.png")
+    assert (about["seeds"], about["batch"], about["strength"]) == ([8], 2, 0.9)
+    assert about["source"].endswith("source.png")
+    one, other = pixels(tmp_path / "set" / "000-3.png"), pixels(tmp_path / "set" / "001-4.png")
+    np.testing.assert_array_equal(one[:, 16:], source[:, 16:])
+    assert (one[:, :16] != source[:, :16]).any()
+    assert (one != other).any()
+    assert draw("4", "--seeds", 8, "--batch", about["batch"], *edit, "--out", tmp_path / "one")[0] == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "one" / "000-4.png"), other)
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
+        (["--seeds", "1", "--seed", 2], "--seed is for all prompts, and --seeds has one for each"),
+        (["--seeds", "1,2"], "a seed for each prompt, but there are 2 seeds and 1 prompts"),
+        (["--seeds", "1,x"], "--seeds must be numbers with commas between them, such as 3,8, but is '1,x'"),
+        (["--strength", 0.5], "--strength is for a source, but there is none"),
+        (["--source", "missing.png", "--strength", 0.5], "missing.png: there is no file"),
+        (["--outpaint", "3"], "--outpaint is for a source, but there is none"),
+        (["--source", "x.png", "--outpaint", "3"], "--outpaint must be the left and top pixel of the source"),
+        (["--negative", "cat"], "label from 0 to 47, but got prompt='cat'"),
         (["--seed", -1], "seed=-1 must be between 0 and 2**64 - 1"),
         (["--seed", 10**20], "must be between 0 and 2**64 - 1"),
         (["--size", 0], "--size 0 must be at least 1"),

@@ -13,6 +13,8 @@ CASES = ("fsdp, sequence and tensor, stochastic", "sequence and tensor, adaptive
 MORE_CASES = (
     "fsdp over two mesh axes, and tensor",
     "fsdp, ring and heads exchanged",
+    "an edit with a negative on fsdp, sequence and tensor",
+    "an edit by stochastic steps, on data and sequence",
     "backwards by corrected steps, on data and sequence",
     "density by adaptive steps, on fsdp, sequence and tensor",
 )
@@ -58,7 +60,7 @@ def test_kernels_would_serve_an_opened_model_on_all_devices_and_on_one_of_them(f
 
 
 @pytest.mark.slow
-def test_noise_and_density_found_on_meshes_are_those_of_one_device():
+def test_edits_noise_and_density_found_on_meshes_are_those_of_one_device():
     found = drawn_on_meshes(MORE_CASES, fsdp=2, sequence=2, ring=2, tensor=2)
     assert max(found["differences"].values()) < 1e-5, found
     assert found["opened"]["said"] == "on 8 cpu (fsdp 2, sequence_ring 2, tensor 2), weights float32"

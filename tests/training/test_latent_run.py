@@ -13,6 +13,7 @@ from PIL import Image
 
 from lumina_jax.commands.evaluate import true_samples
 from lumina_jax.config import SampleConfig, VaeConfig
+from lumina_jax.generation.originals import originals
 from lumina_jax.modalities import Shape, load_autoencoders, modality_of
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.trained import open_run
@@ -61,6 +62,19 @@ def test_a_run_on_latents_trains_and_draws_pixels(tmp_path):
     assert np.abs(average - last).max() > 0
     _, _, true, _ = true_samples(settings, limit=3)
     assert np.stack(true).shape == (3, 1, 32, 32, 3)
+    encoding = pipeline.modality().encoding(pipeline.autoencoders["image"])
+    mean = np.split(encoding.encode([true[0]])[0], 2, axis=-1)[0]
+    mask = np.zeros((32, 32), bool)
+    mask[:, 17:] = True  # of the latents that stand for 4 pixels each, four are kept
+    edit = originals(pipeline.modality(), [Shape(32, 32)], true[0], mask, None).edit(
+        [0], Shape(32, 32), pipeline.modality(), pipeline.autoencoders["image"]
+    )
+    noise = np.random.default_rng(0).standard_normal((1, 1, 8, 8, 4), np.float32)
+    found = np.asarray(pipeline.latents(noise, ["3"], SampleConfig(steps=2), edit=edit))
+    expected = (mean - encoding.scale.shift) * encoding.scale.scaling
+    np.testing.assert_allclose(found[0, :, :, :4], expected[:, :, :4], rtol=1e-5, atol=1e-5)
+    assert np.abs(found[0, :, :, 4:] - expected[:, :, 4:]).min() > 0
+    assert pipeline(["3"], source=true[0], mask=mask)[0].shape == (1, 32, 32, 3)
     with pytest.raises(ValueError, match="multiple of the 8 pixels of a patch"):
         pipeline(["3"], SampleConfig(), seed=0, shape=Shape(32, 36), batch=1)
 

@@ -88,6 +88,20 @@ def center_square(image: Image.Image, side: int) -> Image.Image:
     return _middle(_resize(image, covering_steps(image.size, (side, side))), (side, side))
 
 
+def center_crop(
+    image: Image.Image, target: Size, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The middle of the picture in the size `target`, after it was resized to cover it; the same if it has that size.
+
+    Args:
+      resampling: the filter of the last step; others halve.
+    """
+    if image.size == target:
+        return image
+    steps = covering_steps(image.size, target)
+    return _middle(_resize(image, [*steps[:-1], steps[-1]._replace(filter=resampling)]), target)
+
+
 def _middle(image: Image.Image, target: Size) -> Image.Image:
     left, upper = (image.width - target[0]) // 2, (image.height - target[1]) // 2
     return image.crop((left, upper, left + target[0], upper + target[1]))
