@@ -13,6 +13,7 @@ CASES = ("fsdp, sequence and tensor, stochastic", "sequence and tensor, adaptive
 MORE_CASES = (
     "fsdp over two mesh axes, and tensor",
     "fsdp, ring and heads exchanged",
+    "heads without text, ring and heads exchanged",
     "backwards by corrected steps, on data and sequence",
     "density by adaptive steps, on fsdp, sequence and tensor",
 )

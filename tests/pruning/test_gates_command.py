@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,9 +109,14 @@ def test_a_pruned_run_is_drawn_from_trained_on_and_converted(half, tmp_path):
     assert done.returncode == 0, done.stderr
     back = open_run(tmp_path / "back", config=opened.config)
     assert back.config.model.text_heads == 2
-    shape = (1, 1, 32, 32, 3)
-    drawn = [np.asarray(one.latents(np.ones(shape, np.float32), ["ab"], DRAWN)) for one in (opened, back)]
-    np.testing.assert_array_equal(*drawn)
+    jax.tree.map(np.testing.assert_array_equal, back.parameters, without_nextframe(opened.parameters))
+    assert np.isfinite(back.latents(np.ones((1, 1, 32, 32, 3), np.float32), ["ab"], DRAWN)).all()
+
+
+def without_nextframe(parameters):
+    """What a PyTorch layout keeps of a model of pictures, with the embedding of padding that it adds."""
+    kept = {name: value for name, value in parameters.items() if name != "nextframe_token"}
+    return kept | {"pad_token": np.zeros_like(parameters["nextframe_token"])}
 
 
 @pytest.mark.slow
