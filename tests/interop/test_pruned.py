@@ -32,7 +32,7 @@ def saved(folder, config, parameters):
     return folder
 
 
-@pytest.mark.parametrize("layout", MODELS)
+@pytest.mark.parametrize("layout", ["lumina", pytest.param("diffusers", marks=pytest.mark.slow)])
 def test_a_pruned_model_comes_back_from_a_pytorch_layout_with_the_same_weights(layout, tmp_path, capsys):
     there_and_back(layout, tmp_path, capsys)
 
