@@ -4,6 +4,7 @@ train CONFIG           train a model; the same command continues a run
 sample RUN PROMPT...   draw from a trained run
 evaluate RUN           draw every caption of a run's data, and count the samples that match theirs
 evaluate-images A B    how near drawn pictures (B) are to real ones (A): Frechet distance, KID, precision and recall
+gates RUN              how open each head is for the text, and a model without the text of closed ones
 convert SRC DST        weights from one layout to another: the authors', diffusers', ours
 data prepare NAME      fetch a free data set and make it ready for training
 parity FILE...         run recorded cases of the authors' models and compare
@@ -19,7 +20,19 @@ import sys
 
 from lumina_jax.commands import run_command
 
-COMMANDS = ("train", "sample", "evaluate", "evaluate-images", "convert", "data", "parity", "aot", "bench", "scaling")
+COMMANDS = (
+    "train",
+    "sample",
+    "evaluate",
+    "evaluate-images",
+    "gates",
+    "convert",
+    "data",
+    "parity",
+    "aot",
+    "bench",
+    "scaling",
+)
 
 
 def main() -> None:

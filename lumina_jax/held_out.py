@@ -81,11 +81,19 @@ def held_out_losses(
     pipeline: Pipeline, *, samples: int = SAMPLES, part: Part | None = None, batch: int | None = None
 ) -> dict[str, HeldOutLoss]:
     """The held-out loss of each modality of the data, by its name; arguments and errors as for `held_out_loss`."""
+    return measurement_of(pipeline, samples=samples, part=part, batch=batch)(pipeline.parameters)
+
+
+def measurement_of(
+    pipeline: Pipeline, *, samples: int = SAMPLES, part: Part | None = None, batch: int | None = None
+) -> "HeldOutMeasurement":
+    """The measurement for parameters of a pipeline, of which there may be several; arguments and errors as for
+    `held_out_loss`."""
     config, mesh = pipeline.config, pipeline.mesh
     if mesh is None:
         device = next(iter(jax.tree.leaves(pipeline.parameters)[0].devices()))
         mesh = make_mesh(devices=[device])
-    measure = measurement(
+    return measurement(
         config,
         mesh,
         modalities_of_sources(config),
@@ -95,7 +103,6 @@ def held_out_losses(
         part=part,
         batch=batch,
     )
-    return measure(pipeline.parameters)
 
 
 def evaluator(

@@ -43,6 +43,7 @@ FLOORS = {
     "aot": 7,
     "kernel_bench": 7,
     "scaling": 7,
+    "pruning": 7,
     "throughput": 7,
     "held_out": 7,
     "sheet_prompts": 7,

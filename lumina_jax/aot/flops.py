@@ -74,19 +74,21 @@ def sampling_flops(model: ModelConfig, load: Load, calls: int, guided: bool) -> 
 def _flops(model: ModelConfig, load: Load, *, backward: bool) -> Flops:
     both, one = (3.0, 2.0) if backward else (1.0, 1.0)  # products that need the gradient of both factors, or of one
     width, heads, condition = model.width, model.heads_width, model.condition_width
+    open_heads = model.text_query_heads * model.head_width
     tokens, samples = load.rows * load.tokens, load.rows * load.samples
     parts = 4 if model.block == "next" else 6
     final_parts = 2 if model.final_shift else 1
     text_projections = 0.0  # of tokens: queries of their own for the text, in DiT an output projection as well
     if model.conditioning == "text":
-        text_projections = 2.0 * width * heads * (2 if model.block == "dit" else model.own_text_query)
+        queries = heads if model.qk_norm else open_heads
+        text_projections = 4.0 * width * heads if model.block == "dit" else 2.0 * width * queries * model.own_text_query
     conditioning = both * samples * 2 * condition * width * (model.layers * parts + final_parts)
     conditioning += samples * 2 * condition * (one * TIME_FREQUENCIES + both * condition)
     text = 0.0
     if model.conditioning == "text":
         conditioning += both * samples * 2 * model.caption_width * condition
         keys = one if model.block == "dit" and not model.text_layers else both  # of captions that nothing has changed
-        text = model.layers * (keys * _text_keys(model, load) + both * 4 * tokens * load.text_tokens * heads)
+        text = model.layers * (keys * _text_keys(model, load) + both * 4 * tokens * load.text_tokens * open_heads)
     values = sum(modality.patch_values for modality in model.modalities)
     out = values * (2 if model.predict_sigma else 1)
     encoder_tokens = samples * load.text_tokens if model.text_layers else 0
@@ -119,4 +121,5 @@ def _text_keys(model: ModelConfig, load: Load) -> float:
     if model.conditioning != "text":
         return 0.0
     captions = load.rows * load.samples * load.text_tokens
-    return 4.0 * captions * model.caption_width * model.key_heads * model.head_width
+    keys = model.key_heads if model.qk_norm else model.text_key_heads
+    return 2.0 * captions * model.caption_width * (keys + model.text_key_heads) * model.head_width

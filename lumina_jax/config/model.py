@@ -125,6 +125,8 @@ class ModelConfig(Section):
     (text.encoder="phonemes")."""
     own_text_query: bool = False
     """A separate query projection for the attention to text, as in diffusers; released models share one."""
+    text_heads: int | None = None
+    """Query heads that attend to the text, the first ones of each layer; None: all. See `lumina gates`."""
     classes: int = 1000
     """Number of labels (label-conditional models only); one extra row means 'no label'."""
 
@@ -167,10 +169,24 @@ class ModelConfig(Section):
             self.heads % self.key_heads == 0,
             f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}",
         )
+        self._check_text_heads()
         require(
             not (self.own_text_query and self.block == "dit"),
             "model.own_text_query is for attention to text beside self-attention; that of model.block='dit' always has "
             "a query projection, so leave it out",
+        )
+
+    def _check_text_heads(self) -> None:
+        """Heads that attend to text have gates, and share no keys with others."""
+        group, given = self.heads // self.key_heads, self.text_heads
+        require(
+            given is None or self.has_gates,
+            f"model.text_heads={given} chooses among heads with gates for the text, but a model with "
+            f"model.conditioning={self.conditioning!r} and model.block={self.block!r} has none; leave it out",
+        )
+        require(
+            given is None or (1 <= given <= self.heads and given % group == 0),
+            f"model.text_heads={given} must be a multiple of {group}, the heads that share keys, up to {self.heads}",
         )
 
     def _check_positions(self) -> None:
@@ -228,6 +244,21 @@ class ModelConfig(Section):
     @property
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether each head has a gate for its attention to the text."""
+        return self.conditioning == "text" and self.block != "dit"
+
+    @property
+    def text_query_heads(self) -> int:
+        """Query heads that attend to the text."""
+        return self.heads if self.text_heads is None else self.text_heads
+
+    @property
+    def text_key_heads(self) -> int:
+        """Key heads of the text that they attend to."""
+        return self.text_query_heads * self.key_heads // self.heads
 
     @property
     def query_factor(self) -> float:

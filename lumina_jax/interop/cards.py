@@ -93,6 +93,7 @@ def _sizes(config: ModelConfig) -> str:
     rows = {
         "layers": config.layers,
         "heads": f"{config.heads} for queries, {config.key_heads} for keys, each {config.head_width} wide",
+        **({} if config.text_heads is None else {"heads that attend to the text": config.text_heads}),
         "width": config.width,
         "condition": captions if config.conditioning == "text" else labels,
         "latent": f"{config.channels} channels in patches of {config.patch_size}",

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from typing_extensions import TypedDict
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.documents import parse_json, read_json
-from lumina_jax.interop.converted import check_parameters, read_model
+from lumina_jax.interop.converted import check_parameters, parameter_shapes, read_model
 from lumina_jax.interop.diffusers import CLASS
 from lumina_jax.interop.layouts import LAYOUTS, Layout
 from lumina_jax.interop.names import check_whole, network
@@ -28,7 +29,7 @@ from lumina_jax.weights.indices import indexed_files
 from lumina_jax.weights.pickles import PickledTensors, read_arguments
 from lumina_jax.weights.rules import Rule
 from lumina_jax.weights.streams import Restacked
-from lumina_jax.weights.tensors import JoinedTensors, Tensors
+from lumina_jax.weights.tensors import JoinedTensors, Resized, Tensors
 
 StateName = Literal["ema", "params"]
 SHARD = re.compile(r"consolidated(_ema)?\.(\d+)-of-(\d+)\.(safetensors|pth)")
@@ -162,7 +163,25 @@ def _theirs(
     rules = layout.rules(config)
     ours = Restacked(tensors, rules, layers=config.layers)
     check_parameters(ours, config, {name: rule.theirs for name, rule in ours.rules.items()})
-    return WeightSource(config, ours, origin, (*notes, *removed), rules)
+    return _without_closed_heads(WeightSource(config, ours, origin, (*notes, *removed), rules))
+
+
+def _without_closed_heads(source: WeightSource) -> WeightSource:
+    """The checkpoint without the text of last heads whose gates and values are 0 in all layers: one that was pruned."""
+    config = source.config
+    if not config.has_gates:
+        return source
+    group = config.heads // config.key_heads
+    is_open = source.ours["blocks.text.gate"].reshape(config.layers, -1, group).any(axis=(0, 2))
+    count = 1 + max(np.flatnonzero(is_open), default=0)
+    values = (source.ours.part("blocks.text.value.kernel", layer) for layer in range(config.layers))
+    if count == config.key_heads or any(part[:, count * config.head_width :].any() for part in values):
+        return source
+    config = config.replace(text_heads=group * int(count))
+    note = f"pruned: {config.text_heads} of {config.heads} heads in each layer attend to the text"
+    return source._replace(
+        config=config, ours=Resized(source.ours, parameter_shapes(config)), notes=(*source.notes, note)
+    )
 
 
 def open_tensors(path: Path) -> Tensors:

@@ -41,7 +41,9 @@ def _case(problem: Problem, blocks: Blocks) -> Case:
     def attention(
         ids: Int[Array, "1 l"], text_ids: Int[Array, "1 t"], q: Array, k: Array, v: Array, *text: Array
     ) -> Float[Array, "1 l hd"]:
-        gated = GatedText(heads(text[0]), heads(text[1]), text[2], text_ids) if text else None
+        gated, some = None, slice(problem.text_heads or None)
+        if text:
+            gated = GatedText(heads(text[0])[:, :, some], heads(text[1])[:, :, some], text[2][some], text_ids)
         key = row_of(problem, (known_chip() or UNKNOWN).name)
         q, k, v = map(heads, (q, k, v))
         with mock.patch.dict(tuned.TUNED, {key: {**tuned.TUNED.get(key, {}), **blocks}}):

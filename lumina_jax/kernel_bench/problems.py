@@ -25,6 +25,7 @@ class Problem:
       samples, length: the samples of a row, and the tokens of each; the rest of the row is padding.
       text: text tokens of each sample, attended to as well; 0: none.
       backward: the gradients of all inputs too.
+      text_heads: heads that attend to the text in our kernel, the first ones; 0: all.
     """
 
     tokens: int
@@ -34,10 +35,13 @@ class Problem:
     length: int = 0
     text: int = 0
     backward: bool = False
+    text_heads: int = 0
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.width, self.heads, self.samples) < 1 or self.text < 0 or self.length < 0:
             raise ValueError(f"tokens, width, heads and samples must be positive and text not negative, but got {self}")
+        if not 0 <= self.text_heads <= self.heads:
+            raise ValueError(f"{self.text_heads=} must be at most {self.heads=}; 0 means all")
         if not self.length and self.samples > 1:
             raise ValueError(f"{self.samples=} need a length each")
         if self.samples * self.sample_length > self.tokens:
@@ -90,6 +94,7 @@ class Problem:
         if self.is_packed:
             parts.append(f"packed {self.samples}x{self.sample_length}")
         if self.text:
-            parts.append(f"{self.text} text tokens")
+            some = f" for {self.text_heads} heads" if self.text_heads else ""
+            parts.append(f"{self.text} text tokens{some}")
         parts += [f"{self.heads} heads of {self.width}", "forward + backward" if self.backward else "forward"]
         return ", ".join(parts)

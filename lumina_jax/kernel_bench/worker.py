@@ -89,7 +89,10 @@ def _measure(trial: Trial, topology: str, sharding: NamedSharding, dump: Path) -
 
 
 def _few_heads(problem: Problem) -> int:
-    """The fewest heads with which kernels cut their work as with all: scalars are the same for every head."""
+    """The fewest heads with which kernels cut their work as with all: scalars are the same for every head, unless some
+    have no text."""
+    if problem.text_heads:
+        return problem.heads
     fewest = math.lcm(HEADS, least_heads(problem.heads, problem.width))
     return fewest if problem.heads % fewest == 0 else problem.heads
 

@@ -2,7 +2,8 @@
 
 In: queries, keys and values [b l h d], segment ids that say who sees whom, and text keys and values with one gate
 a head. Out: softmax(scale q k^T) v + tanh(gate) softmax(q k_text^T / sqrt(d)) v_text (Lumina-T2X, section 2.2), each
-softmax with its own denominator. Tokens that may see nothing get zeros.
+softmax with its own denominator. Where only the first heads have text, the others are self-attention alone. Tokens that
+may see nothing get zeros.
 """
 
 import logging
@@ -71,10 +72,9 @@ def attend(
     out = softmax_attention(q, k, v, visible, scale)
     if text is None:
         return out
-    queries = q if text.queries is None else text.queries
     ids = {"segment_ids": segment_ids, "text_ids": text.segment_ids}
-    from_text = attend_text(queries, text.keys, text.values, **ids, implementation=implementation)
-    return out + jnp.tanh(text.gate).astype(out.dtype)[:, None] * from_text
+    from_text = attend_text(text.queries_among(q), text.keys, text.values, **ids, implementation=implementation)
+    return text.added_to(out, from_text)
 
 
 def attend_text(

@@ -54,23 +54,27 @@ class TextProjection(Divisible):
     """Caption features to keys and values: RMSNorm, two linears, LayerNorm of the keys.
 
     For a cross-attention (block "dit") the features are not normed, the linears have biases, and there is no gate.
+
+    With `model.text_heads` there are keys and values for the first heads. The norm of the keys is over all heads, so
+    that where there is one, the projection to keys is whole.
     """
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig):
-        kv_width = config.key_heads * config.head_width
+        open_width = config.text_key_heads * config.head_width
+        kv_width = config.key_heads * config.head_width if config.qk_norm else open_width
         axes, is_crossed = (config.caption_axis, "kv_heads"), config.block == "dit"
         self.norm = None if is_crossed else RMSNorm(rngs, config.caption_width, config.norm_eps)
         self.key = Linear(rngs, config.caption_width, kv_width, axes=axes, bias=config.biases)
-        self.value = Linear(rngs, config.caption_width, kv_width, axes=axes, bias=config.biases)
+        self.value = Linear(rngs, config.caption_width, open_width, axes=axes, bias=config.biases)
         self.key_norm = HeadsNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
-        self.gate = None if is_crossed else param(rngs, (config.heads,), zeros, axes=("heads",))
+        self.gate = None if is_crossed else param(rngs, (config.text_query_heads,), zeros, axes=("heads",))
         self.head_width = config.head_width
 
     def __call__(self, features: Float[Array, "b t c"]) -> TextKeys:
         features = self.tensor.share(normed(features, self.norm))
         keys, values = normed(self.key(features), self.key_norm), self.value(features)
         split = (*features.shape[:2], -1, self.head_width)
-        return TextKeys(keys.reshape(split), values.reshape(split))
+        return TextKeys(keys[:, :, : values.shape[-1]].reshape(split), values.reshape(split))
 
 
 def gated(projection: TextProjection | None, text: LayerText | None) -> GatedText | None:
@@ -92,7 +96,8 @@ class Attention(Divisible):
         self.query_norm = HeadsNorm(rngs, heads_width, axis="heads") if config.qk_norm else None
         self.key_norm = HeadsNorm(rngs, kv_width, axis="kv_heads") if config.qk_norm else None
         has_text_query = config.own_text_query and config.conditioning == "text"
-        self.text_query = Linear(rngs, width, heads_width, axes=("embed", "heads")) if has_text_query else None
+        text_width = heads_width if config.qk_norm else config.text_query_heads * config.head_width  # a norm is of all
+        self.text_query = Linear(rngs, width, text_width, axes=("embed", "heads")) if has_text_query else None
         has_text_norm = has_text_query and config.qk_norm
         self.text_query_norm = HeadsNorm(rngs, heads_width, axis="heads") if has_text_norm else None
         self.head_width, self.query_factor = config.head_width, config.query_factor
@@ -111,7 +116,8 @@ class Attention(Divisible):
         q, k, *text_queries = normed_and_turned(projected, tokens, self.head_width)
         q, v = scaled(q, self.query_factor), self.value(x).reshape(k.shape)
         if text is not None and text_queries:
-            text = text._replace(queries=scaled(text_queries[0], self.query_factor))
+            queries = text_queries[0][:, :, : text.gate.shape[0]]
+            text = text._replace(queries=scaled(queries, self.query_factor))
         if tokens.key_scale is not None:
             k = k * tokens.key_scale.astype(k.dtype)
         out = attend(q, k, v, segment_ids=tokens.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)

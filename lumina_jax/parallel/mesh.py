@@ -198,6 +198,11 @@ def check_heads(model: ModelConfig, mesh: AnyMesh) -> None:
     ):  # fmt: skip
         if size % tensor:
             raise ValueError(f"mesh.tensor={tensor} must divide {name}={size}; choose from {_divisors(size)}")
+    if tensor > 1 and model.text_heads not in (None, model.heads):
+        raise ValueError(
+            f"mesh.tensor={tensor} divides the heads over devices, of which the first would have all that attend to "
+            f"the text (model.text_heads={model.text_heads}); set mesh.tensor to 1, and mesh.fsdp to divide weights"
+        )
     heads, key_heads = model.heads // tensor, model.key_heads // tensor
     sequence = axis_size(mesh, "sequence")
     remedy = f"set mesh.ring to {sequence // math.gcd(heads, key_heads, sequence)}"

@@ -55,9 +55,9 @@ def _around(axes: tuple[str, ...], size: int, implementation: Implementation, in
         out = ring_attention(q, keys, segment_ids, scale=scale, axes=axes, size=size, attention=attention)
         if text is None:
             return out
-        queries, block = q if text.queries is None else text.queries, KeyBlock(text.keys, text.values, text.segment_ids)
+        queries, block = text.queries_among(q), KeyBlock(text.keys, text.values, text.segment_ids)
         from_text = ring_attention(queries, block, segment_ids, scale=1 / math.sqrt(q.shape[-1]), axes=(), size=1)
-        return out + jnp.tanh(text.gate).astype(out.dtype)[:, None] * from_text
+        return text.added_to(out, from_text)
 
     return attend
 
@@ -81,6 +81,7 @@ def _exchanging(attend: Attend, axes: tuple[str, ...], size: int) -> Attend:
             return _share(_for_all(x, size), 2, axes, size)
 
         if text is not None:
+            text = text.for_heads(q.shape[2])  # each device has other heads, but all run one program
             text = GatedText(
                 local_heads(text.keys),
                 local_heads(text.values),

@@ -89,7 +89,7 @@ def widened(model: ModelConfig, factor: int, *, fixed_heads: bool = False) -> Mo
       ValueError: the model cannot have this width.
     """
     sizes: dict[str, Any] = {"width": factor * model.width}
-    grown = ["attention_width"] if fixed_heads else ["attention_width", "heads", "kv_heads"]
+    grown = ["attention_width"] if fixed_heads else ["attention_width", "heads", "kv_heads", "text_heads"]
     for name in grown:
         value = getattr(model, name)
         sizes[name] = value and factor * value

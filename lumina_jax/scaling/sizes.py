@@ -25,7 +25,7 @@ NEAR = 0.25
 SEARCHED = 4
 """Widths that are tried on each side of the one that fits best."""
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
-FIELDS = ("layers", "width", "heads", "kv_heads", "attention_width")
+FIELDS = ("layers", "width", "heads", "kv_heads", "attention_width", "text_heads")
 """The fields of ModelConfig that a size decides."""
 
 
@@ -139,18 +139,21 @@ def _counts(model: ModelConfig, units: int) -> tuple[int, int]:
 
 
 def sized(model: ModelConfig, size: ModelSize) -> ModelConfig:
-    """The model with another size. Heads that share keys do so in groups of the same number, where that is possible.
+    """The model with another size. Heads that share keys do so in groups of the same number, where that is possible,
+    and the same share of them attends to the text.
 
     Raises:
       ValueError: no model can have this size.
     """
     group = math.gcd(model.heads // model.key_heads, size.heads)
+    open_groups = max(1, round(model.text_query_heads / model.heads * size.heads / group))
     return model.replace(
         layers=size.layers,
         width=size.width,
         heads=size.heads,
         kv_heads=None if model.kv_heads is None else size.heads // group,
         attention_width=None if model.attention_width is None else size.heads * model.head_width,
+        text_heads=None if model.text_heads is None else group * open_groups,
     )
 
 

@@ -1,7 +1,7 @@
 """Named tensors that are read on access: the interface of every source of weights.
 
-In: a name. Out: a numpy array, or its shape and type without the values. `JoinedTensors` combines several sources, and
-`Renamed` changes the names of one.
+In: a name. Out: a numpy array, or its shape and type without the values. `JoinedTensors` combines several sources,
+`Renamed` changes the names of one, and `Resized` the shapes.
 """
 
 from abc import abstractmethod
@@ -136,6 +136,45 @@ class Renamed(Tensors):
 
     def __len__(self) -> int:
         return len(self._stored)
+
+
+class Resized(Tensors):
+    """Tensors with other sizes: the first values along each axis, and zeros after the last.
+
+    Args:
+      shapes: the shape of each; stacked ones keep their first axis.
+    """
+
+    def __init__(self, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]):
+        self._tensors, self._shapes = tensors, shapes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return resized(self._tensors[name], self._shapes[name])
+
+    def part(self, name: str, index: Any) -> np.ndarray:
+        if isinstance(index, int):
+            return resized(self._tensors.part(name, index), self._shapes[name][1:])
+        return self[name][index]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        self._tensors.shape(name)
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._tensors.dtype(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def resized(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The first values along each axis, and zeros after the last where the shape is larger."""
+    cut = values[tuple(slice(size) for size in shape)]
+    missing = [(0, size - had) for size, had in zip(shape, cut.shape)]
+    return np.pad(cut, missing) if any(after for _, after in missing) else cut
 
 
 def check_weight(name: str, dtype: np.dtype) -> None:

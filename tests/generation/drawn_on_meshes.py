@@ -37,6 +37,7 @@ TEXT = config(run=RUN)
 TEXT = dataclasses.replace(TEXT, model=dataclasses.replace(TEXT.model, **NETWORK, own_text_query=True, text_layers=1))
 LABEL = label_config(run=RUN)
 LABEL = dataclasses.replace(LABEL, model=dataclasses.replace(LABEL.model, **NETWORK, qk_norm=False))
+PRUNED = dataclasses.replace(TEXT, model=dataclasses.replace(TEXT.model, text_heads=4))
 LATENTS = (8, 1, 24, 48, 3)
 """More tokens than in training: 18, or with those that end lines 21, which the devices of a row do not divide."""
 PROMPTS = [str(number) for number in range(8)]
@@ -65,7 +66,7 @@ class Drawing(NamedTuple):
 
     @property
     def encoder(self):
-        return Words() if self.config is TEXT else None
+        return Words() if self.config.model.conditioning == "text" else None
 
     @property
     def pipeline(self):
@@ -180,6 +181,7 @@ CASES = {
         edited, {"fsdp": 2, "sequence": 2, "tensor": 2}, {"negative": "5", "negative_scale": 0.5}
     ),
     "an edit by stochastic steps, on data and sequence": Case(edited, {"sequence": 4}, {"solver": "sde_heun"}, LABEL),
+    "heads without text, ring and heads exchanged": Case(drawn, {"fsdp": 2, "sequence": 4, "ring": 2}, {}, PRUNED),
     "backwards by corrected steps, on data and sequence": Case(inverted, {"sequence": 4}, {"solver": "implicit_adams"}),
     "density by adaptive steps, on fsdp, sequence and tensor": Case(
         density, {"fsdp": 2, "sequence": 2, "tensor": 2}, LARGE_STEPS | {"guidance": 1.0}

@@ -15,6 +15,7 @@ MORE_CASES = (
     "fsdp, ring and heads exchanged",
     "an edit with a negative on fsdp, sequence and tensor",
     "an edit by stochastic steps, on data and sequence",
+    "heads without text, ring and heads exchanged",
     "backwards by corrected steps, on data and sequence",
     "density by adaptive steps, on fsdp, sequence and tensor",
 )

@@ -48,6 +48,19 @@ def test_attend_is_masked_softmax_plus_gated_text(implementation):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_text_of_the_first_heads_is_text_with_closed_gates_for_the_others(implementation):
+    q, k, v, text = inputs()
+    first = text._replace(keys=text.keys[:, :, :1], values=text.values[:, :, :1], gate=text.gate[:2])
+    closed = text._replace(gate=text.gate.at[2:].set(0))
+    call = functools.partial(attend, segment_ids=jnp.asarray(SEGMENTS), scale=0.4, implementation=implementation)
+    ours, theirs = jax.jit(call)(q, k, v, text=first), jax.jit(call)(q, k, v, text=closed)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    queries = first._replace(queries=jnp.asarray(q[:, :, :2])).for_heads(4)
+    assert [x.shape[2] for x in (queries.keys, queries.values, queries.queries)] == [2, 2, 4]
+    np.testing.assert_array_equal(queries.gate, closed.gate)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_padding_gets_zeros_and_no_gradient_is_nan(implementation):
     q, k, v, text = inputs()
 

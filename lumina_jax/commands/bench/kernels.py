@@ -39,6 +39,8 @@ class Kernels:
     """Samples x tokens of a packed row, such as 16x256; default: one sample fills the row."""
     text: int = 0
     """Text tokens of each sample, attended to with a gate."""
+    text_heads: int = 0
+    """Heads that attend to the text in our kernel, as in a model of `lumina gates`; 0: all."""
     contestants: tuple[str, ...] = ()
     """Names as in the table; default: all that are installed."""
     tune: bool = False
@@ -81,7 +83,7 @@ def problems_of(arguments: Kernels) -> "list[Problem]":
     samples, length = _packed(arguments.packed)
     tokens = arguments.tokens or (samples * length or 4224,)
     return [
-        Problem(row, width, arguments.heads, samples, length, arguments.text, arguments.backward)
+        Problem(row, width, arguments.heads, samples, length, arguments.text, arguments.backward, arguments.text_heads)
         for width in arguments.width
         for row in tokens
     ]

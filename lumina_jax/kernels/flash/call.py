@@ -89,7 +89,8 @@ def flash_attention(
     """softmax(scale q k^T) v within segments, plus gated attention to text.
 
     Args:
-      text: its logits have the factor 1/sqrt(d).
+      text: its logits have the factor 1/sqrt(d). Heads without text, and those whose gates are 0, skip it, unless there
+        will be a backward pass.
       blocks: how the work is cut; None: the best known for the chip.
       interpret: run on any device, slowly: True shows the values, `pltpu.InterpretParams(detect_races=True)` also
         races and reads of memory that was never written.
@@ -107,7 +108,7 @@ def flash_attention(
         blocks=blocks,
     )
     queries, keys, values = (side_by_side(x, plan, plan.rows) for x in (q, k, v))
-    padded_text = None if text is None else _padded_text(plan, text)
+    padded_text = None if text is None else _padded_text(plan, text.for_heads(plan.heads))
     out = _attention(plan, interpret, queries, keys, values, padded_rows(segment_ids, plan.length), padded_text)
     return apart(out, plan, q)
 
