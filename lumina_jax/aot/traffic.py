@@ -121,7 +121,7 @@ def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) ->
 
 def hbm_bytes(module: Module, computation: Computation, one: Instruction, samples: int = 1) -> float:
     """Bytes that one run of an instruction reads from and writes to HBM: every operand and result that lies there,
-    once; of one that is only sliced or updated in place, the slice. `samples` as in `work`."""
+    once; of one that is only sliced or overwritten, the slice. `samples` as in `work`."""
     if one.opcode in FREE or one.opcode.endswith("-done"):
         return 0.0
     fused = module.fused(one)

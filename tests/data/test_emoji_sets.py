@@ -63,7 +63,7 @@ def write_icons(folder, style):
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Small packages in the place of those of npm, and a plain resvg."""
+    """Small packages instead of those of npm, and a plain resvg."""
     write_emojibase(tmp_path / "npm" / emoji.NAMES.name)
     for style in ICONS:
         write_icons(tmp_path / "npm" / emoji.STYLES[style].package.name, style)

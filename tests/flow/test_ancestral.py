@@ -111,10 +111,10 @@ def predict_nothing(step, x):
 
 def test_steps_are_spaced_as_in_the_released_code():
     for count in (2, 7, 50, 250, 999, 1000):
-        place, expected = 0.0, []
+        exact, expected = 0.0, []
         for _ in range(count):
-            expected.append(round(place))
-            place += 999 / (count - 1)
+            expected.append(round(exact))
+            exact += 999 / (count - 1)
         apart = np.abs(np.asarray(spaced_steps(count))[::-1] - expected)
         assert apart.max() <= 1
         assert apart.mean() < 0.01  # halves are rounded either way

@@ -180,7 +180,7 @@ def test_gradients_of_packed_rows_are_summed_over_windows_of_keys(words, options
 def test_softmax_is_exact_for_any_logits(change, blocks):
     of = change(case(PADDED, heads=2))
     # Whole numbers of few bits: products are exact in float32 but for log2 e, which is a factor of the queries; so a
-    # logit is rounded to half a unit in its last place, and its exponential is off by as much relatively.
+    # logit is rounded to half a unit of its last digit, and its exponential is off by as much relatively.
     of = of._replace(q=np.round(of.q), k=np.round(of.k * 8) / 8, scale=0.125)
     out = output(of, blocks=blocks)
     largest = np.abs(np.einsum("blhd,bnhd->bhln", of.q, np.repeat(of.k, of.q.shape[2] // of.k.shape[2], 2))).max()

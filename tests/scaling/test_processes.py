@@ -1,4 +1,4 @@
-"""The processes of a grid, with programs that take no time in the place of training."""
+"""The processes of a grid, with programs that take no time instead of training."""
 
 import os
 import signal
