@@ -83,7 +83,13 @@ def convert(arguments: Arguments) -> None:
     components = arguments.components and resolved(arguments.components, "pipeline")
     arguments = dataclasses.replace(arguments, source=resolved(arguments.source, "checkpoint"), components=components)
     _check_apart(arguments)
-    source = open_arguments(arguments)
+    source = open_source(
+        arguments.source,
+        arguments.source_layout,
+        arguments.step,
+        arguments.weights,
+        keeps_all=arguments.layout == "jax",
+    )
     export = plan_export(source, arguments.layout, arguments.dtype, arguments.sample_size)
     total, count = total_bytes(export.plan), sum(tensor.size for tensor in export.plan)
     for line in (f"from {source.origin}", *export.source.notes):
@@ -107,16 +113,22 @@ def convert(arguments: Arguments) -> None:
     print(f"written to {arguments.destination}")
 
 
-def open_arguments(arguments: Arguments) -> "WeightSource":
-    """Open the source: a checkpoint, or a run."""
+def open_source(
+    folder: Path,
+    layout: str,
+    step: int | None,
+    weights: Literal["ema", "params"] | None = None,
+    *,
+    keeps_all: bool = True,
+) -> "WeightSource":
+    """Open weights in a layout; in ours, "jax", also those of a run, see `run_source`."""
     from lumina_jax.interop.sources import open_weights
 
-    folder = arguments.source
-    if arguments.source_layout == "jax" and epath.Path(checkpoints_of(folder)).is_dir():
-        return run_source(folder, arguments.step, arguments.weights or "ema", keeps_all=arguments.layout == "jax")
-    if arguments.step is not None:
-        raise ValueError(f"--step {arguments.step} needs the folder of a run, but {folder} is not one; leave it out")
-    return open_weights(folder, arguments.source_layout, arguments.weights)
+    if layout == "jax" and epath.Path(checkpoints_of(folder)).is_dir():
+        return run_source(folder, step, weights or "ema", keeps_all=keeps_all)
+    if step is not None:
+        raise ValueError(f"--step {step} needs the folder of a run, but {folder} is not one; leave it out")
+    return open_weights(folder, layout, weights)
 
 
 def run_source(

@@ -17,10 +17,11 @@ import tyro
 from jaxtyping import Float, Int
 
 from lumina_jax.config import ModelConfig
+from lumina_jax.config_files import load_config
 from lumina_jax.documents import json_text
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.run import read_run
+from lumina_jax.run import read_model
 
 if TYPE_CHECKING:
     from lumina_jax.generation.pipeline import Pipeline
@@ -36,7 +37,10 @@ CURVE_POINTS = 8
 @dataclass(frozen=True)
 class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of a run, or of weights that `convert` made."""
+    config: str | None = None
+    """A configuration, by name or by path, for converted weights: all but the model, which is theirs. To print their
+    gates needs none."""
     step: int | None = None
     """Checkpoint to read; default: the newest."""
     keep: float | None = None
@@ -71,28 +75,28 @@ def show_gates(arguments: Arguments) -> None:
     Raises:
       ValueError: the run has no gates, or the arguments ask for what cannot be; nothing was written.
     """
-    from lumina_jax.commands.convert import run_source
+    from lumina_jax.commands.convert import open_source
     from lumina_jax.parts import write_file
     from lumina_jax.pruning.figure import gates_figure
     from lumina_jax.pruning.heads import check_gates, kept, text_gates
     from lumina_jax.trained import open_run
 
     check(arguments)
-    config = read_run(arguments.run)
-    model = config.model
+    model = read_model(arguments.run)
     check_gates(model)
-    source = run_source(arguments.run, arguments.step, "ema")
+    source = open_source(arguments.run, "jax", arguments.step)
     gates = text_gates({"blocks": {"text": {"gate": source.ours["blocks.text.gate"]}}}, model)
     count = wanted_heads(arguments, gates, model)
     chosen = None if count is None else kept(gates, model, count)
     print(source.origin)
     print("\n".join(table(gates, chosen)))
-    found: dict[str, Any] = {"run": config.run.name, "gates": gates.tolist(), "text_heads": count}
+    found: dict[str, Any] = {"run": arguments.run.resolve().name, "gates": gates.tolist(), "text_heads": count}
     if arguments.plot is not None:
         write_file(arguments.plot.parent, arguments.plot.name, gates_figure(gates, chosen))
         print(f"{arguments.plot} shows them")
     if count is not None or arguments.curve:
-        pipeline = open_run(arguments.run, arguments.step)
+        other = None if arguments.config is None else load_config(arguments.config)
+        pipeline = open_run(arguments.run, arguments.step, other)
         found["step"] = pipeline.step
         if count is not None:
             found["before"], found["after"] = prune(pipeline, count, arguments)

@@ -58,6 +58,25 @@ def test_gates_are_printed_by_layer_and_head_without_reading_anything_else(run, 
     assert "|tanh(gate)| is 0.0000 to 0.7616, with a median of 0.0150; below 0.01: 50%, 0.02: 50%, 0.05: 62%" in said
 
 
+def test_converted_weights_show_the_same_gates_and_are_pruned_with_a_configuration_alone(run, tmp_path, monkeypatch):
+    converted, file = tmp_path / "converted", tmp_path / "config.json"
+    done = here(convert.main, run, converted, "--from", "jax", "--to", "jax")
+    assert done.returncode == 0, done.stderr
+    assert gates_in(show(converted)) == gates_in(show(run))
+    done = here(gates.main, converted, "--keep", 0.5, "--out", tmp_path / "half")
+    assert done.returncode == 1
+    assert "name its configuration with --config FILE" in done.stderr
+    file.write_bytes((run / "config.json").read_bytes())
+    monkeypatch.setattr(gates, "prune", lambda pipeline, count, arguments: (pipeline.config.model.heads, count))
+    show(converted, "--config", file, "--keep", 0.5, "--json", tmp_path / "numbers.json")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert (numbers["run"], numbers["before"], numbers["after"]) == ("converted", 4, 2)
+
+
+def gates_in(said):
+    return [line for line in said.splitlines() if "+" in line]
+
+
 @pytest.fixture(scope="module")
 def half(run, tmp_path_factory):
     """What is said of a run with half the heads, and its folder."""
