@@ -4,8 +4,8 @@ In: jax's name of the kind of the devices. Out: `compiler_options` of `jax.jit`;
 
 * `xla_tpu_scoped_vmem_limit_kib`: the vector memory that one fusion may take. libtpu allows 16 MiB, with which a
   product of activations and weights reads its operands in small blocks, and reaches 50 to 80 % of the matrix units'
-  peak where other arithmetic is fused to it. Half of a core's memory is allowed to programs that draw, and 32 MiB to
-  those that train: more would leave too little for arrays around our attention kernels, whose limit is their own.
+  peak where other arithmetic is fused to it. Half of a core's memory is allowed to programs that draw; those that
+  train may have less, so that arrays around our attention kernels, whose limit is their own, have room.
 * asynchronous collectives: libtpu waits for each gather of weights unless it may run beside a matrix product.
 
 A flag that the environment variable LIBTPU_INIT_ARGS names is left to it. LUMINA_TPU_OPTIONS replaces all of them by
@@ -19,8 +19,8 @@ from typing import Any
 from lumina_jax.chips import MIB, Chip, chip_of_kind
 
 VARIABLE = "LUMINA_TPU_OPTIONS"
-FUSION_VMEM, LEAST_VMEM = 32 * MIB, 64 * MIB
-"""The vector memory that a fusion may take in training; cores with less than the second in all keep libtpu's limit."""
+FUSION_VMEM = {64 * MIB: 32 * MIB, 128 * MIB: 56 * MIB}
+"""The vector memory that a fusion may take in training, by that of a core; other cores keep libtpu's limit."""
 ASYNCHRONOUS = {
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
@@ -50,9 +50,10 @@ def compiler_options(
 
 def usual_options(chip: Chip, *, trains: bool) -> dict[str, Any]:
     """The options for a chip, without those of the environment."""
-    room = FUSION_VMEM if trains else chip.vmem // 2
-    vmem = {"xla_tpu_scoped_vmem_limit_kib": str(room // 1024)} if chip.vmem >= LEAST_VMEM else {}
-    return vmem | ASYNCHRONOUS
+    if chip.vmem not in FUSION_VMEM:
+        return ASYNCHRONOUS
+    room = FUSION_VMEM[chip.vmem] if trains else chip.vmem // 2
+    return {"xla_tpu_scoped_vmem_limit_kib": str(room // 1024)} | ASYNCHRONOUS
 
 
 def _parsed(words: str) -> dict[str, Any]:
