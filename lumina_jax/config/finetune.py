@@ -91,7 +91,8 @@ class FinetuneConfig(Section):
                 f"finetune.parameters has {entry!r}, which fits no {kind} of this model; choose groups from "
                 f"{', '.join(GROUPS)}, or patterns of names such as {', '.join(names[:3])}",
             )
-            found = dict.fromkeys(fitting, rank) | found
+            for name in fitting:
+                found.setdefault(name, rank)
         return {name: found[name] for name in names if name in found}
 
 
