@@ -34,8 +34,8 @@ from lumina_jax.weights.modules import dotted, named_parameters
 class Factors(NamedTuple):
     """A low-rank change A B of a matrix of i inputs and o outputs, or of one of each layer."""
 
-    a: Float[Array, "*n i r"]
-    b: Float[Array, "*n r o"]
+    a: Float[Array | np.ndarray, "*n i r"]
+    b: Float[Array | np.ndarray, "*n r o"]
 
 
 Trained = dict[str, Array | Factors]
@@ -120,13 +120,15 @@ def adapted(base: dict[str, Any], changes: Mapping[str, Array | Factors]) -> dic
 
 
 def joined(adapters: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
-    """Several adapters as one whose change is the sum of theirs."""
+    """Several adapters as one whose change is the sum of theirs; they may be of different numbers of last layers."""
+
+    def one(parts: list[Factors]) -> Factors:
+        layers = max(len(part.a) for part in parts)
+        a, b = ([_with_layers(factor, layers) for factor in factors] for factors in zip(*parts))
+        return Factors(jnp.concatenate(a, -1), jnp.concatenate(b, -2))
+
     names = dict.fromkeys(name for adapter in adapters for name in adapter)
-    parts = {name: [adapter[name] for adapter in adapters if name in adapter] for name in names}
-    return {
-        name: Factors(jnp.concatenate([one.a for one in part], -1), jnp.concatenate([one.b for one in part], -2))
-        for name, part in parts.items()
-    }
+    return {name: one([adapter[name] for adapter in adapters if name in adapter]) for name in names}
 
 
 def merged(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def trained_shardings(base: dict[str, Any], trained: Mapping[str, Any]) -> dict[
 
     def one(name: str, value: Any) -> Any:
         everywhere = NamedSharding(named[name].mesh, PartitionSpec())
-        return Factors(everywhere, everywhere) if isinstance(value, Factors) else named[name]
+        return Factors(everywhere, everywhere) if isinstance(value, Factors) else named[name]  # type: ignore[arg-type]
 
     return {name: one(name, value) for name, value in trained.items()}
 

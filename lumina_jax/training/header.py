@@ -52,6 +52,7 @@ def trained_line(config: Config) -> str:
     adapters = sum(isinstance(value, Factors) for value in trained.values())
     kinds = [f"adapters of {adapters} matrices"] * bool(adapters)
     kinds += [f"{len(trained) - adapters} parameters themselves"] * (len(trained) > adapters)
+    assert state.base is not None
     count, total = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trained, state.base.parameters))
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.optimizer, state.ema)))
     return (

@@ -84,7 +84,9 @@ def network_shardings(config: Config, mesh: AnyMesh) -> Parameters:
     """A sharding for each array of `network_parameters`."""
     state = initial_shapes(config)
     base = None if state.base is None else state.base.parameters
-    network = jax.eval_shape(lambda *given: network_parameters(*given, config.finetune), state.parameters, base)
+    network = jax.eval_shape(
+        lambda trained, base: network_parameters(trained, base, config.finetune), state.parameters, base
+    )
     return adapted_shardings(parameter_shardings(config.model, mesh), network)
 
 

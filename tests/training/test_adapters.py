@@ -151,6 +151,12 @@ def test_a_weight_with_an_adapter_multiplies_as_the_merged_weight_in_any_number_
     np.testing.assert_allclose(x @ merged({"w": LowRank(weight, *factors)})["w"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_adapters_of_different_last_layers_are_joined_with_zeros():
+    one, two = Factors(jnp.ones((3, 4, 1)), jnp.ones((3, 1, 5))), Factors(jnp.ones((1, 4, 2)), jnp.ones((1, 2, 5)))
+    a, b = joined([{"w": one}, {"w": two}])["w"]
+    assert [float(product[0, 0]) for product in a @ b] == [1, 1, 3]
+
+
 def test_groups_share_all_parameters_but_the_final_projection_among_them():
     names = list(named_parameters(base()))
     groups = ("attention", "text_attention", "feed_forward", "modulation", "embeddings")
