@@ -230,18 +230,22 @@ class Pipeline:
             options = compiler_options(device.device_kind, trains=False)
             compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
             self._programs[modality.index] = _Programs(
-                *(compiled(functools.partial(self._on_devices, program, task)) for program in programs)
+                *(compiled(self._on_devices(program, task)) for program in programs)
             )
         return self._programs[modality.index]
 
-    def _on_devices(
-        self, program: Callable[..., Any], task: Task, settings: SampleConfig, parameters: dict, *arguments: Any
-    ) -> Any:
+    def _on_devices(self, program: Callable[..., Any], task: Task) -> Callable[..., Any]:
         """A program whose devices share the work as the parameters lie on them, adapters included."""
-        if self.mesh is not None:
-            shardings = adapted_shardings(parameter_shardings(self.config.model, self.mesh), parameters)
-            task = task._replace(division=division(self.config, self.mesh, shardings))
-        return program(task, settings, parameters, *arguments)
+
+        def call(settings: SampleConfig, parameters: dict, *arguments: Any) -> Any:
+            divided = task
+            if self.mesh is not None:
+                shardings = adapted_shardings(parameter_shardings(self.config.model, self.mesh), parameters)
+                divided = task._replace(division=division(self.config, self.mesh, shardings))
+            return program(divided, settings, parameters, *arguments)
+
+        call.__name__ = program.__name__
+        return call
 
     def _decoded(self, latents: Latents, settings: SampleConfig, modality: Modality) -> list[Sample | NotDrawn]:
         """Samples of latents."""
