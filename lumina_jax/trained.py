@@ -4,21 +4,33 @@ In: the folder of a run, or one made by `convert --to jax`. Out: its parameters 
 this machine's devices, whatever mesh the model was trained on.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lumina_jax.config import Config, MeshConfig
+from lumina_jax.config import Config, MeshConfig, ModelConfig
 from lumina_jax.config.sample import WeightsName
 from lumina_jax.encoders.configured import encoder_of
 from lumina_jax.generation.pipeline import Pipeline, new_pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
+from lumina_jax.interop.peft import Adapter, is_peft, read_peft
 from lumina_jax.modalities import load_autoencoders
-from lumina_jax.models.division import parameter_shardings
-from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.models.adapters import (
+    Factors,
+    Trained,
+    adapted,
+    check_base,
+    identity,
+    joined,
+    merged,
+    new_trained,
+    scaled,
+    unadapted,
+)
+from lumina_jax.models.division import one_device_shardings, parameter_shardings
 from lumina_jax.models.precision import abstract_parameters, device_bytes, matrix_type
 from lumina_jax.parallel.mesh import axes_of, check_heads, local_mesh, make_mesh
 from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, read_run, write_config
@@ -36,6 +48,7 @@ def open_run(
     *,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (an immutable value)
     weights: WeightsName = "float32",
+    adapters: Sequence[tuple[str | Path, float]] = (),
 ) -> Pipeline:
     """The pipeline of a trained model, which draws with the average of its parameters on all devices of this process.
 
@@ -47,6 +60,7 @@ def open_run(
       mesh: how the devices share the work. By default each has all weights and draws its part of the samples;
         `MeshConfig(fsdp=4)` divides the weights over 4.
       weights: the type in which the matrices are held, see `SampleConfig.weights`; they are cast while they are read.
+      adapters: folders of `open_adapter`, with their strengths; see `with_adapters`, which changes them later.
 
     Raises:
       ValueError: the folder holds no trained model, or no such checkpoint, or the configuration was edited so that the
@@ -59,13 +73,15 @@ def open_run(
     devices = local_mesh(mesh)
     if devices is None:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: here, nnx.to_pure_dict(abstract_model(config.model)[1]))
+        shardings = one_device_shardings(config.model, here)
     else:
         check_heads(config.model, devices)
         shardings = parameter_shardings(config.model, devices)
     abstract = abstract_parameters(config.model, weights, shardings)
     check_room(abstract)
+    opened = [(open_adapter(one, config.model), strength) for one, strength in adapters]
     parameters, step = trained_parameters(folder, config, abstract, step)
+    parameters = with_adapters(parameters, opened, folder) if opened else parameters
     pipeline = new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config), devices)
     pipeline.step = step
     return pipeline
@@ -155,13 +171,15 @@ def device_memory() -> int | None:
 
 
 def trained_parameters(
-    folder: str | Path, config: Config, abstract: dict[str, Any], step: int | None = None
+    folder: str | Path, config: Config, abstract: dict[str, Any], step: int | None = None, part: str = "ema"
 ) -> tuple[dict[str, Any], int]:
-    """The averaged parameters of a run or the parameters of a converted folder.
+    """The averaged parameters of a run or the parameters of a converted folder. Of a run that trained some of them:
+    those it began from, changed.
 
     Args:
       abstract: the type and sharding of each, as `abstract_parameters` returns them; each is cast before it is on a
         device.
+      part: of the checkpoint of a run: the average "ema", or "parameters".
 
     Raises:
       ValueError: there are none, they cannot be read, or they are of another model than the configuration's.
@@ -176,4 +194,97 @@ def trained_parameters(
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.chosen(step)
     check_as_trained(folder, config, step, {})
-    return checkpoints.restore_subtree(step, "ema", abstract), step
+    saved = checkpoints.restore_config(step)
+    if not saved.finetune.is_partial:
+        return checkpoints.restore_subtree(step, part, abstract), step
+    trained, wanted = saved_changes(checkpoints, step, saved, abstract, part)
+    base, _ = trained_parameters(saved.run.init_from, config, abstract)
+    check_base(wanted, base, saved.run.init_from)
+
+    def changed(base: dict[str, Any], trained: Trained) -> dict[str, Any]:
+        whole = merged(adapted(base, scaled(trained, saved.finetune)))
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), whole, abstract)
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(changed, donate_argnums=0, out_shardings=shardings)(base, trained), step
+
+
+def saved_changes(
+    checkpoints: Checkpoints, step: int, saved: Config, abstract: dict[str, Any], part: str = "ema"
+) -> tuple[Trained, str]:
+    """What a run has trained of its parameters, on every device and without the scale of adapters, and the identity of
+    those it began from.
+
+    Args:
+      abstract: all parameters of the model.
+      part: the average "ema", or "parameters".
+    """
+    everywhere = jax.tree.leaves(abstract)[0].sharding
+    if isinstance(everywhere, NamedSharding):
+        everywhere = NamedSharding(everywhere.mesh, PartitionSpec())
+    shapes = jax.eval_shape(lambda base: new_trained(saved.finetune, base, jax.random.key(0)), abstract)
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        (shapes, {"fingerprint": jax.ShapeDtypeStruct((2,), "uint32")}),
+    )
+    words = checkpoints.restore_subtree(step, "base", wanted[1])["fingerprint"]
+    return checkpoints.restore_subtree(step, part, wanted[0]), identity(words)
+
+
+def open_adapter(folder: str | Path, model: ModelConfig) -> Adapter:
+    """The adapter of a run that trained adapters alone, at its newest checkpoint, or that in a folder of PEFT.
+
+    Raises:
+      ValueError: the folder holds none, or it is of another model; the message names what does not fit.
+    """
+    if is_peft(Path(folder)):
+        return read_peft(Path(folder), model)
+    if not located(checkpoints_of(folder)).is_dir():
+        raise ValueError(
+            f"{folder} holds no adapter; name a run that trained one, or a folder with adapter_config.json"
+        )
+    checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
+    step = checkpoints.chosen(None)
+    saved = checkpoints.restore_config(step)
+    check_same_model(saved.model, model, f"the adapter in {folder} must be of this model", "name another adapter")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = abstract_parameters(model, "float32", one_device_shardings(model, here))
+    trained, base = saved_changes(checkpoints, step, saved, abstract) if saved.finetune.is_partial else ({}, "")
+    factors = {name: value for name, value in trained.items() if isinstance(value, Factors)}
+    if not factors or len(factors) < len(trained):
+        raise ValueError(
+            f"{folder} trained parameters themselves, which are no adapter; open the run alone, or export it whole"
+        )
+    alpha, scaling = saved.finetune.alpha, saved.finetune.scaling
+    alphas = {name: float(factor.a.shape[-1]) if alpha is None else alpha for name, factor in factors.items()}
+    return Adapter(jax.device_get(factors), alphas, alpha is not None and scaling == "rslora", base)
+
+
+def strength_of(word: str) -> tuple[str, float]:
+    """The folder and the strength of FOLDER:STRENGTH; without one it is 1."""
+    folder, _, strength = word.rpartition(":")
+    try:
+        return (folder, float(strength)) if folder else (word, 1.0)
+    except ValueError:
+        return word, 1.0
+
+
+def with_adapters(
+    parameters: dict[str, Any], adapters: Sequence[tuple[Adapter, float]], origin: str | Path
+) -> dict[str, Any]:
+    """Parameters with adapters at these strengths. Others of the same matrices and ranks need no other program.
+
+    Args:
+      origin: of the parameters, for messages.
+
+    Raises:
+      ValueError: an adapter was trained for other parameters.
+    """
+    base = unadapted(parameters)
+    for wanted in {adapter.base for adapter, _ in adapters} - {""}:
+        check_base(wanted, base, str(origin))
+    sharding = jax.tree.leaves(base)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    factors = joined([adapter.scaled(strength) for adapter, strength in adapters])
+    return adapted(base, jax.device_put(factors, sharding))

@@ -21,7 +21,7 @@ from lumina_jax.modalities import load_autoencoders
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.parallel.mesh import check_rows, check_tokens, configured_mesh
 from lumina_jax.tokens import TextFeatures, latent_grid, pack
-from lumina_jax.training.state import Parameters, create_state
+from lumina_jax.training.state import Parameters, averaged_parameters, create_state
 from lumina_jax.training.step import TrainBatch, batch_shardings, train_step
 
 Samples = Num[jax.Array | np.ndarray, "b h w c"] | Num[jax.Array | np.ndarray, "b f h w c"]
@@ -75,13 +75,15 @@ class Trainer:
 
     @property
     def parameters(self) -> Parameters:
-        """The parameters as the last step left them. The next step reuses their memory; copy what must outlive it."""
+        """What trains, as the last step left it: all parameters, or those of `config.finetune` with its adapters.
+        The next step reuses their memory; copy what must outlive it."""
         return self._state.parameters
 
     @property
     def pipeline(self) -> Pipeline:
         """Draws with the moving average of the parameters; after further steps, ask for it again."""
-        self._pipeline.parameters, self._pipeline.step = self._state.ema, self.steps
+        self._pipeline.parameters = averaged_parameters(self._state, self.config.finetune)
+        self._pipeline.step = self.steps
         return self._pipeline
 
     @functools.cached_property

@@ -19,6 +19,7 @@ from lumina_jax.config import (
     Config,
     DataConfig,
     EmojiConfig,
+    FinetuneConfig,
     FlowConfig,
     FolderConfig,
     HostsConfig,
@@ -209,7 +210,7 @@ def test_every_model_of_an_experiment_builds_without_computing_a_value(model):
 SECTIONS = {
     "model": ModelConfig(**MODEL), "flow": FlowConfig(), "text": TextConfig(), "vae": VaeConfig(), "mesh": MeshConfig(),
     "data": DataConfig(), "optimizer": OptimizerConfig(), "hosts": HostsConfig(), "sample": SampleConfig(),
-    "run": RunConfig(), "part": Part(),
+    "run": RunConfig(), "part": Part(), "finetune": FinetuneConfig(),
     "modality": ModalityConfig(name="sound", patch_size=1, channels=8),
     **{name: kind(path="x") for name, kind in SourceConfig.kinds.items()},
     **{name: kind() for name, kind in MediaConfig.kinds.items()},

@@ -1,8 +1,8 @@
 """lumina convert SRC DST --from LAYOUT --to LAYOUT: weights from one layout to another.
 
 lumina: a released checkpoint, which is a folder with consolidated.00-of-01 and model_args.pth or config.json, or one
-file. diffusers: a pipeline or its transformer/. jax: the layout of lumina_jax; SRC may also be the folder of a run. One
-tensor is in memory at a time. DST is created when everything is written.
+file. diffusers: a pipeline or its transformer/. jax: the layout of lumina_jax; SRC may also be the folder of a run.
+peft: the adapter of a run alone. One tensor is in memory at a time. DST is created when everything is written.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LARGEST_SAMPLE = 2**16
 LayoutName = Literal["lumina", "diffusers", "jax"]
+WrittenLayout = Literal["lumina", "diffusers", "jax", "peft"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Arguments:
     """Folder to write; it must be empty or not exist."""
     source_layout: Annotated[LayoutName, tyro.conf.arg(name="from")]
     """Layout of SRC."""
-    layout: Annotated[LayoutName, tyro.conf.arg(name="to")]
+    layout: Annotated[WrittenLayout, tyro.conf.arg(name="to")]
     """Layout of DST."""
     dry_run: bool = False
     """Print how each parameter is converted, and write nothing."""
@@ -53,6 +54,9 @@ class Arguments:
     """Side of the latents in training, which is the default size of a diffusers pipeline; default: 128."""
     overwrite: bool = False
     """Replace an unchanged export that this command wrote to DST earlier."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An adapter to merge into the weights, as FOLDER or FOLDER:STRENGTH; -1 takes out one that was merged. May be
+    given several times. The folder is a run that trained adapters, or one of PEFT."""
     components: Path | None = None
     """Folder or downloaded repository whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers pipeline."""
 
@@ -83,13 +87,10 @@ def convert(arguments: Arguments) -> None:
     components = arguments.components and resolved(arguments.components, "pipeline")
     arguments = dataclasses.replace(arguments, source=resolved(arguments.source, "checkpoint"), components=components)
     _check_apart(arguments)
-    source = open_source(
-        arguments.source,
-        arguments.source_layout,
-        arguments.step,
-        arguments.weights,
-        keeps_all=arguments.layout == "jax",
-    )
+    if arguments.layout == "peft":
+        export_adapter(arguments)
+        return
+    source = opened(arguments)
     export = plan_export(source, arguments.layout, arguments.dtype, arguments.sample_size)
     total, count = total_bytes(export.plan), sum(tensor.size for tensor in export.plan)
     for line in (f"from {source.origin}", *export.source.notes):
@@ -111,6 +112,44 @@ def convert(arguments: Arguments) -> None:
             progress=progress,
         )
     print(f"written to {arguments.destination}")
+
+
+def export_adapter(arguments: Arguments) -> None:
+    """Write the adapter of a run for PEFT.
+
+    Raises:
+      ValueError: the source is no run that trained adapters alone, or diffusers has no such model.
+    """
+    from lumina_jax.interop.peft import write_peft
+    from lumina_jax.run import read_model
+    from lumina_jax.trained import open_adapter
+
+    if arguments.source_layout != "jax" or arguments.adapter:
+        raise ValueError("--to peft writes the adapter of a run; name the run with --from jax, and leave out --adapter")
+    model = read_model(arguments.source)
+    adapter = open_adapter(arguments.source, model)
+    print(f"adapters of {len(adapter.factors)} matrices")
+    if not arguments.dry_run:
+        write_peft(adapter, model, arguments.destination, overwrite=arguments.overwrite)
+        print(f"written to {arguments.destination}")
+
+
+def opened(arguments: Arguments) -> "WeightSource":
+    """The weights of the source, with the adapters that are named.
+
+    Raises:
+      ValueError: the source cannot be used, or an adapter is of another model, or was trained for other weights.
+    """
+    from lumina_jax.interop.peft import merged_source
+    from lumina_jax.trained import open_adapter, strength_of
+
+    keeps_all = arguments.layout == "jax"
+    source = open_source(
+        arguments.source, arguments.source_layout, arguments.step, arguments.weights, keeps_all=keeps_all
+    )
+    for folder, strength in map(strength_of, arguments.adapter):
+        source = merged_source(source, open_adapter(folder, source.config), strength, folder)
+    return source
 
 
 def open_source(
@@ -146,7 +185,11 @@ def run_source(
     from lumina_jax.config import PictureConfig
     from lumina_jax.interop.converted import parameter_shapes
     from lumina_jax.interop.sources import WeightSource
+    from lumina_jax.models.division import one_device_shardings
+    from lumina_jax.models.precision import abstract_parameters
+    from lumina_jax.trained import trained_parameters
     from lumina_jax.training.checkpoint import Checkpoints
+    from lumina_jax.weights.modules import named_parameters
     from lumina_jax.weights.tensors import ComputedTensors
 
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
@@ -161,8 +204,15 @@ def run_source(
     abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, (shape, _) in shapes.items()}
     part = {"ema": "ema", "params": "parameters"}[weights]
 
+    if trained.finetune.is_partial:
+        nested = abstract_parameters(trained.model, "float32", one_device_shardings(trained.model, here))
+        whole = named_parameters(trained_parameters(folder, trained, nested, step, part)[0])
+        notes.append(f"merged: what was trained into {trained.run.init_from}")
+
     @functools.lru_cache(maxsize=1)
     def read(name: str) -> np.ndarray:
+        if trained.finetune.is_partial:
+            return np.asarray(whole[name])
         return np.asarray(checkpoints.restore_subtree(step, part, {name: abstract[name]})[name])
 
     note = f"weights: {'the moving average (ema)' if weights == 'ema' else 'the parameters (params)'}"

@@ -22,6 +22,7 @@ from lumina_jax.prompts import read_prompts
 from lumina_jax.run import read_model, read_run
 
 if TYPE_CHECKING:
+    from lumina_jax.generation.pipeline import Pipeline
     from lumina_jax.modalities import Modality, Shape
 
 FRAME_RATES = (0.1, 240.0)
@@ -42,6 +43,9 @@ class Arguments:
     samples/STEP/seeds."""
     step: int | None = None
     """Checkpoint to draw from; default: the newest."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An adapter to draw with, as FOLDER or FOLDER:STRENGTH, such as runs/style:0.8; may be given several times. The
+    folder is a run that trained adapters, or one of PEFT."""
     seed: int | None = None
     """Of the noise, from 0 to 2**64 - 1; default: 0."""
     seeds: str | None = None
@@ -106,13 +110,11 @@ def draw_samples(arguments: Arguments) -> int:
         raise ValueError('there is nothing to draw; name captions after the run, as in: lumina sample RUN "red heart"')
 
     # What can be refused without a look at the weights
-    from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.pipeline import BATCH
     from lumina_jax.generation.request import check_request
     from lumina_jax.modalities import Asked, modality_of
     from lumina_jax.models.precision import matrix_type
-    from lumina_jax.trained import how_it_draws, open_run
 
     seed, seeds, name = arguments.seed or 0, seeds_of(arguments), arguments.modality
     modality = modality_of(config, name)
@@ -124,16 +126,7 @@ def draw_samples(arguments: Arguments) -> int:
     folder = writable(arguments.out or arguments.run / "samples")
     files = modality.files(arguments.frame_rate)
 
-    # The model
-    other = None if arguments.config is None else config
-    pipeline = open_run(arguments.run, arguments.step, other, mesh=arguments.mesh, weights=arguments.sample.weights)
-    print(
-        f"drawing {len(prompts)} captions at step {pipeline.step} {how_it_draws(pipeline.mesh, pipeline.parameters)}",
-        flush=True,
-    )
-    negative = [arguments.sample.negative] if arguments.sample.negative else []
-    for notice in caption_warnings(pipeline.encoder, [*prompts, *negative], config.text.max_tokens):
-        print(notice, flush=True)
+    pipeline = opened(arguments, config, prompts)
 
     # Samples, written as they come
     batch = arguments.batch if seeds and arguments.batch else min(arguments.batch or BATCH, len(prompts))
@@ -146,6 +139,7 @@ def draw_samples(arguments: Arguments) -> int:
         **({"seed": seed} if seeds is None else {"seeds": seeds}),
         "batch": batch,
         **{name: given if name == "strength" else f"{given}" for name, given in given_edit(arguments).items()},
+        **({"adapters": list(arguments.adapter)} if arguments.adapter else {}),
         **dataclasses.asdict(arguments.sample),
         "weights": matrix_type(pipeline.parameters),
         **files.about(asked, shapes[0]),
@@ -157,6 +151,30 @@ def draw_samples(arguments: Arguments) -> int:
     saved = save_as_drawn(gallery, drawn, prompts)
     print(f"{saved} {gallery.plural} and {gallery.sheet() or 'no sheet'}")
     return 0 if saved == len(prompts) else 1
+
+
+def opened(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "Pipeline":
+    """The model with its adapters; how it draws, and what it does not read of the prompts, is printed."""
+    from lumina_jax.encoders.caption_warnings import caption_warnings
+    from lumina_jax.trained import how_it_draws, open_run, strength_of
+
+    pipeline = open_run(
+        arguments.run,
+        arguments.step,
+        None if arguments.config is None else config,
+        mesh=arguments.mesh,
+        weights=arguments.sample.weights,
+        adapters=[strength_of(word) for word in arguments.adapter],
+    )
+    print(
+        f"drawing {len(prompts)} captions at step {pipeline.step} {how_it_draws(pipeline.mesh, pipeline.parameters)}"
+        + "".join(f", adapter {word}" for word in arguments.adapter),
+        flush=True,
+    )
+    negative = [arguments.sample.negative] if arguments.sample.negative else []
+    for notice in caption_warnings(pipeline.encoder, [*prompts, *negative], config.text.max_tokens):
+        print(notice, flush=True)
+    return pipeline
 
 
 def seeds_of(arguments: Arguments) -> list[int] | None:

@@ -62,7 +62,6 @@ def run(config: Config) -> bool:
     from lumina_jax.parallel.mesh import check_mesh, configured_mesh
     from lumina_jax.parallel.multihost import is_first, say
     from lumina_jax.sheet_prompts import with_prompts
-    from lumina_jax.trained import check_trained
     from lumina_jax.training import loop
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed
@@ -78,8 +77,7 @@ def run(config: Config) -> bool:
 
     # Checkpoints. A model that does not fit them, or the weights the run starts from, is refused before long work.
     saved = config.run.checkpoints or folder / CHECKPOINTS
-    if config.run.init_from and not is_begun(saved):
-        check_trained(config.run.init_from, config)
+    check_start(config, is_new=not is_begun(saved))
     checkpoints = Checkpoints(saved, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every)
     if is_complete(config, checkpoints):
         return True
@@ -113,6 +111,18 @@ def run(config: Config) -> bool:
                 writer.close()
     say(f"step {int(state.step)} of {config.run.steps} in {folder}")
     return int(state.step) >= config.run.steps
+
+
+def check_start(config: Config, *, is_new: bool) -> None:
+    """Raises ValueError unless `run.init_from` holds the model of the run, if it is named, or is needed."""
+    from lumina_jax.trained import check_trained
+
+    if config.finetune.is_partial and not config.run.init_from:
+        raise ValueError(
+            "finetune trains some parameters of trained weights, but there are none; name them with run.init_from"
+        )
+    if config.run.init_from and (is_new or config.finetune.is_partial):
+        check_trained(config.run.init_from, config)
 
 
 def is_complete(config: Config, checkpoints: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lumina_jax.config.data import DataConfig as DataConfig
 from lumina_jax.config.data import Part as Part
+from lumina_jax.config.finetune import FinetuneConfig as FinetuneConfig
 from lumina_jax.config.flow import FlowConfig as FlowConfig
 from lumina_jax.config.hosts import HostsConfig as HostsConfig
 from lumina_jax.config.media import ClipConfig as ClipConfig
@@ -53,6 +54,7 @@ class Config(Section):
     vae: VaeConfig = field(default_factory=VaeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -80,6 +82,16 @@ class Config(Section):
             f"data.batch_rows={self.data.batch_rows} must be a multiple of "
             f"optimizer.accumulate={self.optimizer.accumulate}",
         )
+
+        if self.finetune.is_partial:
+            require(
+                self.optimizer.name == "adamw",
+                f"optimizer.name={self.optimizer.name!r} must be 'adamw' where only some parameters train (finetune)",
+            )
+            require(
+                self.mesh.tensor == 1,
+                f"mesh.tensor={self.mesh.tensor} must be 1 where only some parameters train (finetune); use mesh.fsdp",
+            )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -8,7 +8,7 @@ guidance scale and time shift.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -31,6 +31,7 @@ from lumina_jax.generation.originals import Mask, Source, originals
 from lumina_jax.generation.request import check_request, check_reversible, label_of, shortened
 from lumina_jax.generation.sampler import Latents, Prompt, Task
 from lumina_jax.modalities import Modality, Shape, modality_of
+from lumina_jax.models.adapters import adapted_shardings
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.compiler_options import compiler_options
@@ -94,7 +95,6 @@ class Pipeline:
         self.encoder = encoder
         self.autoencoders = {} if autoencoders is None else autoencoders
         self._graph = graph
-        self._divided = None if mesh is None else division(config, mesh, parameter_shardings(config.model, mesh))
         self._modalities: dict[int, Modality] = {}
         self._programs: dict[int, _Programs] = {}
 
@@ -224,15 +224,28 @@ class Pipeline:
         modality = self.modality(name)
         if modality.index not in self._programs:
             trained = Extent(*modality.latent_size(modality.trained_shape)[:3])
-            task = Task(self._graph, self.config, trained, modality.index, self._divided)
+            task = Task(self._graph, self.config, trained, modality.index)
             programs = (sampler.draw, sampler.invert, sampler.density)
             device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
             options = compiler_options(device.device_kind, trains=False)
             compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
             self._programs[modality.index] = _Programs(
-                *(compiled(functools.partial(program, task)) for program in programs)
+                *(compiled(self._on_devices(program, task)) for program in programs)
             )
         return self._programs[modality.index]
+
+    def _on_devices(self, program: Callable[..., Any], task: Task) -> Callable[..., Any]:
+        """A program whose devices share the work as the parameters lie on them, adapters included."""
+
+        def call(settings: SampleConfig, parameters: dict, *arguments: Any) -> Any:
+            divided = task
+            if self.mesh is not None:
+                shardings = adapted_shardings(parameter_shardings(self.config.model, self.mesh), parameters)
+                divided = task._replace(division=division(self.config, self.mesh, shardings))
+            return program(divided, settings, parameters, *arguments)
+
+        call.__name__ = program.__name__
+        return call
 
     def _decoded(self, latents: Latents, settings: SampleConfig, modality: Modality) -> list[Sample | NotDrawn]:
         """Samples of latents."""

@@ -64,6 +64,11 @@ def parameter_shardings(config: ModelConfig, mesh: AnyMesh) -> dict[str, Any]:
     return nnx.to_pure_dict(shardings(abstract_model(config)[1], mesh, FSDP_TENSOR))
 
 
+def one_device_shardings(config: ModelConfig, device: jax.sharding.SingleDeviceSharding) -> dict[str, Any]:
+    """That sharding for each parameter."""
+    return jax.tree.map(lambda _: device, nnx.to_pure_dict(abstract_model(config)[1]))
+
+
 def division(config: Config, mesh: Mesh, shardings: Any) -> Division | None:
     """How the devices of `mesh` share the work of a batch.
 

@@ -5,15 +5,18 @@ the last layer. `model.remat` names what the backward pass recomputes.
 
 Where parameters are divided over devices (`parallel.gather.Weights`), each step of the scan computes one layer while it
 gathers the weights of the next. The backward pass does the same in reverse order, and scatters the gradient of a layer
-while it computes the layer below. Gathered weights are never kept for the backward pass.
+while it computes the layer below. Gathered weights are never kept for the backward pass. Parameters by which nobody
+differentiates, such as those of a frozen base, have no gradient and no scatter.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.parallel.gather import ShardedWeights
@@ -110,11 +113,27 @@ def _forward(
     return jax.lax.scan(ahead, start, jnp.arange(_count(stack)), unroll=unroll)[0][0]
 
 
+def _forward_of_primals(
+    layer: Layer, weights: ShardedWeights, offload: bool, unroll: int, x: Any, stack: Any, shared: Any, fixed: Any
+) -> tuple[Activations, Any]:
+    """`_forward_keeping` for arguments that say whether they are differentiated."""
+    leaves, structure = jax.tree.flatten(stack, is_leaf=_is_primal)
+    chosen = Differentiated(tuple(leaf.perturbed for leaf in leaves))
+    x, shared, fixed = jax.tree.map(lambda leaf: leaf.value, (x, shared, fixed), is_leaf=_is_primal)
+    stack = jax.tree.unflatten(structure, [leaf.value for leaf in leaves])
+    return _forward_keeping(layer, weights, offload, unroll, chosen, x, stack, shared, fixed)
+
+
+def _is_primal(node: Any) -> bool:
+    return isinstance(node, CustomVJPPrimal)
+
+
 def _forward_keeping(
     layer: Layer,
     weights: ShardedWeights,
     offload: bool,
     unroll: int,
+    chosen: "Differentiated",
     x: Activations,
     stack: Any,
     shared: Any,
@@ -126,28 +145,33 @@ def _forward_keeping(
     def body(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], list[Array]]:
         x, layer_weights = carry
         following = weights.gather(_at(stack, jnp.minimum(index + 1, _count(stack) - 1)))
-        out, pullback = jax.vjp(lambda x, given, shared: layer(x, given, shared, fixed), x, layer_weights, shared)
+
+        def call(x: Activations, given: list[Array], shared: Any) -> Activations:
+            return layer(x, chosen.put(layer_weights, given), shared, fixed)
+
+        out, pullback = jax.vjp(call, x, chosen.of(layer_weights), shared)
         kept, restore = _without(pullback, (layer_weights, shared, fixed))
         restores.append(restore)
         return (out, following), [jax.device_put(leaf, jax.memory.Space.Host) for leaf in kept] if offload else kept
 
     start = x, weights.gather(_at(stack, 0))
     (x, last), kept = jax.lax.scan(body, start, jnp.arange(_count(stack)), unroll=unroll)
-    return x, (stack, shared, fixed, last, jax.tree_util.Partial(restores[-1], kept))
+    return x, (stack, shared, fixed, last, chosen, jax.tree_util.Partial(restores[-1], kept))
 
 
 def _backward(
     layer: Layer, weights: ShardedWeights, offload: bool, unroll: int, residuals: Any, gradient: Activations
 ) -> Any:
-    stack, shared, fixed, last, pullback = residuals
+    stack, shared, fixed, last, chosen, pullback = residuals
     restore, (kept,) = pullback.func, pullback.args
-    layers = _count(stack)
+    layers, scatter = _count(stack), weights.only(chosen.leaves).scatter
+    gradient = gradient.instantiate() if isinstance(gradient, SymbolicZero) else gradient
 
     def body(carry: tuple, inputs: tuple[Int[Array, ""], list[Array]]) -> tuple[tuple, None]:
         (gradient, shared_gradient, layer_weights, above, stack_gradient), (index, kept) = carry, inputs
         below = weights.gather(_at(stack, jnp.maximum(index - 1, 0)))
         # The first iteration has no layer above; the second overwrites what it writes.
-        stack_gradient = _put(stack_gradient, weights.scatter(above), jnp.minimum(index + 1, layers - 1))
+        stack_gradient = _put(stack_gradient, scatter(above), jnp.minimum(index + 1, layers - 1))
         if offload:
             kept = [jax.device_put(leaf, jax.memory.Space.Device) for leaf in kept]
         gradient, layer_gradient, more = restore(kept, (layer_weights, shared, fixed))(gradient)
@@ -156,15 +180,41 @@ def _backward(
 
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
     sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
-    carry = (gradient, sums, last, zeros(last), zeros(stack))
+    carry = (gradient, sums, last, zeros(chosen.of(last)), zeros(chosen.of(stack)))
     carry, _ = jax.lax.scan(body, carry, (jnp.arange(layers), kept), reverse=True, unroll=unroll)
     gradient, shared_gradient, _, first, stack_gradient = carry
-    stack_gradient = _put(stack_gradient, weights.scatter(first), 0)
+    stack_gradient = _put(stack_gradient, scatter(first), 0)
     shared_gradient = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), shared_gradient, shared)
-    return gradient, stack_gradient, shared_gradient, None
+    return gradient, chosen.alone(stack, stack_gradient), shared_gradient, None
 
 
-_gathered.defvjp(_forward_keeping, _backward)
+_gathered.defvjp(_forward_of_primals, _backward, symbolic_zeros=True)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Differentiated:
+    """Which leaves of a tree of parameters are differentiated."""
+
+    leaves: tuple[bool, ...]
+    """One for each leaf, in the order of `jax.tree.leaves`."""
+
+    def of(self, tree: Any) -> list[Array]:
+        """The chosen leaves."""
+        return [leaf for leaf, is_chosen in zip(jax.tree.leaves(tree), self.leaves, strict=True) if is_chosen]
+
+    def put(self, tree: Any, chosen: list[Array]) -> Any:
+        """The tree with other chosen leaves."""
+        return self._filled(tree, chosen, jax.tree.leaves(tree))
+
+    def alone(self, tree: Any, chosen: list[Array]) -> Any:
+        """The tree with other chosen leaves, and None instead of all others."""
+        return self._filled(tree, chosen, [None] * len(self.leaves))
+
+    def _filled(self, tree: Any, chosen: list[Array], others: list[Any]) -> Any:
+        rest = iter(chosen)
+        leaves = [next(rest) if is_chosen else other for is_chosen, other in zip(self.leaves, others, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _without(pullback: Any, arguments: Any) -> tuple[list[Array], Callable[[list[Array], Any], Any]]:

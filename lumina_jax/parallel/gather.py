@@ -54,6 +54,16 @@ class ShardedWeights:
         """The same for a tree of parameters followed by arrays that belong to this device's rows alone."""
         return dataclasses.replace(self, local_leaves=len(jax.tree.leaves(arrays)))
 
+    def only(self, chosen: Sequence[bool]) -> "ShardedWeights":
+        """The same for the chosen leaves alone, in a list.
+
+        Args:
+          chosen: for each leaf, those of this device's rows included.
+        """
+        count = len(self.cuts)
+        cuts = tuple(cut for cut, is_chosen in zip(self.cuts, chosen) if is_chosen)
+        return dataclasses.replace(self, cuts=cuts, local_leaves=sum(chosen[count:]))
+
     @property
     def are_whole(self) -> bool:
         """Whether each device has all weights."""

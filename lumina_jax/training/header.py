@@ -1,4 +1,4 @@
-"""The five lines that a run prints before it starts: run, model, devices, data and batch."""
+"""The lines that a run prints before it starts: run, model, what trains unless all does, devices, data and batch."""
 
 from collections.abc import Sized
 
@@ -6,9 +6,10 @@ import jax
 from jax.sharding import Mesh
 
 from lumina_jax.config import Config
+from lumina_jax.models.adapters import Factors
 from lumina_jax.parallel.mesh import axes_of
 from lumina_jax.run import run_folder
-from lumina_jax.training.state import parameter_count
+from lumina_jax.training.state import initial_shapes, parameter_count
 
 
 def header_lines(config: Config, mesh: Mesh, *, source: Sized, row_tokens: int) -> list[str]:
@@ -33,13 +34,31 @@ def header_lines(config: Config, mesh: Mesh, *, source: Sized, row_tokens: int) 
     tokens = data.batch_rows * row_tokens
     parts = config.optimizer.accumulate
     micro = f", in {parts} parts one after another" if parts > 1 else ""
-    return [
+    lines = [
         f"run      {run_folder(config)}, {run.steps:,} steps",
         f"model    {size}, {heads}",
         f"devices  {devices}{processes}" + (f", mesh: {axes}" if axes else ""),
         f"data     {len(source):,} samples of {origin}",
         f"batch    {data.batch_rows} rows of {row_tokens} tokens{packed}: {tokens:,} tokens a step{micro}",
     ]
+    return [*lines[:2], f"trains   {trained_line(config)}", *lines[2:]] if config.finetune.is_partial else lines
+
+
+def trained_line(config: Config) -> str:
+    """What trains and what the optimiser keeps of it: "adapters of 12 matrices, 1.05M of 2.61B parameters (0.04 %),
+    12.6 MB of moments and average"."""
+    state = initial_shapes(config)
+    trained = state.parameters
+    adapters = sum(isinstance(value, Factors) for value in trained.values())
+    kinds = [f"adapters of {adapters} matrices"] * bool(adapters)
+    kinds += [f"{len(trained) - adapters} parameters themselves"] * (len(trained) > adapters)
+    assert state.base is not None
+    count, total = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trained, state.base.parameters))
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.optimizer, state.ema)))
+    return (
+        f"{' and '.join(kinds)}, {short_number(count)} of {short_number(total)} values ({100 * count / total:.2g} %); "
+        f"moments and average take {kept / 1e6:.3g} MB"
+    )
 
 
 def short_number(number: int) -> str:

@@ -32,7 +32,8 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.config import Config, FlowConfig, OptimizerConfig, RunConfig
 from lumina_jax.documents import json_text
 from lumina_jax.flow import losses, paths
-from lumina_jax.models.division import division, parameter_shardings
+from lumina_jax.models.adapters import adapted_shardings
+from lumina_jax.models.division import Division, division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import row_spec, token_spec
 from lumina_jax.tokens import Tokens, spread
@@ -155,12 +156,13 @@ def summary(errors: Float[np.ndarray, "n t"], *, is_held_out: bool, modality: st
 @functools.lru_cache(maxsize=2)
 def _program(config: Config, mesh: Mesh) -> VelocityErrors:
     graph, shardings = abstract_model(config.model)[0], parameter_shardings(config.model, mesh)
-    divided = division(config, mesh, shardings)
 
-    def over_row(part: Array) -> Array:
-        return part if divided is None else divided.over_row(part)
+    def local(
+        divided: Division | None, parameters: Parameters, batch: TrainBatch, drawn: NoiseAndTimes
+    ) -> Float[Array, "b s"]:
+        def over_row(part: Array) -> Array:
+            return part if divided is None else divided.over_row(part)
 
-    def local(parameters: Parameters, batch: TrainBatch, drawn: NoiseAndTimes) -> Float[Array, "b s"]:
         model = nnx.merge(graph, parameters) if divided is None else divided.model(parameters)
         with jax.default_matmul_precision("float32"):
             errors = batch_errors(
@@ -168,21 +170,23 @@ def _program(config: Config, mesh: Mesh) -> VelocityErrors:
             )
         return over_row(errors) * batch.present
 
-    program = local
-    if divided is not None:
-        tokens, rows = token_spec(mesh), row_spec(mesh)
-        program = jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(divided.specs, TrainBatch(tokens, rows, rows), NoiseAndTimes(tokens, rows)),  # type: ignore[arg-type]
-            out_specs=rows,
-            check_vma=False,  # the errors are the same on devices that divide products
-        )
+    def program(parameters: Parameters, batch: TrainBatch, drawn: NoiseAndTimes) -> Float[Array, "b s"]:
+        divided = division(config, mesh, adapted_shardings(shardings, parameters))
+        call = functools.partial(local, divided)
+        if divided is not None:
+            tokens, rows = token_spec(mesh), row_spec(mesh)
+            call = jax.shard_map(
+                call,
+                mesh=mesh,
+                in_specs=(divided.specs, TrainBatch(tokens, rows, rows), NoiseAndTimes(tokens, rows)),  # type: ignore[arg-type]
+                out_specs=rows,
+                check_vma=False,  # the errors are the same on devices that divide products
+            )
+        return call(parameters, batch, drawn)
+
     batches = batch_shardings(mesh)
     drawn = NoiseAndTimes(batches.tokens, batches.present)  # type: ignore[arg-type]
-    return jax.jit(
-        program, in_shardings=(shardings, batches, drawn), out_shardings=NamedSharding(mesh, PartitionSpec())
-    )
+    return jax.jit(program, in_shardings=(None, batches, drawn), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _standard_error(values: Float[np.ndarray, " n"]) -> float | None:

@@ -24,7 +24,14 @@ from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_sa
 from lumina_jax.training.feed import Feed
 from lumina_jax.training.metrics import SAMPLES_PER_SECOND, MetricWriter, Progress, Speed
 from lumina_jax.training.optimizer import learning_rate
-from lumina_jax.training.state import Parameters, TrainState, abstract_state, create_state
+from lumina_jax.training.state import (
+    Parameters,
+    TrainState,
+    abstract_state,
+    averaged_parameters,
+    create_state,
+    with_base,
+)
 from lumina_jax.training.step import Step, StepMetrics, TrainBatch
 from lumina_jax.training.watched import watched
 
@@ -123,14 +130,14 @@ def train_steps(
                     SAMPLES_PER_SECOND: speed.measure() or 0.0,
                     "bad_samples": batches.bad_samples(),
                 }
-                values |= _evaluated(evaluate if due.evaluating else None, number, state, progress)
+                values |= _evaluated(evaluate if due.evaluating else None, number, state, config, progress)
                 if writer is not None:
                     writer.write(number, values)
                 progress.advance(number, values)
             if due.saving:
-                checkpoints.save(number, state, batches.state(), config.to_json())
+                checkpoints.save(number, state.saved, batches.state(), config.to_json())
             if due.showing and show is not None:
-                _show(show, number, state, progress)
+                _show(show, number, averaged_parameters(state, config.finetune), progress)
             if due.showing or due.evaluating:
                 speed.restart()
             if due.stopping:
@@ -149,16 +156,18 @@ def restored_or_new(
     """The state of the newest checkpoint, with the stream at its recorded position; or a new state.
 
     Args:
-      initial: makes the parameters of a new state; None: they are random, from the seed.
+      initial: makes the parameters of a new state, and those that do not train; None: they are random, from the seed.
 
     Raises:
-      ValueError: the checkpoint has another model or seed, or cannot be read, or some processes do not find it.
+      ValueError: the checkpoint has another model, seed or base, or cannot be read, or some processes do not find it.
     """
     newest = check_newest(config, checkpoints)
     if newest is None:
         return create_state(config, mesh, None if initial is None else initial())
     saved = checkpoints.restore_config(newest)
-    state = checkpoints.restore(newest, abstract_state(config, mesh))
+    state = checkpoints.restore(newest, abstract_state(config, mesh).saved)
+    if initial is not None and state.base is not None:
+        state = with_base(state, initial(), config.run.init_from)
     stream.restore(checkpoints.restore_data(newest))
     say(f"continuing from step {newest} of {config.run.steps}")
     for change in changes(saved, config, newest):
@@ -201,6 +210,11 @@ def check_newest(config: Config, checkpoints: Checkpoints) -> int | None:
     if newest is not None:
         saved = checkpoints.restore_config(newest)
         check_same_model(saved.model, config.model, "a run must resume with its own model")
+        if changed := changed_fields("finetune", saved.finetune, config.finetune, but=frozenset()):
+            raise ValueError(
+                f"a run must resume with the parameters that it trains, but {'; '.join(changed)}; restore these "
+                "settings, or choose another run.name"
+            )
         if saved.run.seed != config.run.seed:
             raise ValueError(
                 f"a run must resume with its own seed, which orders its data, but run.seed was {saved.run.seed} and is "
@@ -255,26 +269,28 @@ def _next_batch(
         if jax.process_count() == 1 and int(state.step) > 0:
             if pending is not None:
                 _check(*pending)
-            checkpoints.save(int(state.step), state, batches.state(), config.to_json())
+            checkpoints.save(int(state.step), state.saved, batches.state(), config.to_json())
         raise
 
 
-def _show(show: Show, number: int, state: TrainState, progress: Progress) -> None:
+def _show(show: Show, number: int, parameters: Parameters, progress: Progress) -> None:
     """Draw a sheet; if that fails, print a warning and continue. In a job of several processes only errors of writing
     are ignored: after another error, the other processes would wait for this one."""
     progress.note(f"drawing a sheet of samples at step {number}")
     try:
-        show(number, state.ema)
+        show(number, parameters)
     except Exception as error:
         if jax.process_count() > 1 and not isinstance(error, OSError):
             raise
         progress.note(f"warning: there is no sheet of step {number}: {message(error)}")
 
 
-def _evaluated(evaluate: Evaluate | None, number: int, state: TrainState, progress: Progress) -> Mapping[str, float]:
+def _evaluated(
+    evaluate: Evaluate | None, number: int, state: TrainState, config: Config, progress: Progress
+) -> Mapping[str, float]:
     """The metrics of the averaged parameters; none, and a warning, if that fails in a job of one process."""
     try:
-        return {} if evaluate is None else evaluate(state.ema)
+        return {} if evaluate is None else evaluate(averaged_parameters(state, config.finetune))
     except Exception as error:
         if jax.process_count() > 1:
             raise

@@ -9,8 +9,9 @@ parameters, and every communication is explicit (`models/division.py`). The upda
 that any sharding of the arrays gives the same result without further code.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +20,23 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.config import Config, FlowConfig
+from lumina_jax.config import Config, FinetuneConfig, FlowConfig
 from lumina_jax.flow import losses, paths, timesteps
+from lumina_jax.models.adapters import trained_shardings, unadapted
 from lumina_jax.models.division import Division, division
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parallel.compiler_options import compiler_options
 from lumina_jax.parallel.mesh import batch_sharding, row_spec, token_spec
 from lumina_jax.tokens import TextFeatures, Tokens, spread
-from lumina_jax.training.optimizer import ema_decay, ema_update, optimizer
-from lumina_jax.training.state import Parameters, TrainState, state_shardings
+from lumina_jax.training.optimizer import ema_decay, ema_update
+from lumina_jax.training.state import (
+    Parameters,
+    TrainState,
+    network_parameters,
+    network_shardings,
+    state_optimizer,
+    state_shardings,
+)
 
 
 class TrainBatch(NamedTuple):
@@ -69,20 +78,20 @@ Step = Callable[[TrainState, TrainBatch], tuple[TrainState, StepMetrics]]
 def train_step(config: Config, mesh: Mesh) -> Step:
     """The jitted step for this configuration. It reuses the memory of the state that is passed to it."""
     graph = abstract_model(config.model)[0]
-    transform = optimizer(config.optimizer, config.run.steps, config.model)
-    shardings = state_shardings(config, mesh)
-    divided = division(config, mesh, shardings.parameters)
+    transform, shardings = state_optimizer(config), state_shardings(config, mesh)
+    divided = division(config, mesh, network_shardings(config, mesh))
 
     def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
         drawn = noise_and_times(jax.random.fold_in(state.key, state.step), batch, config.flow)
         loss, totals, gradients = gradient(
-            graph, state.parameters, batch, drawn, config.flow, config.optimizer.accumulate, divided
-        )
+            graph, state.parameters, batch, drawn, config.flow, config.optimizer.accumulate, divided,
+            None if state.base is None else state.base.parameters, config.finetune,
+        )  # fmt: skip
         updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         ema = ema_update(state.ema, parameters, ema_decay(config.optimizer, state.step))
         metrics = StepMetrics(loss, optax.global_norm(gradients), optax.global_norm(parameters), totals)
-        return TrainState(state.step + 1, parameters, ema, moments, state.key), metrics
+        return TrainState(state.step + 1, parameters, ema, moments, state.key, state.base), metrics
 
     return jax.jit(
         step,
@@ -119,34 +128,54 @@ def gradient(
     flow: FlowConfig,
     micro_batches: int,
     division: Division | None = None,
+    base: Parameters | None = None,
+    settings: FinetuneConfig = FinetuneConfig(),  # noqa: B008 (an immutable value)
 ) -> tuple[Float[Array, ""], Totals, Parameters]:
     """The mean loss over the samples of the batch, sums for each modality, and the gradient of the mean loss.
 
-    `division` says how devices share the work; None: there is one device.
+    Args:
+      parameters: those that train, by which the loss is differentiated.
+      division: how devices share the work; None: there is one device.
+      base, settings: as for `network_parameters`.
     """
 
+    def network(parameters: Parameters, base: Parameters | None) -> FlagDiT:
+        whole = network_parameters(parameters, base, settings)
+        return nnx.merge(graph, whole) if division is None else division.model(whole)
+
     def local(
-        parameters: Parameters, batch: TrainBatch, drawn: NoiseAndTimes
+        parameters: Parameters, base: Parameters | None, batch: TrainBatch, drawn: NoiseAndTimes
     ) -> tuple[Float[Array, "b s"], Parameters]:
-        return _losses_and_gradient(graph, parameters, batch, drawn, flow, micro_batches, division)
+        model = functools.partial(network, base=base)
+        return _losses_and_gradient(model, parameters, batch, drawn, flow, micro_batches, division)
 
     if division is not None:
         tokens, rows = token_spec(division.mesh), row_spec(division.mesh)
+        trained, frozen = _specs(division, parameters, base)
         local = jax.shard_map(
             local,
             mesh=division.mesh,
-            in_specs=(division.specs, TrainBatch(tokens, rows, rows), NoiseAndTimes(tokens, rows)),  # type: ignore[arg-type]
-            out_specs=(rows, division.specs),
+            in_specs=(trained, frozen, TrainBatch(tokens, rows, rows), NoiseAndTimes(tokens, rows)),  # type: ignore[arg-type]
+            out_specs=(rows, trained),
             check_vma=False,  # gradients are added up by hand, where they are scattered
         )
-    sample_losses, gradients = local(parameters, batch, drawn)
-    totals = _totals(sample_losses, batch, len(nnx.merge(graph, parameters).config.modalities))
+    sample_losses, gradients = local(parameters, base, batch, drawn)
+    modalities = nnx.merge(graph, network_parameters(parameters, base, settings)).config.modalities
+    totals = _totals(sample_losses, batch, len(modalities))
     count = jnp.maximum(jnp.sum(totals.samples), 1)
     return jnp.sum(sample_losses) / count, totals, jax.tree.map(lambda g: g / count, gradients)
 
 
+def _specs(division: Division, parameters: Parameters, base: Parameters | None) -> tuple[Any, Any]:
+    """A `PartitionSpec` for each parameter that trains, and for each of the base."""
+    every = unadapted(division.shardings)
+    trained = every if base is None else trained_shardings(every, parameters)
+    specs = functools.partial(jax.tree.map, lambda sharding: sharding.spec)
+    return specs(trained), None if base is None else specs(every)
+
+
 def _losses_and_gradient(
-    graph: nnx.GraphDef,
+    model: Callable[[Parameters], FlagDiT],
     parameters: Parameters,
     batch: TrainBatch,
     drawn: NoiseAndTimes,
@@ -157,8 +186,7 @@ def _losses_and_gradient(
     """The loss of each sample, 0 where there is none, and the gradient of their sum over all devices."""
 
     def total_loss(parameters: Parameters, batch: TrainBatch, drawn: NoiseAndTimes) -> tuple[Float[Array, ""], Array]:
-        model = nnx.merge(graph, parameters) if division is None else division.model(parameters)
-        sample_losses = batch_losses(model, batch, drawn, flow, division).per_sample * batch.present
+        sample_losses = batch_losses(model(parameters), batch, drawn, flow, division).per_sample * batch.present
         return jnp.sum(sample_losses), sample_losses
 
     gradient_and_losses = jax.grad(total_loss, has_aux=True)

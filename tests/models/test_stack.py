@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from lumina_jax.models.stack import REMAT_POLICIES, _forward_keeping, recomputed, run_layers
+from lumina_jax.models.stack import REMAT_POLICIES, Differentiated, _forward_keeping, recomputed, run_layers
 from lumina_jax.parallel.gather import Cut, ShardedWeights
 
 ALONE = ShardedWeights((Cut(0, ()),) * 2, (), jnp.dtype("float32"), None)
 """Two parameters a layer, none of which is cut."""
+EVERY = Differentiated((True, True))
 
 
 def layer(x, parameters, shared, fixed):
@@ -54,14 +55,14 @@ def test_recomputed_and_unrolled_layers_give_the_gradients_of_a_plain_scan(input
 
 @pytest.mark.parametrize(("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 2), ("attention", 1)])
 def test_a_policy_keeps_of_each_layer_its_input_and_what_it_names_and_never_weights(inputs, remat, extra):
-    keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False, 1)
+    keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False, 1, EVERY)
     _, residuals = jax.eval_shape(keeping, *inputs)
     (kept,) = residuals[-1].args
     assert [leaf.shape for leaf in kept] == [(3, 2, 4, 5)] * (1 + extra)
 
 
 def test_without_a_policy_everything_is_kept_but_weights(inputs):
-    keeping = functools.partial(_forward_keeping, recomputed(layer, "none"), ALONE, False, 1)
+    keeping = functools.partial(_forward_keeping, recomputed(layer, "none"), ALONE, False, 1, EVERY)
     _, residuals = jax.eval_shape(keeping, *inputs)
     (kept,) = residuals[-1].args
     assert (3, 5, 5) not in {leaf.shape for leaf in kept}

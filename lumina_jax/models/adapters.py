@@ -1,0 +1,257 @@
+"""Fine-tuning as a change of the tree of parameters, of which the network knows nothing.
+
+In: the parameters of a trained model (the base), and what trains besides them. Out: a tree of the same names that the
+network computes with. What trains is a flat dictionary from names of parameters to
+
+    an array            that stands instead of the parameter; with fewer layers, instead of its last ones
+    `Factors` A and B   a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685): the weight is W + scale A B
+
+so that full training of some parameters, of biases (BitFit), of the last layers, and adapters are one mechanism.
+
+A weight with an adapter is one leaf of the network's tree, a `LowRank`. It is no array, but like one it can be cast and
+multiplied: x (W + A B) is computed as x W + (x A) B, so that neither A B nor the gradient of W ever exists. Because it
+is a pytree of W, A and B, a scan over layers takes A and B of a layer with its W, FSDP gathers W and leaves A and B as
+they are, and rematerialization, packing and attention kernels see arrays as before. The scale is a part of B while the
+network computes: other scales, and other adapters of these shapes, need no other program.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Key, UInt32
+
+from lumina_jax.config import FinetuneConfig
+from lumina_jax.parallel.axes import LOGICAL
+from lumina_jax.weights.modules import dotted, named_parameters
+
+
+class Factors(NamedTuple):
+    """A low-rank change A B of a matrix of i inputs and o outputs, or of one of each layer."""
+
+    a: Float[Array | np.ndarray, "*n i r"]
+    b: Float[Array | np.ndarray, "*n r o"]
+
+
+Trained = dict[str, Array | Factors]
+"""What trains, by the dotted names of parameters."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    """The weight W + A B, which is multiplied without being computed."""
+
+    base: Any
+    a: Any
+    b: Any
+
+    @property
+    def dtype(self) -> Any:
+        return self.base.dtype
+
+    def __getitem__(self, everything: Any) -> "LowRank":
+        """The weight itself: `variable[...]` reads a parameter of a module."""
+        if everything is not Ellipsis:
+            raise TypeError("a weight with an adapter has no parts; take those of its base and its factors")
+        return self
+
+    def astype(self, dtype: Any) -> "LowRank":
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+
+    def __rmatmul__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        return x @ self.base + (x @ self.a) @ self.b
+
+
+def new_trained(settings: FinetuneConfig, base: dict[str, Any], key: Key[Array, ""]) -> Trained:
+    """What trains at the first step, when it changes nothing: A is random, B is 0, and parameters are copies.
+
+    A is uniform up to 1 / sqrt(i), as in PEFT.
+
+    Raises:
+      ValueError: the settings fit no parameter of this model, or more layers than it has.
+    """
+    named = named_parameters(base)
+    layers = jax.tree.leaves(base["blocks"])[0].shape[0]
+    if settings.last_layers is not None and settings.last_layers > layers:
+        raise ValueError(
+            f"finetune.last_layers={settings.last_layers} must be at most the {layers} layers of the model"
+        )
+    trained: Trained = {}
+    for index, (name, rank) in enumerate(settings.ranks(list(named)).items()):
+        value = named[name]
+        if settings.last_layers is not None and name.startswith("blocks."):
+            value = value[layers - settings.last_layers :]
+        if rank is None:
+            trained[name] = jnp.copy(value)
+            continue
+        *stacked, inputs, outputs = value.shape
+        bound = inputs**-0.5
+        a = jax.random.uniform(jax.random.fold_in(key, index), (*stacked, inputs, rank), minval=-bound, maxval=bound)
+        trained[name] = Factors(a, jnp.zeros((*stacked, rank, outputs)))
+    return trained
+
+
+def scaled(trained: Mapping[str, Array | Factors], settings: FinetuneConfig) -> Trained:
+    """What trains, with the scale of each adapter in its B."""
+    return {
+        name: Factors(value.a, value.b * settings.scale(value.a.shape[-1])) if isinstance(value, Factors) else value
+        for name, value in trained.items()
+    }
+
+
+def adapted(base: dict[str, Any], changes: Mapping[str, Array | Factors]) -> dict[str, Any]:
+    """The tree that the network computes with: the base, changed."""
+
+    def one(path: tuple[Any, ...], value: Any) -> Any:
+        change = changes.get(dotted(path))
+        if change is None:
+            return value
+        if isinstance(change, Factors):
+            return LowRank(value, *(_with_layers(factor, len(value)) for factor in change))
+        return change if change.shape == value.shape else jnp.concatenate([value[: -len(change)], change])
+
+    return jax.tree.map_with_path(one, base)
+
+
+def joined(adapters: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
+    """Several adapters as one whose change is the sum of theirs; they may be of different numbers of last layers."""
+
+    def one(parts: list[Factors]) -> Factors:
+        layers = max(len(part.a) for part in parts)
+        a, b = ([_with_layers(factor, layers) for factor in factors] for factors in zip(*parts))
+        return Factors(jnp.concatenate(a, -1), jnp.concatenate(b, -2))
+
+    names = dict.fromkeys(name for adapter in adapters for name in adapter)
+    return {name: one([adapter[name] for adapter in adapters if name in adapter]) for name in names}
+
+
+def merged(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Ordinary parameters: each product A B is added to its W in float32."""
+
+    def one(weight: Any) -> Any:
+        if not isinstance(weight, LowRank):
+            return weight
+        product = jnp.matmul(weight.a, weight.b, precision="highest")
+        return (weight.base.astype(jnp.float32) + product).astype(weight.dtype)
+
+    return jax.tree.map(one, parameters, is_leaf=lambda node: isinstance(node, LowRank))
+
+
+def unadapted(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The base of a network's tree, of parameters or of their shardings."""
+
+    def one(weight: Any) -> Any:
+        return weight.base if isinstance(weight, LowRank) else weight
+
+    return jax.tree.map(one, parameters, is_leaf=lambda node: isinstance(node, LowRank))
+
+
+def adapted_shardings(base: dict[str, Any], parameters: Any) -> dict[str, Any]:
+    """A sharding for each array of the network's tree.
+
+    Factors are small, and each device has all of them, but for the dimension that tensor parallelism divides.
+
+    Args:
+      base: a sharding for each parameter.
+      parameters: the tree, abstract or real.
+    """
+
+    def one(sharding: Any, weight: Any) -> Any:
+        if not isinstance(weight, LowRank):
+            return sharding
+        if not isinstance(sharding, NamedSharding):
+            return LowRank(sharding, sharding, sharding)
+        *_, inputs, outputs = (axes if axes in LOGICAL["tensor"] else None for axes in _padded(sharding, weight))
+        stacked = [None] * (weight.base.ndim - 2)
+        a, b = (PartitionSpec(*stacked, *axes) for axes in ((inputs, None), (None, outputs)))
+        return LowRank(sharding, NamedSharding(sharding.mesh, a), NamedSharding(sharding.mesh, b))
+
+    return jax.tree.map(one, base, parameters)
+
+
+def trained_shardings(base: dict[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """A sharding for each array that trains: that of its parameter, or for factors on every device.
+
+    Args:
+      base: a `NamedSharding` for each parameter.
+    """
+    named = named_parameters(base)
+
+    def one(name: str, value: Any) -> Any:
+        everywhere = NamedSharding(named[name].mesh, PartitionSpec())
+        return Factors(everywhere, everywhere) if isinstance(value, Factors) else named[name]  # type: ignore[arg-type]
+
+    return {name: one(name, value) for name, value in trained.items()}
+
+
+@jax.jit
+def fingerprint(base: dict[str, Any]) -> UInt32[Array, " 2"]:
+    """A number of 64 bits that tells models apart, the same on every mesh and for weights in float32 and bfloat16.
+
+    It is a sum of products of whole numbers, whose order does not matter, over all parameters rounded to bfloat16.
+    """
+    words = jnp.zeros(2, jnp.uint32)
+    for name, value in sorted(named_parameters(base).items()):
+        bits = jax.lax.bitcast_convert_type(value.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
+        index = functools.reduce(
+            lambda index, axis: index * value.shape[axis] + jax.lax.broadcasted_iota(jnp.uint32, value.shape, axis),
+            range(value.ndim),
+            jnp.zeros(value.shape, jnp.uint32),
+        )
+        hashed = _mixed(_mixed(index) ^ bits)
+        sums = jnp.stack([jnp.sum(hashed, dtype=jnp.uint32), jnp.sum(_mixed(hashed + 1), dtype=jnp.uint32)])
+        words = _mixed(words ^ jnp.uint32(hash_of_name(name))) + sums
+    return words
+
+
+def hash_of_name(name: str) -> int:
+    """32 bits of a name (FNV-1a)."""
+    return functools.reduce(lambda value, byte: (value ^ byte) * 16777619 % 2**32, name.encode(), 2166136261)
+
+
+def identity(words: Any) -> str:
+    """A fingerprint in 16 hexadecimal digits."""
+    return "".join(f"{int(word):08x}" for word in jax.device_get(words))
+
+
+def check_base(wanted: str | UInt32[Array, " 2"], base: dict[str, Any], origin: str) -> None:
+    """Refuse to change other parameters than those a change was trained for.
+
+    Args:
+      wanted: their fingerprint or identity.
+      origin: of the base, for the message.
+
+    Raises:
+      ValueError: the base has another fingerprint.
+    """
+    wanted, found = wanted if isinstance(wanted, str) else identity(wanted), identity(fingerprint(base))
+    if wanted != found:
+        raise ValueError(
+            f"adapters change the weights they were trained for, whose fingerprint is {wanted}, but that of {origin} "
+            f"is {found}; name the weights that they were trained from"
+        )
+
+
+def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The finalizer of MurmurHash3: a bijection in which each bit of the input changes half of those of the output."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _with_layers(factor: Float[Array | np.ndarray, "*n _ _"], count: int) -> Float[Array | np.ndarray, "*m _ _"]:
+    """A factor with zeros for the first layers, which have no adapter; one that is not stacked is left as it is."""
+    if factor.ndim == 2 or len(factor) == count:
+        return factor
+    return jnp.pad(factor, ((count - len(factor), 0), (0, 0), (0, 0)))
+
+
+def _padded(sharding: NamedSharding, weight: LowRank) -> tuple[Any, ...]:
+    """The mesh axes of each dimension; None for those that a spec leaves out at its end."""
+    return (*sharding.spec, *[None] * (weight.base.ndim - len(sharding.spec)))
