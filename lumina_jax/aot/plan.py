@@ -35,7 +35,8 @@ from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
-from lumina_jax.generation.sampler import Prompt, Task, draw
+from lumina_jax.generation.guided import Prompt, Task
+from lumina_jax.generation.sampler import draw
 from lumina_jax.kernels.edges import kernel_edges
 from lumina_jax.libtpu import add_libtpu, device_of_kernels
 from lumina_jax.modalities import modality_of_source
@@ -289,11 +290,10 @@ def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     batch = abstract_batch(config, load, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-    noise = jax.ShapeDtypeStruct(
-        (load.rows, *plan.extent, config.model.channels), jnp.float32, sharding=batch_sharding(mesh)
-    )
+    rows = batch_sharding(mesh)
+    noise = jax.ShapeDtypeStruct((load.rows, *plan.extent, config.model.channels), jnp.float32, sharding=rows)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows))
-    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)
     prompt = Prompt(batch.condition, batch.condition, number, number)
     task = Task(abstract_model(config.model)[0], config, plan.extent, division=division(config, mesh, shardings))
     options = compiler_options(mesh.devices.flat[0].device_kind, trains=False)

@@ -25,11 +25,12 @@ from lumina_jax.flow.likelihood import rademacher
 from lumina_jax.generation import sampler
 from lumina_jax.generation.editing import Edit
 from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.generation.guided import Prompt, Task
 from lumina_jax.generation.noise import noise_of, origins
 from lumina_jax.generation.not_drawn import NOT_DECODED, NotDrawn, lost_on_the_way
 from lumina_jax.generation.originals import Mask, Source, originals
 from lumina_jax.generation.request import check_request, check_reversible, label_of, shortened
-from lumina_jax.generation.sampler import Latents, Prompt, Task
+from lumina_jax.generation.sampler import Latents
 from lumina_jax.modalities import Modality, Shape, modality_of
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model

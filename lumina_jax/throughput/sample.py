@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lumina_jax.aot.plan import batch_load, drawn_load, trained_extent
 from lumina_jax.config import Config
-from lumina_jax.generation.sampler import Prompt, Task, draw
+from lumina_jax.generation.guided import Prompt, Task
+from lumina_jax.generation.sampler import draw
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.models.precision import cast
