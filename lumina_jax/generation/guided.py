@@ -1,10 +1,14 @@
 """The guided network that a path follows, as a function of time and patches.
 
 In: a model as graph and parameters, the tokens of a batch, and what steers its samples. Out: the guided output. Keys
-and values of the texts are computed once, for all times.
+and values of the texts are computed once, for all times. Where a sample has several captions, the mean of the outputs
+for each of them is guided, with the shares that `composition.py` makes.
 """
 
-from typing import NamedTuple
+import functools
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,8 @@ from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.models.division import Division
 from lumina_jax.models.flag_dit import Condition, FlagDiT
 from lumina_jax.tokens import Kind, TextFeatures, Tokens
+
+Rows = TypeVar("Rows")
 
 
 class Task(NamedTuple):
@@ -50,6 +56,8 @@ class Prompt(NamedTuple):
     negative_scale: Float[Array, ""] | None = None
     strength: Float[Array, ""] | None = None
     """Of an edit; None: samples are drawn from noise alone."""
+    others: tuple[TextFeatures | Int[Array, "b 1"], ...] = ()
+    """Further captions of each sample."""
 
 
 def guided_output(
@@ -59,43 +67,44 @@ def guided_output(
     size: Extent,
     tokens: Tokens,
     prompt: Prompt,
+    shares: tuple[Float[Array, "b l p"], ...] = (),
     *,
     keep_sigma: bool = False,
 ) -> Output:
     """The guided network as a function of time and patches; zero at markers.
 
-    With `keep_sigma` its output has twice the values, of which the second half, the variance, is not guided.
+    With `keep_sigma` its output has twice the values, of which the second half, the variance, is not guided. `shares`
+    are those of `prompt.condition` and of each of `prompt.others` in the values of patches; empty: it is alone.
     """
     config, division = task.config, task.division
     model: FlagDiT = nnx.merge(task.graph, parameters) if division is None else division.model(parameters)
     factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
     base_length = extrapolation.base_length(settings, config.model, task.modality, size, task.trained)
-    conditions = [prompt.condition, prompt.null, *([] if prompt.negative is None else [prompt.negative])]
-    every: Condition = jax.tree.map(lambda *a: jnp.concatenate(a), *conditions)
-    alone: Condition = prompt.condition
-    if isinstance(every, TextFeatures) and isinstance(alone, TextFeatures):
-        every, alone = model.encode_text(every), model.encode_text(alone)
-    repeated = jax.tree.map(lambda x: jnp.concatenate([x] * len(conditions)), tokens)
+    captions = [prompt.condition, *prompt.others]
+    conditions = [*captions, prompt.null, *([] if prompt.negative is None else [prompt.negative])]
+    every, alone = _encoded(model, conditions), _encoded(model, captions)
     counts, path = counts_of(tokens, task), paths.path(config.flow.path)
     guided_channels = settings.guided_channels
     if keep_sigma and guided_channels is None:
         guided_channels = task.modality.channels
 
-    def call(tokens: Tokens, t: Times, condition: Condition) -> Float[Array, "b l o"]:
-        rope = extrapolation.rope_scaling(factor, settings.rope_watershed, t)
-        times = jnp.broadcast_to(jnp.reshape(path.network_time(t), (-1, 1)), (len(tokens.patches), 1))
-        return model(tokens, times, condition, rope=rope, base_length=base_length, keep_sigma=keep_sigma)
+    def call(t: Times, x: Float[Array, "n l p"], condition: Condition, copies: int) -> list[Float[Array, "n l o"]]:
+        """The outputs for each of as many captions as there are copies of the samples."""
+        row_t, rows = (_rows([t] * copies) if t.ndim else t), _rows([tokens._replace(patches=x)] * copies)
+        rope = extrapolation.rope_scaling(factor, settings.rope_watershed, row_t)
+        times = jnp.broadcast_to(jnp.reshape(path.network_time(row_t), (-1, 1)), (len(rows.patches), 1))
+        found = model(rows, times, condition, rope=rope, base_length=base_length, keep_sigma=keep_sigma)
+        return jnp.split(found, copies)
 
     def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l o"]:
         def plain() -> Float[Array, "b l o"]:
-            return call(tokens._replace(patches=x), t, alone)
+            return _mean(call(t, x, alone, len(captions)), shares)
 
         def guided() -> Float[Array, "b l o"]:
-            times = jnp.concatenate([t] * len(conditions)) if t.ndim else t
-            rows = repeated._replace(patches=jnp.concatenate([x] * len(conditions)))
-            with_text, without_text, *negative = jnp.split(call(rows, times, every), len(conditions))
+            outputs = call(t, x, every, len(conditions))
+            without_text, *negative = outputs[len(captions) :]
             return guidance.guide(
-                with_text,
+                _mean(outputs[: len(captions)], shares),
                 without_text,
                 prompt.guidance_scale,
                 patch_size=task.modality.patch_size,
@@ -118,3 +127,23 @@ def counts_of(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:
     if not task.config.model.others:
         return is_patch
     return is_patch * (jnp.arange(task.config.model.patch_values) < task.modality.patch_values)
+
+
+def _encoded(model: FlagDiT, conditions: Sequence[TextFeatures | Int[Array, "n 1"]]) -> Condition:
+    """The conditions one after another, with keys and values of texts."""
+    rows = _rows(conditions)
+    return model.encode_text(rows) if isinstance(rows, TextFeatures) else rows
+
+
+def _rows(trees: Sequence[Rows]) -> Rows:
+    """The rows of the first, those of the second, and so on."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
+def _mean(outputs: Sequence[Float[Array, "b l o"]], shares: Sequence[Float[Array, "b l p"]]) -> Float[Array, "b l o"]:
+    """The mean of the outputs for each caption; a variance beside the prediction has the same shares."""
+    if not shares:
+        (output,) = outputs
+        return output
+    parts = [jnp.tile(share, output.shape[-1] // share.shape[-1]) * output for share, output in zip(shares, outputs)]
+    return functools.reduce(operator.add, parts)

@@ -30,6 +30,8 @@ from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
 from lumina_jax.tokens import Grid, Tokens, tokens_of, unpatchify
 
 Latents = Float[jax.Array | np.ndarray, "b f h w c"]
+Shares = Float[jax.Array | np.ndarray, "n h w"]
+"""Of n captions, in all samples and frames."""
 Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
 """Of parameters, tokens, what else there is of each token, and a prompt."""
 
@@ -42,38 +44,43 @@ def draw(
     keys: Key[Array, " b"],
     prompt: Prompt,
     edit: Edit | None = None,
+    shares: Shares | None = None,
 ) -> Latents:
-    """Noise to latents; `keys` are for the noise of the stochastic solvers."""
+    """Noise to latents; `keys` are for the noise of the stochastic solvers.
+
+    Args:
+      shares: of each caption of `prompt`, in each value of the latents; None: there is one.
+    """
     chex.assert_rank([noise, keys], [5, 1])
     chex.assert_equal_shape_prefix([noise, keys], 1)
     if edit is not None:
         prompt = prompt._replace(strength=jnp.asarray(edit.strength))
     if settings.solver not in (*sde.STOCHASTIC, *ancestral.ANCESTRAL):
-        return _walked(task, settings, parameters, noise, prompt, edit, backwards=False)
+        return _walked(task, settings, parameters, noise, prompt, edit, shares, backwards=False)
     tokens, grid = _tokens(noise, task)
     size = (settings.steps, *tokens.patches.shape[1:])
     draws = jnp.swapaxes(jax.vmap(lambda key: jax.random.normal(key, size))(keys), 1, 2)  # each token's of all steps
 
     def local(parameters: dict, tokens: Tokens, beside: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
-        (draws, of_edit), x = beside, tokens.patches
+        (draws, of_edit, of_captions), x = beside, tokens.patches
         increments, extent = jnp.moveaxis(draws, 2, 0), Extent(*noise.shape[1:4])
         known = _known_path(task, x, of_edit, prompt)
         if settings.solver in ancestral.ANCESTRAL:
             keeps = task.config.model.predict_sigma
-            output = guided_output(task, settings, parameters, extent, tokens, prompt, keep_sigma=keeps)
+            output = guided_output(task, settings, parameters, extent, tokens, prompt, of_captions, keep_sigma=keeps)
             drawn = denoised(output, x, increments, settings, prompt.time_shift, keeps, known)
         else:
-            output = guided_output(task, settings, parameters, extent, tokens, prompt)
+            output = guided_output(task, settings, parameters, extent, tokens, prompt, of_captions)
             drawn = stochastic(output, x, increments, task.config, settings, prompt.time_shift, known)
         return drawn if known is None else known.end(drawn)
 
-    beside = (draws, _edit_tokens(edit, task))
+    beside = (draws, _edit_tokens(edit, task), _share_tokens(shares, noise, task))
     return _latents(_shared(task, local, parameters, tokens, beside, prompt), grid, task)
 
 
 def invert(task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt) -> Latents:
     """Latents to the noise from which an ODE solver draws them."""
-    return _walked(task, settings, parameters, latents, prompt, None, backwards=True)
+    return _walked(task, settings, parameters, latents, prompt, None, None, backwards=True)
 
 
 def _walked(
@@ -83,6 +90,7 @@ def _walked(
     latents: Latents,
     prompt: Prompt,
     edit: Edit | None,
+    shares: Shares | None,
     *,
     backwards: bool,
 ) -> Latents:
@@ -90,8 +98,9 @@ def _walked(
     tokens, grid = _tokens(latents, task)
     means = _means(task, grid.length)
 
-    def local(parameters: dict, tokens: Tokens, of_edit: tuple | None, prompt: Prompt) -> Float[Array, "b l p"]:
-        output = guided_output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
+    def local(parameters: dict, tokens: Tokens, beside: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
+        of_edit, of_captions = beside
+        output = guided_output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt, of_captions)
         known = _known_path(task, tokens.patches, of_edit, prompt)
         velocity, times = flow(output, task.config, settings, prompt.time_shift, known)
         times = times[::-1] if backwards else times
@@ -99,7 +108,8 @@ def _walked(
         end = ode.integrate(velocity, x, times, **means, **solver_settings(settings))
         return end if known is None else known.end(end)
 
-    return _latents(_shared(task, local, parameters, tokens, _edit_tokens(edit, task), prompt), grid, task)
+    beside = (_edit_tokens(edit, task), _share_tokens(shares, latents, task))
+    return _latents(_shared(task, local, parameters, tokens, beside, prompt), grid, task)
 
 
 def density(
@@ -164,7 +174,7 @@ def _shared(
         return jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
 
     rows, of_tokens, everywhere = row_spec(mesh), token_spec(mesh), PartitionSpec()
-    of_prompt = Prompt(rows, rows, everywhere, everywhere, rows, everywhere, everywhere)  # type: ignore[arg-type]
+    of_prompt = Prompt(rows, rows, everywhere, everywhere, rows, everywhere, everywhere, rows)  # type: ignore[arg-type]
     across = jax.shard_map(
         local,
         mesh=mesh,
@@ -230,6 +240,14 @@ def _edit_tokens(edit: Edit | None, task: Task) -> tuple[Float[Array, "b l p"], 
         return None
     kept = jnp.broadcast_to(edit.kept, edit.source.shape)
     return _tokens(edit.source, task)[0].patches, _tokens(kept, task)[0].patches
+
+
+def _share_tokens(shares: Shares | None, latents: Latents, task: Task) -> tuple[Float[Array, "b l p"], ...]:
+    """The share of each caption in each value of the patches of these latents; nothing where there is one caption."""
+    if shares is None:
+        return ()
+    everywhere = (jnp.broadcast_to(share[:, :, None], latents.shape) for share in shares)
+    return tuple(_tokens(of_caption, task)[0].patches for of_caption in everywhere)
 
 
 def _known_path(task: Task, noise: Float[Array, "b l p"], of_edit: tuple | None, prompt: Prompt) -> KnownPath | None:

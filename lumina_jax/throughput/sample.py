@@ -44,7 +44,9 @@ def prepared_sampler(config: Config) -> TimedProgram:
     scale, shift = (
         jax.device_put(jnp.float32(value), everywhere) for value in (config.sample.guidance, config.sample.time_shift)
     )
-    prompt = Prompt(condition, condition, scale, shift)
+    negative = config.sample.negative_scale
+    of_negative = () if negative is None else (condition, jax.device_put(jnp.float32(negative), everywhere))
+    prompt = Prompt(condition, condition, scale, shift, *of_negative)
     shardings = parameter_shardings(config.model, mesh)
     task = Task(abstract_model(config.model)[0], config, extent, division=division(config, mesh, shardings))
     options = compiler_options(mesh.devices.flat[0].device_kind, trains=False)
