@@ -64,11 +64,12 @@ def step_flops(model: ModelConfig, load: Load) -> Flops:
     return _flops(model, load, backward=True)
 
 
-def sampling_flops(model: ModelConfig, load: Load, calls: int, guided: bool) -> float:
-    """Operations to draw the batch with `calls` predictions; guidance doubles the rows. Caption keys are made once."""
-    doubled = dataclasses.replace(load, rows=load.rows * (2 if guided else 1))
-    once = _text_keys(model, doubled) * model.layers
-    return calls * (forward_flops(model, doubled).total - once) + once
+def sampling_flops(model: ModelConfig, load: Load, calls: int, captions: int) -> float:
+    """Operations to draw the batch with `calls` predictions, each with one caption of every sample, or with guidance
+    two, or three with a negative that has a scale. Caption keys are made once."""
+    every = dataclasses.replace(load, rows=load.rows * captions)
+    once = _text_keys(model, every) * model.layers
+    return calls * (forward_flops(model, every).total - once) + once
 
 
 def _flops(model: ModelConfig, load: Load, *, backward: bool) -> Flops:

@@ -35,7 +35,8 @@ from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
-from lumina_jax.generation.sampler import Prompt, Task, draw
+from lumina_jax.generation.guided import Prompt, Task
+from lumina_jax.generation.sampler import draw
 from lumina_jax.kernels.edges import kernel_edges
 from lumina_jax.libtpu import add_libtpu, device_of_kernels
 from lumina_jax.modalities import modality_of_source
@@ -287,14 +288,12 @@ def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     shardings = parameter_shardings(config.model, mesh)
     parameters = abstract_parameters(config.model, config.sample.weights, shardings)
     batch = abstract_batch(config, load, mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-    noise = jax.ShapeDtypeStruct(
-        (load.rows, *plan.extent, config.model.channels), jnp.float32, sharding=batch_sharding(mesh)
-    )
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows))
-    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=batch_sharding(mesh))
-    prompt = Prompt(batch.condition, batch.condition, number, number)
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    rows = batch_sharding(mesh)
+    noise = jax.ShapeDtypeStruct((load.rows, *plan.extent, config.model.channels), jnp.float32, sharding=rows)
+    keys = _with_sharding(rows, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows)))
+    negative = () if config.sample.negative_scale is None else (batch.condition, number)
+    prompt = Prompt(batch.condition, batch.condition, number, number, *negative)
     task = Task(abstract_model(config.model)[0], config, plan.extent, division=division(config, mesh, shardings))
     options = compiler_options(mesh.devices.flat[0].device_kind, trains=False)
     program = jax.jit(functools.partial(draw, task, config.sample), compiler_options=options)
@@ -342,7 +341,8 @@ def _model_flops(plan: Plan) -> float:
 
 def drawing_flops(config: Config, load: Load) -> float:
     """Model FLOPs of drawing the batch with the settings of `sample`."""
-    return sampling_flops(config.model, load, _calls(config.sample.solver) * config.sample.steps, guided=True)
+    sample, captions = config.sample, 2 if config.sample.negative_scale is None else 3
+    return sampling_flops(config.model, load, _calls(sample.solver) * sample.steps, captions)
 
 
 def _calls(solver: str) -> int:

@@ -4,6 +4,7 @@ Each picture is a PNG that carries its settings, written as soon as it is drawn;
 captions. Clips and turntables are gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their
 spectrogram. Pictures with other settings are never overwritten. Settings that are not given are those of the run. A
 label-conditional model takes the numbers of labels as prompts. --source edits what there is: docs/editing.md.
+--region gives parts of pictures captions: docs/regions.md.
 """
 
 import dataclasses
@@ -59,6 +60,14 @@ class Arguments:
     strength: float | None = None
     """How much of the source is drawn anew, from 0 to 1: drawing begins at the time 1 - strength. Default: 1, with a
     mask or a source that is continued."""
+    also: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further caption of every sample and its weight, such as "0.5: a sunset"; the prompt has the weight 1. It may be
+    repeated."""
+    region: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A part of every picture and its caption, such as "0,0,16,32: a cat" (left, top, right and bottom pixel) or
+    "mask.png: a cat" (white is the region). It may be repeated; later regions cover earlier ones."""
+    region_blend: int = 0
+    """Pixels across the edges of regions in which one caption gives way to the other."""
     size: int | None = None
     """Height and width in pixels; default: those of training."""
     height: int | None = None
@@ -122,11 +131,11 @@ def draw_samples(arguments: Arguments) -> int:
     shapes = modality.asked_shapes(asked, prompts, config.text)
     unit = modality.patch_extent
     check_request(config, arguments.sample, prompts, shapes, unit, modality=name, seed=seed, seeds=seeds)
-    edited = what_is_edited(arguments, modality, shapes)
+    parts = what_is_edited(arguments, modality, shapes) | what_has_captions(arguments, config, modality, shapes)
     folder = writable(arguments.out or arguments.run / "samples")
     files = modality.files(arguments.frame_rate)
 
-    pipeline = opened(arguments, config, prompts)
+    pipeline = opened(arguments, config, prompts, captions_beside(arguments, parts))
 
     # Samples, written as they come
     batch = arguments.batch if seeds and arguments.batch else min(arguments.batch or BATCH, len(prompts))
@@ -138,23 +147,22 @@ def draw_samples(arguments: Arguments) -> int:
         "modality": modality.config.name,
         **({"seed": seed} if seeds is None else {"seeds": seeds}),
         "batch": batch,
-        **{name: given if name == "strength" else f"{given}" for name, given in given_edit(arguments).items()},
-        **({"adapters": list(arguments.adapter)} if arguments.adapter else {}),
+        **{name: f"{given}" if isinstance(given, Path) else given for name, given in given_parts(arguments).items()},
         **dataclasses.asdict(arguments.sample),
         "weights": matrix_type(pipeline.parameters),
         **files.about(asked, shapes[0]),
     }
     gallery = Gallery(folder, prompts, settings, files, None if seeds is None else [{"seeds": [one]} for one in seeds])
     drawn = pipeline.drawn(
-        prompts, arguments.sample, seed=seed, seeds=seeds, shape=shapes, batch=batch, modality=name, **edited
+        prompts, arguments.sample, seed=seed, seeds=seeds, shape=shapes, batch=batch, modality=name, **parts
     )
     saved = save_as_drawn(gallery, drawn, prompts)
     print(f"{saved} {gallery.plural} and {gallery.sheet() or 'no sheet'}")
     return 0 if saved == len(prompts) else 1
 
 
-def opened(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "Pipeline":
-    """The model with its adapters; how it draws, and what it does not read of the prompts, is printed."""
+def opened(arguments: Arguments, config: Config, prompts: Sequence[str], beside: Sequence[str]) -> "Pipeline":
+    """The model with its adapters; how it draws, and what it does not read of the captions, is printed."""
     from lumina_jax.encoders.caption_warnings import caption_warnings
     from lumina_jax.trained import how_it_draws, open_run, strength_of
 
@@ -171,8 +179,7 @@ def opened(arguments: Arguments, config: Config, prompts: Sequence[str]) -> "Pip
         + "".join(f", adapter {word}" for word in arguments.adapter),
         flush=True,
     )
-    negative = [arguments.sample.negative] if arguments.sample.negative else []
-    for notice in caption_warnings(pipeline.encoder, [*prompts, *negative], config.text.max_tokens):
+    for notice in caption_warnings(pipeline.encoder, [*prompts, *beside], config.text.max_tokens):
         print(notice, flush=True)
     return pipeline
 
@@ -236,6 +243,78 @@ def given_edit(arguments: Arguments) -> dict[str, Any]:
     """The flags of editing that are given, by their names."""
     named = {name: getattr(arguments, name) for name in ("source", "mask", "outpaint", "strength")}
     return {name: given for name, given in named.items() if given is not None}
+
+
+def what_has_captions(
+    arguments: Arguments, config: Config, modality: "Modality", shapes: "Sequence[Shape]"
+) -> dict[str, Any]:
+    """The captions besides the prompts, for `Pipeline.drawn`.
+
+    Raises:
+      ValueError: a flag cannot be read, a file of a mask is missing, or the captions do not fit what is drawn.
+    """
+    from lumina_jax.generation.composition import PictureRegion, check_captions, composition
+    from lumina_jax.modalities.decoding.edited import read_white
+
+    if arguments.region_blend and not arguments.region:
+        raise ValueError(f"--region-blend {arguments.region_blend} is for the edges of regions; name one with --region")
+    also, regions = [], []
+    for words in arguments.also:
+        weight, caption = split_at_colon("--also", words, "0.5: a sunset")
+        try:
+            also.append((caption, float(weight)))
+        except ValueError:
+            raise ValueError(f"--also must begin with a weight, such as 0.5: a sunset, but is {words!r}") from None
+    for words in arguments.region:
+        area, caption = split_at_colon("--region", words, "0,0,16,32: a cat")
+        is_box = all(sign in "0123456789,.+- " for sign in area)
+        where = box_of(area) if is_box else read_white(Path(area))
+        regions.append(PictureRegion(caption, where, arguments.region_blend))
+    check_captions(config, also, regions)
+    for shape in dict.fromkeys(shapes):
+        composition(modality, shape, also, regions)
+    return {"also": also, "regions": regions}
+
+
+def split_at_colon(flag: str, words: str, example: str) -> tuple[str, str]:
+    """The text before the first colon, and the caption after it.
+
+    Raises:
+      ValueError: there is no colon, or nothing before it.
+    """
+    before, colon, caption = words.partition(":")
+    if not colon or not before.strip():
+        raise ValueError(f'{flag} must name a caption after a colon, as in {flag} "{example}", but is {words!r}')
+    return before.strip(), caption.strip()
+
+
+def box_of(words: str) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom, as in "0,0,16,32".
+
+    Raises:
+      ValueError: they are not four whole numbers.
+    """
+    try:
+        left, top, right, bottom = map(int, words.split(","))
+    except ValueError:
+        raise ValueError(
+            "--region must begin with the left, top, right and bottom pixel of a box, such as 0,0,16,32, or with the "
+            f"file of a mask, but begins with {words!r}"
+        ) from None
+    return left, top, right, bottom
+
+
+def captions_beside(arguments: Arguments, parts: dict[str, Any]) -> list[str]:
+    """The negative and the captions of weights and regions, as far as there are some."""
+    captions = [caption for caption, _ in parts["also"]] + [region.caption for region in parts["regions"]]
+    return [arguments.sample.negative, *captions] if arguments.sample.negative else captions
+
+
+def given_parts(arguments: Arguments) -> dict[str, Any]:
+    """The flags of editing, of further captions and of adapters that are given, by their names."""
+    found = given_edit(arguments)
+    found |= {name: list(given) for name in ("also", "region", "adapter") if (given := getattr(arguments, name))}
+    return found | ({"region_blend": arguments.region_blend} if arguments.region else {})
 
 
 def check_arguments(arguments: Arguments) -> None:

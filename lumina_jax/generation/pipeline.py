@@ -6,10 +6,9 @@ modality shows them, such as frames, uint8 [f h w 3]; or the noise that they com
 guidance scale and time shift.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +21,18 @@ from PIL import Image
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
-from lumina_jax.generation import sampler
+from lumina_jax.generation.composition import Composition, PictureRegion, check_captions, composition
 from lumina_jax.generation.editing import Edit
 from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.generation.guided import Prompt, Task
 from lumina_jax.generation.noise import noise_of, origins
 from lumina_jax.generation.not_drawn import NOT_DECODED, NotDrawn, lost_on_the_way
 from lumina_jax.generation.originals import Mask, Source, originals
+from lumina_jax.generation.programs import Programs, fixed, programs
 from lumina_jax.generation.request import check_request, check_reversible, label_of, shortened
-from lumina_jax.generation.sampler import Latents, Prompt, Task
+from lumina_jax.generation.sampler import Latents
 from lumina_jax.modalities import Modality, Shape, modality_of
-from lumina_jax.models.adapters import adapted_shardings
-from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.parallel.compiler_options import compiler_options
 from lumina_jax.parallel.mesh import axis_size
 from lumina_jax.parallel.multihost import whole
 from lumina_jax.seeds import key_of_seed
@@ -55,6 +53,8 @@ class DrawingOptions(TypedDict, total=False):
     source: Source | Sequence[Source] | None
     mask: Mask | Sequence[Mask] | None
     strength: float | None
+    also: Sequence[tuple[str, float]]
+    regions: Sequence[PictureRegion]
     shape: Shape | Sequence[Shape] | None
     batch: int | None
     modality: str | None
@@ -96,7 +96,7 @@ class Pipeline:
         self.autoencoders = {} if autoencoders is None else autoencoders
         self._graph = graph
         self._modalities: dict[int, Modality] = {}
-        self._programs: dict[int, _Programs] = {}
+        self._programs: dict[int, Programs] = {}
 
     def __call__(
         self,
@@ -142,6 +142,8 @@ class Pipeline:
         source: Source | Sequence[Source] | None = None,
         mask: Mask | Sequence[Mask] | None = None,
         strength: float | None = None,
+        also: Sequence[tuple[str, float]] = (),
+        regions: Sequence[PictureRegion] = (),
         shape: Shape | Sequence[Shape] | None = None,
         batch: int | None = None,
         modality: str | None = None,
@@ -159,14 +161,15 @@ class Pipeline:
           mask: True where it is drawn anew, [h w], [f h w] or of a sound [t]; None: everywhere.
           strength: how much is drawn anew, from 0 to 1: the path begins at the time 1 - strength. None: 1, which
             needs a mask or a source that is shorter than what is drawn.
-          shape: of all samples or of each; height and width are multiples of the pixels of a patch. None: as in
-            training.
+          also: further captions of every sample and their weights; the prompt has the weight 1.
+          regions: parts of every sample with captions of their own; later ones cover earlier ones.
+          shape: of all samples or of each, multiples of the pixels of a patch; None: as in training.
           batch: samples drawn at once, rounded up to a multiple of `least_batch`; the last batch of a shape is filled
             up, so that one program serves all. None: all prompts, but at most BATCH.
           modality: the modality of the model to draw; None: the first.
 
         Raises:
-          ValueError: as `check_request` and `originals`; it is raised here, before the first batch.
+          ValueError: as `check_request`, `originals` and `composition`; it is raised here, before the first batch.
         """
         drawing, settings = self.modality(modality), self.config.sample if settings is None else settings
         shape = [drawing.shape_for(prompt, self.config.text) for prompt in prompts] if shape is None else shape
@@ -174,24 +177,21 @@ class Pipeline:
         check_request(
             self.config, settings, prompts, shapes, drawing.patch_extent, modality=modality, seed=seed, seeds=seeds
         )
-        edited = originals(drawing, shapes, source, mask, strength)
-        of_sample = origins(len(prompts), seed, seeds)
+        check_captions(self.config, also, regions)
+        composed = {wanted: composition(drawing, wanted, also, regions) for wanted in dict.fromkeys(shapes)}
+        edited, of_sample = originals(drawing, shapes, source, mask, strength), origins(len(prompts), seed, seeds)
         batch = min(BATCH, len(prompts)) if batch is None else batch
         batch += -batch % self.least_batch
 
-        def batches() -> Iterator[tuple[int, Sample | NotDrawn]]:
-            for wanted in dict.fromkeys(shapes):
-                indices = [index for index, shape in enumerate(shapes) if shape == wanted]
-                for start in range(0, len(indices), batch):
-                    chosen = indices[start : start + batch]
-                    filled = [*chosen, *chosen[-1:] * (batch - len(chosen))]
-                    noise, keys = noise_of([of_sample[index] for index in filled], drawing.latent_size(wanted))
-                    texts = [prompts[index] for index in filled]
-                    edit = edited and edited.edit(filled, wanted, drawing, self.autoencoders.get(drawing.config.name))
-                    latents = self.latents(noise, texts, settings, keys=keys, edit=edit, modality=modality)
-                    yield from zip(chosen, self._decoded(latents, settings, drawing))
+        def samples() -> Iterator[tuple[int, Sample | NotDrawn]]:
+            for wanted, chosen, filled in _batches(shapes, batch):
+                noise, keys = noise_of([of_sample[index] for index in filled], drawing.latent_size(wanted))
+                edit = edited and edited.edit(filled, wanted, drawing, self.autoencoders.get(drawing.config.name))
+                texts, parts = [prompts[index] for index in filled], composed[wanted]
+                latents = self.latents(noise, texts, settings, keys=keys, edit=edit, composed=parts, modality=modality)
+                yield from zip(chosen, self._decoded(latents, settings, drawing))
 
-        return batches()
+        return samples()
 
     def latents(
         self,
@@ -201,16 +201,22 @@ class Pipeline:
         *,
         keys: Key[Array, " b"] | None = None,
         edit: Edit | None = None,
+        composed: Composition | None = None,
         modality: str | None = None,
     ) -> Latents:
         """What the model draws from this noise, or makes of a source; `keys` are for the stochastic solvers.
+
+        Args:
+          composed: the captions of each sample; None: its prompt alone.
 
         Raises:
           ValueError: the devices that share the samples do not divide their number.
         """
         keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
-        programs, prompt = self._compiled(modality), self._prompt(prompts, settings)
-        return programs.draw(_static(settings), self.parameters, noise, keys, prompt, edit)
+        captions: Sequence[str | None] = (None,) if composed is None else composed.captions
+        shares = composed.shares if composed is not None and len(captions) > 1 else None
+        prompt = self._prompt(prompts, settings, captions)
+        return self._compiled(modality).draw(fixed(settings), self.parameters, noise, keys, prompt, edit, shares)
 
     def modality(self, name: str | None = None) -> Modality:
         """A modality of the model; None: the first. Errors as `modality_of`."""
@@ -219,33 +225,14 @@ class Pipeline:
             self._modalities[index] = modality_of(self.config, self.config.model.modalities[index].name)
         return self._modalities[index]
 
-    def _compiled(self, name: str | None) -> "_Programs":
+    def _compiled(self, name: str | None) -> Programs:
         """The programs of a modality, which are compiled when they are first used."""
         modality = self.modality(name)
         if modality.index not in self._programs:
             trained = Extent(*modality.latent_size(modality.trained_shape)[:3])
             task = Task(self._graph, self.config, trained, modality.index)
-            programs = (sampler.draw, sampler.invert, sampler.density)
-            device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
-            options = compiler_options(device.device_kind, trains=False)
-            compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
-            self._programs[modality.index] = _Programs(
-                *(compiled(self._on_devices(program, task)) for program in programs)
-            )
+            self._programs[modality.index] = programs(task, self.mesh)
         return self._programs[modality.index]
-
-    def _on_devices(self, program: Callable[..., Any], task: Task) -> Callable[..., Any]:
-        """A program whose devices share the work as the parameters lie on them, adapters included."""
-
-        def call(settings: SampleConfig, parameters: dict, *arguments: Any) -> Any:
-            divided = task
-            if self.mesh is not None:
-                shardings = adapted_shardings(parameter_shardings(self.config.model, self.mesh), parameters)
-                divided = task._replace(division=division(self.config, self.mesh, shardings))
-            return program(divided, settings, parameters, *arguments)
-
-        call.__name__ = program.__name__
-        return call
 
     def _decoded(self, latents: Latents, settings: SampleConfig, modality: Modality) -> list[Sample | NotDrawn]:
         """Samples of latents."""
@@ -273,7 +260,7 @@ class Pipeline:
         """
         check_reversible(settings)
         return self._compiled(modality).invert(
-            _static(settings), self.parameters, latents, self._prompt(prompts, settings)
+            fixed(settings), self.parameters, latents, self._prompt(prompts, settings)
         )
 
     def log_density(
@@ -293,19 +280,24 @@ class Pipeline:
         check_reversible(settings)
         signs = rademacher(key_of_seed(seed), latents.shape)
         prompt = self._prompt(prompts, settings)
-        return self._compiled(modality).density(_static(settings), self.parameters, latents, signs, prompt)
+        return self._compiled(modality).density(fixed(settings), self.parameters, latents, signs, prompt)
 
-    def _prompt(self, prompts: Sequence[str], settings: SampleConfig) -> Prompt:
+    def _prompt(
+        self, prompts: Sequence[str], settings: SampleConfig, captions: Sequence[str | None] = (None,)
+    ) -> Prompt:
+        """What steers a batch; `captions` are of all samples, None stands for the prompt of each."""
         scale, shift = jnp.float32(settings.guidance), jnp.float32(settings.time_shift)
         negative = self._condition([settings.negative]) if settings.negative else self._null
 
         def for_each(condition: TextFeatures | Int[Array, "1 1"]) -> TextFeatures | Int[Array, "b 1"]:
             return jax.tree.map(lambda x: jnp.repeat(x, len(prompts), axis=0), condition)
 
+        texts = (prompts if caption is None else [caption] * len(prompts) for caption in captions)
+        condition, *others = [self._condition(of_each) for of_each in texts]
         if settings.negative_scale is None:
-            return Prompt(self._condition(prompts), for_each(negative), scale, shift)
+            return Prompt(condition, for_each(negative), scale, shift, others=tuple(others))
         of_negative = for_each(negative), jnp.float32(settings.negative_scale)
-        return Prompt(self._condition(prompts), for_each(self._null), scale, shift, *of_negative)
+        return Prompt(condition, for_each(self._null), scale, shift, *of_negative, others=tuple(others))
 
     @functools.cached_property
     def _null(self) -> TextFeatures | Int[Array, "1 1"]:
@@ -329,19 +321,15 @@ def new_pipeline(
     return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, autoencoders, mesh)
 
 
-class _Programs(NamedTuple):
-    """The compiled programs of one modality."""
-
-    draw: Any
-    invert: Any
-    density: Any
+def _batches(shapes: Sequence[Shape], batch: int) -> Iterator[tuple[Shape, list[int], list[int]]]:
+    """The shape and the indices of the samples of each batch, and these with the last one repeated to fill it up."""
+    for wanted in dict.fromkeys(shapes):
+        indices = [index for index, shape in enumerate(shapes) if shape == wanted]
+        for start in range(0, len(indices), batch):
+            chosen = indices[start : start + batch]
+            yield wanted, chosen, [*chosen, *chosen[-1:] * (batch - len(chosen))]
 
 
 def _finite_rows(values: Float[jax.Array | np.ndarray, "b ..."]) -> Bool[np.ndarray, " b"]:
     """Which samples of a batch are finite."""
     return np.asarray(jnp.isfinite(values).all(axis=tuple(range(1, values.ndim))))
-
-
-def _static(settings: SampleConfig) -> SampleConfig:
-    """The settings that shape the program; those that are inputs of it are set to fixed values."""
-    return dataclasses.replace(settings, guidance=1.0, time_shift=1.0, negative="", negative_scale=None)

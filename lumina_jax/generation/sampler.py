@@ -8,64 +8,32 @@ each device has its own samples, or its own tokens of them, and gathers the weig
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lumina_jax.config import Config, ModalityConfig, SampleConfig
-from lumina_jax.flow import ancestral, guidance, ode, paths, sde
+from lumina_jax.config import SampleConfig
+from lumina_jax.flow import ancestral, ode, paths, sde
 from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.adaptive import SampleNorms, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
-from lumina_jax.generation import extrapolation
-from lumina_jax.generation.editing import Edit, KnownPath, Output, Times
+from lumina_jax.generation.editing import Edit, KnownPath
 from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.generation.guided import Prompt, Task, counts_of, guided_output
 from lumina_jax.generation.trajectories import denoised, flow, solver_settings, stochastic
-from lumina_jax.models.division import Division
-from lumina_jax.models.flag_dit import Condition, FlagDiT
 from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
-from lumina_jax.tokens import Grid, Kind, TextFeatures, Tokens, tokens_of, unpatchify
+from lumina_jax.tokens import Grid, Tokens, tokens_of, unpatchify
 
 Latents = Float[jax.Array | np.ndarray, "b f h w c"]
+Shares = Float[jax.Array | np.ndarray, "n h w"]
+"""Of n captions, in all samples and frames."""
 Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
 """Of parameters, tokens, what else there is of each token, and a prompt."""
-
-
-class Task(NamedTuple):
-    """What a program is compiled for."""
-
-    graph: nnx.GraphDef
-    config: Config
-    trained: Extent
-    """Of the latents of training."""
-    modality_index: int = 0
-    """The index of the modality in those of the model."""
-    division: Division | None = None
-    """How devices share the work; None: one has all of it."""
-
-    @property
-    def modality(self) -> ModalityConfig:
-        return self.config.model.modalities[self.modality_index]
-
-
-class Prompt(NamedTuple):
-    """What steers the samples of a batch; all of it may be traced."""
-
-    condition: TextFeatures | Int[Array, "b 1"]
-    null: TextFeatures | Int[Array, "b 1"]
-    guidance_scale: Float[Array, ""]
-    time_shift: Float[Array, ""]
-    negative: TextFeatures | Int[Array, "b 1"] | None = None
-    """What has a scale of its own; None: nothing."""
-    negative_scale: Float[Array, ""] | None = None
-    strength: Float[Array, ""] | None = None
-    """Of an edit; None: samples are drawn from noise alone."""
 
 
 def draw(
@@ -76,38 +44,43 @@ def draw(
     keys: Key[Array, " b"],
     prompt: Prompt,
     edit: Edit | None = None,
+    shares: Shares | None = None,
 ) -> Latents:
-    """Noise to latents; `keys` are for the noise of the stochastic solvers."""
+    """Noise to latents; `keys` are for the noise of the stochastic solvers.
+
+    Args:
+      shares: of each caption of `prompt`, in each value of the latents; None: there is one.
+    """
     chex.assert_rank([noise, keys], [5, 1])
     chex.assert_equal_shape_prefix([noise, keys], 1)
     if edit is not None:
         prompt = prompt._replace(strength=jnp.asarray(edit.strength))
     if settings.solver not in (*sde.STOCHASTIC, *ancestral.ANCESTRAL):
-        return _walked(task, settings, parameters, noise, prompt, edit, backwards=False)
+        return _walked(task, settings, parameters, noise, prompt, edit, shares, backwards=False)
     tokens, grid = _tokens(noise, task)
     size = (settings.steps, *tokens.patches.shape[1:])
     draws = jnp.swapaxes(jax.vmap(lambda key: jax.random.normal(key, size))(keys), 1, 2)  # each token's of all steps
 
     def local(parameters: dict, tokens: Tokens, beside: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
-        (draws, of_edit), x = beside, tokens.patches
+        (draws, of_edit, of_captions), x = beside, tokens.patches
         increments, extent = jnp.moveaxis(draws, 2, 0), Extent(*noise.shape[1:4])
         known = _known_path(task, x, of_edit, prompt)
         if settings.solver in ancestral.ANCESTRAL:
             keeps = task.config.model.predict_sigma
-            output = _output(task, settings, parameters, extent, tokens, prompt, keep_sigma=keeps)
+            output = guided_output(task, settings, parameters, extent, tokens, prompt, of_captions, keep_sigma=keeps)
             drawn = denoised(output, x, increments, settings, prompt.time_shift, keeps, known)
         else:
-            output = _output(task, settings, parameters, extent, tokens, prompt)
+            output = guided_output(task, settings, parameters, extent, tokens, prompt, of_captions)
             drawn = stochastic(output, x, increments, task.config, settings, prompt.time_shift, known)
         return drawn if known is None else known.end(drawn)
 
-    beside = (draws, _edit_tokens(edit, task))
+    beside = (draws, _edit_tokens(edit, task), _share_tokens(shares, noise, task))
     return _latents(_shared(task, local, parameters, tokens, beside, prompt), grid, task)
 
 
 def invert(task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt) -> Latents:
     """Latents to the noise from which an ODE solver draws them."""
-    return _walked(task, settings, parameters, latents, prompt, None, backwards=True)
+    return _walked(task, settings, parameters, latents, prompt, None, None, backwards=True)
 
 
 def _walked(
@@ -117,6 +90,7 @@ def _walked(
     latents: Latents,
     prompt: Prompt,
     edit: Edit | None,
+    shares: Shares | None,
     *,
     backwards: bool,
 ) -> Latents:
@@ -124,8 +98,9 @@ def _walked(
     tokens, grid = _tokens(latents, task)
     means = _means(task, grid.length)
 
-    def local(parameters: dict, tokens: Tokens, of_edit: tuple | None, prompt: Prompt) -> Float[Array, "b l p"]:
-        output = _output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
+    def local(parameters: dict, tokens: Tokens, beside: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
+        of_edit, of_captions = beside
+        output = guided_output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt, of_captions)
         known = _known_path(task, tokens.patches, of_edit, prompt)
         velocity, times = flow(output, task.config, settings, prompt.time_shift, known)
         times = times[::-1] if backwards else times
@@ -133,7 +108,8 @@ def _walked(
         end = ode.integrate(velocity, x, times, **means, **solver_settings(settings))
         return end if known is None else known.end(end)
 
-    return _latents(_shared(task, local, parameters, tokens, _edit_tokens(edit, task), prompt), grid, task)
+    beside = (_edit_tokens(edit, task), _share_tokens(shares, latents, task))
+    return _latents(_shared(task, local, parameters, tokens, beside, prompt), grid, task)
 
 
 def density(
@@ -148,9 +124,9 @@ def density(
         return total if task.division is None else task.division.over_row(total)
 
     def local(parameters: dict, tokens: Tokens, signs: Array, prompt: Prompt) -> Float[Array, " b"]:
-        output = _output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
+        output = guided_output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt)
         velocity, times = flow(output, task.config, settings, prompt.time_shift)
-        counts = _counts(tokens, task)
+        counts = counts_of(tokens, task)
         found = log_likelihood(
             velocity,
             tokens.patches,
@@ -198,7 +174,7 @@ def _shared(
         return jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
 
     rows, of_tokens, everywhere = row_spec(mesh), token_spec(mesh), PartitionSpec()
-    of_prompt = Prompt(rows, rows, everywhere, everywhere, rows, everywhere, everywhere)  # type: ignore[arg-type]
+    of_prompt = Prompt(rows, rows, everywhere, everywhere, rows, everywhere, everywhere, rows)  # type: ignore[arg-type]
     across = jax.shard_map(
         local,
         mesh=mesh,
@@ -266,6 +242,14 @@ def _edit_tokens(edit: Edit | None, task: Task) -> tuple[Float[Array, "b l p"], 
     return _tokens(edit.source, task)[0].patches, _tokens(kept, task)[0].patches
 
 
+def _share_tokens(shares: Shares | None, latents: Latents, task: Task) -> tuple[Float[Array, "b l p"], ...]:
+    """The share of each caption in each value of the patches of these latents; nothing where there is one caption."""
+    if shares is None:
+        return ()
+    everywhere = (jnp.broadcast_to(share[:, :, None], latents.shape) for share in shares)
+    return tuple(_tokens(of_caption, task)[0].patches for of_caption in everywhere)
+
+
 def _known_path(task: Task, noise: Float[Array, "b l p"], of_edit: tuple | None, prompt: Prompt) -> KnownPath | None:
     """The path that leads from noise to a source; None where there is none."""
     if of_edit is None or prompt.strength is None:
@@ -277,71 +261,3 @@ def _known_path(task: Task, noise: Float[Array, "b l p"], of_edit: tuple | None,
 def _latents(patches: Float[Array, "b l p"], grid: Grid, task: Task) -> Latents:
     """The inverse of `_tokens`."""
     return unpatchify(patches[:, :, : task.modality.patch_values], grid, task.modality.patch_size)
-
-
-def _counts(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:
-    """1 for the values of patches, 0 at markers and where a patch is filled up."""
-    is_patch = jnp.asarray(tokens.kinds == Kind.PATCH, jnp.float32)[:, :, None]
-    if not task.config.model.others:
-        return is_patch
-    return is_patch * (jnp.arange(task.config.model.patch_values) < task.modality.patch_values)
-
-
-def _output(
-    task: Task,
-    settings: SampleConfig,
-    parameters: dict,
-    size: Extent,
-    tokens: Tokens,
-    prompt: Prompt,
-    *,
-    keep_sigma: bool = False,
-) -> Output:
-    """The guided network as a function of time and patches; zero at markers.
-
-    With `keep_sigma` its output has twice the values, of which the second half, the variance, is not guided.
-    """
-    config, division = task.config, task.division
-    model: FlagDiT = nnx.merge(task.graph, parameters) if division is None else division.model(parameters)
-    factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
-    base_length = extrapolation.base_length(settings, config.model, task.modality, size, task.trained)
-    conditions = [prompt.condition, prompt.null, *([] if prompt.negative is None else [prompt.negative])]
-    every: Condition = jax.tree.map(lambda *a: jnp.concatenate(a), *conditions)
-    alone: Condition = prompt.condition
-    if isinstance(every, TextFeatures) and isinstance(alone, TextFeatures):
-        every, alone = model.encode_text(every), model.encode_text(alone)
-    repeated = jax.tree.map(lambda x: jnp.concatenate([x] * len(conditions)), tokens)
-    counts, path = _counts(tokens, task), paths.path(config.flow.path)
-    guided_channels = settings.guided_channels
-    if keep_sigma and guided_channels is None:
-        guided_channels = task.modality.channels
-
-    def call(tokens: Tokens, t: Times, condition: Condition) -> Float[Array, "b l o"]:
-        rope = extrapolation.rope_scaling(factor, settings.rope_watershed, t)
-        times = jnp.broadcast_to(jnp.reshape(path.network_time(t), (-1, 1)), (len(tokens.patches), 1))
-        return model(tokens, times, condition, rope=rope, base_length=base_length, keep_sigma=keep_sigma)
-
-    def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l o"]:
-        def plain() -> Float[Array, "b l o"]:
-            return call(tokens._replace(patches=x), t, alone)
-
-        def guided() -> Float[Array, "b l o"]:
-            times = jnp.concatenate([t] * len(conditions)) if t.ndim else t
-            rows = repeated._replace(patches=jnp.concatenate([x] * len(conditions)))
-            with_text, without_text, *negative = jnp.split(call(rows, times, every), len(conditions))
-            return guidance.guide(
-                with_text,
-                without_text,
-                prompt.guidance_scale,
-                patch_size=task.modality.patch_size,
-                guided_channels=guided_channels,
-                negative=negative[0] if negative else None,
-                negative_scale=0.0 if prompt.negative_scale is None else prompt.negative_scale,
-            )
-
-        is_plain = prompt.guidance_scale == 1
-        if prompt.negative_scale is not None:
-            is_plain &= prompt.negative_scale == 0
-        return counts * jax.lax.cond(is_plain, plain, guided)
-
-    return output

@@ -137,8 +137,8 @@ def test_samples_that_share_a_row_attend_to_their_own_tokens_only():
     assert packed == alone
 
 
-def test_sampling_makes_keys_of_captions_once_and_doubles_rows_for_guidance():
+def test_sampling_makes_keys_of_captions_once_and_has_rows_for_each_caption():
     one = forward_flops(MODEL, LOAD).total
     keys = 4 * 2 * 10 * 40 * MODEL.key_heads * MODEL.head_width * MODEL.layers
-    assert sampling_flops(MODEL, LOAD, calls=7, guided=False) == 7 * (one - keys) + keys
-    assert sampling_flops(MODEL, LOAD, calls=7, guided=True) == 2 * sampling_flops(MODEL, LOAD, calls=7, guided=False)
+    assert sampling_flops(MODEL, LOAD, calls=7, captions=1) == 7 * (one - keys) + keys
+    assert sampling_flops(MODEL, LOAD, calls=7, captions=3) == 3 * sampling_flops(MODEL, LOAD, calls=7, captions=1)

@@ -19,6 +19,7 @@ from flax import nnx
 
 from lumina_jax.chips import CHIPS
 from lumina_jax.config import Config, MeshConfig
+from lumina_jax.generation.composition import Composition
 from lumina_jax.generation.editing import Edit
 from lumina_jax.generation.pipeline import new_pipeline
 from lumina_jax.generation.sheets import sheet_writer
@@ -92,6 +93,13 @@ def edited(drawing, settings):
     drawn = drawing.pipeline.latents(noise(), PROMPTS, settings, edit=Edit(source, kept, np.asarray(0.7, np.float32)))
     np.testing.assert_array_equal(np.asarray(drawn)[kept[..., 0] > 0], source[kept[..., 0] > 0])
     return drawn
+
+
+def composed(drawing, settings):
+    """Of three captions, the shares of which fall within patches and are other ones for each value."""
+    shares = np.random.default_rng(2).uniform(size=(3, *LATENTS[2:4])).astype(np.float32)
+    parts = Composition((None, "4", "2"), shares / shares.sum(axis=0))
+    return drawing.pipeline.latents(noise(), PROMPTS, settings, composed=parts)
 
 
 def inverted(drawing, settings):
@@ -179,6 +187,12 @@ CASES = {
     "fsdp, ring and heads exchanged": Case(drawn, {"fsdp": 2, "sequence": 4, "ring": 2}, {}),
     "an edit with a negative on fsdp, sequence and tensor": Case(
         edited, {"fsdp": 2, "sequence": 2, "tensor": 2}, {"negative": "5", "negative_scale": 0.5}
+    ),
+    "three captions with a negative on fsdp, sequence and tensor": Case(
+        composed, {"fsdp": 2, "sequence": 2, "tensor": 2}, {"negative": "5", "negative_scale": 0.5}
+    ),
+    "three labels by stochastic steps, on data and sequence": Case(
+        composed, {"sequence": 4}, {"solver": "euler_maruyama"}, LABEL
     ),
     "an edit by stochastic steps, on data and sequence": Case(edited, {"sequence": 4}, {"solver": "sde_heun"}, LABEL),
     "heads without text, ring and heads exchanged": Case(drawn, {"fsdp": 2, "sequence": 4, "ring": 2}, {}, PRUNED),

@@ -10,6 +10,7 @@ from flax import nnx
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.encoders.image_vae import ImageVae
+from lumina_jax.generation.composition import PictureRegion
 from lumina_jax.generation.not_drawn import NotDrawn, lost_on_the_way
 from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.modalities import Shape
@@ -318,3 +319,16 @@ def test_latents_are_sources_too(pipeline):
     np.testing.assert_array_equal(
         edited(pipeline, source=latents, **asked), edited(pipeline, source=PICTURE[None], **asked)
     )
+
+
+# Several captions
+
+
+def test_a_region_of_everything_is_the_plain_prompt_bit_for_bit(pipeline):
+    plain = edited(pipeline, ["cat", "cat"])
+    whole = np.ones((SHAPE.height, SHAPE.width), bool)
+    for area, blend in (((0, 0, 24, 16), 5), (whole, 0), (whole, 4)):
+        regions = [PictureRegion("owl", (2, 3, 9, 9)), PictureRegion("cat", area, blend)]
+        np.testing.assert_array_equal(edited(pipeline, ["sea", "dog"], regions=regions[1:]), plain)
+        with pytest.raises(ValueError, match=r"nothing of regions\[0\] is left, because later regions cover it"):
+            edited(pipeline, ["sea", "dog"], regions=regions)

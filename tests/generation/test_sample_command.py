@@ -92,6 +92,37 @@ def test_each_picture_of_a_set_has_the_settings_to_draw_it_again_alone(draw, tmp
     np.testing.assert_array_equal(pixels(tmp_path / "one" / "000-4.png"), other)
 
 
+@pytest.mark.slow
+def test_regions_of_boxes_and_files_are_written_into_the_picture_with_all_that_draws_it_again(
+    draw, tmp_path, monkeypatch
+):
+    latents, found = pipeline_module.Pipeline.latents, []
+
+    def noted(*arguments, composed, **options):
+        found.append(composed)
+        return latents(*arguments, composed=composed, **options)
+
+    monkeypatch.setattr(pipeline_module.Pipeline, "latents", noted)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 20:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    regions = ["0,0,9,32: 4", f"{tmp_path / 'mask.png'}: 5"]
+    flags = ["--region", regions[0], "--region", regions[1], "--region-blend", 2, "--also", "0.5: 6"]
+    status, said = draw("3", *flags, "--out", tmp_path / "parts")
+    assert status == 0, said
+    file = tmp_path / "parts" / "000-3.png"
+    about = read_png_metadata(file)
+    assert (about["region"], about["region_blend"], about["also"]) == (regions, 2, ["0.5: 6"])
+    again = [word for region in about["region"] for word in ("--region", region)]
+    again += ["--region-blend", about["region_blend"], "--also", *about["also"], "--seed", about["seed"]]
+    assert draw(about["prompt"], *again, "--out", tmp_path / "again")[0] == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "again" / "000-3.png"), pixels(file))
+    assert found[0].captions == found[1].captions == (None, "6", "4", "5")
+    np.testing.assert_array_equal(found[0].shares, found[1].shares)
+    np.testing.assert_array_equal(found[0].shares[:, 5, 12], np.float32([2 / 3, 1 / 3, 0, 0]))
+    np.testing.assert_array_equal(found[0].shares[3, 5, 18:22], [0, 0.25, 0.75, 1])
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -102,6 +133,18 @@ def test_each_picture_of_a_set_has_the_settings_to_draw_it_again_alone(draw, tmp
         (["--source", "missing.png", "--strength", 0.5], "missing.png: there is no file"),
         (["--outpaint", "3"], "--outpaint is for a source, but there is none"),
         (["--source", "x.png", "--outpaint", "3"], "--outpaint must be the left and top pixel of the source"),
+        (["--region", "cat"], '--region must name a caption after a colon, as in --region "0,0,16,32: a cat"'),
+        (["--region", "0,0,16: 4"], "--region must begin with the left, top, right and bottom pixel of a box"),
+        (["--region", "0,0,33,32: 4"], "0 <= left < right <= 32 and 0 <= top < bottom <= 32"),
+        (["--region", "0,0,16,32: "], "regions[0] has an empty caption"),
+        (["--region", "0,0,16,32: cat"], "label from 0 to 47, but got prompt='cat'"),
+        (["--region", "missing.png: 4"], "missing.png: there is no file"),
+        (["--region", "0,0,16,32: 4", "--region", "0,0,32,32: 5"], "nothing of regions[0] is left"),
+        (["--region", "0,0,16,32: 4", "--region-blend", 99], "blend=99 must be a number of pixels from 0 to 32"),
+        (["--region-blend", 2], "--region-blend 2 is for the edges of regions"),
+        (["--also", "4"], '--also must name a caption after a colon, as in --also "0.5: a sunset"'),
+        (["--also", "x: 4"], "--also must begin with a weight"),
+        (["--also", "nan: 4"], "a weight must be above 0 and at most 1000, but also[0] has nan"),
         (["--negative", "cat"], "label from 0 to 47, but got prompt='cat'"),
         (["--seed", -1], "seed=-1 must be between 0 and 2**64 - 1"),
         (["--seed", 10**20], "must be between 0 and 2**64 - 1"),

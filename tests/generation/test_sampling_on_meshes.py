@@ -14,6 +14,8 @@ MORE_CASES = (
     "fsdp over two mesh axes, and tensor",
     "fsdp, ring and heads exchanged",
     "an edit with a negative on fsdp, sequence and tensor",
+    "three captions with a negative on fsdp, sequence and tensor",
+    "three labels by stochastic steps, on data and sequence",
     "an edit by stochastic steps, on data and sequence",
     "heads without text, ring and heads exchanged",
     "backwards by corrected steps, on data and sequence",

@@ -89,6 +89,15 @@ def read_mask(file: Path, source: Size, size: Size | None) -> Bool[np.ndarray, "
     return found
 
 
+def read_white(file: Path) -> Bool[np.ndarray, "h w"]:
+    """Where a picture is white: 128 or more of 255, transparent included.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    return np.asarray(_read(file).convert("L")) >= WHITE
+
+
 def surrounded(
     frames: UInt8[np.ndarray, "f h w 3"], redrawn: Bool[np.ndarray, "h w"] | None, corner: tuple[int, int], size: Size
 ) -> tuple[UInt8[np.ndarray, "f height width 3"], Bool[np.ndarray, "height width"]]:

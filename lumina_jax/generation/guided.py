@@ -1,0 +1,149 @@
+"""The guided network that a path follows, as a function of time and patches.
+
+In: a model as graph and parameters, the tokens of a batch, and what steers its samples. Out: the guided output. Keys
+and values of the texts are computed once, for all times. Where a sample has several captions, the mean of the outputs
+for each of them is guided, with the shares that `composition.py` makes.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lumina_jax.config import Config, ModalityConfig, SampleConfig
+from lumina_jax.flow import guidance, paths
+from lumina_jax.generation import extrapolation
+from lumina_jax.generation.editing import Output, Times
+from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.models.division import Division
+from lumina_jax.models.flag_dit import Condition, FlagDiT
+from lumina_jax.tokens import Kind, TextFeatures, Tokens
+
+Rows = TypeVar("Rows")
+
+
+class Task(NamedTuple):
+    """What a program is compiled for."""
+
+    graph: nnx.GraphDef
+    config: Config
+    trained: Extent
+    """Of the latents of training."""
+    modality_index: int = 0
+    """The index of the modality in those of the model."""
+    division: Division | None = None
+    """How devices share the work; None: one has all of it."""
+
+    @property
+    def modality(self) -> ModalityConfig:
+        return self.config.model.modalities[self.modality_index]
+
+
+class Prompt(NamedTuple):
+    """What steers the samples of a batch; all of it may be traced."""
+
+    condition: TextFeatures | Int[Array, "b 1"]
+    null: TextFeatures | Int[Array, "b 1"]
+    guidance_scale: Float[Array, ""]
+    time_shift: Float[Array, ""]
+    negative: TextFeatures | Int[Array, "b 1"] | None = None
+    """What has a scale of its own; None: nothing."""
+    negative_scale: Float[Array, ""] | None = None
+    strength: Float[Array, ""] | None = None
+    """Of an edit; None: samples are drawn from noise alone."""
+    others: tuple[TextFeatures | Int[Array, "b 1"], ...] = ()
+    """Further captions of each sample."""
+
+
+def guided_output(
+    task: Task,
+    settings: SampleConfig,
+    parameters: dict,
+    size: Extent,
+    tokens: Tokens,
+    prompt: Prompt,
+    shares: tuple[Float[Array, "b l p"], ...] = (),
+    *,
+    keep_sigma: bool = False,
+) -> Output:
+    """The guided network as a function of time and patches; zero at markers.
+
+    With `keep_sigma` its output has twice the values, of which the second half, the variance, is not guided. `shares`
+    are those of `prompt.condition` and of each of `prompt.others` in the values of patches; empty: it is alone.
+    """
+    config, division = task.config, task.division
+    model: FlagDiT = nnx.merge(task.graph, parameters) if division is None else division.model(parameters)
+    factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
+    base_length = extrapolation.base_length(settings, config.model, task.modality, size, task.trained)
+    captions = [prompt.condition, *prompt.others]
+    conditions = [*captions, prompt.null, *([] if prompt.negative is None else [prompt.negative])]
+    every, alone = _encoded(model, conditions), _encoded(model, captions)
+    counts, path = counts_of(tokens, task), paths.path(config.flow.path)
+    guided_channels = settings.guided_channels
+    if keep_sigma and guided_channels is None:
+        guided_channels = task.modality.channels
+
+    def call(t: Times, x: Float[Array, "n l p"], condition: Condition, copies: int) -> list[Float[Array, "n l o"]]:
+        """The outputs for each of as many captions as there are copies of the samples."""
+        row_t, rows = (_rows([t] * copies) if t.ndim else t), _rows([tokens._replace(patches=x)] * copies)
+        rope = extrapolation.rope_scaling(factor, settings.rope_watershed, row_t)
+        times = jnp.broadcast_to(jnp.reshape(path.network_time(row_t), (-1, 1)), (len(rows.patches), 1))
+        found = model(rows, times, condition, rope=rope, base_length=base_length, keep_sigma=keep_sigma)
+        return jnp.split(found, copies)
+
+    def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l o"]:
+        def plain() -> Float[Array, "b l o"]:
+            return _mean(call(t, x, alone, len(captions)), shares)
+
+        def guided() -> Float[Array, "b l o"]:
+            outputs = call(t, x, every, len(conditions))
+            without_text, *negative = outputs[len(captions) :]
+            return guidance.guide(
+                _mean(outputs[: len(captions)], shares),
+                without_text,
+                prompt.guidance_scale,
+                patch_size=task.modality.patch_size,
+                guided_channels=guided_channels,
+                negative=negative[0] if negative else None,
+                negative_scale=0.0 if prompt.negative_scale is None else prompt.negative_scale,
+            )
+
+        is_plain = prompt.guidance_scale == 1
+        if prompt.negative_scale is not None:
+            is_plain &= prompt.negative_scale == 0
+        return counts * jax.lax.cond(is_plain, plain, guided)
+
+    return output
+
+
+def counts_of(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:
+    """1 for the values of patches, 0 at markers and where a patch is filled up."""
+    is_patch = jnp.asarray(tokens.kinds == Kind.PATCH, jnp.float32)[:, :, None]
+    if not task.config.model.others:
+        return is_patch
+    return is_patch * (jnp.arange(task.config.model.patch_values) < task.modality.patch_values)
+
+
+def _encoded(model: FlagDiT, conditions: Sequence[TextFeatures | Int[Array, "n 1"]]) -> Condition:
+    """The conditions one after another, with keys and values of texts."""
+    rows = _rows(conditions)
+    return model.encode_text(rows) if isinstance(rows, TextFeatures) else rows
+
+
+def _rows(trees: Sequence[Rows]) -> Rows:
+    """The rows of the first, those of the second, and so on."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
+def _mean(outputs: Sequence[Float[Array, "b l o"]], shares: Sequence[Float[Array, "b l p"]]) -> Float[Array, "b l o"]:
+    """The mean of the outputs for each caption; a variance beside the prediction has the same shares."""
+    if not shares:
+        (output,) = outputs
+        return output
+    parts = [jnp.tile(share, output.shape[-1] // share.shape[-1]) * output for share, output in zip(shares, outputs)]
+    return functools.reduce(operator.add, parts)
