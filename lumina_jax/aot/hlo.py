@@ -17,6 +17,9 @@ HBM, HOST = 0, 5
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
 _START = re.compile(r"\s+(?:ROOT )?%?[^\s=()]+ = ")
+_END = re.compile(r'\}(, execution_thread="\w+")?$')
+STARTS_OF_SEQUENCES = ("async-start", "call-start")
+"""Instructions that let a computation run beside those after them, the second on another core."""
 _NAME = re.compile(r"%([^\s,(){}]+)")
 
 
@@ -152,8 +155,9 @@ class Module(NamedTuple):
                 else [one.called("true_computation"), one.called("false_computation")]
             )
             return [max((name for name in names if name), key=self._made_bytes)]
-        called = {"call": one.called("to_apply"), "async-start": one.called("calls")}.get(one.opcode)
-        return [called] if called else []
+        called = {"call": "to_apply", "async-start": "calls", "call-start": "to_apply"}.get(one.opcode)
+        name = called and one.called(called)
+        return [name] if name else []
 
     def _made_bytes(self, name: str) -> float:
         """Bytes of all results in a computation and in those that it runs."""
@@ -173,14 +177,15 @@ def read_hlo(text: str) -> Module:
     entry, current, pending = None, None, ""
     for line in text.splitlines():
         header = None if line[:1].isspace() or current is not None else _HEADER.match(line)
+        is_end = _END.match(line) is not None and pending.count("{") == pending.count("}")
         if header:
             current = Computation(header[2], {})
             computations[current.name] = current
             entry = current if header[1] else entry
-        elif current is not None and (_START.match(line) or (line == "}" and pending.count("{") == pending.count("}"))):
+        elif current is not None and (is_end or _START.match(line)):
             _add(current, pending)  # an instruction ends where the next begins: attributes may span lines
-            pending = "" if line == "}" else line
-            current = None if line == "}" else current
+            pending = "" if is_end else line
+            current = None if is_end else current
         elif current is not None:
             pending += "\n" + line
     if entry is None:

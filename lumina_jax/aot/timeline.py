@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lumina_jax.aot.hlo import Computation, Instruction, Module, counted
+from lumina_jax.aot.hlo import STARTS_OF_SEQUENCES, Computation, Instruction, Module, counted
 from lumina_jax.aot.links import Coordinates, link_seconds
 from lumina_jax.aot.traffic import COLLECTIVES, FREE, collective_of, hbm_bytes, noted_number, products
 from lumina_jax.chips import Topology
@@ -94,7 +94,7 @@ def timeline(module: Module, target: CompileTarget, assumed_trips: Sequence[int]
         now, clock = 0.0, _Transfers()
         for one in computation.instructions.values():
             callees = module.callees(one)
-            if callees and one.opcode != "async-start":
+            if callees and one.opcode not in STARTS_OF_SEQUENCES:
                 count, inner = counted(trips.get(one.name, 1), assumed)
                 now += count * sum(run(module.computations[name], times * count, inner) for name in callees)
                 continue
@@ -152,10 +152,10 @@ def _cost(module: Module, computation: Computation, one: Instruction, target: Co
             return _Cost(core, seconds, "links", starts=one.name)
         return _Cost(max(core, seconds))
     moved = hbm_bytes(module, computation, one, target.samples) / chip.hbm_bandwidth
-    if one.opcode == "async-start":
+    if one.opcode in STARTS_OF_SEQUENCES:
         inner = [_cost(module, within, part, target) for within, part in _inside(module, one)]
-        links = any(part.removesuffix("-start") in COLLECTIVES for part in _opcodes(module, one))
-        return _Cost(0.0, sum(part.core for part in inner), "links" if links else "memory", starts=one.name)
+        limit = "links" if _sends(module, one) else "memory"
+        return _Cost(0.0, sum(part.core for part in inner), limit, starts=one.name)
     if one.opcode in ("copy-start", "slice-start"):
         return _Cost(core, moved, "memory", starts=one.name)
     if one.opcode.endswith("-done") and one.operands:
@@ -171,8 +171,9 @@ def _inside(module: Module, one: Instruction) -> list[tuple[Computation, Instruc
     return [(computation, part) for computation in within for part in computation.instructions.values()]
 
 
-def _opcodes(module: Module, one: Instruction) -> list[str]:
-    return [part.opcode for _, part in _inside(module, one)]
+def _sends(module: Module, one: Instruction) -> bool:
+    """Whether there is a collective among these."""
+    return any(part.opcode.removesuffix("-start") in COLLECTIVES for _, part in _inside(module, one))
 
 
 def _kernel_seconds(one: Instruction, target: CompileTarget, moved: float) -> float:
@@ -199,7 +200,7 @@ def _entry(
 ) -> TimelineEntry:
     start = computation.instructions.get(one.operands[0], one) if one.opcode.endswith("-done") else one
     flops = sum((count for _, count in products(module, computation, one)), start=0.0)
-    kind = _kind(module, computation, one, flops)
+    kind = "collectives" if start is not one and _sends(module, start) else _kind(module, computation, one, flops)
     if kind == "kernels":
         flops = float(noted_number(one, "flops") or 0) / target.samples
     moved = hbm_bytes(module, computation, start, target.samples)

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lumina_jax.aot.hlo import HBM, ArrayShape, Computation, Instruction, Module
+from lumina_jax.aot.hlo import HBM, STARTS_OF_SEQUENCES, ArrayShape, Computation, Instruction, Module
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
-    *("after-all", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update"),
+    *("after-all", "partition-id", "replica-id", "opt-barrier", "async-update"),
+    *STARTS_OF_SEQUENCES,
 }
 """Instructions that move no bytes."""
 WHOLE = 0.99

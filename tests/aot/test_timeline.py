@@ -104,6 +104,21 @@ def test_a_collective_with_a_start_and_an_end_overlaps_too():
     assert sum(at_once.values()) - sum(afterwards.values()) == pytest.approx(GATHER)
 
 
+def test_a_collective_of_another_core_overlaps_as_well():
+    """As SparseCores have it: a computation of a thread of its own, called with a start and an end."""
+    line = next(line for line in RECORDED.splitlines() if line.startswith("  %all-gather.205 ="))
+    operand = line.split("all-gather(")[1].split(")")[0]
+    within = "  %p = bf16[1,12,3072]{2,0,1} parameter(0)\n" + line.replace(operand, "%p")
+    called = f'%offloaded (p: bf16[1,12,3072]) -> f32[] {{\n{within}\n}}, execution_thread="sparsecore"\n\nENTRY '
+    start = f"  %begun = ((f32[]), f32[]) call-start({operand}), to_apply=%offloaded"
+    done = "  %all-gather.205 = bf16[1,192,3072]{2,0,1:S(1)} call-done(%begun)\n"
+    text = RECORDED.replace(line, start).replace("ENTRY ", called)
+    at_once = timeline(read_hlo(text.replace("  %jvp_lumina", done + "  %jvp_lumina")), machine())
+    found = {one.name: (one.kind, one.seconds) for one in at_once.entries}
+    assert found["all-gather.205"] == ("collectives", pytest.approx(GATHER))
+    assert "all-gather.205" not in seconds(text.replace("  ROOT", done + "  ROOT"))
+
+
 LOOP = """
 %body (p: (s32[], bf16[1,4224,32,48,2])) -> (s32[], bf16[1,4224,32,48,2]) {
   %p = (s32[], bf16[1,4224,32,48,2]{1,3,2,4,0:S(1)}) parameter(0)
