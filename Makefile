@@ -14,7 +14,7 @@ install = if [ -t 1 ]; then \
 	    { printf "\r\033[K  %.70s", $$0; fflush() } END { printf "\r\033[K" }'; \
 	else $(PIP) --quiet $(1); fi
 
-.PHONY: help setup aot-setup demo test slow aot lint bench clean
+.PHONY: help setup aot-setup demo test slow aot lint site bench clean
 
 help:
 	@echo "make demo    train on captioned emoji and draw a sheet of samples (15 minutes on 2 cores)"
@@ -22,6 +22,7 @@ help:
 	@echo "make slow    run the long tests: fuzzing, a hundred kills, several hosts, races in kernels (hours)"
 	@echo "make aot     compile train steps and kernels for TPUs that are not here"
 	@echo "make lint    check style and types"
+	@echo "make site    build the documentation into site/; python -m http.server -d site shows it"
 	@echo "make bench   time a training step"
 	@echo "make setup   install into $(VENV); the others do it when needed"
 	@echo "make aot-setup   install the TPU compiler, for lumina aot and lumina bench kernels"
@@ -49,6 +50,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+site: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/train_step.py
 
@@ -75,6 +79,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what tests and checks need ..."
 	@$(call install,-e '.[dev]')
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing what builds the documentation ..."
+	@$(call install,-e '.[docs]')
 	@touch $@
 
 # The TPU compiler that this jax names, in a folder of its own: beside jax it would make every CPU run look for TPUs.

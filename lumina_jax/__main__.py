@@ -4,6 +4,7 @@ train CONFIG           train a model; the same command continues a run
 sample RUN PROMPT...   draw from a trained run
 evaluate RUN           draw every caption of a run's data, and count the samples that match theirs
 evaluate-images A B    how near drawn pictures (B) are to real ones (A): Frechet distance, KID, precision and recall
+watch RUN...           a page of curves, sheets and settings of runs while they train
 gates RUN              how open each head is for the text, and a model without the text of closed ones
 convert SRC DST        weights from one layout to another: the authors', diffusers', ours
 data prepare NAME      fetch a free data set and make it ready for training
@@ -25,6 +26,7 @@ COMMANDS = (
     "sample",
     "evaluate",
     "evaluate-images",
+    "watch",
     "gates",
     "convert",
     "data",

@@ -45,6 +45,7 @@ FLOORS = {
     "scaling": 7,
     "pruning": 7,
     "throughput": 7,
+    "watching": 7,
     "held_out": 7,
     "sheet_prompts": 7,
     "picture_sets": 7,

@@ -21,7 +21,7 @@ USED_BY_OTHERS = {"gcsfs", "importlib_resources"}
 builder of tensorflow-datasets that lies in a package."""
 OTHERS_TOOLS = {"libtpu", "pillow_heif", "tokamax"}
 """Modules that are used where someone has installed them, and nowhere asked for."""
-PLATFORMS_AND_TOOLS = {"tpu", "cuda", "cuda13", "convert", "dev"}
+PLATFORMS_AND_TOOLS = {"tpu", "cuda", "cuda13", "convert", "docs", "dev"}
 """Extras that bring another build of jax, or what only tests and tools of the repository import."""
 
 

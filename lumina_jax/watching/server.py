@@ -1,0 +1,174 @@
+"""The page that shows runs while they train, served from this computer.
+
+In: runs, an address and perhaps a password. Out: a server of one page, its curves as JSON, and the sheets of samples.
+The page loads nothing from elsewhere. Requests read; none writes, and no file is served but the page's own and sheets
+that a run lists.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from lumina_jax.watching.runs import WatchedRun
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+STATIC = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+}
+POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'"
+"""What the page may load; Plotly writes styles of its own into it."""
+
+
+class WatchServer(ThreadingHTTPServer):
+    """Serves the page of some runs until it is shut down.
+
+    Args:
+      runs: their folders, in the order of the page.
+      host: the address that it answers to; any but this computer's own needs a password.
+      port: 0 chooses a free one.
+      password: asked for by the browser, with any name of a user; None: nobody is asked.
+
+    Raises:
+      ValueError: there is no password, but others could reach the page.
+      OSError: the port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, runs: Sequence[WatchedRun], host: str, port: int, password: str | None):
+        if password is None and host not in LOCAL:
+            raise ValueError(
+                f"--host {host} shows the page to other computers, which needs a password; name one with --password, "
+                "or leave --host out"
+            )
+        self.runs, self.password = runs, password
+        self._reading = threading.Lock()
+        super().__init__((host, port), _Page)
+
+    @property
+    def address(self) -> str:
+        host, port = self.server_address[0], self.server_address[1]
+        return f"http://{host!s}:{port}"
+
+    def state(self) -> bytes:
+        """All that the page shows besides sheets, as JSON."""
+        with self._reading:
+            return json.dumps({"runs": [_state(run) for run in self.runs]}).encode()
+
+
+def _state(run: WatchedRun) -> dict[str, Any]:
+    try:
+        run.read()
+        return {
+            "name": run.name,
+            "folder": str(run.folder),
+            "steps": run.steps(),
+            "curves": run.curves(),
+            "sheets": [{"step": sheet.step, "name": sheet.name} for sheet in run.sheets()],
+            "settings": run.settings(),
+            "problems": run.problems[:3],
+        }
+    except (OSError, ValueError) as error:
+        empty: dict[str, Any] = {"steps": None, "curves": {}, "sheets": [], "settings": {}}
+        return {"name": run.name, "folder": str(run.folder), **empty, "problems": [str(error)]}
+
+
+class _Page(BaseHTTPRequestHandler):
+    """The answer to one request."""
+
+    server: WatchServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if not self._is_allowed():
+            return
+        path = urlsplit(self.path).path
+        if path in STATIC:
+            name, kind = STATIC[path]
+            self._send((resources.files("lumina_jax.watching") / "static" / name).read_bytes(), kind)
+        elif path == "/plotly.js":
+            self._send(_plotly(), "text/javascript; charset=utf-8")
+        elif path == "/state":
+            self._send(self.server.state(), "application/json")
+        elif (sheet := self._sheet(path)) is not None:
+            self._send(sheet, "image/png")
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Requests are not printed."""
+
+    def _is_allowed(self) -> bool:
+        """Whether the browser has the password; without one, whether it asked this computer by its own name, which a
+        page from elsewhere cannot pretend."""
+        if self.server.password is None:
+            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+            if host not in LOCAL:
+                self._refuse(HTTPStatus.FORBIDDEN, "this page is for this computer alone; open it as localhost")
+                return False
+            return True
+        kind, _, words = self.headers.get("Authorization", "").partition(" ")
+        try:
+            given = base64.b64decode(words, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
+        except ValueError:
+            given = b""
+        if secrets.compare_digest(given, self.server.password.encode()):
+            return True
+        time.sleep(0.5)  # slows down guessing
+        self._refuse(HTTPStatus.UNAUTHORIZED, "the password is missing or wrong")
+        return False
+
+    def _sheet(self, path: str) -> bytes | None:
+        """The sheet of /sheet/RUN/NAME, where RUN is the number of a run."""
+        parts = path.split("/")
+        if len(parts) != 4 or parts[1] != "sheet" or not parts[2].isdecimal() or int(parts[2]) >= len(self.server.runs):
+            return None
+        return self.server.runs[int(parts[2])].sheet(unquote(parts[3]))
+
+    def _send(self, content: bytes, kind: str) -> None:
+        """Send content, or only that it has not changed since the browser read it."""
+        version = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        has_it = self.headers.get("If-None-Match") == version
+        self.send_response(HTTPStatus.NOT_MODIFIED if has_it else HTTPStatus.OK)
+        self._headers({"Content-Type": kind, "ETag": version}, 0 if has_it else len(content))
+        if not has_it:
+            self.wfile.write(content)
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        asks = {"WWW-Authenticate": 'Basic realm="lumina"'} if status is HTTPStatus.UNAUTHORIZED else {}
+        self.send_response(status)
+        content = f"{reason}\n".encode()
+        self._headers({"Content-Type": "text/plain; charset=utf-8", **asks}, len(content))
+        self.wfile.write(content)
+
+    def _headers(self, headers: dict[str, str], length: int) -> None:
+        always = {
+            "Content-Length": str(length),
+            "Cache-Control": "no-cache",
+            "Content-Security-Policy": POLICY,
+            "X-Content-Type-Options": "nosniff",
+        }
+        for name, value in (always | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+@functools.cache
+def _plotly() -> bytes:
+    """The script of Plotly, from its package."""
+    from plotly.offline import get_plotlyjs  # slow to import
+
+    script: str = get_plotlyjs()
+    return script.encode()

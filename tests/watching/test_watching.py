@@ -1,0 +1,168 @@
+"""The page that shows runs while they train."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_jax.commands.watch import Arguments, opened
+from lumina_jax.training.metrics import MetricWriter
+from lumina_jax.watching.runs import MOST_POINTS, WatchedRun
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def new_run(folder, *, rate=0.001):
+    """A run of 40 steps that has drawn two sheets; its names are HTML."""
+    writer = MetricWriter(folder)
+    for step in range(10, 41, 10):
+        writer.write(step, {"loss": 10 / step, "samples": 4, "bad_samples": 0, "learning_rate": rate})
+    writer.write(40, {"held_out_loss": 0.5})
+    writer.close()
+    settings = {"run": {"name": folder.name, "steps": 50}, "optimizer": {"learning_rate": rate}, "note": "<b>&"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "samples").mkdir()
+    for step in (20, 40):
+        Image.new("RGB", (8, 8), (step, 0, 0)).save(folder / "samples" / f"step_{step:07}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return [str(new_run(root / "one")), str(new_run(root / "two & <i>", rate=0.002))]
+
+
+@pytest.fixture
+def served(runs):
+    """A function that starts a server of the two runs; its address."""
+    servers = []
+
+    def start(**arguments):
+        server = opened(Arguments(runs=tuple(runs), port=0, **arguments))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def answer(address, **headers):
+    """The status and the content of an answer."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as opened_page:
+            return opened_page.status, opened_page.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def steps_of(run, metric="loss"):
+    run.read()
+    return run.curves().get(metric, {"steps": []})["steps"]
+
+
+def test_a_run_is_followed_while_it_trains_and_after_it_resumed(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"loss": 3.0, "samples": 8})
+    run = WatchedRun(str(tmp_path))
+    assert steps_of(run) == [1]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": 2.0')
+        file.flush()
+        assert steps_of(run) == [1], "half a line waits for its other half"
+        file.write(', "samples": 8}\n')
+    assert steps_of(run) == [1, 2]
+    writer.close()
+    resumed = MetricWriter(tmp_path, resumed_step=1)
+    resumed.write(2, {"loss": float("nan"), "samples": 8})
+    resumed.write(5, {"loss": 1.0, "samples": 4})
+    resumed.close()
+    run.read()
+    assert run.curves()["loss"] == {"steps": [1, 2, 5], "seen": [8, 16, 28], "values": [3.0, None, 1.0], "every": 1}
+    assert run.problems == []
+
+
+def test_a_line_that_cannot_be_read_is_left_out_and_said(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\nno json\n{"loss": 2}\n{"step": 4, "loss": 1}\n')
+    run = WatchedRun(str(tmp_path))
+    assert steps_of(run) == [1, 4]
+    assert "line 2 of metrics.jsonl" in run.problems[0]
+    assert run.problems[1] == "line 3 of metrics.jsonl has no step"
+
+
+def test_a_long_curve_is_drawn_by_means(tmp_path):
+    count = 2 * MOST_POINTS + 6
+    lines = [json.dumps({"step": step, "loss": float(step)}) for step in range(1, count + 1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = WatchedRun(str(tmp_path))
+    run.read()
+    curve = run.curves()["loss"]
+    assert curve["every"] == 3
+    assert curve["steps"][:2] == [3, 6]
+    np.testing.assert_array_equal(curve["values"], np.arange(2, count, 3)[: len(curve["values"])])
+
+
+def test_only_sheets_that_a_run_lists_are_served(served, runs):
+    address = served()
+    status, content = answer(f"{address}/sheet/1/step_0000040.png")
+    assert status == 200
+    assert content[:4] == b"\x89PNG"
+    for path in ("sheet/1/step_0000041.png", "sheet/1/..%2Fconfig.json", "sheet/2/step_0000040.png", "config.json"):
+        assert answer(f"{address}/{path}")[0] == 404, path
+    assert answer(f"{address}/sheet/-1/step_0000040.png")[0] == 404
+
+
+def test_the_page_is_for_this_computer_alone_or_behind_a_password(served, runs):
+    with pytest.raises(ValueError, match="shows the page to other computers, which needs a password"):
+        opened(Arguments(runs=tuple(runs), host="0.0.0.0", port=0))
+    address = served()
+    assert answer(f"{address}/state")[0] == 200
+    assert answer(f"{address}/state", Host="elsewhere.example")[0] == 403, "a page from elsewhere asked in its name"
+    address = served(password="open sésame")
+    assert answer(f"{address}/state")[0] == 401
+    wrong, right = (base64.b64encode(f"me:{word}".encode()).decode() for word in ("open", "open sésame"))
+    assert answer(f"{address}/state", Authorization=f"Basic {wrong}")[0] == 401
+    assert answer(f"{address}/state", Authorization=f"Basic {right}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [((), "watch needs at least one run"), (("nowhere",), "nowhere is not the folder of a run: it has neither")],
+)
+def test_what_is_no_run_is_refused(runs, message):
+    with pytest.raises(ValueError, match=message):
+        opened(Arguments(runs=runs, port=0))
+
+
+def test_a_damaged_configuration_is_said_and_the_other_run_is_shown(served, runs, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    server = opened(Arguments(runs=(str(tmp_path), runs[0]), port=0))
+    first, second = json.loads(server.state())["runs"]
+    server.server_close()
+    assert "config.json" in first["problems"][0]
+    assert second["curves"]["loss"]["steps"] == [10, 20, 30, 40]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser")
+def test_a_browser_shows_curves_sheets_and_the_settings_that_differ(served):
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    shown = subprocess.run([*command, served()], capture_output=True, text=True, check=True, timeout=120).stdout
+    rows = [re.sub(r"<[^>]*>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", shown)]
+    assert ["one", "40", "0.25", "0.5", "0"] in rows
+    assert ["optimizer.learning_rate", "0.001", "0.002"] in rows
+    assert not any("run.steps" in row for row in rows), "settings that are the same are not shown"
+    assert "two &amp; &lt;i&gt;" in shown, "names are text, never HTML"
+    assert '<img src="/sheet/1/step_0000040.png"' in shown
+    assert "one: held out loss" in html.unescape(shown), "Plotly drew the legend"
