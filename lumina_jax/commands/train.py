@@ -65,8 +65,8 @@ def run(config: Config) -> bool:
     from lumina_jax.training import loop
     from lumina_jax.training.checkpoint import Checkpoints, is_begun
     from lumina_jax.training.feed import Feed
-    from lumina_jax.training.metrics import MetricWriter
     from lumina_jax.training.step import train_step
+    from lumina_jax.training.trackers import check_trackers
     from lumina_jax.training_data import encoded_stream, opened_source
 
     # Devices
@@ -74,6 +74,7 @@ def run(config: Config) -> bool:
     mesh = configured_mesh(config.mesh)
     check_mesh(config, mesh)
     check_previews(config)
+    check_trackers(config)
 
     # Checkpoints. A model that does not fit them, or the weights the run starts from, is refused before long work.
     saved = config.run.checkpoints or folder / CHECKPOINTS
@@ -94,7 +95,7 @@ def run(config: Config) -> bool:
     with checkpoints, stream:
         initial = functools.partial(first_parameters, config, mesh) if config.run.init_from else None
         state = loop.restored_or_new(config, mesh, checkpoints, stream, initial)
-        writer = MetricWriter(folder, resumed_step=int(state.step)) if is_first() else None
+        writer = metric_writer(config, int(state.step)) if is_first() else None
         if is_first():
             with written_to(folder, "the configuration", "run.root"):
                 write_config(config)
@@ -111,6 +112,17 @@ def run(config: Config) -> bool:
                 writer.close()
     say(f"step {int(state.step)} of {config.run.steps} in {folder}")
     return int(state.step) >= config.run.steps
+
+
+def metric_writer(config: Config, resumed_step: int) -> Any:
+    """What writes the metrics of a run from a step on."""
+    from lumina_jax.training.metrics import MetricWriter
+    from lumina_jax.training.trackers import new_trackers
+
+    folder = run_folder(config)
+    with written_to(folder, "metrics", "run.root"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return MetricWriter(folder, resumed_step=resumed_step, trackers=new_trackers(config, folder, resumed_step))
 
 
 def check_start(config: Config, *, is_new: bool) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lumina_jax.config.section import Section, require
 
@@ -19,7 +19,7 @@ class RunConfig(Section):
     name: str = "run"
     """Folder of the run in run.root."""
     root: str = "runs"
-    """The run writes to root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files, samples/."""
+    """The run writes to root/name: config.json, checkpoints/, metrics.jsonl, samples/, and what run.trackers write."""
     checkpoints: str = ""
     """Another folder for the checkpoints, such as gs://bucket/name; nothing: in the run's folder."""
     init_from: str = ""
@@ -45,6 +45,8 @@ class RunConfig(Section):
     """Steps between measurements of the held-out loss, which is also measured at the last step; None: never."""
     evaluate_samples: int = 256
     """Samples of each source at which it is measured, at most."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Programs that show the run besides its folder: tensorboard, wandb (Weights & Biases), or none of them."""
     profile: str = ""
     """First and last step of a trace, such as 10:15, which is written into profile/ of the run's folder
     (docs/checkpoints.md says how to look at it). Nothing: no trace."""

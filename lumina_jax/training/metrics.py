@@ -1,16 +1,15 @@
 """Metrics of a run: curves on disk, progress on the terminal.
 
-In: the metrics of a step. Out: `metrics.jsonl` (one JSON object a line), TensorBoard files in a folder beside it, and a
-progress bar, or plain lines if the output is not a terminal. A run that resumes continues its curves: lines of later
+In: the metrics of a step. Out: `metrics.jsonl` (one JSON object a line), what the trackers show, and a progress bar, or
+plain lines if the output is not a terminal. A run that resumes continues its curves: lines of later
 steps than the one from which it resumes are removed first, so that no step appears twice.
 """
 
 import json
 import math
 import os
-import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsFloat
@@ -20,10 +19,10 @@ from jaxtyping import UInt8
 
 from lumina_jax.failures import written_to
 from lumina_jax.progress import duration
-from lumina_jax.training.logs import GrowingFile, record
+from lumina_jax.training.logs import GrowingFile
+from lumina_jax.training.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 SAMPLES_PER_SECOND = "samples_per_second"
 RENAMED = {"images_per_second": SAMPLES_PER_SECOND}
 """Names in the files of older runs, and the names that they have now."""
@@ -40,20 +39,21 @@ ESTIMATE_AFTER, LONG = 5.0, 60.0
 
 
 class MetricWriter:
-    """Appends the metrics of a run to files in `folder`. Once they are open, no error of the disk stops it (`logs.py`).
+    """Appends the metrics of a run to metrics.jsonl in `folder`, and hands them to trackers.
+
+    Once the file is open, no error of the disk stops it (`logs.py`).
 
     Args:
       folder: the folder of the run; created if missing.
       resumed_step: the step from which the run continues; lines of later steps are removed.
+      trackers: what else shows the run (`trackers.py`).
 
     Raises:
       ValueError: a line of metrics.jsonl before the last is not JSON.
       OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: str | Path, *, resumed_step: int = 0):
-        from tensorboardX.proto.event_pb2 import SessionLog  # slow to import, and only training needs it
-
+    def __init__(self, folder: str | Path, *, resumed_step: int = 0, trackers: Sequence[Tracker] = ()):
         folder = Path(folder)
         path = folder / METRICS_FILE
         with written_to(folder, "metrics", "run.root"):
@@ -61,38 +61,25 @@ class MetricWriter:
             if path.exists():
                 _drop_after(path, resumed_step)
         self._lines = GrowingFile(path, "metrics")
-        attempt = f"{os.getpid()}.{resumed_step}"  # so that a restart within the same second has another file
-        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{attempt}"
-        self._events = GrowingFile(folder / TENSORBOARD_FOLDER / name, "curves for TensorBoard")
-        self._event(file_version="brain.Event:2")
-        self._event(
-            resumed_step + 1, session_log=SessionLog(status=SessionLog.START)
-        )  # hides later steps of an earlier attempt
+        self._trackers = trackers
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Write a line, and a TensorBoard scalar for each metric; in the line, a number that is not finite is null."""
-        from tensorboardX import summary
-
+        """Write a line, in which a number that is not finite is null, and tell the trackers."""
         numbers = {name: float(value) for name, value in metrics.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._lines.write((json.dumps({"step": step, **line}) + "\n").encode())
-        for name, value in numbers.items():
-            self._event(step, summary=summary.scalar(name, value))
+        for tracker in self._trackers:
+            tracker.write(step, numbers)
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Write a picture for TensorBoard."""
-        from tensorboardX import summary
-
-        self._event(step, summary=summary.image(name, pixels, dataformats="HWC"))
+        """Show a picture in the trackers."""
+        for tracker in self._trackers:
+            tracker.image(step, name, pixels)
 
     def close(self) -> None:
         self._lines.close()
-        self._events.close()
-
-    def _event(self, step: int = 0, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._events.write(record(Event(wall_time=time.time(), step=step, **content).SerializeToString()))
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class Speed:

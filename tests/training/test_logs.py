@@ -13,7 +13,7 @@ import pytest
 from lumina_jax.failures import written_to
 from lumina_jax.training.logs import GrowingFile
 from lumina_jax.training.metrics import MetricWriter, read_metrics
-from tests.training.test_metrics import events
+from tests.training.test_metrics import events, with_tensorboard
 
 
 class Limited:
@@ -33,7 +33,7 @@ class Limited:
 
 
 def test_metrics_go_on_over_a_full_disk_and_are_whole_when_there_is_space_again(tmp_path, capsys):
-    writer = MetricWriter(tmp_path)
+    writer = with_tensorboard(tmp_path)
     writer.write(1, {"loss": 1.0})
     with Limited((tmp_path / "metrics.jsonl").stat().st_size + 10):  # half of a line fits
         for step in range(2, 200):
@@ -79,7 +79,7 @@ def test_memory_holds_a_bounded_part_of_what_waits(tmp_path, monkeypatch, capsys
 
 def test_a_folder_of_logs_that_cannot_be_made_stops_nothing(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("")
-    writer = MetricWriter(tmp_path)
+    writer = with_tensorboard(tmp_path)
     writer.write(1, {"loss": 1.0})
     writer.close()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]

@@ -11,6 +11,7 @@ from PIL import Image
 from lumina_jax.progress import duration
 from lumina_jax.training import metrics
 from lumina_jax.training.metrics import MetricWriter, Progress, Speed, read_metrics
+from lumina_jax.training.trackers import TENSORBOARD_FOLDER, TensorBoard
 
 
 class Clock:
@@ -26,7 +27,7 @@ def events(folder):
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
-    for file in sorted((folder / metrics.TENSORBOARD_FOLDER).iterdir()):
+    for file in sorted((folder / TENSORBOARD_FOLDER).iterdir()):
         data = io.BytesIO(file.read_bytes())
         while header := data.read(12):
             (length,) = struct.unpack("<Q", header[:8])
@@ -35,8 +36,13 @@ def events(folder):
     return found
 
 
+def with_tensorboard(folder, resumed_step=0):
+    trackers = [TensorBoard(folder, resumed_step=resumed_step)]
+    return MetricWriter(folder, resumed_step=resumed_step, trackers=trackers)
+
+
 def write_steps(folder, steps, resumed_step=0, offset=0.0):
-    writer = MetricWriter(folder, resumed_step=resumed_step)
+    writer = with_tensorboard(folder, resumed_step)
     for step in steps:
         writer.write(step, {"loss": step + offset})
     writer.close()
@@ -90,7 +96,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
 
 def test_tensorboard_gets_scalars_and_pictures_and_forgets_what_a_resumed_run_repeats(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
-    writer = MetricWriter(tmp_path)
+    writer = with_tensorboard(tmp_path)
     writer.write(40, {"loss": 0.25})
     writer.image(40, "sheet", pixels)
     writer.close()
