@@ -20,6 +20,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 WIDTH_UNIT = 8
+OLDEST = 8.0
+"""docs.nvidia.com/cudnn/operations/Attention"""
 FORWARD = "dot_product_attention_fwd_wrapper"
 """jax's primitive of the forward pass: its output and the logarithms of its denominators are what a backward pass
 needs besides its input."""
@@ -34,6 +36,11 @@ def refusal(q: Float[Array, "b l h d"], k: Float[Array, "b n k d"], segments: in
     """
     if not on_cuda():
         return "the default device is not an NVIDIA GPU"
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    if capability is not None and float(capability) < OLDEST:
+        return f"cuDNN's kernel needs a GPU of compute capability {OLDEST} (Ampere) or newer, but this has {capability}"
+    if k.shape[1] == 1:
+        return "cuDNN has no backward pass for a single key"
     if auto and jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().are_all_axes_manual:
         return "several devices may share the arrays, and cuDNN needs whole rows: call it inside jax.shard_map"
     if segments is None:

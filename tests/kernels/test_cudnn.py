@@ -6,6 +6,7 @@ The replacement gives NaN for everything that cuDNN leaves undefined, in the out
 import functools
 import math
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from tests.kernels.flash_cases import arrays, by_definition, case, gated, relati
 PACKED = np.repeat([[1, 2, 3, 0], [1, 1, 2, 0]], [5, 9, 3, 2], axis=1)
 """A row of three segments, and one of two whose second has no text."""
 PACKED_TEXT = [[2, 1, 0, 3, 1, 2], [0, 0, 1, 1, 1, 0]]
+ON_CUDA = cudnn.on_cuda
 ALONE = np.repeat([[1, 1], [1, 0]], [12, 7], axis=1)
 LEFT_PADDED_TEXT = [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
 
@@ -181,6 +183,24 @@ def test_auto_asks_jax_which_types_and_widths_cudnn_takes(on_gpu):
     assert refusal(128) is None
     assert "head dim must be <= 128" in refusal(136)
     assert "got float32" in refusal(64, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "why"),
+    [
+        ("PJRT C API cuda 12090", "7.5", r"compute capability 8\.0 \(Ampere\) or newer, but this has 7\.5"),
+        ("PJRT C API cuda 12090", "12.0", None),
+        ("rocm 70000", "9.4", "not an NVIDIA GPU"),
+    ],
+)
+def test_gpus_that_cudnn_does_not_serve_are_named(on_gpu, monkeypatch, version, capability, why):
+    client = types.SimpleNamespace(platform_version=version)
+    device = types.SimpleNamespace(client=client, compute_capability=capability)
+    x = jnp.zeros((1, 64, 2, 64), jnp.bfloat16)
+    monkeypatch.setattr(cudnn, "on_cuda", ON_CUDA)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    found = cudnn.refusal(x, x, 1, auto=True)
+    assert found is None if why is None else re.search(why, found)
 
 
 def test_attention_some_queries_at_a_time_is_the_definition_for_lengths_that_parts_do_not_divide(monkeypatch):
