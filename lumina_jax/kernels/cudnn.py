@@ -132,7 +132,7 @@ def _by_segment_backward(
     def with_segment(so_far: tuple[Array, ...], segment: Int[Array, ""]) -> tuple[tuple[Array, ...], None]:
         queries, keys = query_ids == segment, key_ids == segment
         _, pull_back = jax.vjp(lambda q, k, v: _of_segment(q, k, v, queries, keys, scale, is_self), q, k, v)
-        found = pull_back(_where(queries, gradient, jnp.zeros_like(gradient)))
+        found = pull_back(gradient)  # which is that of the queries of the segment alone
         return tuple(_where(one, *pair) for one, *pair in zip((queries, keys, keys), found, so_far)), None
 
     zeros = tuple(jnp.zeros_like(x) for x in (q, k, v))
