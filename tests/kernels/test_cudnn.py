@@ -3,6 +3,7 @@
 The replacement gives NaN for everything that cuDNN leaves undefined, in the output and in gradients.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -12,14 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
 
 from lumina_jax.kernels import blockwise, cudnn
 from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.kernels.attention import attend
 from lumina_jax.kernels.ring_blocks import block_attention
+from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.models.stack import REMAT_POLICIES
+from lumina_jax.tokens import pack, pack_text
 from tests.kernels.flash_cases import arrays, by_definition, case, gated, relative, with_gradients
+from tests.models.random_models import random_parameters
+from tests.models.test_flag_dit import CONFIG, LAYOUT, samples
 
 PACKED = np.repeat([[1, 2, 3, 0], [1, 1, 2, 0]], [5, 9, 3, 2], axis=1)
 """A row of three segments, and one of two whose second has no text."""
@@ -213,3 +219,21 @@ def test_attention_some_queries_at_a_time_is_the_definition_for_lengths_that_par
     wanted, of_inputs = by_definition(of, gradient)
     assert relative(out, wanted) <= 2e-6
     assert np.max([relative(ours, theirs) for ours, theirs in zip(gradients, of_inputs, strict=True)]) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_model_computes_packed_rows_through_cudnn_as_without(calls):
+    latents, captions, times = samples()
+    tokens, _ = pack([latents], row_tokens=64, **LAYOUT)
+    inputs = jax.tree.map(jnp.asarray, (tokens, times[None], pack_text([captions], 16)))
+    parameters, gradient = random_parameters(CONFIG), jnp.asarray((tokens.segment_ids > 0)[..., None], jnp.float32)
+
+    def outcome(attention):
+        graph = abstract_model(dataclasses.replace(CONFIG, attention=attention))[0]
+        out, pull_back = jax.vjp(lambda parameters: nnx.merge(graph, parameters)(*inputs) * gradient, parameters)
+        return out, pull_back(jnp.broadcast_to(gradient, out.shape))
+
+    ours, theirs = (jax.jit(functools.partial(outcome, attention))() for attention in ("cudnn", "reference"))
+    assert len(calls) > 2
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * float(jnp.max(jnp.abs(other))) + 1e-6)
