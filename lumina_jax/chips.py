@@ -1,4 +1,5 @@
-"""TPU chips and how they are wired: the numbers on which every estimate and every choice of block sizes rests.
+"""TPU chips and how they are wired: the numbers on which every estimate and every choice of block sizes rests. Also the
+peaks of GPUs.
 
 In: the name of a chip, or of a topology as Cloud TPU writes it, such as "v5p:8x8x8". Out: a `Chip` with its peak rates
 and its cores, or a `Topology` with the extent of its torus. Nothing here imports jax.
@@ -8,11 +9,14 @@ November 2026). These tables give the bandwidth of a chip's interconnect, both d
 link in one direction is that number divided by twice the ports of a chip. `hbm_usable` is the limit that the compiler
 (libtpu 0.0.42) reports when a program does not fit. Clocks follow from the published peaks: peak = 2 x matrix units x
 width^2 x rows a cycle x cores x clock.
+
+Of GPUs only the peak is needed: by jax's name of the kind, that of dense bfloat16 products whose sums are float32.
 """
 
 import dataclasses
 import math
 import re
+from typing import NamedTuple
 
 MIB, GIB = 2**20, 2**30
 LANES = 128
@@ -121,6 +125,30 @@ def chip_of_kind(kind: str) -> Chip | None:
     """The chip of a device, by jax's name of its kind; None where it is no TPU of the table."""
     name = KINDS.get(kind)
     return None if name is None else CHIPS[name]
+
+
+class GpuPeak(NamedTuple):
+    """Multiplications and additions a second, half of what data sheets give for sparse matrices."""
+
+    flops: float
+    source: str
+
+
+_HOPPER, _AMPERE = "data sheet of the NVIDIA H100 and H200", "data sheet of the NVIDIA A100"
+_DENSE = "half of its number for sparse matrices"
+GPU_PEAKS = {
+    "NVIDIA H200": GpuPeak(1979e12 / 2, f"{_HOPPER}, {_DENSE}"),
+    "NVIDIA H100 80GB HBM3": GpuPeak(1979e12 / 2, f"{_HOPPER}, {_DENSE}"),
+    "NVIDIA H100 PCIe": GpuPeak(1513e12 / 2, f"{_HOPPER}, {_DENSE}"),
+    "NVIDIA A100-SXM4-40GB": GpuPeak(312e12, _AMPERE),
+    "NVIDIA A100-SXM4-80GB": GpuPeak(312e12, _AMPERE),
+    "NVIDIA A100-PCIE-40GB": GpuPeak(312e12, _AMPERE),
+    "NVIDIA A100 80GB PCIe": GpuPeak(312e12, _AMPERE),
+    "NVIDIA L4": GpuPeak(242e12 / 2, f"data sheet of the NVIDIA L4, {_DENSE}"),
+    "NVIDIA GeForce RTX 4090": GpuPeak(165.2e12, "NVIDIA Ada GPU architecture, appendix A"),
+    "NVIDIA GeForce RTX 3090": GpuPeak(71e12, "NVIDIA Ampere GA102 GPU architecture, appendix A"),
+}
+"""By the names that jax gives to GPUs. A part of a GPU (MIG) has another name."""
 
 
 @dataclasses.dataclass(frozen=True)

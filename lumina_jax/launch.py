@@ -7,6 +7,7 @@ starts, so the entry scripts start themselves again once.
 
 import contextlib
 import glob
+import importlib.util
 import io
 import os
 import platform
@@ -18,7 +19,12 @@ KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
 }
-DEVICE_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+NVIDIA_FILES = ("/dev/nvidia[0-9]*", "/dev/dxg")
+"""Of NVIDIA GPUs, the second under Windows (WSL), where it may be that of another GPU."""
+OTHER_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
+DEVICE_FILES = (*OTHER_FILES, NVIDIA_FILES[0])
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+"""The modules with which jax computes on NVIDIA GPUs: those of the extras cuda and cuda13."""
 
 
 def keep_memory_on_cpu() -> None:
@@ -57,8 +63,11 @@ class _Unfailing(io.FileIO):
 
 
 def runs_on_cpu() -> bool:
-    """Whether jax will compute on the CPU, as far as its environment and the devices of this machine tell."""
+    """Whether jax will compute on the CPU, as far as its environment, plugins and devices of this machine tell."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"
-    return not any(glob.glob(pattern) for pattern in DEVICE_FILES)
+    if any(glob.glob(pattern) for pattern in OTHER_FILES):
+        return False
+    is_usable = any(importlib.util.find_spec(plugin) for plugin in CUDA_PLUGINS)
+    return not (is_usable and any(glob.glob(pattern) for pattern in NVIDIA_FILES))

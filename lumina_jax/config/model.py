@@ -141,8 +141,8 @@ class ModelConfig(Section):
     """Layers in one iteration of the scan over layers. With all of them there is no scan: the time to compile grows
     with the layers, and a step on CPU is a little faster. Where weights are divided over TPUs, 2 save copies of the
     weights that are gathered in advance."""
-    attention: Literal["auto", "reference", "xla", "pallas"] = "auto"
-    """Implementation of attention; auto: the fused kernel where it can run, else XLA."""
+    attention: Literal["auto", "reference", "xla", "pallas", "cudnn"] = "auto"
+    """Implementation of attention. pallas, cudnn: the fused kernel of TPUs, of GPUs; auto: that if it runs, or XLA."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["auto", "reference", "xla", "pallas"]
+Implementation = Literal["auto", "reference", "xla", "pallas", "cudnn"]
 
 HIDDEN = -1e30
 """The logit of what may not be seen, and the logarithm of the denominator of a query that sees nothing: far below
@@ -63,6 +63,7 @@ class Attend(Protocol):
         segment_ids: Int[Array, "b l"],
         scale: float,
         text: GatedText | None = None,
+        segments: int | None = None,
     ) -> Float[Array, "b l h d"]: ...
 
 

@@ -8,6 +8,7 @@ may see nothing get zeros.
 
 import logging
 import math
+from typing import Literal
 
 import chex
 import jax
@@ -15,10 +16,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from lumina_jax.kernels import blockwise, cudnn
 from lumina_jax.kernels.arguments import HIDDEN, GatedText, Implementation, same_segment
 from lumina_jax.kernels.flash import call as flash
 
 logger = logging.getLogger(__name__)
+
+Chosen = Literal["reference", "xla", "pallas", "cudnn", "blockwise"]
+"""The function that computes self-attention."""
 
 
 def attend(
@@ -29,6 +34,7 @@ def attend(
     segment_ids: Int[Array, "b l"],
     scale: float,
     text: GatedText | None = None,
+    segments: int | None = None,
     implementation: Implementation = "auto",
     interpret: flash.Interpret = False,
 ) -> Float[Array, "b l h d"]:
@@ -38,13 +44,17 @@ def attend(
       segment_ids: 0 is padding, which sees nothing and is seen by nothing.
       scale: factor of the self-attention logits; the text logits always have 1/sqrt(d).
       text: what to add, or None.
+      segments: the most segments of a row, where each row has them in the order of `tokens.packing`: numbered from 1,
+        the tokens of each side by side, padding at the end. None: not known; cuDNN cannot be used then.
       implementation: `reference` forms every logit in float32; `xla` leaves the layout to XLA; `pallas` is our kernel
-        for TPUs (`flash/call.py`); `auto` is `pallas` where it is traced for a TPU and the kernel takes these arrays,
-        else `xla`, with the reason in the log. Key/value heads may be fewer than query heads, in groups.
-      interpret: run the kernels on any device, slowly; see `flash.call.flash_attention`.
+        for TPUs (`flash/call.py`); `cudnn` is that of NVIDIA GPUs (`cudnn.py`). `auto` is `pallas` where it is traced
+        for a TPU and the kernel takes these arrays, and `cudnn` where it is traced for such a GPU and cuDNN does; else
+        `xla`, on GPUs some queries at a time (`blockwise.py`), with the reason in the log. Key/value heads may be fewer
+        than query heads, in groups.
+      interpret: run the kernels for TPUs on any device, slowly; see `flash.call.flash_attention`.
 
     Raises:
-      ValueError: heads that key heads do not divide; `pallas` where its kernels cannot run.
+      ValueError: heads that key heads do not divide; `pallas` or `cudnn` where they cannot run.
     """
     chex.assert_rank([q, k], 4)
     chex.assert_equal_shape([k, v])
@@ -55,26 +65,62 @@ def attend(
     if heads % key_heads:
         raise ValueError(f"{heads} query heads must be a multiple of {key_heads} key/value heads")
     text_tokens = 0 if text is None else text.keys.shape[1]
-    why_not = None
-    if implementation in ("auto", "pallas") and not interpret:
-        why_not = flash.refusal(q, k, text_tokens, auto=implementation == "auto")
-    if implementation == "pallas" and why_not:
-        raise ValueError(
-            f"implementation='pallas' cannot be used: {why_not}. Ask for 'auto' or 'xla', or, to see the kernel's "
-            "values on any device, for interpret=True"
-        )
-    if implementation == "pallas" or (implementation == "auto" and why_not is None):
+    chosen = _chosen(q, k, text_tokens, segments, implementation, interpret)
+    if chosen == "pallas":
         return flash.flash_attention(q, k, v, segment_ids=segment_ids, scale=scale, text=text, interpret=interpret)
-    if implementation == "auto" and jax.default_backend() == "tpu":
-        logger.warning("attention over %s by XLA, not by our kernel: %s", q.shape, why_not)
-    softmax_attention = _reference if implementation == "reference" else _xla
-    visible = same_segment(segment_ids, segment_ids)
-    out = softmax_attention(q, k, v, visible, scale)
+    if chosen == "cudnn":
+        assert segments is not None
+        out = cudnn.attention(q, k, v, segment_ids=segment_ids, segments=segments, scale=scale)
+    elif chosen == "blockwise":
+        out = blockwise.attention(q, k, v, segment_ids=segment_ids, scale=scale)
+    else:
+        softmax_attention = _reference if chosen == "reference" else _xla
+        out = softmax_attention(q, k, v, same_segment(segment_ids, segment_ids), scale)
     if text is None:
         return out
-    ids = {"segment_ids": segment_ids, "text_ids": text.segment_ids}
-    from_text = attend_text(text.queries_among(q), text.keys, text.values, **ids, implementation=implementation)
+    from_text = attend_text(
+        text.queries_among(q), text.keys, text.values, segment_ids=segment_ids, text_ids=text.segment_ids,
+        segments=segments, implementation=implementation,
+    )  # fmt: skip
     return text.added_to(out, from_text)
+
+
+def _chosen(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b l k d"],
+    text_tokens: int,
+    segments: int | None,
+    implementation: Implementation,
+    interpret: flash.Interpret,
+) -> Chosen:
+    """Which function computes self-attention.
+
+    Raises:
+      ValueError: the one that is asked for cannot.
+    """
+    auto = implementation == "auto"
+    if implementation in ("reference", "xla"):
+        return implementation
+    if interpret and implementation != "cudnn":
+        return "pallas"
+    kernel: Chosen = "cudnn" if implementation == "cudnn" or (auto and cudnn.on_cuda()) else "pallas"
+    if kernel == "cudnn":
+        why_not, remedy = cudnn.refusal(q, k, segments, auto=auto), "Ask for 'auto' or 'xla'"
+    else:
+        why_not = flash.refusal(q, k, text_tokens, auto=auto)
+        remedy = "Ask for 'auto' or 'xla', or, to see the kernel's values on any device, for interpret=True"
+    if why_not is None:
+        return kernel
+    if not auto:
+        raise ValueError(f"implementation={implementation!r} cannot be used: {why_not}. {remedy}")
+    if jax.default_backend() == "tpu":
+        logger.warning("attention over %s by XLA, not by our kernel: %s", q.shape, why_not)
+    if jax.default_backend() != "gpu":
+        return "xla"
+    at_once = blockwise.queries_at_once(q, k)
+    if at_once < q.shape[1]:
+        logger.warning("attention over %s by XLA, %d queries at a time: %s", q.shape, at_once, why_not)
+    return "blockwise" if at_once < q.shape[1] else "xla"
 
 
 def attend_text(
@@ -84,15 +130,23 @@ def attend_text(
     *,
     segment_ids: Int[Array, "b l"],
     text_ids: Int[Array, "b t"],
+    segments: int | None = None,
     implementation: Implementation,
 ) -> Float[Array, "b l h d"]:
     """softmax(q k^T / sqrt(d)) v over the text of each token's segment; zeros for tokens that have none.
 
-    Texts are short and every device has all of them, so this works where tokens or heads are divided, and there is no
-    kernel for it: `reference` is the definition in float32, everything else leaves the layout to XLA.
+    Texts are short and every device has all of them, so this works where tokens or heads are divided. `reference` is
+    the definition in float32; `auto` and `cudnn` are cuDNN's kernel where it can serve, with `segments` as in `attend`;
+    everything else leaves the layout to XLA.
     """
+    scale = 1 / math.sqrt(q.shape[-1])
+    asked = implementation in ("auto", "cudnn")
+    if asked and segments is not None and not cudnn.refusal(q, keys, segments, auto=implementation == "auto"):
+        return cudnn.attention(
+            q, keys, values, segment_ids=segment_ids, key_ids=text_ids, segments=segments, scale=scale
+        )
     softmax_attention = _reference if implementation == "reference" else _xla
-    return softmax_attention(q, keys, values, same_segment(segment_ids, text_ids), 1 / math.sqrt(q.shape[-1]))
+    return softmax_attention(q, keys, values, same_segment(segment_ids, text_ids), scale)
 
 
 def _reference(

@@ -25,10 +25,9 @@ from jaxtyping import Array, Bool, Float, Int
 from lumina_jax.kernels.arguments import HIDDEN, same_segment
 
 QUERIES_AT_ONCE = 1024
-"""Most queries whose logits exist at one time in the plain block."""
+"""Most queries whose logits exist at one time in the plain block, if it divides their number."""
 
 Tree = TypeVar("Tree")
-Result = TypeVar("Result")
 
 
 class KeyBlock(NamedTuple):
@@ -168,8 +167,12 @@ def forward_block(
     q_segments: Int[Array, "b l"],
     *,
     scale: float,
+    at_once: int | None = None,
 ) -> tuple[Float[Array, "b l h d"], Float[Array, "b h l"]]:
-    """softmax(scale q k^T) v within segments, and the log of its denominators, which is HIDDEN if nothing is seen."""
+    """softmax(scale q k^T) v within segments, and the log of its denominators, which is HIDDEN if nothing is seen.
+
+    Logits of `at_once` queries exist at one time, whatever their number; None: see QUERIES_AT_ONCE.
+    """
 
     def some(part: tuple[Array, ...]) -> tuple[Array, Array]:
         q, segments = part
@@ -183,8 +186,11 @@ def forward_block(
         lse = jnp.where(total > 0, largest[..., 0] + jnp.log(jnp.where(total > 0, total, 1)), HIDDEN)
         return out.astype(q.dtype), lse.reshape(q.shape[0], -1, q.shape[1])
 
-    out, lse = _in_parts(some, (q, q_segments))
-    return _joined(out), _joined(lse, axis=2)
+    parts = _parts((q, q_segments), at_once)
+    if parts is None:
+        return some((q, q_segments))
+    out, lse = jax.lax.map(some, parts)
+    return _joined(out, q.shape[1]), _joined(lse.swapaxes(2, 3), q.shape[1]).swapaxes(1, 2)
 
 
 def backward_block(
@@ -198,12 +204,14 @@ def backward_block(
     d_out: Float[Array, "b l h d"],
     *,
     scale: float,
+    at_once: int | None = None,
 ) -> tuple[Float[Array, "b l h d"], Float[Array, "b n k d"], Float[Array, "b n k d"]]:
     """This block's part of the gradients of q, k and v.
 
     Args:
       out, lse: of the whole softmax, all blocks together.
       d_out: the gradient of the output.
+      at_once: as in `forward_block`.
     """
     delta = jnp.einsum("blhd,blhd->blh", d_out.astype(jnp.float32), out.astype(jnp.float32))
 
@@ -222,8 +230,17 @@ def backward_block(
         d_k = jnp.einsum("bkgln,blkgd->bnkd", d_logits, _grouped(q, k.shape[2]), preferred_element_type=jnp.float32)
         return d_q, d_k, d_v
 
-    d_q, d_k, d_v = _in_parts(some, (q, q_segments, lse.swapaxes(1, 2), delta, d_out))
-    return _joined(d_q), jnp.sum(d_k, axis=0), jnp.sum(d_v, axis=0)
+    def added(so_far: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        d_q, d_k, d_v = some(part)
+        return (so_far[0] + d_k, so_far[1] + d_v), d_q
+
+    arrays = (q, q_segments, lse.swapaxes(1, 2), delta, d_out)
+    parts = _parts(arrays, at_once)
+    if parts is None:
+        return some(arrays)
+    none_yet = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
+    (d_k, d_v), d_q = jax.lax.scan(added, none_yet, parts)
+    return _joined(d_q, q.shape[1]), d_k, d_v
 
 
 PLAIN = BlockAttention(forward_block, backward_block)
@@ -250,15 +267,20 @@ def _by_query(x: Float[Array, "b k g l"]) -> Float[Array, "b l h 1"]:
     return x.reshape(x.shape[0], -1, x.shape[-1]).swapaxes(1, 2)[..., None]
 
 
-def _in_parts(compute: Callable[[tuple[Array, ...]], Result], arrays: tuple[Array, ...]) -> Result:
-    """Stacked results of `compute` for at most QUERIES_AT_ONCE queries at a time, along the second dimension."""
+def _parts(arrays: tuple[Array, ...], at_once: int | None) -> tuple[Array, ...] | None:
+    """The queries [b l ...] in parts [n b p ...] whose logits exist at one time; None: those of all may. The last part
+    is filled with zeros, which are queries of no segment."""
     length = arrays[0].shape[1]
-    parts = length // QUERIES_AT_ONCE if length % QUERIES_AT_ONCE == 0 else 1
-    if parts <= 1:
-        return jax.tree.map(lambda x: x[None], compute(arrays))
-    return jax.lax.map(compute, tuple(x.reshape(x.shape[0], parts, -1, *x.shape[2:]).swapaxes(0, 1) for x in arrays))
+    if at_once is None:
+        at_once = QUERIES_AT_ONCE if length % QUERIES_AT_ONCE == 0 else length
+    if length <= at_once:
+        return None
+    missing = -length % at_once
+    padded = (jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) for x in arrays)
+    return tuple(x.reshape(x.shape[0], -1, at_once, *x.shape[2:]).swapaxes(0, 1) for x in padded)
 
 
-def _joined(stacked: Float[Array, "n *shape"], axis: int = 1) -> Float[Array, "*joined"]:
-    """Results of parts of the queries as one, along their dimension `axis`."""
-    return jnp.concatenate(list(stacked), axis=axis) if len(stacked) > 1 else stacked[0]
+def _joined(parts: Float[Array, "n b p *shape"], length: int) -> Float[Array, "b l *shape"]:
+    """The results of the parts, one after another, of `length` queries."""
+    whole = parts.swapaxes(0, 1)
+    return whole.reshape(whole.shape[0], -1, *whole.shape[3:])[:, :length]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.kernels import blockwise
 from lumina_jax.kernels.arguments import HIDDEN, Implementation
 from lumina_jax.kernels.flash.backward import backward
 from lumina_jax.kernels.flash.call import apart, padded_rows, refusal, side_by_side
@@ -30,12 +31,17 @@ def block_attention(
 
     Args:
       implementation: `pallas`: our kernels; `auto`: our kernels where this is traced for a TPU and they take these
-        arrays, else plain matrix products; else plain matrix products.
+        arrays, else plain matrix products, on GPUs for some queries at a time; else plain matrix products.
       interpret: of the kernels: run on any device, slowly; see `flash.call.flash_attention`.
 
     Raises:
-      ValueError: `pallas` where its kernels cannot run.
+      ValueError: `pallas` where its kernels cannot run; `cudnn`, whose kernel is for whole rows.
     """
+    if implementation == "cudnn":
+        raise ValueError(
+            "implementation='cudnn' cannot be used in a ring, because jax does not give the denominators of cuDNN's "
+            "softmax to a backward pass; ask for mesh.ring 1, which exchanges heads for tokens, or for 'auto'"
+        )
     if implementation not in ("auto", "pallas"):
         return PLAIN
     why_not = None
@@ -52,6 +58,13 @@ def block_attention(
         )
     if jax.default_backend() == "tpu":
         logger.warning("ring attention over %s by plain matrix products, not by our kernel: %s", q.shape, why_not)
+    if implementation == "auto" and jax.default_backend() == "gpu":
+        at_once = blockwise.queries_at_once(q, k)
+        message = (
+            "ring attention over %s by plain matrix products, %d queries at a time; with mesh.ring 1 cuDNN can serve"
+        )
+        logger.warning(message, q.shape, min(at_once, q.shape[1]))
+        return blockwise.blocks(at_once)
     return PLAIN
 
 

@@ -138,8 +138,9 @@ class CrossAttention(Divisible):
     def __call__(self, x: Float[Array, "b l m"], tokens: TokenContext, text: LayerText) -> Float[Array, "b l m"]:
         q = normed(self.query(self.tensor.share(x)), self.query_norm)
         q = scaled(q.reshape(*q.shape[:2], -1, self.head_width), self.query_factor)
-        ids = {"segment_ids": tokens.segment_ids, "text_ids": text.segment_ids}
-        out = attend_text(q, *text.keys, **ids, implementation=self.implementation)
+        out = attend_text(
+            q, *text.keys, segment_ids=tokens.segment_ids, text_ids=text.segment_ids, implementation=self.implementation
+        )
         return self.out(out.reshape(*x.shape[:2], -1), self.tensor)
 
 

@@ -12,6 +12,7 @@ stacked; one scan runs them, so compile time does not grow with depth.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -222,6 +223,7 @@ class FlagDiT(nnx.Module):
         self, x: Float[Array, "b l m"], conditioning: Float[Array, "b s c"], tokens: TokenContext, condition: Condition
     ) -> Float[Array, "b l m"]:
         attend, gathering = self.parallel.attend or attend_with(self.config), self.parallel.layer
+        attend = functools.partial(attend, segments=conditioning.shape[1])
 
         def layer(x: Float[Array, "b l m"], inputs: tuple[Block, TextKeys | None], shared: Any, fixed: Any) -> Array:
             (block, keys), (conditioning, features), (tokens, text_ids) = inputs, shared, fixed

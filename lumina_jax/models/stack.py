@@ -19,13 +19,17 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from lumina_jax.kernels import cudnn
 from lumina_jax.parallel.gather import ShardedWeights
 
 Activations = Float[Array, "b l m"]
 Layer = Callable[[Any, Any, Any, Any], Any]
 """(activations, parameters of one layer, shared arguments, fixed arguments) -> activations; see `run_layers`."""
 
-_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse")
+_ATTENTION = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
+    lambda primitive, *_, **__: primitive.name == cudnn.FORWARD,
+)
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,

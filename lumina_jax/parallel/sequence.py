@@ -50,6 +50,7 @@ def _around(axes: tuple[str, ...], size: int, implementation: Implementation, in
         segment_ids: Int[Array, "b l"],
         scale: float,
         text: GatedText | None = None,
+        segments: int | None = None,
     ) -> Float[Array, "b l h d"]:
         keys, attention = KeyBlock(k, v, segment_ids), block_attention(q, k, implementation, interpret)
         out = ring_attention(q, keys, segment_ids, scale=scale, axes=axes, size=size, attention=attention)
@@ -73,6 +74,7 @@ def _exchanging(attend: Attend, axes: tuple[str, ...], size: int) -> Attend:
         segment_ids: Int[Array, "b l"],
         scale: float,
         text: GatedText | None = None,
+        segments: int | None = None,
     ) -> Float[Array, "b l h d"]:
         def all_tokens(x: Float[Array, "b l h d"]) -> Float[Array, "b _ _ d"]:
             return jax.lax.all_to_all(_for_all(x, size), axes, split_axis=2, concat_axis=1, tiled=True)
@@ -90,7 +92,8 @@ def _exchanging(attend: Attend, axes: tuple[str, ...], size: int) -> Attend:
                 None if text.queries is None else all_tokens(text.queries),
             )
         ids = jax.lax.all_gather(segment_ids, axes, axis=1, tiled=True)
-        out = attend(all_tokens(q), all_tokens(k), all_tokens(v), segment_ids=ids, scale=scale, text=text)
+        tokens = all_tokens(q), all_tokens(k), all_tokens(v)
+        out = attend(*tokens, segment_ids=ids, scale=scale, text=text, segments=segments)
         return jax.lax.all_to_all(out, axes, split_axis=1, concat_axis=2, tiled=True)
 
     return attended

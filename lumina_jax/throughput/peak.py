@@ -1,7 +1,7 @@
 """The peak arithmetic of the devices that are here.
 
-In: the devices of this process. Out: floating point operations a second of one device. That of a TPU is published
-(`chips.py`); that of a CPU or a GPU is measured with a large matrix product.
+In: the devices of this process. Out: floating point operations a second of one device. That of a TPU, and of products
+of bfloat16 on some GPUs, is published (`chips.py`); others are measured with a large matrix product.
 """
 
 import time
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lumina_jax.chips import Chip, chip_of_kind
+from lumina_jax.chips import GPU_PEAKS, Chip, chip_of_kind
 
 SIDES = {"cpu": 1536, "gpu": 8192}
 """Rows and columns of the matrices of the measurement."""
@@ -39,6 +39,9 @@ def present_peak(dtype: str) -> Peak:
     device, chip = jax.devices()[0], present_chip()
     if chip is not None:
         return Peak(device.device_kind, chip.flops, float(chip.hbm_usable), chip.source)
+    if dtype == "bfloat16" and device.device_kind in GPU_PEAKS:
+        published = GPU_PEAKS[device.device_kind]
+        return Peak(device.device_kind, published.flops, _memory(device), published.source)
     side = SIDES.get(device.platform, SIDES["gpu"])
     rate = product_rate(side, dtype)
     return Peak(

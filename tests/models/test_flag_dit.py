@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.models.flag_dit import FlagDiT, abstract_model
+from lumina_jax.models.flag_dit import FlagDiT, Parallel, abstract_model
 from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.models.presets import SIZES, preset
 from lumina_jax.models.rope import RopeScaling
@@ -208,3 +208,19 @@ def test_text_features_of_padding_do_not_matter(model):
     noisy = TextFeatures(jnp.where(text.segment_ids[..., None] > 0, text.features, 7.0), text.segment_ids)
     t = jnp.full((1, 1), 0.3)
     np.testing.assert_allclose(run(model, tokens, t, text), run(model, tokens, t, noisy), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_attention_is_told_how_many_samples_share_a_row(count):
+    told = []
+
+    def attend(q, k, v, *, segments, **_):
+        told.append(segments)
+        return q
+
+    latents, captions, times = (part[:count] for part in samples())
+    graph = abstract_model(CONFIG, Parallel(attend=attend))[0]
+    tokens, _ = pack([latents], row_tokens=64, **LAYOUT)
+    inputs = jax.tree.map(jnp.asarray, (tokens, times[None], pack_text([captions], 16)))
+    jax.eval_shape(lambda parameters: nnx.merge(graph, parameters)(*inputs), abstract_model(CONFIG)[1])
+    assert set(told) == {count}

@@ -149,15 +149,23 @@ def test_arguments_of_a_measurement_that_cannot_work_are_refused(tmp_path, flags
     assert said in done.stderr
 
 
-def test_a_tpu_has_its_published_peak_and_others_that_of_a_product(monkeypatch):
+def test_tpus_and_known_gpus_have_published_peaks_and_others_that_of_a_product(monkeypatch):
     class Device:
         device_kind, platform = "TPU v5 lite", "tpu"
+
+        def __init__(self, kind=device_kind):
+            self.device_kind = kind
 
         def memory_stats(self):
             return None
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
     assert peak.present_peak("bfloat16").flops == CHIPS["v5e"].flops
+    monkeypatch.setattr(jax, "devices", lambda: [Device("NVIDIA L4")])
+    monkeypatch.setattr(peak, "product_rate", lambda side, dtype: 7.0)
+    monkeypatch.setattr(peak, "_memory", lambda device: None)
+    assert peak.present_peak("bfloat16").flops == 121e12
+    assert peak.present_peak("float32").flops == 7.0  # published peaks are those of bfloat16
     monkeypatch.undo()
     monkeypatch.setitem(peak.SIDES, "cpu", 64)
     found = peak.present_peak("float32")
