@@ -7,6 +7,7 @@ In: jax's name of the kind of the devices. Out: `compiler_options` of `jax.jit`;
   peak where other arithmetic is fused to it. Half of a core's memory is allowed to programs that draw; those that
   train may have less, so that arrays around our attention kernels, whose limit is their own, have room.
 * asynchronous collectives: libtpu waits for each gather of weights unless it may run beside a matrix product.
+* SparseCores of a v6e: in training they gather weights and scatter gradients, beside everything else.
 
 A flag that the environment variable LIBTPU_INIT_ARGS names is left to it. LUMINA_TPU_OPTIONS replaces all of them by
 other words, NAME=VALUE NAME=VALUE; "none" leaves every one to libtpu.
@@ -29,6 +30,18 @@ ASYNCHRONOUS = {
     "xla_tpu_overlap_compute_collective_tc": "true",
 }
 
+SPARSE_CORES = {
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "false",
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+    "xla_tpu_enable_all_gather_offload_tracing": "true",
+    "xla_tpu_enable_reduce_scatter_offload_tracing": "true",
+    "xla_tpu_use_tc_device_shape_on_sc": "true",
+}
+"""What differs where SparseCores gather and scatter."""
+WITH_SPARSE_CORES = ("v6e",)
+"""Chips that train so: others were not compiled with these options."""
+
 
 def compiler_options(
     device_kind: str, environment: Mapping[str, str] = os.environ, *, trains: bool
@@ -50,10 +63,11 @@ def compiler_options(
 
 def usual_options(chip: Chip, *, trains: bool) -> dict[str, Any]:
     """The options for a chip, without those of the environment."""
+    collectives = ASYNCHRONOUS | SPARSE_CORES if trains and chip.name in WITH_SPARSE_CORES else ASYNCHRONOUS
     if chip.vmem not in FUSION_VMEM:
-        return ASYNCHRONOUS
+        return collectives
     room = FUSION_VMEM[chip.vmem] if trains else chip.vmem // 2
-    return {"xla_tpu_scoped_vmem_limit_kib": str(room // 1024)} | ASYNCHRONOUS
+    return {"xla_tpu_scoped_vmem_limit_kib": str(room // 1024)} | collectives
 
 
 def _parsed(words: str) -> dict[str, Any]:

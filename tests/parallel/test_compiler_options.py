@@ -29,9 +29,14 @@ def test_fusions_may_take_more_vector_memory_than_libtpu_allows_them():
     assert found["TPU v4"] is drawing["TPU v4"] is None  # 16 MiB are all that it has
 
 
-def test_every_chip_gathers_weights_beside_products():
+def test_weights_are_gathered_beside_products_or_by_the_sparse_cores_of_a_v6e_that_trains():
+    in_products = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
+    by_sparse_cores = "xla_tpu_enable_sparse_core_collective_offload_all_gather"
     for chip in CHIPS.values():
-        assert usual_options(chip, trains=True)["xla_tpu_enable_async_collective_fusion_fuse_all_gather"] == "true"
+        for trains in (True, False):
+            found = usual_options(chip, trains=trains)
+            expected = ("false", "true") if trains and chip.name == "v6e" else ("true", None)
+            assert (found[in_products], found.get(by_sparse_cores)) == expected, chip.name
 
 
 def test_a_flag_of_libtpu_in_the_environment_is_left_to_it():
