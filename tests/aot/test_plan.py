@@ -61,7 +61,8 @@ def test_a_sampler_is_compiled_for_the_weights_that_draw(weights):
     asked = {} if weights == "bfloat16" else {"sample": {"weights": weights}}
     config = TINY.replace(model={"layers": 1}, data={"batch_rows": 1}, **asked)
     plan = Plan(config=config, topology=parse_topology("v6e:1x1"), sampler=True)
-    traced, (parameters, *_) = planning._trace_sampler(plan, make_mesh(devices=jax.devices()[:1]))
+    traced, trees = planning._trace_sampler(plan, make_mesh(devices=jax.devices()[:1]))
+    parameters = trees["parameters"]
     kernels = parameters["blocks"]["mlp"]["up"]["kernel"], parameters["time_embedding"]["inner"]["kernel"]
     assert [str(kernel.dtype) for kernel in kernels] == [weights, "float32"]
     leaves = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(parameters)]
@@ -194,6 +195,17 @@ def test_what_would_help_is_what_is_not_done_yet():
     assert "--model.remat full" not in helps
     assert "--model.remat offload" in helps
     assert "--mesh.fsdp 16" not in helps
+
+
+def test_what_would_help_adapters_and_sampling_is_a_base_in_fewer_bits():
+    config = TINY.replace(finetune={"rank": 2})
+    plan = Plan(config=config, topology=parse_topology("v5e:1x1"))
+    assert remedies(plan)[0].startswith("--finetune.base int8: ")
+    halved = dataclasses.replace(plan, config=config.replace(finetune={"base": "int8"}))
+    assert remedies(halved)[0].startswith("--finetune.base nf4: ")
+    assert remedies(dataclasses.replace(plan, sampler=True))[0].startswith("--sample.weights int8: ")
+    assert not any("finetune" in line for line in remedies(dataclasses.replace(plan, config=TINY)))
+    assert "train step of adapters of 10 matrices" in plan_words(plan)
 
 
 def test_a_search_prefers_what_is_fast_and_fits_and_compiles_only_that(monkeypatch):
