@@ -67,7 +67,7 @@ def main():
     parameters = jax.tree.map(held, parameters, parameter_types(label.model, kind))
     network = adapted(parameters, scaled(changes, settings))
     plain = new_pipeline(label, merged(adapted(dequantised(parameters), scaled(changes, settings))), None)
-    mesh = make_mesh(tensor=1 if kind == "nf4" else 2, fsdp=2)
+    mesh = make_mesh(fsdp=2, devices=jax.devices()[:2]) if kind == "nf4" else make_mesh(tensor=2, fsdp=2)
     divided = new_pipeline(label, network, None, mesh=mesh)
     noise = jnp.asarray(np.random.default_rng(1).standard_normal((2, 1, 16, 16, 3)), jnp.float32)
     expected, drawn = (one.latents(noise, ["1", "2"], label.sample) for one in (plain, divided))
