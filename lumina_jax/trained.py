@@ -240,7 +240,7 @@ def _restored(checkpoints: Checkpoints, step: int, part: str, abstract: dict[str
     for name, like in wanted.items():
         if isinstance(like, QuantisedWeight):
             whole = jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=_matrix_sharding(like))
-            value = checkpoints.restore_subtree(step, part, {name: whole})[name]
+            value: Any = checkpoints.restore_subtree(step, part, {name: whole})[name]
             found[name] = jax.block_until_ready(quantised(value, type(like)))
             value.delete()
     return jax.tree.map_with_path(lambda path, _: found[dotted(path)], abstract, is_leaf=is_quantised)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lumina_jax.aot.plan import batch_load
-from lumina_jax.aot.search import MEMORY_SHARE, Shares, device_bytes, held_parameters
-from lumina_jax.config import Config
+from lumina_jax.aot.search import KEPT_VALUES, MEMORY_SHARE, Held, Shares, device_bytes, held_parameters
+from lumina_jax.config import Config, ModelConfig
 
 BASES = ("float32", "bfloat16", "int8", "nf4")
 """The types of `finetune.base`, the most exact first."""
@@ -54,10 +54,18 @@ def capacities(config: Config, memory: float, vae_factor: int = 8) -> list[Capac
         held = held_parameters(changed)
         for remat in REMATS:
             model = config.replace(model={"remat": remat}).model
-            fixed, one = (device_bytes(model, ALONE, tokens, held, 1) for tokens in (0.0, float(load.tokens)))
+            fixed, one = (needed(model, tokens, held) for tokens in (0.0, float(load.tokens)))
             room = MEMORY_SHARE * memory - fixed
             found.append(Capacity(base, remat, max(0, int(room / (one - fixed)))))
     return found
+
+
+def needed(model: ModelConfig, tokens: float, held: Held) -> float:
+    """Bytes of a device that does all the work alone: those of `search.device_bytes`, and what the backward pass of a
+    layer computes again and holds at once."""
+    width = 4 if model.compute_dtype == "float32" else 2
+    again = 0.0 if model.remat == "none" else width * tokens * KEPT_VALUES["none"](model)
+    return device_bytes(model, ALONE, tokens, held, 1) + again
 
 
 def recommended(found: Sequence[Capacity], rows: int) -> Capacity | None:

@@ -264,7 +264,7 @@ def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
     return TrainBatch(*(jax.tree.map(change, part) for change, part in zip(changes, batch)))
 
 
-def _with_sharding(sharding: NamedSharding, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _with_sharding(sharding: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

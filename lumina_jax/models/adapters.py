@@ -123,11 +123,11 @@ def adapted(base: dict[str, Any], changes: Mapping[str, Array | Factors]) -> dic
             return value
         if isinstance(change, Factors):
             return LowRank(value, *(_with_layers(factor, value.shape[0]) for factor in change))
-        change = type(value).of(change, value.shape[0] - len(change)) if isinstance(value, QuantisedWeight) else change
-        if change.shape == value.shape:
-            return change
         first = value.shape[0] - change.shape[0]
-        return jax.tree.map(lambda before, after: jnp.concatenate([before[:first], after]), value, change)
+        changed: Any = type(value).of(change, first) if isinstance(value, QuantisedWeight) else change
+        if changed.shape == value.shape:
+            return changed
+        return jax.tree.map(lambda before, after: jnp.concatenate([before[:first], after]), value, changed)
 
     return jax.tree.map_with_path(one, base, is_leaf=is_quantised)
 

@@ -177,7 +177,8 @@ def _state(config: Config, parameters: Parameters) -> TrainState:
     base, trained = None, parameters
     if config.finetune.is_partial:
         types = parameter_types(config.model, config.finetune.base)
-        base = Base(jax.tree.map(held, parameters, types, is_leaf=is_quantised), fingerprint(parameters))
-        trained = new_trained(config.finetune, base.parameters, key_model)
+        frozen = jax.tree.map(held, parameters, types, is_leaf=is_quantised)
+        base = Base(frozen, fingerprint(parameters))
+        trained = new_trained(config.finetune, frozen, key_model)
     ema = jax.tree.map(jnp.copy, trained)
     return TrainState(jnp.zeros((), jnp.int32), trained, ema, state_optimizer(config).init(trained), key_run, base)

@@ -302,10 +302,10 @@ def test_single_chips_are_those_that_can_be_rented(monkeypatch):
 
 def test_less_is_kept_and_more_computed_by_full_rematerialisation(monkeypatch):
     plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
-    shares = search.Shares(1, 16, 1, 1, 1)
+    shares, held = search.Shares(1, 16, 1, 1, 1), search.Held(10**6, 10**6, 0.0)
     none, dots, attention, full = (
         search.judged(
-            dataclasses.replace(plan, config=plan.config.replace(model={"remat": name})), shares, plan.load, 10**6
+            dataclasses.replace(plan, config=plan.config.replace(model={"remat": name})), shares, plan.load, held
         )
         for name in ("none", "dots", "attention", "full")
     )
@@ -345,3 +345,18 @@ def test_errors_of_the_command_are_one_line():
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_a_step_on_a_quantised_base_compiles_without_the_matrices_of_all_layers(base, tmp_path):
+    """With "dots" the backward pass has its products, but not the matrices that they were made with."""
+    size = ("--model.layers", "16", "--model.width", "512", "--model.heads", "4", "--model.compute-dtype", "bfloat16")
+    words = ("--topology", "v5e:1x1", "--finetune.rank", "4", "--finetune.base", base, "--model.remat", "dots")
+    run = command("emoji", *words, *size, "--rows", "1", "--quick", "--json", str(tmp_path / "found.json"))
+    assert run.returncode == 0, run.stdout + run.stderr
+    memory = json.loads((tmp_path / "found.json").read_text())["memory"]
+    values = 16 * (4 * 512 * 512 + 3 * 512 * 1376 + 2 * 384 * 512 + 6 * 512 * 512)
+    share = {"int8": 1.0, "nf4": 4.25 / 8}[base]
+    assert share * values < memory["base"] < share * values + 8e6
+    assert memory["temporaries"] + memory["activations"] < 0.5 * 2 * values
