@@ -238,7 +238,8 @@ def normal_float(codes: UInt8[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _from_table(codes: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.asarray(NORMAL_FLOAT, jnp.float32)[codes]
+    # Of scalars, which are part of a program; an array would be an input of it, which the backward pass keeps.
+    return jnp.stack([jnp.float32(value) for value in NORMAL_FLOAT])[codes]
 
 
 def _chosen(codes: UInt8[Array, "..."]) -> Float[Array, "..."]:
