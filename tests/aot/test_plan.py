@@ -197,17 +197,6 @@ def test_what_would_help_is_what_is_not_done_yet():
     assert "--mesh.fsdp 16" not in helps
 
 
-def test_what_would_help_adapters_and_sampling_is_a_base_in_fewer_bits():
-    config = TINY.replace(finetune={"rank": 2})
-    plan = Plan(config=config, topology=parse_topology("v5e:1x1"))
-    assert remedies(plan)[0].startswith("--finetune.base int8: ")
-    halved = dataclasses.replace(plan, config=config.replace(finetune={"base": "int8"}))
-    assert remedies(halved)[0].startswith("--finetune.base nf4: ")
-    assert remedies(dataclasses.replace(plan, sampler=True))[0].startswith("--sample.weights int8: ")
-    assert not any("finetune" in line for line in remedies(dataclasses.replace(plan, config=TINY)))
-    assert "train step of adapters of 10 matrices" in plan_words(plan)
-
-
 def test_a_search_prefers_what_is_fast_and_fits_and_compiles_only_that(monkeypatch):
     """With compilation replaced: the first candidate turns out too large, and the third faster than the second."""
     plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
@@ -345,18 +334,3 @@ def test_errors_of_the_command_are_one_line():
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.aot
-@pytest.mark.parametrize("base", ["int8", "nf4"])
-def test_a_step_on_a_quantised_base_compiles_without_the_matrices_of_all_layers(base, tmp_path):
-    """With "dots" the backward pass has its products, but not the matrices that they were made with."""
-    size = ("--model.layers", "16", "--model.width", "512", "--model.heads", "4", "--model.compute-dtype", "bfloat16")
-    words = ("--topology", "v5e:1x1", "--finetune.rank", "4", "--finetune.base", base, "--model.remat", "dots")
-    run = command("emoji", *words, *size, "--rows", "1", "--quick", "--json", str(tmp_path / "found.json"))
-    assert run.returncode == 0, run.stdout + run.stderr
-    memory = json.loads((tmp_path / "found.json").read_text())["memory"]
-    values = 16 * (4 * 512 * 512 + 3 * 512 * 1376 + 2 * 384 * 512 + 6 * 512 * 512)
-    share = {"int8": 1.0, "nf4": 4.25 / 8}[base]
-    assert share * values < memory["base"] < share * values + 8e6
-    assert memory["temporaries"] + memory["activations"] < 0.5 * 2 * values
