@@ -22,7 +22,9 @@ from lumina_jax.models.adapters import (
     Factors,
     Trained,
     adapted,
+    adapted_shardings,
     check_base,
+    has_adapters,
     identity,
     joined,
     merged,
@@ -31,10 +33,12 @@ from lumina_jax.models.adapters import (
     unadapted,
 )
 from lumina_jax.models.division import one_device_shardings, parameter_shardings
-from lumina_jax.models.precision import abstract_parameters, device_bytes, matrix_type
+from lumina_jax.models.precision import abstract_parameters, device_bytes, matrix_type, memory_words, quantised
+from lumina_jax.models.quantised import QuantisedWeight, is_quantised
 from lumina_jax.parallel.mesh import axes_of, check_heads, local_mesh, make_mesh
 from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, read_run, write_config
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
+from lumina_jax.weights.modules import dotted, named_parameters
 
 DRAWING_FIELDS = {"flow": frozenset({"path", "prediction"}), "text": frozenset({"max_tokens", "see_padding"})}
 SIZE_FIELDS = {"data": frozenset({"image_size", "frames", "grid_columns", "seconds", "sample_rate", "modality"})}
@@ -81,6 +85,11 @@ def open_run(
     check_room(abstract)
     opened = [(open_adapter(one, config.model), strength) for one, strength in adapters]
     parameters, step = trained_parameters(folder, config, abstract, step)
+    if opened and has_adapters(parameters):
+        raise ValueError(
+            f"{folder} trained adapters of quantised weights, to which others cannot be added; draw with its base and "
+            f"all adapters instead, --adapter {folder} among them"
+        )
     parameters = with_adapters(parameters, opened, folder) if opened else parameters
     pipeline = new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config), devices)
     pipeline.step = step
@@ -88,11 +97,12 @@ def open_run(
 
 
 def how_it_draws(mesh: Mesh | None, parameters: dict[str, Any]) -> str:
-    """The devices of a pipeline and the type of its weights: "on 4 TPU v6 lite (data 4), weights bfloat16"."""
+    """The devices of a pipeline, the type of its weights and their memory on each device: "on 4 TPU v6 lite (data 4),
+    weights bfloat16, 10.1 GB"."""
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
     axes = ", ".join(f"{name} {mesh.shape[name]}" for name in axes_of(mesh, "data", "fsdp", "sequence", "tensor"))
     devices = f"{mesh.size} {jax.local_devices()[0].device_kind}" + (f" ({axes})" if axes else "")
-    return f"on {devices}, weights {matrix_type(parameters)}"
+    return f"on {devices}, weights {matrix_type(parameters)}, {memory_words(device_bytes(parameters))}"
 
 
 def save(pipeline: Pipeline, folder: str | Path) -> Path:
@@ -152,6 +162,14 @@ def check_trained(folder: str | Path, config: Config) -> None:
     check_same_model(read_model(folder), config.model, rule, remedy)
 
 
+def trained_a_part(folder: str | Path) -> bool:
+    """Whether the folder is of a run that trained some parameters of others; a converted one is not."""
+    try:
+        return read_run(folder).finetune.is_partial
+    except ValueError:
+        return False
+
+
 def check_room(parameters: dict[str, Any]) -> None:
     """Raises ValueError if a device has less memory than its part of abstract parameters takes, as far as is known."""
     needed, room = device_bytes(parameters), device_memory()
@@ -161,7 +179,7 @@ def check_room(parameters: dict[str, Any]) -> None:
     shared = f"divide them over the devices of this host, --mesh.fsdp {devices}, or " if devices > 1 else ""
     raise ValueError(
         f"weights must fit into the memory of a device, but take {needed / 1e9:.3g} GB, and a device has "
-        f"{room / 1e9:.3g}; {shared}hold them in bfloat16: sample.weights"
+        f"{room / 1e9:.3g}; {shared}hold them in bfloat16, int8 or nf4: sample.weights"
     )
 
 
@@ -174,7 +192,7 @@ def trained_parameters(
     folder: str | Path, config: Config, abstract: dict[str, Any], step: int | None = None, part: str = "ema"
 ) -> tuple[dict[str, Any], int]:
     """The averaged parameters of a run or the parameters of a converted folder. Of a run that trained some of them:
-    those it began from, changed.
+    those it began from, changed; quantised ones have the adapters of the run beside them.
 
     Args:
       abstract: the type and sharding of each, as `abstract_parameters` returns them; each is cast before it is on a
@@ -189,24 +207,48 @@ def trained_parameters(
         if step is not None:
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        types = jax.tree.map(lambda leaf: leaf.dtype, abstract)
+        types = jax.tree.map(lambda leaf: leaf.dtype, abstract, is_leaf=is_quantised)
         return load_parameters(folder, config.model, shardings, types), 0
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.chosen(step)
     check_as_trained(folder, config, step, {})
     saved = checkpoints.restore_config(step)
     if not saved.finetune.is_partial:
-        return checkpoints.restore_subtree(step, part, abstract), step
+        return _restored(checkpoints, step, part, abstract), step
     trained, wanted = saved_changes(checkpoints, step, saved, abstract, part)
     base, _ = trained_parameters(saved.run.init_from, config, abstract)
     check_base(wanted, base, saved.run.init_from)
 
     def changed(base: dict[str, Any], trained: Trained) -> dict[str, Any]:
         whole = merged(adapted(base, scaled(trained, saved.finetune)))
-        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), whole, abstract)
+        return jax.tree.map(
+            lambda like, leaf: leaf if is_quantised(like) else leaf.astype(like.dtype),
+            *(abstract, whole),
+            is_leaf=is_quantised,
+        )
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    matrices = jax.tree.map(_matrix_sharding, abstract, is_leaf=is_quantised)
+    shardings = adapted_shardings(matrices, jax.eval_shape(changed, base, trained))
     return jax.jit(changed, donate_argnums=0, out_shardings=shardings)(base, trained), step
+
+
+def _restored(checkpoints: Checkpoints, step: int, part: str, abstract: dict[str, Any]) -> dict[str, Any]:
+    """A part of a checkpoint; what is to be quantised is read one parameter after another."""
+    wanted = named_parameters(abstract)
+    plain = {name: leaf for name, leaf in wanted.items() if not is_quantised(leaf)}
+    found = checkpoints.restore_subtree(step, part, plain)
+    for name, like in wanted.items():
+        if isinstance(like, QuantisedWeight):
+            whole = jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=_matrix_sharding(like))
+            value: Any = checkpoints.restore_subtree(step, part, {name: whole})[name]
+            found[name] = jax.block_until_ready(quantised(value, type(like)))
+            value.delete()
+    return jax.tree.map_with_path(lambda path, _: found[dotted(path)], abstract, is_leaf=is_quantised)
+
+
+def _matrix_sharding(leaf: Any) -> Any:
+    """The sharding of an abstract parameter, or of the matrix that a quantised one was made from."""
+    return (leaf.codes if isinstance(leaf, QuantisedWeight) else leaf).sharding
 
 
 def saved_changes(
@@ -222,7 +264,8 @@ def saved_changes(
     everywhere = jax.tree.leaves(abstract)[0].sharding
     if isinstance(everywhere, NamedSharding):
         everywhere = NamedSharding(everywhere.mesh, PartitionSpec())
-    shapes = jax.eval_shape(lambda base: new_trained(saved.finetune, base, jax.random.key(0)), abstract)
+    whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32"), abstract, is_leaf=is_quantised)
+    shapes = jax.eval_shape(lambda base: new_trained(saved.finetune, base, jax.random.key(0)), whole)
     wanted = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         (shapes, {"fingerprint": jax.ShapeDtypeStruct((2,), "uint32")}),

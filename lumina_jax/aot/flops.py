@@ -3,8 +3,8 @@
 In: a `ModelConfig` and the contents of a batch. Out: multiplications and additions of all matrix products, by purpose.
 Norms, activations, softmax and the optimiser are not counted: that is what "model FLOPs" means where utilisation (MFU)
 is compared. A product of [m k] and [k n] takes 2 m n k; backward takes two such, one for each factor, and only one
-where the input needs no gradient (noised patches, the sinusoids of time). What rematerialisation computes again is not
-counted either.
+where the input needs no gradient (noised patches, the sinusoids of time). With a frozen base the matrix has none
+either, and the products of its adapters are not counted. What rematerialisation computes again is not counted either.
 
 Nothing here imports jax.
 """
@@ -59,9 +59,13 @@ def forward_flops(model: ModelConfig, load: Load) -> Flops:
     return _flops(model, load, backward=False)
 
 
-def step_flops(model: ModelConfig, load: Load) -> Flops:
-    """Operations of prediction and gradient for the whole batch."""
-    return _flops(model, load, backward=True)
+def step_flops(model: ModelConfig, load: Load, *, frozen: bool = False) -> Flops:
+    """Operations of prediction and gradient for the whole batch.
+
+    Args:
+      frozen: only adapters train, or another small part.
+    """
+    return _flops(model, load, backward=True, frozen=frozen)
 
 
 def sampling_flops(model: ModelConfig, load: Load, calls: int, captions: int) -> float:
@@ -72,8 +76,9 @@ def sampling_flops(model: ModelConfig, load: Load, calls: int, captions: int) ->
     return calls * (forward_flops(model, every).total - once) + once
 
 
-def _flops(model: ModelConfig, load: Load, *, backward: bool) -> Flops:
-    both, one = (3.0, 2.0) if backward else (1.0, 1.0)  # products that need the gradient of both factors, or of one
+def _flops(model: ModelConfig, load: Load, *, backward: bool, frozen: bool = False) -> Flops:
+    pairs, one = (3.0, 2.0) if backward else (1.0, 1.0)  # products that need the gradient of both factors, or of one
+    both, one, ahead = (one, 1.0, 1.0) if frozen else (pairs, one, pairs)  # of which one is a matrix
     width, heads, condition = model.width, model.heads_width, model.condition_width
     open_heads = model.text_query_heads * model.head_width
     tokens, samples = load.rows * load.tokens, load.rows * load.samples
@@ -83,13 +88,13 @@ def _flops(model: ModelConfig, load: Load, *, backward: bool) -> Flops:
     if model.conditioning == "text":
         queries = heads if model.qk_norm else open_heads
         text_projections = 4.0 * width * heads if model.block == "dit" else 2.0 * width * queries * model.own_text_query
-    conditioning = both * samples * 2 * condition * width * (model.layers * parts + final_parts)
-    conditioning += samples * 2 * condition * (one * TIME_FREQUENCIES + both * condition)
+    conditioning = ahead * samples * 2 * condition * width * (model.layers * parts + final_parts)
+    conditioning += samples * 2 * condition * (one * TIME_FREQUENCIES + ahead * condition)
     text = 0.0
     if model.conditioning == "text":
-        conditioning += both * samples * 2 * model.caption_width * condition
-        keys = one if model.block == "dit" and not model.text_layers else both  # of captions that nothing has changed
-        text = model.layers * (keys * _text_keys(model, load) + both * 4 * tokens * load.text_tokens * open_heads)
+        conditioning += ahead * samples * 2 * model.caption_width * condition
+        keys = one if model.block == "dit" and not model.text_layers else ahead  # of captions that nothing has changed
+        text = model.layers * (keys * _text_keys(model, load) + pairs * 4 * tokens * load.text_tokens * open_heads)
     values = sum(modality.patch_values for modality in model.modalities)
     out = values * (2 if model.predict_sigma else 1)
     encoder_tokens = samples * load.text_tokens if model.text_layers else 0
@@ -98,7 +103,7 @@ def _flops(model: ModelConfig, load: Load, *, backward: bool) -> Flops:
     encoder_in = 2 * encoder_tokens * model.text_width * width
     return Flops(
         projections=both * model.layers * tokens * (_projections(model) + text_projections),
-        attention=both * model.layers * 4 * tokens * (load.tokens / load.samples) * heads,
+        attention=pairs * model.layers * 4 * tokens * (load.tokens / load.samples) * heads,
         text=text + both * encoder + one * encoder_in,
         feed_forward=both * model.layers * tokens * _feed_forward(model),
         conditioning=conditioning,

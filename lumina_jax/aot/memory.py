@@ -23,6 +23,9 @@ class Memory:
     """Bytes of one device."""
 
     parameters: float
+    """Those that train, or draw."""
+    base: float = 0.0
+    """Those that do not train."""
     average: float
     """The moving average of the parameters; 0 for a sampler."""
     moments: float
@@ -57,13 +60,13 @@ def shard_bytes(tree: Any) -> float:
     return total
 
 
-def memory(stats: Any, module: Module, parameters: Any, average: Any, moments: Any, layers: int) -> Memory:
-    """The bytes that `compiled.memory_analysis()` counts, by kind; the trees are abstract arrays with shardings."""
-    own = {
-        "parameters": shard_bytes(parameters),
-        "average": shard_bytes(average),
-        "moments": shard_bytes(moments),
-    }
+def memory(stats: Any, module: Module, layers: int, **trees: Any) -> Memory:
+    """The bytes that `compiled.memory_analysis()` counts, by kind.
+
+    Args:
+      trees: abstract arrays with shardings, by their kind: parameters, base, average, moments.
+    """
+    own = dict.fromkeys(("average", "moments"), 0.0) | {kind: shard_bytes(tree) for kind, tree in trees.items()}
     kept, gradients = stacked(module, layers)
     temporaries = float(stats.temp_size_in_bytes)
     activations = min(kept, temporaries)

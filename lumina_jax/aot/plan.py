@@ -40,6 +40,7 @@ from lumina_jax.generation.sampler import draw
 from lumina_jax.kernels.edges import kernel_edges
 from lumina_jax.libtpu import add_libtpu, device_of_kernels
 from lumina_jax.modalities import modality_of_source
+from lumina_jax.models.adapters import adapted_shardings
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.models.precision import abstract_parameters
@@ -107,10 +108,6 @@ class Report:
     compile_seconds: float
     program: str
     """The text of the compiled program."""
-
-    @property
-    def program_lines(self) -> int:
-        return self.program.count("\n")
 
     @property
     def fits(self) -> bool:
@@ -212,7 +209,7 @@ def compile_plan(plan: Plan) -> Report:
     return Report(
         plan=plan,
         load=plan.load,
-        memory=memory(compiled.memory_analysis(), module, *trees, 0 if plan.sampler else plan.config.model.layers),
+        memory=memory(compiled.memory_analysis(), module, 0 if plan.sampler else plan.config.model.layers, **trees),
         collectives=sent,
         work=done,
         model_flops=model_flops,
@@ -263,26 +260,24 @@ def abstract_batch(config: Config, load: Load, mesh: Mesh) -> TrainBatch:
     text = TextFeatures(array(words, model.text_width), array(words, dtype=jnp.int32))
     labels = array(load.samples, dtype=jnp.int32)
     batch = TrainBatch(tokens, labels if model.conditioning == "label" else text, array(load.samples))
-    return TrainBatch(*(_all_with_sharding(part, sharding) for part, sharding in zip(batch, shardings)))
+    changes = (functools.partial(_with_sharding, sharding) for sharding in shardings)
+    return TrainBatch(*(jax.tree.map(change, part) for change, part in zip(changes, batch)))
 
 
-def _all_with_sharding(tree: Any, sharding: Any) -> Any:
-    return jax.tree.map(functools.partial(_with_sharding, sharding), tree)
-
-
-def _with_sharding(sharding: NamedSharding, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _with_sharding(sharding: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _trace_step(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
-    """The train step, traced; parameters, average and moments."""
+def _trace_step(plan: Plan, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """The train step, traced, and its arrays by their kind of `Memory`."""
     state = abstract_state(plan.config, mesh)
     batch = abstract_batch(plan.config, plan.load, mesh)
     step: Any = train_step(plan.config, mesh)
-    return step.trace(state, batch), (state.parameters, state.ema, state.optimizer)
+    trees = {"parameters": state.parameters, "average": state.ema, "moments": state.optimizer, "base": state.base}
+    return step.trace(state, batch), trees
 
 
-def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
+def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
     """One drawing of `data.batch_rows` samples, traced, and its parameters in the types of `sample.weights`."""
     config, load = plan.config, plan.load
     shardings = parameter_shardings(config.model, mesh)
@@ -294,17 +289,17 @@ def _trace_sampler(plan: Plan, mesh: Mesh) -> tuple[Any, tuple[Any, Any, Any]]:
     keys = _with_sharding(rows, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.rows)))
     negative = () if config.sample.negative_scale is None else (batch.condition, number)
     prompt = Prompt(batch.condition, batch.condition, number, number, *negative)
-    task = Task(abstract_model(config.model)[0], config, plan.extent, division=division(config, mesh, shardings))
+    divided = division(config, mesh, adapted_shardings(shardings, parameters))
+    task = Task(abstract_model(config.model)[0], config, plan.extent, division=divided)
     options = compiler_options(mesh.devices.flat[0].device_kind, trains=False)
     program = jax.jit(functools.partial(draw, task, config.sample), compiler_options=options)
-    return program.trace(parameters, noise, keys, prompt), (parameters, (), ())
+    return program.trace(parameters, noise, keys, prompt), {"parameters": parameters}
 
 
 def _compile(lowered: Any, quick: bool) -> Any:
     """Compile, and distinguish a lack of memory from other errors."""
-    settings: Any = jax.config  # whose attributes are made while jax is imported
-    name, least = QUICK if hasattr(settings, QUICK[0]) else QUICK_FROM_0_12
-    usual = getattr(settings, name)
+    name, least = QUICK if hasattr(jax.config, QUICK[0]) else QUICK_FROM_0_12
+    usual = getattr(jax.config, name)
     jax.config.update(name, least if quick else usual)
     try:
         return lowered.compile()
@@ -336,7 +331,10 @@ def needed_bytes(message: str) -> float | None:
 
 
 def _model_flops(plan: Plan) -> float:
-    return drawing_flops(plan.config, plan.load) if plan.sampler else step_flops(plan.config.model, plan.load).total
+    config = plan.config
+    if plan.sampler:
+        return drawing_flops(config, plan.load)
+    return step_flops(config.model, plan.load, frozen=config.finetune.is_partial).total
 
 
 def drawing_flops(config: Config, load: Load) -> float:

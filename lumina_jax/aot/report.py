@@ -8,13 +8,18 @@ from lumina_jax.aot.flops import forward_flops, step_flops
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report
 from lumina_jax.aot.roofline import ASSUMPTIONS, attention_efficiency
 from lumina_jax.models.precision import weights_type
+from lumina_jax.training.header import trained_line
 from lumina_jax.training.state import parameter_count
 
 GB = 1e9
+MATRIX_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 4.25 / 8}
+STATE_BYTES = 20.0
+"""Of each parameter that trains: its value, average, two moments and gradient."""
 WEIGHT_COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce")
 """Collectives of FSDP. Those of sequence and tensor parallelism are of other kinds."""
 KINDS = {
     "parameters": "parameters",
+    "base": "parameters that do not train",
     "average": "moving average of the parameters",
     "moments": "optimiser",
     "inputs": "batch",
@@ -36,6 +41,8 @@ def plan_words(plan: Plan) -> str:
     """One line: the program, the batch and the topology."""
     load, config = plan.load, plan.config
     what = "train step"
+    if config.finetune.is_partial:
+        what = f"train step of {trained_line(config)}"
     if plan.sampler:
         weights = weights_type(config.model, config.sample.weights)
         what = f"{config.sample.steps} {config.sample.solver} steps of sampling with {weights} weights"
@@ -52,7 +59,8 @@ def report_lines(report: Report) -> Iterator[str]:
     """The whole report."""
     yield plan_words(report.plan)
     yield from _expected_lines(report)
-    yield f"compiled in {report.compile_seconds:.0f} s to {report.program_lines} lines of HLO"
+    lines = report.program.count("\n")
+    yield f"compiled in {report.compile_seconds:.0f} s to {lines} lines of HLO"
     yield from _memory_lines(report)
     yield from _collective_lines(report)
     yield from _flops_lines(report)
@@ -77,7 +85,12 @@ def remedies(plan: Plan) -> list[str]:
     devices = plan.topology.devices
     rows = max(1, load.rows // config.optimizer.accumulate)
     kept = 2 * load.tokens * model.width * model.layers * rows / devices
-    found = []
+    found, held = [], held_as(plan)
+    if held is not None and held != "nf4":
+        smaller = "nf4" if held == "int8" else "int8"
+        saved = (MATRIX_BYTES[held] - MATRIX_BYTES[smaller]) * parameter_count(model)
+        name = "sample.weights" if plan.sampler else "finetune.base"
+        found.append(f"--{name} {smaller}: matrices of the layers in codes, about {saved / GB:.2f} GB less")
     if model.remat not in ("full", "offload") and not plan.sampler:
         found.append(f"--model.remat full, which keeps only the input of each layer ({kept / GB:.2f} GB a device)")
     elif model.remat == "full" and not plan.sampler:
@@ -91,15 +104,23 @@ def remedies(plan: Plan) -> list[str]:
     fsdp = mesh.fsdp or 1
     shards = fsdp * mesh.sequence * mesh.tensor
     if shards < devices:
-        state = 20 * parameter_count(model) / GB
+        state = (STATE_BYTES if held is None else MATRIX_BYTES[held]) * parameter_count(model) / GB
+        what = "parameters, average, moments and gradients" if held is None else "parameters"
         found.append(
-            f"--mesh.fsdp {fsdp * devices // shards}: parameters, average, moments and gradients over all, "
-            f"{state / shards - state / devices:.2f} GB less"
+            f"--mesh.fsdp {fsdp * devices // shards}: {what} over all, {state / shards - state / devices:.2f} GB less"
         )
     elif rows <= fsdp and not plan.sampler:
         found.append(f"--mesh.sequence {2 * mesh.sequence} --mesh.fsdp {max(1, fsdp // 2)}: fewer tokens a device")
     found.append(f"a topology of more devices than {devices}, or of chips with more memory")
     return found
+
+
+def held_as(plan: Plan) -> str | None:
+    """The type of the matrices of parameters that do not train; None: all train."""
+    config = plan.config
+    if plan.sampler:
+        return weights_type(config.model, config.sample.weights)
+    return config.finetune.base if config.finetune.is_partial else None
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -134,7 +155,7 @@ def as_json(report: Report) -> dict[str, Any]:
         },
         "assumptions": list(ASSUMPTIONS),
         "compile_seconds": report.compile_seconds,
-        "program_lines": report.program_lines,
+        "program_lines": report.program.count("\n"),
     }
 
 
@@ -220,7 +241,8 @@ def _flops_lines(report: Report) -> Iterator[str]:
     plan = report.plan
     done, devices = report.work, plan.topology.devices
     yield f"model FLOPs: {report.model_flops:.4g}, {report.model_flops / devices:.4g} a device"
-    parts = (forward_flops if plan.sampler else step_flops)(plan.config.model, report.load)
+    model, frozen = plan.config.model, plan.config.finetune.is_partial
+    parts = forward_flops(model, report.load) if plan.sampler else step_flops(model, report.load, frozen=frozen)
     shares = {name: value / parts.total for name, value in dataclasses.asdict(parts).items()}
     yield "  " + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in shares.items())
     total = done.product_flops + done.batched_flops + done.kernel_flops

@@ -4,8 +4,9 @@ In: a plan. Out: the report of the best plan that fits. Every candidate is first
 few, of every remat policy at least one, are compiled, and that of the least expected time wins. So a recommendation
 rests on real programs, and only the choice of those few on the estimates of this file, which are simple on purpose:
 
-* memory: 16 bytes a parameter (value, average, two moments) and 4 of its gradient over the devices that share it, two
-  layers gathered in bfloat16, what each layer keeps for the backward pass, and the activations of one layer;
+* memory: 16 bytes a parameter (value, average, two moments) and 4 of its gradient over the devices that share it, or of
+  adapters on every device, and the base in its type over those that share it; two layers gathered in bfloat16, what
+  each layer keeps for the backward pass, and the activations of one layer;
 * arithmetic: model FLOPs, and again the share of the forward pass that is computed twice, attention at the share of a
   matrix unit that a head fills;
 * links: each micro-batch gathers all weights twice and scatters their gradients once, in bfloat16; gradients are summed
@@ -15,17 +16,20 @@ rests on real programs, and only the choice of those few on the estimates of thi
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from lumina_jax.aot.flops import Load, forward_flops, step_flops
 from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, compile_plan, devices_of, plan_mesh
 from lumina_jax.aot.roofline import attention_efficiency
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, ModelConfig
-from lumina_jax.training.state import parameter_count
+from lumina_jax.training.state import initial_shapes, parameter_count
 
 MEMORY_SHARE = 0.92
 """The share of the memory that a candidate may fill by estimate, because the estimate leaves out temporaries."""
@@ -53,6 +57,17 @@ class Shares(NamedTuple):
     def parameters(self) -> int:
         """Devices that share each parameter and its moments."""
         return self.fsdp * self.sequence * self.tensor
+
+
+class Held(NamedTuple):
+    """What devices keep of the parameters of a model."""
+
+    parameters: int
+    """The number of all of them."""
+    trained: int
+    """The number of values that train: those of all parameters, or of adapters and others beside a base."""
+    base: float
+    """Bytes of the base; 0 where all parameters train."""
 
 
 def search(plan: Plan, compiles: int, say: Callable[[str], None]) -> Report:
@@ -162,7 +177,7 @@ def guesses(plan: Plan, devices: Sequence[Any] | None = None) -> Iterator[Guess]
       devices: of the topology; None: those that libtpu knows.
     """
     devices = devices_of(plan.topology) if devices is None else devices
-    count, load, parameters = len(devices), plan.load, parameter_count(plan.config.model)
+    count, load, held = len(devices), plan.load, held_parameters(plan.config)
     for shares in divisions(count, plan.config.model.heads):
         if load.tokens % shares.sequence:
             continue
@@ -179,7 +194,7 @@ def guesses(plan: Plan, devices: Sequence[Any] | None = None) -> Iterator[Guess]
                 plan_mesh(candidate, devices)
             except ValueError:
                 continue
-            yield judged(candidate, shares, load, parameters)
+            yield judged(candidate, shares, load, held)
 
 
 def divisions(devices: int, heads: int) -> Iterator[Shares]:
@@ -194,24 +209,37 @@ def divisions(devices: int, heads: int) -> Iterator[Shares]:
             yield Shares(data, rest // sequence, sequence, ring, tensor)
 
 
-def judged(plan: Plan, shares: Shares, load: Load, parameters: int) -> Guess:
+@functools.lru_cache(maxsize=16)
+def held_parameters(config: Config) -> Held:
+    """What devices keep of the parameters of a run."""
+    count = parameter_count(config.model)
+    if not config.finetune.is_partial:
+        return Held(count, count, 0.0)
+    state = initial_shapes(config)
+    assert state.base is not None
+    base = sum(float(leaf.size * leaf.dtype.itemsize) for leaf in jax.tree.leaves(state.base.parameters))
+    return Held(count, sum(leaf.size for leaf in jax.tree.leaves(state.parameters)), base)
+
+
+def judged(plan: Plan, shares: Shares, load: Load, held: Held) -> Guess:
     """Seconds and bytes by the rules of this file."""
     model, micro = plan.config.model, plan.config.optimizer.accumulate
     rows = load.rows / (micro * shares.data * shares.fsdp)
     tokens = rows * load.tokens / shares.sequence  # of one device in one micro-batch
-    hidden, waited_for = _link_seconds(plan, shares, tokens, parameters)
-    memory = device_bytes(model, shares, tokens, parameters, micro)
+    hidden, waited_for = _link_seconds(plan, shares, tokens, held.parameters)
+    memory = device_bytes(model, shares, tokens, held, micro)
     return Guess(plan, max(_arithmetic(plan, load), hidden) + waited_for, memory)
 
 
-def device_bytes(model: ModelConfig, shares: Shares, tokens: float, parameters: int, micro: int) -> float:
+def device_bytes(model: ModelConfig, shares: Shares, tokens: float, held: Held, micro: int) -> float:
     """Bytes of a device that has this number of tokens of each micro-batch."""
     width = 4.0 if model.compute_dtype == "float32" else 2.0
-    share = 4.0 * parameters / shares.parameters
+    trained = 4.0 * held.trained * (6 if micro > 1 else 5)
+    state = trained + held.base / shares.parameters if held.base else trained / shares.parameters
     kept = width * tokens * _kept(model) * model.layers
-    layer = 2 * 2 * width * parameters / model.layers / shares.tensor
+    layer = 2 * 2 * width * held.parameters / model.layers / shares.tensor
     widest = width * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
-    return share * (6 if micro > 1 else 5) + kept + layer + widest
+    return state + kept + layer + widest
 
 
 KEPT_VALUES: dict[str, Callable[[ModelConfig], int]] = {
@@ -239,7 +267,7 @@ def _kept(model: ModelConfig) -> int:
 def _arithmetic(plan: Plan, load: Load) -> float:
     """Seconds of all products, recomputation included."""
     model = plan.config.model
-    forward, step = forward_flops(model, load), step_flops(model, load)
+    forward, step = forward_flops(model, load), step_flops(model, load, frozen=plan.config.finetune.is_partial)
     products, attention = {
         "full": (forward.total - forward.attention, forward.attention),
         "attention": (forward.total - forward.attention, 0.0),

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    topology: str
+    topology: str = ""
     """Chips and the shape of the slice: v5e:16x16, v5p:4x4x8, v6e:16x16, v4:4x4x4, tpu7x:4x4x4."""
+    memory: str | None = None
+    """Instead of a topology the memory of one device of any kind, such as 12GB: say how many rows of a training batch
+    fit by estimate, with each base and remat policy. Nothing is compiled."""
     tokens: int | None = None
     """Tokens in a row; default: data.row_tokens, or what a sample needs."""
     rows: int | None = None
@@ -60,12 +63,28 @@ def main(words: Sequence[str]) -> int:
     )  # fmt: skip
     with reported():
         config = parse_config([*words[:1], *rest], __doc__ or "", command="aot", on_cpu=False)
-        os.environ.update(parse_topology(arguments.topology).environment)
         for name in ("vae_factor", "compiles"):
             if getattr(arguments, name) < 1:
                 raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
+        if bool(arguments.topology) == (arguments.memory is not None):
+            raise ValueError("give --topology, to compile for TPUs, or --memory, to estimate for a device of that size")
+        if arguments.memory is not None:
+            return estimate(arguments, config)
+        os.environ.update(parse_topology(arguments.topology).environment)
         status = run(arguments, config, words[0])
     return status
+
+
+def estimate(arguments: Arguments, config: Config) -> int:
+    """Print how many rows fit `--memory`; 0 if those of the command line, or else one, do."""
+    from lumina_jax.aot.capacity import capacities, capacity_lines, parsed_memory, recommended
+
+    if arguments.sampler or arguments.search:
+        raise ValueError("--memory estimates a training step, without a search or a sampler; leave these out")
+    memory, rows = parsed_memory(arguments.memory or ""), arguments.rows or 1
+    config = _changed(config, arguments)
+    _say(capacity_lines(config, memory, rows, arguments.vae_factor))
+    return 0 if recommended(capacities(config, memory, arguments.vae_factor), rows) else 1
 
 
 def run(arguments: Arguments, config: Config, name: str) -> int:

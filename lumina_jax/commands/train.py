@@ -127,11 +127,18 @@ def metric_writer(config: Config, resumed_step: int) -> Any:
 
 def check_start(config: Config, *, is_new: bool) -> None:
     """Raises ValueError unless `run.init_from` holds the model of the run, if it is named, or is needed."""
-    from lumina_jax.trained import check_trained
+    from lumina_jax.models.quantised import FORMATS
+    from lumina_jax.trained import check_trained, trained_a_part
 
     if config.finetune.is_partial and not config.run.init_from:
         raise ValueError(
             "finetune trains some parameters of trained weights, but there are none; name them with run.init_from"
+        )
+    if config.finetune.base in FORMATS and trained_a_part(config.run.init_from):
+        raise ValueError(
+            f"finetune.base={config.finetune.base!r} quantises whole weights, but run.init_from="
+            f"{config.run.init_from!r} holds changes of others; write the whole, lumina convert "
+            f"{config.run.init_from} whole --from jax --to jax, and start from that"
         )
     if config.run.init_from and (is_new or config.finetune.is_partial):
         check_trained(config.run.init_from, config)
@@ -165,7 +172,7 @@ def first_parameters(config: Config, mesh: Any) -> dict[str, Any]:
     from lumina_jax.trained import trained_parameters
 
     say(f"starting from the parameters in {config.run.init_from}")
-    abstract = abstract_parameters(config.model, "float32", parameter_shardings(config.model, mesh))
+    abstract = abstract_parameters(config.model, config.finetune.base, parameter_shardings(config.model, mesh))
     return trained_parameters(config.run.init_from, config, abstract)[0]
 
 

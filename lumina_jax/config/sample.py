@@ -12,7 +12,7 @@ SolverName = Literal[
 ]  # fmt: skip
 DiffusionName = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 LastStepName = Literal["none", "mean", "tweedie", "euler"]
-WeightsName = Literal["auto", "bfloat16", "float32"]
+WeightsName = Literal["auto", "bfloat16", "float32", "int8", "nf4"]
 ANCESTRAL = ("ddpm", "ddim")
 """Solvers that take some of the steps of a model that was trained with flow.path='ddpm'."""
 EVEN_GRID = ("explicit_adams", "implicit_adams")
@@ -68,9 +68,9 @@ class SampleConfig(Section):
     data_limit: float | None = None
     """The data that ddpm and ddim predict on their way are clipped to this magnitude (pixels: 1); None: not at all."""
     weights: WeightsName = "auto"
-    """The type in which the matrices of the layers of a trained model are held; bfloat16 takes half the memory. auto:
-    that of their products, model.compute_dtype, which draws the same as float32. Sheets are drawn from the weights of
-    the run, which are float32."""
+    """The type in which the matrices of the layers of a trained model are held; bfloat16 takes half the memory, int8 a
+    quarter, and nf4 (4 bits) an eighth, with a change that docs/finetuning.md measures. auto: that of their products,
+    model.compute_dtype, which draws the same as float32. Sheets are drawn from the weights of the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

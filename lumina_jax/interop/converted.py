@@ -1,7 +1,8 @@
 """The layout of lumina_jax: a folder with config.json and model.safetensors, whose layers are stacked.
 
 In: such a folder, which `lumina convert --to jax` writes. Out: the model's configuration, and its parameters, created
-sharded on the devices. The host holds the shard of one device at a time.
+sharded on the devices. The host holds the shard of one device at a time, and of parameters that are quantised while
+they are read, the codes of one and a layer of it.
 """
 
 import functools
@@ -18,6 +19,7 @@ from jax.typing import DTypeLike
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.models.quantised import QuantisedWeight
 from lumina_jax.run import read_model as read_model
 from lumina_jax.weights.files import TensorFiles
 from lumina_jax.weights.modules import dotted, named_parameters
@@ -35,7 +37,8 @@ def load_parameters(
 
     Args:
       shardings: the sharding of each parameter, as the same nested tree or by dotted names; None: the default device.
-      dtype: the type of all parameters, or of each, nested like `shardings`.
+        Parameters for which this is a `QuantisedWeight` of shardings become such weights.
+      dtype: the type of all parameters, or of each, nested like `shardings`; that of quantised ones does not count.
 
     Raises:
       ValueError: parameters are missing, unknown, not finite or of a shape that does not match the configuration, or a
@@ -47,9 +50,11 @@ def load_parameters(
     by_name = None if shardings is None else named_parameters(shardings)
     types = named_parameters(dtype) if isinstance(dtype, dict) else dict.fromkeys(tensors, dtype)
 
-    def value(path: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> jax.Array:
+    def value(path: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> Any:
         name = dotted(path)
         sharding = default if by_name is None else by_name[name]
+        if isinstance(sharding, QuantisedWeight):
+            return _quantised(tensors, name, sharding)
         read: dict[str, np.ndarray] = {}
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -96,8 +101,22 @@ def check_parameters(tensors: Tensors, config: ModelConfig, origins: Mapping[str
         raise ValueError(f"shapes must match the configuration, but {listed(wrong, most=5)}; check config.json")
 
 
-def _finite(tensors: Tensors, name: str, index: tuple[slice, ...] | None) -> np.ndarray:
-    values = tensors.part(name, index) if index else tensors[name]
+def _quantised(tensors: Tensors, name: str, shardings: QuantisedWeight) -> QuantisedWeight:
+    """A stacked parameter, quantised layer by layer."""
+    quantise = jax.jit(type(shardings).of)
+    layers = [
+        jax.device_get(quantise(_finite(tensors, name, layer)[None], layer)) for layer in range(tensors.shape(name)[0])
+    ]
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *layers)
+    return jax.tree.map(
+        lambda values, sharding: jax.make_array_from_callback(values.shape, sharding, lambda index: values[index]),
+        whole,
+        shardings,
+    )
+
+
+def _finite(tensors: Tensors, name: str, index: tuple[slice, ...] | int | None) -> np.ndarray:
+    values = tensors[name] if index is None or index == () else tensors.part(name, index)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} contains values that are not finite; convert the weights again")
     return values

@@ -27,6 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key, UInt32
 
 from lumina_jax.config import FinetuneConfig
+from lumina_jax.models.quantised import QuantisedWeight, digest, is_quantised, mixed, weight_shardings
 from lumina_jax.parallel.axes import LOGICAL
 from lumina_jax.weights.modules import dotted, named_parameters
 
@@ -62,7 +63,7 @@ class LowRank:
         return self
 
     def astype(self, dtype: Any) -> "LowRank":
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+        return LowRank(self.base.astype(dtype), self.a.astype(dtype), self.b.astype(dtype))
 
     def __rmatmul__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         return x @ self.base + (x @ self.a) @ self.b
@@ -74,7 +75,8 @@ def new_trained(settings: FinetuneConfig, base: dict[str, Any], key: Key[Array, 
     A is uniform up to 1 / sqrt(i), as in PEFT.
 
     Raises:
-      ValueError: the settings fit no parameter of this model, or more layers than it has.
+      ValueError: the settings fit no parameter of this model, or more layers than it has, or parameters are to train
+        themselves that the base does not hold in float32.
     """
     named = named_parameters(base)
     layers = jax.tree.leaves(base["blocks"])[0].shape[0]
@@ -85,12 +87,19 @@ def new_trained(settings: FinetuneConfig, base: dict[str, Any], key: Key[Array, 
     trained: Trained = {}
     for index, (name, rank) in enumerate(settings.ranks(list(named)).items()):
         value = named[name]
+        kept = layers
         if settings.last_layers is not None and name.startswith("blocks."):
-            value = value[layers - settings.last_layers :]
+            kept = settings.last_layers
         if rank is None:
-            trained[name] = jnp.copy(value)
+            if is_quantised(value) or value.dtype != jnp.float32:
+                raise ValueError(
+                    f"parameters train themselves in float32, but finetune.base={settings.base!r} does not hold {name} "
+                    "so; give finetune.rank for adapters of the matrices, or leave out finetune.base"
+                )
+            trained[name] = jnp.copy(value[layers - kept :] if kept < layers else value)
             continue
         *stacked, inputs, outputs = value.shape
+        stacked = [kept for _ in stacked]
         bound = inputs**-0.5
         a = jax.random.uniform(jax.random.fold_in(key, index), (*stacked, inputs, rank), minval=-bound, maxval=bound)
         trained[name] = Factors(a, jnp.zeros((*stacked, rank, outputs)))
@@ -113,10 +122,14 @@ def adapted(base: dict[str, Any], changes: Mapping[str, Array | Factors]) -> dic
         if change is None:
             return value
         if isinstance(change, Factors):
-            return LowRank(value, *(_with_layers(factor, len(value)) for factor in change))
-        return change if change.shape == value.shape else jnp.concatenate([value[: -len(change)], change])
+            return LowRank(value, *(_with_layers(factor, value.shape[0]) for factor in change))
+        first = value.shape[0] - change.shape[0]
+        changed: Any = type(value).of(change, first) if isinstance(value, QuantisedWeight) else change
+        if changed.shape == value.shape:
+            return changed
+        return jax.tree.map(lambda before, after: jnp.concatenate([before[:first], after]), value, changed)
 
-    return jax.tree.map_with_path(one, base)
+    return jax.tree.map_with_path(one, base, is_leaf=is_quantised)
 
 
 def joined(adapters: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
@@ -132,10 +145,10 @@ def joined(adapters: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
 
 
 def merged(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Ordinary parameters: each product A B is added to its W in float32."""
+    """Ordinary parameters: each product A B is added to its W in float32. A quantised W keeps its adapter beside it."""
 
     def one(weight: Any) -> Any:
-        if not isinstance(weight, LowRank):
+        if not isinstance(weight, LowRank) or is_quantised(weight.base):
             return weight
         product = jnp.matmul(weight.a, weight.b, precision="highest")
         return (weight.base.astype(jnp.float32) + product).astype(weight.dtype)
@@ -152,6 +165,12 @@ def unadapted(parameters: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(one, parameters, is_leaf=lambda node: isinstance(node, LowRank))
 
 
+def has_adapters(parameters: dict[str, Any]) -> bool:
+    """Whether a network's tree has adapters beside some of its weights."""
+    is_adapted = lambda node: isinstance(node, LowRank)  # noqa: E731
+    return any(map(is_adapted, jax.tree.leaves(parameters, is_leaf=is_adapted)))
+
+
 def adapted_shardings(base: dict[str, Any], parameters: Any) -> dict[str, Any]:
     """A sharding for each array of the network's tree.
 
@@ -164,13 +183,14 @@ def adapted_shardings(base: dict[str, Any], parameters: Any) -> dict[str, Any]:
 
     def one(sharding: Any, weight: Any) -> Any:
         if not isinstance(weight, LowRank):
-            return sharding
+            return weight_shardings(sharding, weight)
+        base = weight_shardings(sharding, weight.base)
         if not isinstance(sharding, NamedSharding):
-            return LowRank(sharding, sharding, sharding)
+            return LowRank(base, sharding, sharding)
         *_, inputs, outputs = (axes if axes in LOGICAL["tensor"] else None for axes in _padded(sharding, weight))
         stacked = [None] * (weight.base.ndim - 2)
         a, b = (PartitionSpec(*stacked, *axes) for axes in ((inputs, None), (None, outputs)))
-        return LowRank(sharding, NamedSharding(sharding.mesh, a), NamedSharding(sharding.mesh, b))
+        return LowRank(base, NamedSharding(sharding.mesh, a), NamedSharding(sharding.mesh, b))
 
     return jax.tree.map(one, base, parameters)
 
@@ -182,9 +202,9 @@ def trained_shardings(base: dict[str, Any], trained: Mapping[str, Any]) -> dict[
       base: a `NamedSharding` for each parameter.
     """
     named = named_parameters(base)
+    everywhere = NamedSharding(jax.tree.leaves(base)[0].mesh, PartitionSpec())
 
     def one(name: str, value: Any) -> Any:
-        everywhere = NamedSharding(named[name].mesh, PartitionSpec())
         return Factors(everywhere, everywhere) if isinstance(value, Factors) else named[name]  # type: ignore[arg-type]
 
     return {name: one(name, value) for name, value in trained.items()}
@@ -194,19 +214,13 @@ def trained_shardings(base: dict[str, Any], trained: Mapping[str, Any]) -> dict[
 def fingerprint(base: dict[str, Any]) -> UInt32[Array, " 2"]:
     """A number of 64 bits that tells models apart, the same on every mesh and for weights in float32 and bfloat16.
 
-    It is a sum of products of whole numbers, whose order does not matter, over all parameters rounded to bfloat16.
+    It is a sum of products of whole numbers, whose order does not matter, over all parameters rounded to bfloat16; of
+    quantised ones, over the values that they were made from.
     """
     words = jnp.zeros(2, jnp.uint32)
     for name, value in sorted(named_parameters(base).items()):
-        bits = jax.lax.bitcast_convert_type(value.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
-        index = functools.reduce(
-            lambda index, axis: index * value.shape[axis] + jax.lax.broadcasted_iota(jnp.uint32, value.shape, axis),
-            range(value.ndim),
-            jnp.zeros(value.shape, jnp.uint32),
-        )
-        hashed = _mixed(_mixed(index) ^ bits)
-        sums = jnp.stack([jnp.sum(hashed, dtype=jnp.uint32), jnp.sum(_mixed(hashed + 1), dtype=jnp.uint32)])
-        words = _mixed(words ^ jnp.uint32(hash_of_name(name))) + sums
+        sums = value.digest if isinstance(value, QuantisedWeight) else digest(value)
+        words = mixed(words ^ jnp.uint32(hash_of_name(name))) + jnp.sum(sums.reshape(-1, 2), 0, dtype=jnp.uint32)
     return words
 
 
@@ -236,13 +250,6 @@ def check_base(wanted: str | UInt32[Array, " 2"], base: dict[str, Any], origin: 
             f"adapters change the weights they were trained for, whose fingerprint is {wanted}, but that of {origin} "
             f"is {found}; name the weights that they were trained from"
         )
-
-
-def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """The finalizer of MurmurHash3: a bijection in which each bit of the input changes half of those of the output."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
 
 
 def _with_layers(factor: Float[Array | np.ndarray, "*n _ _"], count: int) -> Float[Array | np.ndarray, "*m _ _"]:

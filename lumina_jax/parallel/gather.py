@@ -43,7 +43,7 @@ class ShardedWeights:
     summed: tuple[str, ...]
     """The mesh axes whose devices have different rows or tokens, so that their gradients are added up."""
     dtype: jnp.dtype
-    """The type of gathered weights. Parameters that are not divided keep their type."""
+    """The type of gathered weights. Parameters that are not divided keep their type, and so do codes of weights."""
     sum_dtype: jnp.dtype | None
     """The type in which gradients of divided weights are added up; None: that of the gradients."""
     local_leaves: int = 0
@@ -106,7 +106,7 @@ class ShardedWeights:
     def _gather_one(self, share: Array, cut: Cut) -> Array:
         if not cut.axes:
             return share
-        weight = share.astype(self.dtype)
+        weight = share.astype(self.dtype) if jnp.issubdtype(share.dtype, jnp.floating) else share
         for axis in reversed(cut.axes):
             weight = jax.lax.all_gather(weight, axis, axis=cut.dimension, tiled=True)
         return weight

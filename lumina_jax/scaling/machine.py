@@ -19,7 +19,6 @@ from lumina_jax.chips import CHIPS, Topology
 from lumina_jax.config import Config, MeshConfig
 from lumina_jax.config.section import require, require_between
 from lumina_jax.scaling.grid import Machine
-from lumina_jax.training.state import parameter_count
 
 HERE = "here"
 MEASURED_STEPS, WARMUP_STEPS = 3, 1
@@ -161,11 +160,11 @@ def _compiled(
 
 def _memory(config: Config, load: Load) -> float:
     """Bytes of a device that does all the work alone."""
-    from lumina_jax.aot.search import Shares, device_bytes
+    from lumina_jax.aot.search import Shares, device_bytes, held_parameters
 
     micro = config.optimizer.accumulate
     tokens = load.rows * load.tokens / micro
-    return device_bytes(config.model, Shares(1, 1, 1, 1, 1), tokens, parameter_count(config.model), micro)
+    return device_bytes(config.model, Shares(1, 1, 1, 1, 1), tokens, held_parameters(config), micro)
 
 
 def fits(memory: float, machine: Machine) -> bool:

@@ -16,6 +16,7 @@ from lumina_jax.aot.plan import batch_load, drawn_load, trained_extent
 from lumina_jax.config import Config
 from lumina_jax.generation.guided import Prompt, Task
 from lumina_jax.generation.sampler import draw
+from lumina_jax.models.adapters import adapted_shardings
 from lumina_jax.models.division import division, parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.models.precision import cast
@@ -47,7 +48,7 @@ def prepared_sampler(config: Config) -> TimedProgram:
     negative = config.sample.negative_scale
     of_negative = () if negative is None else (condition, jax.device_put(jnp.float32(negative), everywhere))
     prompt = Prompt(condition, condition, scale, shift, *of_negative)
-    shardings = parameter_shardings(config.model, mesh)
+    shardings = adapted_shardings(parameter_shardings(config.model, mesh), parameters)
     task = Task(abstract_model(config.model)[0], config, extent, division=division(config, mesh, shardings))
     options = compiler_options(mesh.devices.flat[0].device_kind, trains=False)
     program: Any = jax.jit(functools.partial(draw, task, config.sample), compiler_options=options)

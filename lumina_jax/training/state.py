@@ -30,6 +30,8 @@ from lumina_jax.models.adapters import (
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.models.layers import ParameterKeys
+from lumina_jax.models.precision import cast, parameter_types
+from lumina_jax.models.quantised import held, is_quantised
 from lumina_jax.parallel.mesh import AnyMesh
 from lumina_jax.seeds import key_of_seed
 from lumina_jax.training.optimizer import optimizer
@@ -105,7 +107,9 @@ def state_shardings(config: Config, mesh: AnyMesh) -> TrainState:
     replicated = NamedSharding(mesh, PartitionSpec())
     every = parameter_shardings(config.model, mesh)
     abstract = initial_shapes(config)
-    base = None if abstract.base is None else Base(every, replicated)  # type: ignore[arg-type]
+    base = None
+    if abstract.base is not None:
+        base = Base(adapted_shardings(every, abstract.base.parameters), replicated)  # type: ignore[arg-type]
     parameters = every if base is None else trained_shardings(every, abstract.parameters)
     moments = optax.tree_map_params(
         state_optimizer(config),
@@ -127,6 +131,8 @@ def create_state(config: Config, mesh: Mesh, parameters: Parameters | None = Non
     shardings = state_shardings(config, mesh)
     if parameters is None:
         return jax.jit(lambda: _initial_state(config), out_shardings=shardings)()
+    if config.finetune.is_partial:
+        parameters = cast(parameters, config.model, config.finetune.base)
     create = jax.jit(lambda parameters: _state(config, parameters), out_shardings=shardings, donate_argnums=0)
     return create(parameters)
 
@@ -170,7 +176,9 @@ def _state(config: Config, parameters: Parameters) -> TrainState:
     key_model, key_run = jax.random.split(key_of_seed(config.run.seed))
     base, trained = None, parameters
     if config.finetune.is_partial:
-        base = Base(parameters, fingerprint(parameters))
-        trained = new_trained(config.finetune, parameters, key_model)
+        types = parameter_types(config.model, config.finetune.base)
+        frozen = jax.tree.map(held, parameters, types, is_leaf=is_quantised)
+        base = Base(frozen, fingerprint(parameters))
+        trained = new_trained(config.finetune, frozen, key_model)
     ema = jax.tree.map(jnp.copy, trained)
     return TrainState(jnp.zeros((), jnp.int32), trained, ema, state_optimizer(config).init(trained), key_run, base)

@@ -62,7 +62,8 @@ def load_module(
 
 def named_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     """Return the leaves of nested dictionaries by dotted path, such as `blocks.attention.query.kernel`."""
-    return {dotted(path): value for path, value in jax.tree_util.tree_leaves_with_path(parameters)}
+    leaves = jax.tree_util.tree_leaves_with_path(parameters, is_leaf=lambda node: not isinstance(node, dict))
+    return {dotted(path): value for path, value in leaves}
 
 
 def dotted(path: tuple[Any, ...]) -> str:

@@ -97,6 +97,20 @@ def test_step_flops_are_those_of_every_product_of_the_gradient(name):
     assert step_flops(model, LOAD).total == traced - pooling(model, LOAD) - backward
 
 
+def test_step_flops_of_a_frozen_base_are_those_of_a_gradient_that_no_matrix_has():
+    """The gradient of a bias of the first layer, in which every activation after it has one."""
+    model = VARIANTS["label"]
+    predict, parameters = prediction(model, LOAD)
+
+    def of_bias(bias):
+        return predict(parameters | {"patch_embedding": parameters["patch_embedding"] | {"bias": bias}})
+
+    parameters = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), parameters)
+    traced = traced_flops(jax.make_jaxpr(jax.value_and_grad(of_bias))(parameters["patch_embedding"]["bias"]).jaxpr)
+    assert step_flops(model, LOAD, frozen=True).total == traced
+    assert step_flops(model, LOAD, frozen=True).attention == step_flops(model, LOAD).attention
+
+
 @pytest.mark.slow
 def test_the_compiled_program_does_as_many_whether_layers_are_a_loop_or_not():
     load = Load(rows=1, tokens=32, text_tokens=4)

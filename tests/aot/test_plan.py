@@ -61,7 +61,8 @@ def test_a_sampler_is_compiled_for_the_weights_that_draw(weights):
     asked = {} if weights == "bfloat16" else {"sample": {"weights": weights}}
     config = TINY.replace(model={"layers": 1}, data={"batch_rows": 1}, **asked)
     plan = Plan(config=config, topology=parse_topology("v6e:1x1"), sampler=True)
-    traced, (parameters, *_) = planning._trace_sampler(plan, make_mesh(devices=jax.devices()[:1]))
+    traced, trees = planning._trace_sampler(plan, make_mesh(devices=jax.devices()[:1]))
+    parameters = trees["parameters"]
     kernels = parameters["blocks"]["mlp"]["up"]["kernel"], parameters["time_embedding"]["inner"]["kernel"]
     assert [str(kernel.dtype) for kernel in kernels] == [weights, "float32"]
     leaves = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(parameters)]
@@ -290,10 +291,10 @@ def test_single_chips_are_those_that_can_be_rented(monkeypatch):
 
 def test_less_is_kept_and_more_computed_by_full_rematerialisation(monkeypatch):
     plan = Plan(config=TINY.replace(data={"batch_rows": 64, "row_tokens": 1024}), topology=parse_topology("v5e:4x4"))
-    shares = search.Shares(1, 16, 1, 1, 1)
+    shares, held = search.Shares(1, 16, 1, 1, 1), search.Held(10**6, 10**6, 0.0)
     none, dots, attention, full = (
         search.judged(
-            dataclasses.replace(plan, config=plan.config.replace(model={"remat": name})), shares, plan.load, 10**6
+            dataclasses.replace(plan, config=plan.config.replace(model={"remat": name})), shares, plan.load, held
         )
         for name in ("none", "dots", "attention", "full")
     )

@@ -53,7 +53,7 @@ def test_samples_drawn_on_meshes_are_those_of_one_device(found):
 def test_a_model_is_opened_on_all_devices_which_draw_what_one_draws(found):
     """Latents of eight pictures, one on each device, and the bytes of one picture, for which the batch is filled up."""
     opened = found["opened"]
-    assert opened["said"] == "on 8 cpu (data 8), weights float32"
+    assert opened["said"].startswith("on 8 cpu (data 8), weights float32, 0.")
     assert opened["difference"] < 1e-6
     assert opened["first"] <= 1
 
@@ -66,5 +66,5 @@ def test_kernels_would_serve_an_opened_model_on_all_devices_and_on_one_of_them(f
 def test_edits_noise_and_density_found_on_meshes_are_those_of_one_device():
     found = drawn_on_meshes(MORE_CASES, fsdp=2, sequence=2, ring=2, tensor=2)
     assert max(found["differences"].values()) < 1e-5, found
-    assert found["opened"]["said"] == "on 8 cpu (fsdp 2, sequence_ring 2, tensor 2), weights float32"
+    assert found["opened"]["said"].startswith("on 8 cpu (fsdp 2, sequence_ring 2, tensor 2), weights float32, 0.")
     assert found["opened"]["difference"] < 1e-5

@@ -1,10 +1,11 @@
 """Adapters trained on 4 devices as on one, and drawn with on devices that divide heads; run by test_parallel_adapters.
 
-Prints the largest differences as JSON.
+The base is held as the first argument says. Prints the largest differences as JSON.
 """
 
 import json
 import os
+import sys
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 
@@ -15,17 +16,20 @@ import numpy as np
 from lumina_jax.generation.pipeline import new_pipeline
 from lumina_jax.models.adapters import adapted, merged, new_trained, scaled
 from lumina_jax.models.division import parameter_shardings
+from lumina_jax.models.precision import parameter_types
+from lumina_jax.models.quantised import held
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.state import create_state, initial_shapes
 from lumina_jax.training.step import batch_shardings, train_step
 from tests.training import tiny
+from tests.training.test_quantised_base import dequantised
 
 FINETUNE = {"parameters": ("attention:2", "modulation:3", "feed_forward:2", "biases", "embeddings"), "alpha": 3.0}
 
 
 def base(config):
     """Parameters none of which is 0, so that every one has a gradient."""
-    shapes = initial_shapes(config.replace(finetune={"parameters": ()})).parameters
+    shapes = initial_shapes(config.replace(finetune={"parameters": (), "base": "float32"})).parameters
     random = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape).astype(np.float32), shapes)
 
@@ -46,7 +50,9 @@ def distance(ours, theirs):
 
 def main():
     """Rows over 2 devices and parameters over 2, then heads over 2."""
-    config = tiny.config(finetune=FINETUNE, optimizer={"eps": 1e-3}, model={"heads": 4, "width": 32})
+    kind = sys.argv[1]
+    finetune = FINETUNE | {"base": kind}
+    config = tiny.config(finetune=finetune, optimizer={"eps": 1e-3}, model={"heads": 4, "width": 32})
     alone, before, words = trained(config, make_mesh(devices=jax.devices()[:1]))
     together, after, again = trained(config, make_mesh(fsdp=2))
     found = {
@@ -58,9 +64,10 @@ def main():
     settings = config.finetune.replace(parameters=("attention:2", "feed_forward:2"))
     parameters = jax.tree.map(jnp.asarray, base(label))
     changes = jax.tree.map(lambda leaf: leaf + 0.1, new_trained(settings, parameters, jax.random.key(0)))
+    parameters = jax.tree.map(held, parameters, parameter_types(label.model, kind))
     network = adapted(parameters, scaled(changes, settings))
-    plain = new_pipeline(label, merged(network), None)
-    mesh = make_mesh(tensor=2, fsdp=2)
+    plain = new_pipeline(label, merged(adapted(dequantised(parameters), scaled(changes, settings))), None)
+    mesh = make_mesh(fsdp=2, devices=jax.devices()[:2]) if kind == "nf4" else make_mesh(tensor=2, fsdp=2)
     divided = new_pipeline(label, network, None, mesh=mesh)
     noise = jnp.asarray(np.random.default_rng(1).standard_normal((2, 1, 16, 16, 3)), jnp.float32)
     expected, drawn = (one.latents(noise, ["1", "2"], label.sample) for one in (plain, divided))

@@ -75,7 +75,7 @@ def run(what: Literal["train", "sample"], config: Config, arguments: Arguments) 
     old = None if arguments.compare is None else read_throughput(arguments.compare)
     if what == "train":
         program = prepared_step(config)
-        flops = step_flops(config.model, program.load).total
+        flops = step_flops(config.model, program.load, frozen=config.finetune.is_partial).total
     else:
         program = prepared_sampler(config)
         flops = drawing_flops(config, program.load)
