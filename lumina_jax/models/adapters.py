@@ -152,6 +152,15 @@ def unadapted(parameters: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(one, parameters, is_leaf=lambda node: isinstance(node, LowRank))
 
 
+def without_adapters(parameters: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """The base as a tree of the same form as a network's, whose adapters change nothing: both need one program."""
+
+    def one(weight: Any, value: Any) -> Any:
+        return LowRank(value, weight.a, jnp.zeros_like(weight.b)) if isinstance(weight, LowRank) else value
+
+    return jax.tree.map(one, parameters, base, is_leaf=lambda node: isinstance(node, LowRank))
+
+
 def adapted_shardings(base: dict[str, Any], parameters: Any) -> dict[str, Any]:
     """A sharding for each array of the network's tree.
 

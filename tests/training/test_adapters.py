@@ -19,6 +19,7 @@ from lumina_jax.models.adapters import (
     merged,
     new_trained,
     scaled,
+    without_adapters,
 )
 from lumina_jax.models.division import division
 from lumina_jax.models.flag_dit import abstract_model
@@ -149,6 +150,13 @@ def test_a_weight_with_an_adapter_multiplies_as_the_merged_weight_in_any_number_
     expected = x @ (weight + one["w"].a @ one["w"].b + two["w"].a @ two["w"].b)
     np.testing.assert_allclose(x @ LowRank(weight, *factors), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(x @ merged({"w": LowRank(weight, *factors)})["w"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_without_its_adapters_is_its_base_in_the_same_program():
+    network = adapted(base(), scaled(nonzero(new_trained(LORA, base(), jax.random.key(0))), LORA))
+    again = without_adapters(network, base())
+    assert jax.tree.structure(again) == jax.tree.structure(network)
+    chex.assert_trees_all_equal(merged(again), base())
 
 
 def test_adapters_of_different_last_layers_are_joined_with_zeros():
