@@ -1,9 +1,9 @@
 """A style from 10 to 50 pictures: low-rank adapters of a trained model, which keep its other styles.
 
 A folder of pictures in one style. Their captions are the names of their files and a word for the style which the model
-does not know; with a .jsonl, or a .txt beside each picture, --data.caption "{caption}, zbx style" works, too. A fifth of
-the pictures is held out, and the run stops when the loss on them no longer falls. Its sheets show what the base draws
-beside what is drawn with the adapter.
+does not know; with a .jsonl, or a .txt beside each picture, --data.caption "{caption}, zbx style" works, too. A fifth
+is held out, and the run stops when the loss on it no longer falls. Its sheets show what the base draws beside what is
+drawn with the adapter.
 
 On GPUs and TPUs for Next-DiT 2B (configs/next_dit_2b.py), on CPUs for a model of pixels that configs/emoji.py trained.
 Run: lumina train finetune_style --data.path pictures --run.init-from lumina_next

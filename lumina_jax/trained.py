@@ -16,6 +16,7 @@ from lumina_jax.config.sample import WeightsName
 from lumina_jax.encoders.configured import encoder_of
 from lumina_jax.generation.pipeline import Pipeline, new_pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
+from lumina_jax.interop.kohya import kohya_file, read_kohya
 from lumina_jax.interop.peft import Adapter, is_peft, read_peft
 from lumina_jax.modalities import load_autoencoders
 from lumina_jax.models.adapters import (
@@ -232,16 +233,20 @@ def saved_changes(
 
 
 def open_adapter(folder: str | Path, model: ModelConfig) -> Adapter:
-    """The adapter of a run that trained adapters alone, at its newest checkpoint, or that in a folder of PEFT.
+    """The adapter of a run that trained adapters alone, at its newest checkpoint, or that in a folder of PEFT or in a
+    file with kohya's names.
 
     Raises:
       ValueError: the folder holds none, or it is of another model; the message names what does not fit.
     """
     if is_peft(Path(folder)):
         return read_peft(Path(folder), model)
+    if file := kohya_file(Path(folder)):
+        return read_kohya(file, model)
     if not located(checkpoints_of(folder)).is_dir():
         raise ValueError(
-            f"{folder} holds no adapter; name a run that trained one, or a folder with adapter_config.json"
+            f"{folder} holds no adapter; name a run that trained one, a folder with adapter_config.json, or a "
+            ".safetensors file with kohya's names"
         )
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.chosen(None)

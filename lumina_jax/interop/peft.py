@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,36 +85,57 @@ def read_peft(folder: Path, config: ModelConfig) -> Adapter:
       ValueError: files are missing or damaged, the adapter is of another kind, rank or model; the message names the
         first tensors that do not fit.
     """
-    rules, shapes = _rules(config), parameter_shapes(config)
-    settings = _settings(folder)
-    tensors = TensorFiles(folder / f"{WEIGHTS}.safetensors")
-    modules = _modules(folder, tensors)
+    rules, settings = _rules(config), _settings(folder)
+    modules = _modules(folder, TensorFiles(folder / f"{WEIGHTS}.safetensors"))
+    names = [name.removesuffix(".weight") for rule in rules for name in rule.their_names(config.layers)]
+    ranks = {name: _of_module(settings.get("rank_pattern"), name, settings.get("r", 8)) for name in names}
+    alphas = {name: _of_module(settings.get("alpha_pattern"), name, settings.get("lora_alpha", 8)) for name in names}
+    adapter = stacked_adapter(folder, modules, rules, config, ranks, alphas)
+    return adapter._replace(
+        is_rslora=bool(settings.get("use_rslora")), base=base_label(folder / f"{WEIGHTS}.safetensors")
+    )
+
+
+def stacked_adapter(
+    origin: Path,
+    modules: Mapping[str, Mapping[str, np.ndarray]],
+    rules: Sequence[Rule],
+    config: ModelConfig,
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+) -> Adapter:
+    """An adapter of ours from the tensors "A" [rank, in] and "B" [out, rank] of modules. Layers without get zeros.
+
+    Args:
+      origin: for messages.
+      rules: of the matrices; modules have the names of their tensors without ".weight".
+      ranks, alphas: of each module that has an adapter, and of any others.
+
+    Raises:
+      ValueError: the modules are of another model, or the ranks and alphas of layers or the shapes do not fit.
+    """
     known = {name.removesuffix(".weight"): rule for rule in rules for name in rule.their_names(config.layers)}
     if unknown := [module for module in modules if module not in known]:
         raise ValueError(
-            f"{folder} is an adapter of another model: this one has no {listed(unknown, most=3)}, but modules such as "
+            f"{origin} is an adapter of another model: this one has no {listed(unknown, most=3)}, but modules such as "
             f"{listed(list(known), most=2)}"
         )
     factors: dict[str, Factors] = {}
-    alphas: dict[str, float] = {}
-    changed = {known[module].ours for module in modules}
+    found: dict[str, float] = {}
+    shapes, changed = parameter_shapes(config), {known[module].ours for module in modules}
     for rule in rules:
         if rule.ours not in changed:
             continue
         names = [name.removesuffix(".weight") for name in rule.their_names(config.layers)]
-        ranks = {_of_module(settings.get("rank_pattern"), name, settings.get("r", 8)) for name in names}
-        found = {_of_module(settings.get("alpha_pattern"), name, settings.get("lora_alpha", 8)) for name in names}
-        if len(ranks) > 1 or len(found) > 1:
-            raise ValueError(
-                f"{folder}: all layers of {rule.theirs} must have one rank and alpha, not {ranks}, {found}"
-            )
-        [rank], [alpha] = ranks, found
-        shape = shapes[rule.ours]
-        parts = [_factors(folder, modules.get(name), name, shape[-2:], rank) for name in names]
+        pairs = {(ranks[name], alphas[name]) for name in names if name in ranks}
+        if len(pairs) > 1:
+            raise ValueError(f"{origin}: all layers of {rule.theirs} must have one rank and alpha, not {sorted(pairs)}")
+        [(rank, alpha)] = pairs
+        parts = [_factors(origin, modules.get(name), name, shapes[rule.ours][-2:], rank) for name in names]
         stacked = Factors(*map(np.stack, zip(*parts))) if rule.is_stacked else parts[0]
-        _check_shared(folder, rule, stacked, factors)
-        factors[rule.ours], alphas[rule.ours] = stacked, float(alpha)
-    return Adapter(factors, alphas, bool(settings.get("use_rslora")), _label(folder))
+        _check_shared(origin, rule, stacked, factors)
+        factors[rule.ours], found[rule.ours] = stacked, float(alpha)
+    return Adapter(factors, found, is_rslora=False)
 
 
 def write_peft(adapter: Adapter, config: ModelConfig, folder: Path, *, overwrite: bool = False) -> None:
@@ -123,22 +144,12 @@ def write_peft(adapter: Adapter, config: ModelConfig, folder: Path, *, overwrite
     Raises:
       ValueError: diffusers cannot represent the model, or has no name for a matrix; the folder is not empty.
     """
-    rules = _rules(config)
-    if unknown := sorted(adapter.factors.keys() - {rule.ours for rule in rules}):
-        raise ValueError(f"diffusers has no matrix for the adapters of {listed(unknown, most=3)}; leave them out")
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for rule in rules:
-        if rule.ours not in adapter.factors:
-            continue
-        names, (a, b) = rule.their_names(config.layers), map(np.asarray, adapter.factors[rule.ours])
-        pairs = zip(a, b) if rule.is_stacked else [(a, b)]
-        for name, (one, other) in zip(names[-len(a) :] if rule.is_stacked else names, pairs):
-            module = name.removesuffix(".weight")
-            ranks[module], alphas[module] = a.shape[-1], adapter.alphas[rule.ours]
-            for letter, value in (("A", one), ("B", other)):
-                tensors[f"{PREFIX}{module}.lora_{letter}.weight"] = np.ascontiguousarray(value.T)
+    for module, name, factors in modules_of(adapter, _rules(config), config):
+        ranks[module], alphas[module] = len(factors["A"]), adapter.alphas[name]
+        tensors |= {f"{PREFIX}{module}.lora_{letter}.weight": value for letter, value in factors.items()}
     rank, alpha = max(ranks.values()), max(alphas.values())
     settings = {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True,
@@ -148,14 +159,50 @@ def write_peft(adapter: Adapter, config: ModelConfig, folder: Path, *, overwrite
         "rank_pattern": {module: value for module, value in ranks.items() if value != rank},
         "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
     }  # fmt: skip
+    texts = {CONFIG: json.dumps(settings, indent=2) + "\n"}
+    write_factors(folder, WEIGHTS, tensors, adapter.base, {"format": "pt"}, texts, overwrite=overwrite)
+
+
+def modules_of(
+    adapter: Adapter, rules: Sequence[Rule], config: ModelConfig
+) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+    """Each module of theirs, the name of our matrix, and the tensors "A" [rank, in] and "B" [out, rank] of the module.
+
+    Raises:
+      ValueError: no rule is for a matrix of the adapter.
+    """
+    if unknown := sorted(adapter.factors.keys() - {rule.ours for rule in rules}):
+        raise ValueError(f"this layout has no matrix for the adapters of {listed(unknown, most=3)}; leave them out")
+    for rule in rules:
+        if rule.ours not in adapter.factors:
+            continue
+        names, (a, b) = rule.their_names(config.layers), map(np.asarray, adapter.factors[rule.ours])
+        pairs = zip(a, b) if rule.is_stacked else [(a, b)]
+        for name, pair in zip(names[-len(a) :] if rule.is_stacked else names, pairs):
+            tensors = {letter: np.ascontiguousarray(value.T) for letter, value in zip("AB", pair)}
+            yield name.removesuffix(".weight"), rule.ours, tensors
+
+
+def write_factors(
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, np.ndarray],
+    base: str,
+    labels: dict[str, str],
+    texts: Mapping[str, str],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a safetensors file with the fingerprint of the base among its labels, and files of text beside it."""
     check_destination(folder, overwrite=overwrite)
     plan = [
         Planned(name, value.shape, value.dtype, functools.partial(iter, [value])) for name, value in tensors.items()
     ]
     with new_folder(folder.resolve(), overwrite=overwrite) as temporary:
-        labels = {"format": "pt"} | ({BASE_LABEL: adapter.base} if adapter.base else {})
-        written = write_tensors(temporary, WEIGHTS, plan, shard_bytes=None, metadata=labels)
-        write_text(temporary / CONFIG, json.dumps(settings, indent=2) + "\n")
+        labels = labels | ({BASE_LABEL: base} if base else {})
+        written = write_tensors(temporary, stem, plan, shard_bytes=None, metadata=labels)
+        for name, text in texts.items():
+            write_text(temporary / name, text)
         write_marker(temporary, {file.path: file.sha256 for file in written})
 
 
@@ -203,9 +250,9 @@ def _settings(folder: Path) -> PeftSettings:
     return settings
 
 
-def _label(folder: Path) -> str:
+def base_label(path: Path) -> str:
     """The fingerprint of the base, if we wrote the file."""
-    with safe_open(folder / f"{WEIGHTS}.safetensors", framework="numpy") as file:
+    with safe_open(path, framework="numpy") as file:
         return (file.metadata() or {}).get(BASE_LABEL, "")
 
 
