@@ -20,6 +20,7 @@ from lumina_jax.interop.kohya import kohya_file, read_kohya
 from lumina_jax.interop.peft import Adapter, is_peft, read_peft
 from lumina_jax.modalities import load_autoencoders
 from lumina_jax.models.adapters import (
+    Decomposed,
     Factors,
     Trained,
     adapted,
@@ -255,14 +256,18 @@ def open_adapter(folder: str | Path, model: ModelConfig) -> Adapter:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_parameters(model, "float32", one_device_shardings(model, here))
     trained, base = saved_changes(checkpoints, step, saved, abstract) if saved.finetune.is_partial else ({}, "")
-    factors = {name: value for name, value in trained.items() if isinstance(value, Factors)}
+    factors = {
+        name: Factors(value.a, value.b) for name, value in trained.items() if isinstance(value, Factors | Decomposed)
+    }
+    lengths = {name: value.magnitude for name, value in trained.items() if isinstance(value, Decomposed)}
     if not factors or len(factors) < len(trained):
         raise ValueError(
             f"{folder} trained parameters themselves, which are no adapter; open the run alone, or export it whole"
         )
     alpha, scaling = saved.finetune.alpha, saved.finetune.scaling
     alphas = {name: float(factor.a.shape[-1]) if alpha is None else alpha for name, factor in factors.items()}
-    return Adapter(jax.device_get(factors), alphas, alpha is not None and scaling == "rslora", base)
+    is_rslora = alpha is not None and scaling == "rslora"
+    return Adapter(jax.device_get(factors), alphas, is_rslora, base, jax.device_get(lengths))
 
 
 def strength_of(word: str) -> tuple[str, float]:

@@ -45,6 +45,8 @@ class FinetuneConfig(Section):
     """Adapters are multiplied by alpha / rank; None: by 1."""
     scaling: Literal["standard", "rslora"] = "standard"
     """rslora: alpha / sqrt(rank), for which rank 64 needs no other learning rate than rank 8."""
+    dora: bool = False
+    """Adapters change the direction of the columns of a matrix, whose lengths train themselves (DoRA)."""
     last_layers: int | None = None
     """Of the layers, only the last ones train; None: all of them."""
 
@@ -53,6 +55,8 @@ class FinetuneConfig(Section):
         for name in ("rank", "last_layers"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"finetune.{name}={value} must be at least 1, or None")
+        has_rank = self.rank is not None or any(":" in entry for entry in self.parameters)
+        require(has_rank or not self.dora, "finetune.dora is a kind of adapters, which need a rank: set finetune.rank")
         require(self.alpha is None or self.alpha > 0, f"finetune.alpha={self.alpha} must be positive, or None")
         for entry in self.parameters:
             pattern, mark, rank = entry.partition(":")

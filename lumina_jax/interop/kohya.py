@@ -72,6 +72,10 @@ def write_kohya(adapter: Adapter, config: ModelConfig, folder: Path, *, overwrit
     Raises:
       ValueError: the authors' code has no such model, or no name for a matrix; the folder is not empty.
     """
+    if adapter.magnitudes:
+        raise ValueError(
+            "adapters of the kind DoRA have no form with kohya's names here; write them for PEFT: --to peft"
+        )
     tensors: dict[str, np.ndarray] = {}
     for module, name, factors in modules_of(adapter, _rules(config), config):
         rank, flat = len(factors["A"]), _flat(module)
