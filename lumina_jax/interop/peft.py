@@ -269,7 +269,7 @@ def _rules(config: ModelConfig) -> list[Rule]:
 
 def _settings(folder: Path) -> PeftSettings:
     settings = read_json(folder / CONFIG, PeftSettings)
-    asked = {
+    asked: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "peft_type": (settings.get("peft_type", "LORA"), ("LORA",)),
         "bias": (settings.get("bias", "none"), ("none",)),
         "modules_to_save": (settings.get("modules_to_save"), (None, [])),
