@@ -118,11 +118,13 @@ def evaluator(
       modalities, autoencoders: as for `measurement`.
 
     Raises:
-      ValueError: no sample can be used.
+      ValueError: no sample can be used, or none is held out and the run has a patience.
     """
     if config.run.evaluate_every is None:
         return None
-    measure = measurement(config, mesh, modalities, encoder, autoencoders, samples=config.run.evaluate_samples)
+    part: Part | None = None if config.run.patience is None else "held_out"
+    count = config.run.evaluate_samples
+    measure = measurement(config, mesh, modalities, encoder, autoencoders, samples=count, part=part)
     kind = "held-out samples" if measure.is_held_out else "samples of training, because none is held out,"
     say(f"every {config.run.evaluate_every} steps {len(measure.examples)} {kind} are measured at fixed times and noise")
     name = HELD_OUT_LOSS if measure.is_held_out else TRAINED_ON_LOSS

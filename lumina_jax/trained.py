@@ -16,9 +16,11 @@ from lumina_jax.config.sample import WeightsName
 from lumina_jax.encoders.configured import encoder_of
 from lumina_jax.generation.pipeline import Pipeline, new_pipeline
 from lumina_jax.interop.converted import load_parameters, read_model
+from lumina_jax.interop.kohya import kohya_file, read_kohya
 from lumina_jax.interop.peft import Adapter, is_peft, read_peft
 from lumina_jax.modalities import load_autoencoders
 from lumina_jax.models.adapters import (
+    Decomposed,
     Factors,
     Trained,
     adapted,
@@ -275,16 +277,20 @@ def saved_changes(
 
 
 def open_adapter(folder: str | Path, model: ModelConfig) -> Adapter:
-    """The adapter of a run that trained adapters alone, at its newest checkpoint, or that in a folder of PEFT.
+    """The adapter of a run that trained adapters alone, at its newest checkpoint, or that in a folder of PEFT or in a
+    file with kohya's names.
 
     Raises:
       ValueError: the folder holds none, or it is of another model; the message names what does not fit.
     """
     if is_peft(Path(folder)):
         return read_peft(Path(folder), model)
+    if file := kohya_file(Path(folder)):
+        return read_kohya(file, model)
     if not located(checkpoints_of(folder)).is_dir():
         raise ValueError(
-            f"{folder} holds no adapter; name a run that trained one, or a folder with adapter_config.json"
+            f"{folder} holds no adapter; name a run that trained one, a folder with adapter_config.json, or a "
+            ".safetensors file with kohya's names"
         )
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.chosen(None)
@@ -293,14 +299,18 @@ def open_adapter(folder: str | Path, model: ModelConfig) -> Adapter:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_parameters(model, "float32", one_device_shardings(model, here))
     trained, base = saved_changes(checkpoints, step, saved, abstract) if saved.finetune.is_partial else ({}, "")
-    factors = {name: value for name, value in trained.items() if isinstance(value, Factors)}
+    factors = {
+        name: Factors(value.a, value.b) for name, value in trained.items() if isinstance(value, Factors | Decomposed)
+    }
+    lengths = {name: value.magnitude for name, value in trained.items() if isinstance(value, Decomposed)}
     if not factors or len(factors) < len(trained):
         raise ValueError(
             f"{folder} trained parameters themselves, which are no adapter; open the run alone, or export it whole"
         )
     alpha, scaling = saved.finetune.alpha, saved.finetune.scaling
     alphas = {name: float(factor.a.shape[-1]) if alpha is None else alpha for name, factor in factors.items()}
-    return Adapter(jax.device_get(factors), alphas, alpha is not None and scaling == "rslora", base)
+    is_rslora = alpha is not None and scaling == "rslora"
+    return Adapter(jax.device_get(factors), alphas, is_rslora, base, jax.device_get(lengths))
 
 
 def strength_of(word: str) -> tuple[str, float]:

@@ -122,7 +122,8 @@ def test_another_run_in_the_same_folder_does_not_change_the_choice(device, tmp_p
 
 
 def test_only_files_that_ask_for_the_device_have_settings_for_either():
-    assert [name for name in config_names() if depends_on_device(name)] == ["folder"]
+    found = [name for name in config_names() if depends_on_device(name)]
+    assert found == ["finetune_style", "finetune_subject", "folder"]
 
 
 @pytest.mark.parametrize("profile", ["10:15", "1:2", "99:100"])

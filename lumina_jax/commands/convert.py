@@ -2,7 +2,8 @@
 
 lumina: a released checkpoint, which is a folder with consolidated.00-of-01 and model_args.pth or config.json, or one
 file. diffusers: a pipeline or its transformer/. jax: the layout of lumina_jax; SRC may also be the folder of a run.
-peft: the adapter of a run alone. One tensor is in memory at a time. DST is created when everything is written.
+peft, kohya: only the adapter of a run, or the one that --adapter names, in these names. One tensor is in memory at a
+time. DST is created when everything is written.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 LARGEST_SAMPLE = 2**16
 LayoutName = Literal["lumina", "diffusers", "jax"]
-WrittenLayout = Literal["lumina", "diffusers", "jax", "peft"]
+WrittenLayout = Literal["lumina", "diffusers", "jax", "peft", "kohya"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Arguments:
     """Replace an unchanged export that this command wrote to DST earlier."""
     adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An adapter to merge into the weights, as FOLDER or FOLDER:STRENGTH; -1 takes out one that was merged. May be
-    given several times. The folder is a run that trained adapters, or one of PEFT."""
+    given several times. The folder is a run that trained adapters, one of PEFT, or a file with kohya's names."""
     components: Path | None = None
     """Folder or downloaded repository whose vae/, text_encoder/ and tokenizer/ are copied into a diffusers pipeline."""
 
@@ -87,7 +88,7 @@ def convert(arguments: Arguments) -> None:
     components = arguments.components and resolved(arguments.components, "pipeline")
     arguments = dataclasses.replace(arguments, source=resolved(arguments.source, "checkpoint"), components=components)
     _check_apart(arguments)
-    if arguments.layout == "peft":
+    if arguments.layout in ("peft", "kohya"):
         export_adapter(arguments)
         return
     source = opened(arguments)
@@ -115,22 +116,28 @@ def convert(arguments: Arguments) -> None:
 
 
 def export_adapter(arguments: Arguments) -> None:
-    """Write the adapter of a run for PEFT.
+    """Write the adapter of a run, or the one that --adapter names, with the names of PEFT or of kohya.
 
     Raises:
-      ValueError: the source is no run that trained adapters alone, or diffusers has no such model.
+      ValueError: there is no such adapter, or the other code has no such model.
     """
+    from lumina_jax.interop.converted import read_model
+    from lumina_jax.interop.kohya import write_kohya
     from lumina_jax.interop.peft import write_peft
-    from lumina_jax.run import read_model
-    from lumina_jax.trained import open_adapter
+    from lumina_jax.trained import open_adapter, strength_of
 
-    if arguments.source_layout != "jax" or arguments.adapter:
-        raise ValueError("--to peft writes the adapter of a run; name the run with --from jax, and leave out --adapter")
+    words = [strength_of(word) for word in arguments.adapter] or [(str(arguments.source), 1.0)]
+    if arguments.source_layout != "jax" or len(words) > 1 or words[0][1] != 1:
+        raise ValueError(
+            f"--to {arguments.layout} writes the adapter of a run; name the run with --from jax, or its base and one "
+            "--adapter of strength 1"
+        )
     model = read_model(arguments.source)
-    adapter = open_adapter(arguments.source, model)
+    adapter = open_adapter(words[0][0], model)
     print(f"adapters of {len(adapter.factors)} matrices")
     if not arguments.dry_run:
-        write_peft(adapter, model, arguments.destination, overwrite=arguments.overwrite)
+        write = write_peft if arguments.layout == "peft" else write_kohya
+        write(adapter, model, arguments.destination, overwrite=arguments.overwrite)
         print(f"written to {arguments.destination}")
 
 

@@ -67,6 +67,8 @@ class Arguments:
     """Folder of a CLIP, by which pictures are compared with their captions."""
     json: Path | None = None
     """File for all numbers."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An adapter with which the model is evaluated, as FOLDER or FOLDER:STRENGTH; may be given several times."""
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (an immutable value)
     """How the devices of this host share the work; by default each has a part of the samples."""
 
@@ -83,8 +85,9 @@ def evaluate(arguments: Arguments) -> int:
     """The whole command; 1 if a sample could not be drawn, else 0."""
     from lumina_jax.generation.gallery import writable
     from lumina_jax.modalities import modality_of
+    from lumina_jax.models.adapters import merged
     from lumina_jax.models.precision import cast
-    from lumina_jax.trained import open_run
+    from lumina_jax.trained import open_run, strength_of
 
     check(arguments)
     if arguments.json is not None:
@@ -99,7 +102,9 @@ def evaluate(arguments: Arguments) -> int:
     draw = Drawing(arguments, config, samples) if arguments.limit and samples else None
     # The loss is that of float32 weights, whatever the type in which they draw.
     weights = "float32" if arguments.loss_samples else config.sample.weights
-    pipeline = open_run(arguments.run, arguments.step, mesh=arguments.mesh, weights=weights)
+    adapters = [strength_of(word) for word in arguments.adapter]
+    pipeline = open_run(arguments.run, arguments.step, mesh=arguments.mesh, weights=weights, adapters=adapters)
+    pipeline.parameters = merged(pipeline.parameters)
     found: dict[str, Any] = {"run": config.run.name, "step": pipeline.step, "modality": modality.config.name}
     if arguments.loss_samples:
         found["losses"] = losses(pipeline, arguments)
@@ -229,10 +234,13 @@ def drawn_samples(
     for notice in caption_warnings(pipeline.encoder, prompts, config.text.max_tokens):
         print(notice, flush=True)
     asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
-    name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}"])
+    with_adapters = ["with", *(Path(word).name for word in arguments.adapter)] if arguments.adapter else []
+    name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}", *with_adapters])
     folder = writable(arguments.run / "samples" / f"{pipeline.step}" / name)
     settings = {"run": config.run.name, "step": pipeline.step, **asked, **dataclasses.asdict(config.sample)}
     settings["weights"] = matrix_type(pipeline.parameters)
+    if arguments.adapter:
+        settings["adapter"] = list(arguments.adapter)
     gallery = Gallery(folder, prompts, settings, files)
     found: dict[int, Any] = {}
 

@@ -46,7 +46,7 @@ class Arguments:
     """Checkpoint to draw from; default: the newest."""
     adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An adapter to draw with, as FOLDER or FOLDER:STRENGTH, such as runs/style:0.8; may be given several times. The
-    folder is a run that trained adapters, or one of PEFT."""
+    folder is a run that trained adapters, one of PEFT, or a file with kohya's names."""
     seed: int | None = None
     """Of the noise, from 0 to 2**64 - 1; default: 0."""
     seeds: str | None = None

@@ -111,7 +111,7 @@ def run(config: Config) -> bool:
             if writer is not None:
                 writer.close()
     say(f"step {int(state.step)} of {config.run.steps} in {folder}")
-    return int(state.step) >= config.run.steps
+    return int(state.step) >= config.run.steps or checkpoints.lowest.has_run_out(config.run.patience)
 
 
 def metric_writer(config: Config, resumed_step: int) -> Any:
@@ -145,16 +145,26 @@ def check_start(config: Config, *, is_new: bool) -> None:
 
 
 def is_complete(config: Config, checkpoints: Any) -> bool:
-    """Whether the newest checkpoint is of the last step or a later one, which is then said.
+    """Whether the newest checkpoint is of the last step or a later one, or the run stopped early; that is then said.
 
     Raises:
       ValueError: it is of another model, or not all processes find it.
     """
     from lumina_jax.parallel.multihost import say
+    from lumina_jax.training.early_stopping import saved_lowest
     from lumina_jax.training.loop import check_newest
 
-    newest, steps = check_newest(config, checkpoints), config.run.steps
-    if newest is None or newest < steps:
+    newest, steps, patience = check_newest(config, checkpoints), config.run.steps, config.run.patience
+    if newest is None:
+        return False
+    if patience is not None and (lowest := saved_lowest(checkpoints.restore_data(newest))).has_run_out(patience):
+        say(
+            f"{run_folder(config)} stopped early, at step {newest}: its held-out loss was lowest at {lowest.step}. "
+            f"To train further give a larger --run.patience than {patience}; for a new run another --run.name"
+        )
+        checkpoints.close()
+        return True
+    if newest < steps:
         return False
     say(
         f"{run_folder(config)} is complete: its newest checkpoint is of step {newest}, and run.steps is {steps}. To "

@@ -45,6 +45,8 @@ class FinetuneConfig(Section):
     """Adapters are multiplied by alpha / rank; None: by 1."""
     scaling: Literal["standard", "rslora"] = "standard"
     """rslora: alpha / sqrt(rank), for which rank 64 needs no other learning rate than rank 8."""
+    dora: bool = False
+    """Adapters change the direction of the columns of a matrix, whose lengths train themselves (DoRA)."""
     last_layers: int | None = None
     """Of the layers, only the last ones train; None: all of them."""
     base: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
@@ -60,6 +62,13 @@ class FinetuneConfig(Section):
             self.base == "float32" or self.is_partial,
             f"finetune.base={self.base!r} is for a base that does not train, but all parameters do; set finetune.rank "
             "for adapters, or leave it out",
+        )
+        has_rank = self.rank is not None or any(":" in entry for entry in self.parameters)
+        require(has_rank or not self.dora, "finetune.dora is a kind of adapters, which need a rank: set finetune.rank")
+        require(
+            not self.dora or self.base in ("float32", "bfloat16"),
+            f"finetune.dora needs the lengths of the columns of the base, which finetune.base={self.base!r} does not "
+            "hold; choose float32 or bfloat16, or leave finetune.dora out",
         )
         require(self.alpha is None or self.alpha > 0, f"finetune.alpha={self.alpha} must be positive, or None")
         for entry in self.parameters:

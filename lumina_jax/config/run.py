@@ -45,6 +45,9 @@ class RunConfig(Section):
     """Steps between measurements of the held-out loss, which is also measured at the last step; None: never."""
     evaluate_samples: int = 256
     """Samples of each source at which it is measured, at most."""
+    patience: int | None = None
+    """Stop when the held-out loss was not lower than before at this number of measurements, one after another; the
+    checkpoint of the lowest loss is kept, and what is drawn from the run comes from it. None: never."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Programs that show the run besides its folder: tensorboard, wandb (Weights & Biases), or none of them."""
     profile: str = ""
@@ -60,6 +63,11 @@ class RunConfig(Section):
         for name in ("keep_every", "sample_every", "evaluate_every"):
             every = getattr(self, name)
             require(every is None or every >= 1, f"run.{name}={every} must be at least 1, or None for never")
+        require(
+            self.patience is None or (self.patience >= 1 and self.evaluate_every is not None),
+            f"run.patience={self.patience} must be at least 1 measurement, and run.evaluate_every, which is "
+            f"{self.evaluate_every}, must say when the loss is measured; or None for never",
+        )
         require(
             0 <= self.seed < 2**64,
             f"run.seed={self.seed} must lie between 0 and 2**64 - 1; other seeds would repeat these",

@@ -1,5 +1,6 @@
 """Where samples come from: a class for each kind of source, with the settings of that kind alone."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -73,6 +74,17 @@ class FolderConfig(SourceConfig):
     """The folder, or its .jsonl file."""
     split: str = "train"
     """Which of the folders train, test, ... is used, where there are such."""
+    caption: str = ""
+    """The caption of every sample, such as "a photo of zbx dog" or "{name}, sketch style": {name} is the name of its
+    file, with spaces for _ and -, and {caption} the caption that the folder gives. Nothing: that caption."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = sorted(set(re.findall(r"{([^{}]*)}", self.caption)) - {"name", "caption"})
+        require(
+            not unknown,
+            f"data.caption={self.caption!r} may contain {{name}} and {{caption}}, but not {{{'}, {'.join(unknown)}}}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import bisect
 import dataclasses
 import itertools
 import random
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,15 +30,17 @@ class FolderSource:
     Args:
       path: the .jsonl; or a folder that holds one, or captions beside its pictures, or a folder for each class
         (`data.listings`); or a folder with such folders inside, of which `split` names one.
+      caption: of every sample, with its name or its caption for {name} and {caption}; nothing: its caption.
 
     Raises:
       ValueError: there is nothing, there are several .jsonl files, or no sample.
     """
 
-    def __init__(self, path: str | Path, split: str = "train") -> None:
-        self._annotations, self.classes = open_folder(Path(path), split)
-        self.path = self._annotations.path
-        self.contents = self._annotations.contents
+    def __init__(self, path: str | Path, split: str = "train", caption: str = "") -> None:
+        self._annotations, self.classes = open_folder(Path(path), split, needs_captions=not caption)
+        self.path, self._caption = self._annotations.path, caption
+        contents = self._annotations.contents
+        self.contents = combined([contents], caption) if caption else contents
         if not len(self._annotations):
             raise ValueError(f'{self.path} lists no sample; write one {{"image": ..., "caption": ...}} a line')
         self._folder = self.path if self.path.is_dir() else self.path.parent
@@ -48,12 +51,25 @@ class FolderSource:
     def __getitem__(self, index: int) -> Record | BadSample:
         name = self._annotations.item_name(index)
         try:
-            return record_of_line(self._annotations.item(index), self._folder)
+            record = record_of_line(self._annotations.item(index), self._folder)
+            return captioned(record, self._caption) if self._caption and isinstance(record, Record) else record
         except Exception as error:  # whatever a line holds, the others can be used
             return unusable(name, error)
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.path)!r})"
+
+
+def captioned(record: Record, caption: str) -> Record:
+    """The record with another caption, in which {name} is the name of its file, and {caption} the one it has.
+
+    Raises:
+      ValueError: {caption} is asked for, and it has none.
+    """
+    if "{caption}" in caption and not record.caption:
+        raise ValueError(f"it has no caption for data.caption={caption!r}; give it one, or use {{name}}")
+    words = {"name": re.sub(r"[\s_-]+", " ", Path(record.name).stem).strip(), "caption": record.caption or ""}
+    return record._replace(caption=re.sub(r"{(name|caption)}", lambda found: words[found[1]], caption).strip())
 
 
 class LuminaSource:

@@ -62,11 +62,12 @@ class Listing(JsonLines):
         return item
 
 
-def open_folder(path: Path, split: str) -> tuple[Annotations, tuple[str, ...]]:
+def open_folder(path: Path, split: str, *, needs_captions: bool = True) -> tuple[Annotations, tuple[str, ...]]:
     """The lines of a captions file or of a folder, and the names of the classes, if each class has a folder.
 
     Args:
       split: the inner folder to read, if there are folders such as train and test.
+      needs_captions: whether there must be captions, or folders for classes.
 
     Raises:
       ValueError: there are no captions, or several files could hold them.
@@ -86,7 +87,7 @@ def open_folder(path: Path, split: str) -> tuple[Annotations, tuple[str, ...]]:
     texts = {file for file in files if file.lower().endswith(SIDECARS)}
     sidecars = {file: text for file in media if (text := _sidecar(file, texts))} if texts else {}
     classes = sorted({top for file in media if (top := _top(file))})
-    if not sidecars and not classes:
+    if not media or (needs_captions and not sidecars and not classes):
         raise ValueError(_missing(path, files, media))
     return _listed(path, _items(path, media, sidecars, classes)), tuple(classes)
 
@@ -188,7 +189,8 @@ def _missing(folder: Path, files: list[str], media: list[str]) -> str:
     line = f'{{"{medium_of(media[0])}": "{first}{ending}", "caption": "..."}}'
     return (
         f"the folder {folder} holds {len(media)} files but no captions; write a captions.jsonl of lines like {line}, "
-        f"put a text such as {first}.txt beside each, or sort them into folders named by their class"
+        f"put a text such as {first}.txt beside each, sort them into folders named by their class, or set "
+        'data.caption, such as "{name}" for the names of the files'
     )
 
 

@@ -157,7 +157,7 @@ def _open_emoji(source: EmojiConfig, media: MediaConfig, model: ModelConfig) -> 
 
 @open_kind.register
 def _open_folder(source: FolderConfig, media: MediaConfig, model: ModelConfig) -> Source:
-    folder, classes = FolderSource(source.path, source.split), model.classes
+    folder, classes = FolderSource(source.path, source.split, source.caption), model.classes
     if model.conditioning == "label" and len(folder.classes) > classes:
         raise ValueError(
             f"the folder {folder.path} has {len(folder.classes)} classes, but model.classes={classes}; set it to "

@@ -16,9 +16,12 @@ from lumina_jax.generation.request import check_request
 from lumina_jax.modalities import modality_of
 from lumina_jax.modalities.files.contact_sheet import contact_sheet
 from lumina_jax.modalities.files.png import save_png
+from lumina_jax.models.adapters import without_adapters
 from lumina_jax.run import run_folder
 
 SHEET_BATCH = 16
+PAIRED_COLUMNS = 4
+"""Of a sheet that shows two samples of each prompt side by side; an even number."""
 
 
 @runtime_checkable
@@ -42,8 +45,9 @@ def sheet_writer(
     writer: ImageWriter | None,
     autoencoders: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
-) -> Callable[[int, dict[str, Any]], None]:
-    """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder.
+) -> Callable[[int, dict[str, Any], dict[str, Any] | None], None]:
+    """A function that draws `run.sample_prompts` with given parameters into samples/ of the run's folder. Where there
+    are parameters of a base, too, a sheet shows beside each sample what they draw from the same prompt and noise.
 
     All processes of a job draw, since each has a part of the parameters; the one with a writer writes. The
     parameters lie on `mesh` as in training, and its devices share the samples; None: on one device.
@@ -53,12 +57,23 @@ def sheet_writer(
     modality = pipeline.modality()
     shape = [modality.shape_for(prompt, config.text) for prompt in prompts]
 
-    def show(step: int, parameters: dict[str, Any]) -> None:
+    batch = min(max(SHEET_BATCH, pipeline.least_batch), len(prompts))
+    before: list[Any] = []
+
+    def drawn(parameters: dict[str, Any]) -> list[Any]:
         pipeline.parameters = parameters
-        batch = min(max(SHEET_BATCH, pipeline.least_batch), len(prompts))
-        samples = pipeline(prompts, config.sample, seed=config.run.seed, shape=shape, batch=batch)
+        return list(pipeline(prompts, config.sample, seed=config.run.seed, shape=shape, batch=batch))
+
+    def show(step: int, parameters: dict[str, Any], base: dict[str, Any] | None = None) -> None:
+        samples, captions, columns = drawn(parameters), list(prompts), None
+        if base is not None:
+            if not before:  # the base never changes
+                before.extend(drawn(without_adapters(parameters, base)))
+            samples = [sample for pair in zip(before, samples) for sample in pair]
+            captions = [caption for prompt in prompts for caption in (f"{prompt} (base)", prompt)]
+            columns = PAIRED_COLUMNS
         if writer is not None:
-            sheet = contact_sheet([modality.preview(sample) for sample in samples], prompts)
+            sheet = contact_sheet([modality.preview(sample) for sample in samples], captions, columns=columns)
             with written_to(folder, "a sheet", "run.root"):
                 save_png(Path(folder) / f"step_{step:07}.png", sheet, {"step": step, "prompts": list(prompts)})
             writer.image(step, "samples", sheet)

@@ -11,8 +11,9 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from lumina_jax.interop.converted import parameter_shapes
 from lumina_jax.interop.fitting import reasons_against
 from lumina_jax.interop.layouts import LAYOUTS
 from lumina_jax.interop.sources import WeightSource
-from lumina_jax.models.adapters import Factors, check_base
+from lumina_jax.models.adapters import Decomposed, Factors, check_base
 from lumina_jax.weights.files import TensorFiles
 from lumina_jax.weights.folders import check_destination, new_folder, write_marker
 from lumina_jax.weights.rules import Rule, listed
@@ -35,7 +36,8 @@ from lumina_jax.weights.writer import Planned, write_tensors, write_text
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
 PREFIX = "base_model.model."
 BASE_LABEL = "lumina_jax_base"
-FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<factor>[AB])\.weight|(?P<magnitude>magnitude_vector))")
+MAGNITUDE = "magnitude"
 
 
 class Adapter(NamedTuple):
@@ -47,15 +49,27 @@ class Adapter(NamedTuple):
     is_rslora: bool
     base: str = ""
     """The fingerprint of the parameters that are changed; nothing: not known."""
+    magnitudes: Mapping[str, np.ndarray] = MappingProxyType({})
+    """The lengths of columns of adapters of the kind DoRA, [*layers, out]."""
 
     def scale(self, name: str) -> float:
         """The factor of a change: alpha / rank, or alpha / sqrt(rank)."""
         rank = self.factors[name].a.shape[-1]
         return self.alphas[name] / (math.sqrt(rank) if self.is_rslora else rank)
 
-    def scaled(self, strength: float = 1.0) -> dict[str, Factors]:
-        """The factors, with scale and strength in B."""
-        return {name: Factors(a, b * (strength * self.scale(name))) for name, (a, b) in self.factors.items()}
+    def scaled(self, strength: float = 1.0) -> dict[str, Factors | Decomposed]:
+        """The changes, with scale and strength in B.
+
+        Raises:
+          ValueError: DoRA, which has no strength but 1.
+        """
+        if self.magnitudes and strength != 1:
+            raise ValueError(f"an adapter of the kind DoRA has no strength but 1, not {strength:g}; leave it out")
+        changes: dict[str, Factors | Decomposed] = {}
+        for name, (a, b) in self.factors.items():
+            b = b * (strength * self.scale(name))
+            changes[name] = Decomposed(a, b, self.magnitudes[name]) if name in self.magnitudes else Factors(a, b)
+        return changes
 
 
 class PeftSettings(TypedDict, total=False):
@@ -85,36 +99,67 @@ def read_peft(folder: Path, config: ModelConfig) -> Adapter:
       ValueError: files are missing or damaged, the adapter is of another kind, rank or model; the message names the
         first tensors that do not fit.
     """
-    rules, shapes = _rules(config), parameter_shapes(config)
-    settings = _settings(folder)
-    tensors = TensorFiles(folder / f"{WEIGHTS}.safetensors")
-    modules = _modules(folder, tensors)
+    rules, settings = _rules(config), _settings(folder)
+    modules = _modules(folder, TensorFiles(folder / f"{WEIGHTS}.safetensors"))
+    names = [name.removesuffix(".weight") for rule in rules for name in rule.their_names(config.layers)]
+    ranks = {name: _of_module(settings.get("rank_pattern"), name, settings.get("r", 8)) for name in names}
+    alphas = {name: _of_module(settings.get("alpha_pattern"), name, settings.get("lora_alpha", 8)) for name in names}
+    if bool(settings.get("use_dora")) != all(MAGNITUDE in module for module in modules.values()):
+        raise ValueError(
+            f"{folder} must have lora_magnitude_vector of all modules if {CONFIG} has use_dora, else of none"
+        )
+    adapter = stacked_adapter(folder, modules, rules, config, ranks, alphas)
+    return adapter._replace(
+        is_rslora=bool(settings.get("use_rslora")), base=base_label(folder / f"{WEIGHTS}.safetensors")
+    )
+
+
+def stacked_adapter(
+    origin: Path,
+    modules: Mapping[str, Mapping[str, np.ndarray]],
+    rules: Sequence[Rule],
+    config: ModelConfig,
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+) -> Adapter:
+    """An adapter of ours from the tensors "A" [rank, in] and "B" [out, rank] of modules. Layers without get zeros.
+
+    Args:
+      origin: for messages.
+      rules: of the matrices; modules have the names of their tensors without ".weight".
+      ranks, alphas: of each module that has an adapter, and of any others.
+
+    Raises:
+      ValueError: the modules are of another model, or the ranks and alphas of layers or the shapes do not fit.
+    """
     known = {name.removesuffix(".weight"): rule for rule in rules for name in rule.their_names(config.layers)}
     if unknown := [module for module in modules if module not in known]:
         raise ValueError(
-            f"{folder} is an adapter of another model: this one has no {listed(unknown, most=3)}, but modules such as "
+            f"{origin} is an adapter of another model: this one has no {listed(unknown, most=3)}, but modules such as "
             f"{listed(list(known), most=2)}"
         )
     factors: dict[str, Factors] = {}
-    alphas: dict[str, float] = {}
-    changed = {known[module].ours for module in modules}
+    found: dict[str, float] = {}
+    magnitudes: dict[str, np.ndarray] = {}
+    shapes, changed = parameter_shapes(config), {known[module].ours for module in modules}
     for rule in rules:
         if rule.ours not in changed:
             continue
         names = [name.removesuffix(".weight") for name in rule.their_names(config.layers)]
-        ranks = {_of_module(settings.get("rank_pattern"), name, settings.get("r", 8)) for name in names}
-        found = {_of_module(settings.get("alpha_pattern"), name, settings.get("lora_alpha", 8)) for name in names}
-        if len(ranks) > 1 or len(found) > 1:
-            raise ValueError(
-                f"{folder}: all layers of {rule.theirs} must have one rank and alpha, not {ranks}, {found}"
-            )
-        [rank], [alpha] = ranks, found
-        shape = shapes[rule.ours]
-        parts = [_factors(folder, modules.get(name), name, shape[-2:], rank) for name in names]
+        pairs = {(ranks[name], alphas[name]) for name in names if name in ranks}
+        if len(pairs) > 1:
+            raise ValueError(f"{origin}: all layers of {rule.theirs} must have one rank and alpha, not {sorted(pairs)}")
+        [(rank, alpha)] = pairs
+        parts = [_factors(origin, modules.get(name), name, shapes[rule.ours][-2:], rank) for name in names]
         stacked = Factors(*map(np.stack, zip(*parts))) if rule.is_stacked else parts[0]
-        _check_shared(folder, rule, stacked, factors)
-        factors[rule.ours], alphas[rule.ours] = stacked, float(alpha)
-    return Adapter(factors, alphas, bool(settings.get("use_rslora")), _label(folder))
+        _check_shared(origin, rule, stacked, factors)
+        factors[rule.ours], found[rule.ours] = stacked, float(alpha)
+        lengths = [modules.get(name, {}).get(MAGNITUDE) for name in names]
+        if any(length is not None for length in lengths):
+            magnitudes[rule.ours] = _magnitudes(
+                origin, lengths, names, shapes[rule.ours][-1], is_stacked=rule.is_stacked
+            )
+    return Adapter(factors, found, is_rslora=False, magnitudes=magnitudes)
 
 
 def write_peft(adapter: Adapter, config: ModelConfig, folder: Path, *, overwrite: bool = False) -> None:
@@ -123,39 +168,70 @@ def write_peft(adapter: Adapter, config: ModelConfig, folder: Path, *, overwrite
     Raises:
       ValueError: diffusers cannot represent the model, or has no name for a matrix; the folder is not empty.
     """
-    rules = _rules(config)
-    if unknown := sorted(adapter.factors.keys() - {rule.ours for rule in rules}):
-        raise ValueError(f"diffusers has no matrix for the adapters of {listed(unknown, most=3)}; leave them out")
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for rule in rules:
-        if rule.ours not in adapter.factors:
-            continue
-        names, (a, b) = rule.their_names(config.layers), map(np.asarray, adapter.factors[rule.ours])
-        pairs = zip(a, b) if rule.is_stacked else [(a, b)]
-        for name, (one, other) in zip(names[-len(a) :] if rule.is_stacked else names, pairs):
-            module = name.removesuffix(".weight")
-            ranks[module], alphas[module] = a.shape[-1], adapter.alphas[rule.ours]
-            for letter, value in (("A", one), ("B", other)):
-                tensors[f"{PREFIX}{module}.lora_{letter}.weight"] = np.ascontiguousarray(value.T)
+    for module, name, factors in modules_of(adapter, _rules(config), config):
+        ranks[module], alphas[module] = len(factors["A"]), adapter.alphas[name]
+        tensors |= {f"{PREFIX}{module}.lora_{letter}.weight": factors[letter] for letter in "AB"}
+        if MAGNITUDE in factors:
+            tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = factors[MAGNITUDE]
     rank, alpha = max(ranks.values()), max(alphas.values())
     settings = {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True,
         "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
-        "use_rslora": adapter.is_rslora, "use_dora": False, "init_lora_weights": True, "modules_to_save": None,
-        "target_modules": list(ranks),
+        "use_rslora": adapter.is_rslora, "use_dora": bool(adapter.magnitudes), "init_lora_weights": True,
+        "modules_to_save": None, "target_modules": list(ranks),
         "rank_pattern": {module: value for module, value in ranks.items() if value != rank},
         "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
     }  # fmt: skip
+    texts = {CONFIG: json.dumps(settings, indent=2) + "\n"}
+    write_factors(folder, WEIGHTS, tensors, adapter.base, {"format": "pt"}, texts, overwrite=overwrite)
+
+
+def modules_of(
+    adapter: Adapter, rules: Sequence[Rule], config: ModelConfig
+) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+    """Each module of theirs, the name of our matrix, and the tensors "A" [rank, in] and "B" [out, rank] of the module.
+
+    Raises:
+      ValueError: no rule is for a matrix of the adapter.
+    """
+    if unknown := sorted(adapter.factors.keys() - {rule.ours for rule in rules}):
+        raise ValueError(f"this layout has no matrix for the adapters of {listed(unknown, most=3)}; leave them out")
+    for rule in rules:
+        if rule.ours not in adapter.factors:
+            continue
+        names, (a, b) = rule.their_names(config.layers), map(np.asarray, adapter.factors[rule.ours])
+        parts = {"A": a, "B": b}
+        if rule.ours in adapter.magnitudes:
+            parts[MAGNITUDE] = np.asarray(adapter.magnitudes[rule.ours])
+        for index, name in enumerate(names[-len(a) :] if rule.is_stacked else names):
+            of_layer = {letter: part[index] if rule.is_stacked else part for letter, part in parts.items()}
+            tensors = {letter: np.ascontiguousarray(part.T) for letter, part in of_layer.items()}
+            yield name.removesuffix(".weight"), rule.ours, tensors
+
+
+def write_factors(
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, np.ndarray],
+    base: str,
+    labels: dict[str, str],
+    texts: Mapping[str, str],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a safetensors file with the fingerprint of the base among its labels, and files of text beside it."""
     check_destination(folder, overwrite=overwrite)
     plan = [
         Planned(name, value.shape, value.dtype, functools.partial(iter, [value])) for name, value in tensors.items()
     ]
     with new_folder(folder.resolve(), overwrite=overwrite) as temporary:
-        labels = {"format": "pt"} | ({BASE_LABEL: adapter.base} if adapter.base else {})
-        written = write_tensors(temporary, WEIGHTS, plan, shard_bytes=None, metadata=labels)
-        write_text(temporary / CONFIG, json.dumps(settings, indent=2) + "\n")
+        labels = labels | ({BASE_LABEL: base} if base else {})
+        written = write_tensors(temporary, stem, plan, shard_bytes=None, metadata=labels)
+        for name, text in texts.items():
+            write_text(temporary / name, text)
         write_marker(temporary, {file.path: file.sha256 for file in written})
 
 
@@ -173,9 +249,11 @@ def merged_source(source: WeightSource, adapter: Adapter, strength: float, origi
         value = ours[name]
         if name not in changes:
             return value
-        a, b = changes[name]
-        changed = value.astype(np.float32)
-        changed[-len(a) if a.ndim == 3 else 0 :] += np.asarray(a) @ np.asarray(b)
+        change = changes[name]
+        changed, layers = value.astype(np.float32), slice(-len(change.a) if change.a.ndim == 3 else 0, None)
+        changed[layers] += np.asarray(change.a) @ np.asarray(change.b)
+        if isinstance(change, Decomposed):
+            changed[layers] *= (change.magnitude / np.linalg.norm(changed[layers], axis=-2))[..., None, :]
         return changed.astype(value.dtype)
 
     tensors = ComputedTensors({name: (ours.shape(name), ours.dtype(name)) for name in ours}, read)
@@ -191,9 +269,8 @@ def _rules(config: ModelConfig) -> list[Rule]:
 
 def _settings(folder: Path) -> PeftSettings:
     settings = read_json(folder / CONFIG, PeftSettings)
-    asked = {
+    asked: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "peft_type": (settings.get("peft_type", "LORA"), ("LORA",)),
-        "use_dora": (settings.get("use_dora", False), (False,)),
         "bias": (settings.get("bias", "none"), ("none",)),
         "modules_to_save": (settings.get("modules_to_save"), (None, [])),
         "fan_in_fan_out": (settings.get("fan_in_fan_out", False), (False,)),
@@ -203,9 +280,9 @@ def _settings(folder: Path) -> PeftSettings:
     return settings
 
 
-def _label(folder: Path) -> str:
+def base_label(path: Path) -> str:
     """The fingerprint of the base, if we wrote the file."""
-    with safe_open(folder / f"{WEIGHTS}.safetensors", framework="numpy") as file:
+    with safe_open(path, framework="numpy") as file:
         return (file.metadata() or {}).get(BASE_LABEL, "")
 
 
@@ -216,7 +293,7 @@ def _modules(folder: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[
         match = FACTOR.fullmatch(name.removeprefix(PREFIX))
         if match is None:
             raise ValueError(f"{folder} must hold lora_A and lora_B of modules alone, but has {name}")
-        modules.setdefault(match["module"], {})[match["factor"]] = tensors[name]
+        modules.setdefault(match["module"], {})[match["factor"] or MAGNITUDE] = tensors[name]
     if not modules:
         raise ValueError(f"{folder} holds no adapter of any module")
     return modules
@@ -244,6 +321,19 @@ def _factors(
     if wrong:
         raise ValueError(f"{folder} does not fit this model at rank {rank}: {'; '.join(wrong)}")
     return Factors(*(np.asarray(found[letter], np.float32).T for letter in "AB"))
+
+
+def _magnitudes(
+    origin: Path, lengths: Sequence[np.ndarray | None], names: Sequence[str], outputs: int, *, is_stacked: bool
+) -> np.ndarray:
+    """The lengths of the columns of one matrix, or of those of all layers."""
+    if wrong := [name for name, one in zip(names, lengths) if one is None or one.shape != (outputs,)]:
+        raise ValueError(
+            f"{origin} must have lora_magnitude_vector [{outputs}] for all layers of a matrix, but not for "
+            f"{listed(wrong, most=3)}"
+        )
+    found = np.stack([np.asarray(one, np.float32) for one in lengths])
+    return found if is_stacked else found[0]
 
 
 def _check_shared(folder: Path, rule: Rule, factors: Factors, others: Mapping[str, Factors]) -> None:

@@ -5,6 +5,9 @@ network computes with. What trains is a flat dictionary from names of parameters
 
     an array            that stands instead of the parameter; with fewer layers, instead of its last ones
     `Factors` A and B   a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685): the weight is W + scale A B
+    `Decomposed` A, B   such an adapter of the direction of each column, whose length m trains, too (DoRA, Liu et al.,
+    and m               arXiv 2402.09353, equation 5): the weight is m (W + scale A B) / |W + scale A B|, where no
+                        gradient flows through the norms |..| of the columns (section 4.3)
 
 so that full training of some parameters, of biases (BitFit), of the last layers, and adapters are one mechanism.
 
@@ -12,7 +15,8 @@ A weight with an adapter is one leaf of the network's tree, a `LowRank`. It is n
 multiplied: x (W + A B) is computed as x W + (x A) B, so that neither A B nor the gradient of W ever exists. Because it
 is a pytree of W, A and B, a scan over layers takes A and B of a layer with its W, FSDP gathers W and leaves A and B as
 they are, and rematerialization, packing and attention kernels see arrays as before. The scale is a part of B while the
-network computes: other scales, and other adapters of these shapes, need no other program.
+network computes: other scales, and other adapters of these shapes, need no other program. So are the norms of DoRA,
+which are computed once for a step, from all of W.
 """
 
 import functools
@@ -39,18 +43,28 @@ class Factors(NamedTuple):
     b: Float[Array | np.ndarray, "*n r o"]
 
 
-Trained = dict[str, Array | Factors]
+class Decomposed(NamedTuple):
+    """A low-rank change of the direction of each column of such a matrix, and the length of each column."""
+
+    a: Float[Array | np.ndarray, "*n i r"]
+    b: Float[Array | np.ndarray, "*n r o"]
+    magnitude: Float[Array | np.ndarray, "*n o"]
+
+
+Trained = dict[str, Array | Factors | Decomposed]
 """What trains, by the dotted names of parameters."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LowRank:
-    """The weight W + A B, which is multiplied without being computed."""
+    """The weight W + A B, or W diag(gain) + A B, which is multiplied without being computed."""
 
     base: Any
     a: Any
     b: Any
+    gain: Any = None
+    """A factor for each column of W; None: 1."""
 
     @property
     def dtype(self) -> Any:
@@ -63,14 +77,17 @@ class LowRank:
         return self
 
     def astype(self, dtype: Any) -> "LowRank":
-        return LowRank(self.base.astype(dtype), self.a.astype(dtype), self.b.astype(dtype))
+        gain = None if self.gain is None else self.gain.astype(dtype)
+        return LowRank(self.base.astype(dtype), self.a.astype(dtype), self.b.astype(dtype), gain)
 
     def __rmatmul__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        return x @ self.base + (x @ self.a) @ self.b
+        product = x @ self.base
+        return (product if self.gain is None else product * self.gain) + (x @ self.a) @ self.b
 
 
 def new_trained(settings: FinetuneConfig, base: dict[str, Any], key: Key[Array, ""]) -> Trained:
-    """What trains at the first step, when it changes nothing: A is random, B is 0, and parameters are copies.
+    """What trains at the first step, when it changes nothing: A is random, B is 0, and parameters are copies. The
+    lengths of columns are those of the base.
 
     A is uniform up to 1 / sqrt(i), as in PEFT.
 
@@ -103,19 +120,50 @@ def new_trained(settings: FinetuneConfig, base: dict[str, Any], key: Key[Array, 
         bound = inputs**-0.5
         a = jax.random.uniform(jax.random.fold_in(key, index), (*stacked, inputs, rank), minval=-bound, maxval=bound)
         trained[name] = Factors(a, jnp.zeros((*stacked, rank, outputs)))
+        if settings.dora:
+            length = jnp.linalg.norm(value.astype(jnp.float32), axis=-2)
+            trained[name] = Decomposed(a, jnp.zeros((*stacked, rank, outputs)), length)
     return trained
 
 
-def scaled(trained: Mapping[str, Array | Factors], settings: FinetuneConfig) -> Trained:
+def scaled(trained: Mapping[str, Any], settings: FinetuneConfig) -> Trained:
     """What trains, with the scale of each adapter in its B."""
     return {
-        name: Factors(value.a, value.b * settings.scale(value.a.shape[-1])) if isinstance(value, Factors) else value
+        name: value._replace(b=value.b * settings.scale(value.a.shape[-1]))
+        if isinstance(value, Factors | Decomposed)
+        else value
         for name, value in trained.items()
     }
 
 
-def adapted(base: dict[str, Any], changes: Mapping[str, Array | Factors]) -> dict[str, Any]:
-    """The tree that the network computes with: the base, changed."""
+def column_norms(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Float[Array, "*n o"]]:
+    """The norm |W + A B| of each column that `Decomposed` changes, of which A B is never computed; no gradient flows
+    through it.
+
+    Args:
+      base: whole arrays, not the shares of one device.
+    """
+    named = named_parameters(base)
+
+    def one(weight: Any, change: Decomposed) -> Float[Array, "*n o"]:
+        weight = weight[-len(change.a) :] if change.a.ndim == 3 else weight
+        weight, a, b = (jax.lax.stop_gradient(jnp.asarray(part, jnp.float32)) for part in (weight, *change[:2]))
+        mixed = 2 * jnp.einsum("...ir,...io->...ro", a, weight) + jnp.einsum("...ir,...is->...rs", a, a) @ b
+        norm = jnp.sqrt(jnp.maximum(jnp.sum(weight**2, axis=-2) + jnp.sum(mixed * b, axis=-2), 0))
+        return jnp.where(norm > 0, norm, 1)  # a column of zeros stays one
+
+    return {name: one(named[name], change) for name, change in changes.items() if isinstance(change, Decomposed)}
+
+
+def adapted(
+    base: dict[str, Any], changes: Mapping[str, Any], norms: Mapping[str, Float[Array, "*n o"]] | None = None
+) -> dict[str, Any]:
+    """The tree that the network computes with: the base, changed.
+
+    Args:
+      norms: `column_norms` of these, which shares of parameters cannot give; None: they are computed here.
+    """
+    norms = column_norms(base, changes) if norms is None else norms
 
     def one(path: tuple[Any, ...], value: Any) -> Any:
         change = changes.get(dotted(path))
@@ -123,6 +171,11 @@ def adapted(base: dict[str, Any], changes: Mapping[str, Array | Factors]) -> dic
             return value
         if isinstance(change, Factors):
             return LowRank(value, *(_with_layers(factor, value.shape[0]) for factor in change))
+        if isinstance(change, Decomposed):
+            gain = change.magnitude / norms[dotted(path)]
+            a, b = (_with_layers(factor, len(value)) for factor in (change.a, change.b * gain[..., None, :]))
+            rest = jnp.ones((len(value) - len(gain), gain.shape[-1])) if value.ndim == 3 else gain[:0]
+            return LowRank(value, a, b, jnp.concatenate([rest, gain]))
         first = value.shape[0] - change.shape[0]
         changed: Any = type(value).of(change, first) if isinstance(value, QuantisedWeight) else change
         if changed.shape == value.shape:
@@ -132,10 +185,20 @@ def adapted(base: dict[str, Any], changes: Mapping[str, Array | Factors]) -> dic
     return jax.tree.map_with_path(one, base, is_leaf=is_quantised)
 
 
-def joined(adapters: Sequence[Mapping[str, Factors]]) -> dict[str, Factors]:
-    """Several adapters as one whose change is the sum of theirs; they may be of different numbers of last layers."""
+def joined(adapters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several adapters as one whose change is the sum of theirs; they may be of different numbers of last layers.
 
-    def one(parts: list[Factors]) -> Factors:
+    Raises:
+      ValueError: one of several adapters of a matrix is of the kind DoRA, which changes the whole matrix.
+    """
+
+    def one(parts: list[Any]) -> Any:
+        if len(parts) == 1:
+            return parts[0]
+        if any(isinstance(part, Decomposed) for part in parts):
+            raise ValueError(
+                "a matrix with an adapter of the kind DoRA cannot have another one; name one of them alone"
+            )
         layers = max(len(part.a) for part in parts)
         a, b = ([_with_layers(factor, layers) for factor in factors] for factors in zip(*parts))
         return Factors(jnp.concatenate(a, -1), jnp.concatenate(b, -2))
@@ -151,7 +214,9 @@ def merged(parameters: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(weight, LowRank) or is_quantised(weight.base):
             return weight
         product = jnp.matmul(weight.a, weight.b, precision="highest")
-        return (weight.base.astype(jnp.float32) + product).astype(weight.dtype)
+        base = weight.base.astype(jnp.float32)
+        base = base if weight.gain is None else base * weight.gain[..., None, :]
+        return (base + product).astype(weight.dtype)
 
     return jax.tree.map(one, parameters, is_leaf=lambda node: isinstance(node, LowRank))
 
@@ -171,6 +236,18 @@ def has_adapters(parameters: dict[str, Any]) -> bool:
     return any(map(is_adapted, jax.tree.leaves(parameters, is_leaf=is_adapted)))
 
 
+def without_adapters(parameters: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """The base as a tree of the same form as a network's, whose adapters change nothing: both need one program."""
+
+    def one(weight: Any, value: Any) -> Any:
+        if not isinstance(weight, LowRank):
+            return value
+        gain = None if weight.gain is None else jnp.ones_like(weight.gain)
+        return LowRank(value, weight.a, jnp.zeros_like(weight.b), gain)
+
+    return jax.tree.map(one, parameters, base, is_leaf=lambda node: isinstance(node, LowRank))
+
+
 def adapted_shardings(base: dict[str, Any], parameters: Any) -> dict[str, Any]:
     """A sharding for each array of the network's tree.
 
@@ -186,11 +263,14 @@ def adapted_shardings(base: dict[str, Any], parameters: Any) -> dict[str, Any]:
             return weight_shardings(sharding, weight)
         base = weight_shardings(sharding, weight.base)
         if not isinstance(sharding, NamedSharding):
-            return LowRank(base, sharding, sharding)
+            return LowRank(base, sharding, sharding, None if weight.gain is None else sharding)
         *_, inputs, outputs = (axes if axes in LOGICAL["tensor"] else None for axes in _padded(sharding, weight))
         stacked = [None] * (weight.base.ndim - 2)
-        a, b = (PartitionSpec(*stacked, *axes) for axes in ((inputs, None), (None, outputs)))
-        return LowRank(base, NamedSharding(sharding.mesh, a), NamedSharding(sharding.mesh, b))
+        a, b, gain = (
+            NamedSharding(sharding.mesh, PartitionSpec(*stacked, *axes))
+            for axes in ((inputs, None), (None, outputs), (outputs,))
+        )
+        return LowRank(base, a, b, None if weight.gain is None else gain)
 
     return jax.tree.map(one, base, parameters)
 
@@ -205,7 +285,9 @@ def trained_shardings(base: dict[str, Any], trained: Mapping[str, Any]) -> dict[
     everywhere = NamedSharding(jax.tree.leaves(base)[0].mesh, PartitionSpec())
 
     def one(name: str, value: Any) -> Any:
-        return Factors(everywhere, everywhere) if isinstance(value, Factors) else named[name]  # type: ignore[arg-type]
+        if isinstance(value, Factors | Decomposed):
+            return type(value)(*(everywhere for _ in value))  # type: ignore[arg-type]
+        return named[name]
 
     return {name: one(name, value) for name, value in trained.items()}
 

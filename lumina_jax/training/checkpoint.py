@@ -1,8 +1,8 @@
 """Checkpoints of a run: written in the background and atomically, restored onto any mesh.
 
 In: a state (any tree of arrays, typed random keys included), the position in the data (a JSON dictionary) and the
-configuration. Out: a folder for each step, of which the newest and every `keep_every`-th are kept. Each process of a
-job writes its part of the arrays, and any number of processes can read them.
+configuration. Out: a folder for each step, of which the newest, every `keep_every`-th and that of the lowest
+held-out loss are kept. Each process of a job writes its part of the arrays, and any number of processes can read them.
 
 On disk the state is flat: each array has its path as its name, such as `ema.blocks.mlp.up.kernel`, so that a part of
 the state can be read alone. The folder of a step gets its name only when it is complete; incomplete folders of a killed
@@ -15,17 +15,19 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.config.model import EXECUTION_FIELDS
 from lumina_jax.parallel.multihost import is_shared
+from lumina_jax.training.early_stopping import Lowest, saved_lowest
 
 Tree = TypeVar("Tree")
 
@@ -64,9 +66,14 @@ class Checkpoints:
         if not read_only:
             with self._writing():
                 self._folder.mkdir(parents=True, exist_ok=True)
+        self.lowest = Lowest()
+        """The lowest held-out loss, if the run has a patience; its step is kept, and saved with the others."""
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
-            keep_period=keep_every,
+            preservation_policy=None
+            if read_only
+            else policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else []), _OfLowest(self)]
+            ),
             cleanup_tmp_directories=not read_only,
             create=False,
             read_only=read_only,
@@ -90,7 +97,7 @@ class Checkpoints:
             return
         parts = ocp.args.Composite(
             state=ocp.args.PyTreeSave(_flat(state)),
-            data=ocp.args.JsonSave(data_state),
+            data=ocp.args.JsonSave(data_state | self.lowest.saved),
             config=ocp.args.JsonSave(json.loads(config_json)),
         )
         with self._writing():
@@ -105,7 +112,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def chosen(self, step: int | None) -> int:
-        """The step, if it was saved; for None, the newest.
+        """The step, if it was saved; for None, the newest, or in a run with a patience that of the lowest loss.
 
         Raises:
           ValueError: there is no checkpoint, or none of this step.
@@ -117,7 +124,10 @@ class Checkpoints:
             raise ValueError(
                 f"step {step} must be one of the checkpoints in {self._folder}, which are {', '.join(map(str, saved))}"
             )
-        return saved[-1] if step is None else step
+        if step is not None:
+            return step
+        lowest = saved_lowest(self.restore_data(saved[-1])).step
+        return lowest if lowest in saved else saved[-1]
 
     def restore(self, step: int, abstract_state: Tree) -> Tree:
         """The state of a step.
@@ -231,6 +241,16 @@ class Checkpoints:
                 f"a checkpoint cannot be written to {self._folder} ({_reason(error)}); complete checkpoints "
                 "are untouched; free space there, or choose another run.root, and start the same command again"
             ) from error
+
+
+class _OfLowest:
+    """The policy of Orbax that keeps the checkpoint of the lowest loss."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [one.step == self._checkpoints.lowest.step for one in checkpoints]
 
 
 def located(folder: str | Path) -> epath.Path:

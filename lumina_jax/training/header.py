@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from lumina_jax.config import Config
-from lumina_jax.models.adapters import Factors
+from lumina_jax.models.adapters import Decomposed, Factors
 from lumina_jax.models.precision import memory_words
 from lumina_jax.parallel.mesh import axes_of
 from lumina_jax.run import run_folder
@@ -50,7 +50,7 @@ def trained_line(config: Config) -> str:
     %); moments and average take 12.6 MB, the base 2.7 GB in int8"."""
     state = initial_shapes(config)
     trained = state.parameters
-    adapters = sum(isinstance(value, Factors) for value in trained.values())
+    adapters = sum(isinstance(value, Factors | Decomposed) for value in trained.values())
     kinds = [f"adapters of {adapters} matrices"] * bool(adapters)
     kinds += [f"{len(trained) - adapters} parameters themselves"] * (len(trained) > adapters)
     assert state.base is not None

@@ -21,6 +21,7 @@ from lumina_jax.failures import message
 from lumina_jax.modalities import modality_of_source
 from lumina_jax.parallel.multihost import check_agreement, compiled_together, is_first, say, stop_requests
 from lumina_jax.training.checkpoint import Checkpoints, changed_fields, check_same_model
+from lumina_jax.training.early_stopping import saved_lowest
 from lumina_jax.training.feed import Feed
 from lumina_jax.training.metrics import SAMPLES_PER_SECOND, MetricWriter, Progress, Speed
 from lumina_jax.training.optimizer import learning_rate
@@ -37,8 +38,9 @@ from lumina_jax.training.watched import watched
 
 READING_FIELDS = frozenset({"cache", "workers", "prefetch"})
 """Fields that change how samples are read, but not what is trained."""
-Show = Callable[[int, Parameters], None]
-"""Draws and writes a sheet of pictures for a step, from the averaged parameters."""
+Show = Callable[[int, Parameters, Parameters | None], None]
+"""Draws and writes a sheet of pictures for a step, from the averaged parameters and, if there is a base, from its
+parameters."""
 Evaluate = Callable[[Parameters], Mapping[str, float]]
 """Metrics of the averaged parameters, by name."""
 
@@ -125,19 +127,17 @@ def train_steps(
             checked, pending = _check(number, metrics), None
             speed.count(curves.add(checked))
             if due.logging:
-                values = curves.values(checked) | {
-                    "learning_rate": float(rate(number - 1)),
-                    SAMPLES_PER_SECOND: speed.measure() or 0.0,
-                    "bad_samples": batches.bad_samples(),
-                }
-                values |= _evaluated(evaluate if due.evaluating else None, number, state, config, progress)
+                measured = _evaluated(evaluate if due.evaluating else None, number, state, config, progress)
+                due = _due_by_patience(checkpoints, run.patience, number, measured, due, progress)
+                values = curves.values(checked) | {"learning_rate": float(rate(number - 1)), **measured}
+                values |= {SAMPLES_PER_SECOND: speed.measure() or 0.0, "bad_samples": batches.bad_samples()}
                 if writer is not None:
                     writer.write(number, values)
                 progress.advance(number, values)
             if due.saving:
                 checkpoints.save(number, state.saved, batches.state(), config.to_json())
             if due.showing and show is not None:
-                _show(show, number, averaged_parameters(state, config.finetune), progress)
+                _show(show, number, state, config, progress)
             if due.showing or due.evaluating:
                 speed.restart()
             if due.stopping:
@@ -168,7 +168,10 @@ def restored_or_new(
     state = checkpoints.restore(newest, abstract_state(config, mesh).saved)
     if initial is not None and state.base is not None:
         state = with_base(state, initial(), config.run.init_from)
-    stream.restore(checkpoints.restore_data(newest))
+    data = checkpoints.restore_data(newest)
+    if config.run.patience is not None:
+        checkpoints.lowest = saved_lowest(data)
+    stream.restore(data)
     say(f"continuing from step {newest} of {config.run.steps}")
     for change in changes(saved, config, newest):
         say(f"  {change}")
@@ -273,12 +276,13 @@ def _next_batch(
         raise
 
 
-def _show(show: Show, number: int, parameters: Parameters, progress: Progress) -> None:
+def _show(show: Show, number: int, state: TrainState, config: Config, progress: Progress) -> None:
     """Draw a sheet; if that fails, print a warning and continue. In a job of several processes only errors of writing
     are ignored: after another error, the other processes would wait for this one."""
     progress.note(f"drawing a sheet of samples at step {number}")
     try:
-        show(number, parameters)
+        base = None if state.base is None else state.base.parameters
+        show(number, averaged_parameters(state, config.finetune), base)
     except Exception as error:
         if jax.process_count() > 1 and not isinstance(error, OSError):
             raise
@@ -296,6 +300,27 @@ def _evaluated(
             raise
         progress.note(f"warning: step {number} is not evaluated: {message(error)}")
         return {}
+
+
+def _due_by_patience(
+    checkpoints: Checkpoints,
+    patience: int | None,
+    number: int,
+    measured: Mapping[str, float],
+    due: Due,
+    progress: Progress,
+) -> Due:
+    """What follows a step whose held-out loss may be the lowest, which is saved, or not lower for too long."""
+    if patience is None:
+        return due
+    lowest = checkpoints.lowest = checkpoints.lowest.after(number, measured)
+    if lowest.has_run_out(patience):
+        progress.note(
+            f"stopping at step {number}: the held-out loss was lowest, {lowest.loss:.4g}, at step {lowest.step}, whose "
+            "checkpoint is kept"
+        )
+        return due._replace(stopping=True, saving=True)
+    return due._replace(saving=due.saving or lowest.step == number)
 
 
 def _check(number: int, metrics: StepMetrics) -> StepMetrics:

@@ -77,9 +77,18 @@ def parameter_count(model: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(model)[1]))
 
 
-def network_parameters(trained: Parameters, base: Parameters | None, settings: FinetuneConfig) -> Parameters:
-    """What the network computes with: the parameters that train, or the base changed by them."""
-    return trained if base is None else adapted(base, scaled(trained, settings))
+def network_parameters(
+    trained: Parameters,
+    base: Parameters | None,
+    settings: FinetuneConfig,
+    norms: dict[str, Array] | None = None,
+) -> Parameters:
+    """What the network computes with: the parameters that train, or the base changed by them.
+
+    Args:
+      norms: of columns, see `adapted`.
+    """
+    return trained if base is None else adapted(base, scaled(trained, settings), norms)
 
 
 def network_shardings(config: Config, mesh: AnyMesh) -> Parameters:

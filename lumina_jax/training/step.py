@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import Config, FinetuneConfig, FlowConfig
 from lumina_jax.flow import losses, paths, timesteps
-from lumina_jax.models.adapters import trained_shardings, unadapted
+from lumina_jax.models.adapters import column_norms, scaled, trained_shardings, unadapted
 from lumina_jax.models.division import Division, division
 from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parallel.compiler_options import compiler_options
@@ -139,14 +139,20 @@ def gradient(
       base, settings: as for `network_parameters`.
     """
 
-    def network(parameters: Parameters, base: Parameters | None) -> FlagDiT:
-        whole = network_parameters(parameters, base, settings)
+    norms = {} if base is None else column_norms(base, scaled(parameters, settings))
+
+    def network(parameters: Parameters, base: Parameters | None, norms: dict[str, Array]) -> FlagDiT:
+        whole = network_parameters(parameters, base, settings, norms)
         return nnx.merge(graph, whole) if division is None else division.model(whole)
 
     def local(
-        parameters: Parameters, base: Parameters | None, batch: TrainBatch, drawn: NoiseAndTimes
+        parameters: Parameters,
+        base: Parameters | None,
+        norms: dict[str, Array],
+        batch: TrainBatch,
+        drawn: NoiseAndTimes,
     ) -> tuple[Float[Array, "b s"], Parameters]:
-        model = functools.partial(network, base=base)
+        model = functools.partial(network, base=base, norms=norms)
         return _losses_and_gradient(model, parameters, batch, drawn, flow, micro_batches, division)
 
     if division is not None:
@@ -155,11 +161,11 @@ def gradient(
         local = jax.shard_map(
             local,
             mesh=division.mesh,
-            in_specs=(trained, frozen, TrainBatch(tokens, rows, rows), NoiseAndTimes(tokens, rows)),  # type: ignore[arg-type]
+            in_specs=(trained, frozen, PartitionSpec(), TrainBatch(tokens, rows, rows), NoiseAndTimes(tokens, rows)),  # type: ignore[arg-type]
             out_specs=(rows, trained),
             check_vma=False,  # gradients are added up by hand, where they are scattered
         )
-    sample_losses, gradients = local(parameters, base, batch, drawn)
+    sample_losses, gradients = local(parameters, base, norms, batch, drawn)
     modalities = nnx.merge(graph, network_parameters(parameters, base, settings)).config.modalities
     totals = _totals(sample_losses, batch, len(modalities))
     count = jnp.maximum(jnp.sum(totals.samples), 1)

@@ -77,6 +77,41 @@ def test_texts_that_change_while_they_are_used_stay_as_they_were_opened(tmp_path
     assert contents(FolderSource(tmp_path)) != contents(source)
 
 
+# one setting for all captions
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("{name}, sketch style", ["red heart, sketch style", "more", "pizza slice 2, sketch style"]),
+        ("a photo of zbx dog", ["a photo of zbx dog", "more", "a photo of zbx dog"]),
+        ("{caption}, by {name} {", ["a big heart, by red heart {", "more", None]),
+    ],
+)
+def test_a_caption_for_all_has_the_name_of_the_file_or_its_own_caption(tmp_path, caption, expected):
+    put(tmp_path, "red_heart.png", "more/b.gif", "more/pizza-slice_2.jpg")
+    (tmp_path / "captions.jsonl").write_text(
+        '{"image": "red_heart.png", "caption": "a big heart"}\n'
+        '{"video": "more/b.gif", "caption": ["two"]}\n{"image": "more/pizza-slice_2.jpg"}\n'
+    )
+    found = [FolderSource(tmp_path, caption=caption)[index] for index in (0, 2)]
+    assert [getattr(sample, "caption", None) for sample in found] == [expected[0], expected[2]]
+    if expected[2] is None:
+        assert "has no caption for data.caption='{caption}, by {name} {'" in found[1].reason
+    assert contents(FolderSource(tmp_path, caption=caption)) != contents(FolderSource(tmp_path))
+
+
+def test_pictures_without_captions_need_only_the_setting(tmp_path):
+    put(tmp_path, "red-heart.png", "sun.png")
+    with pytest.raises(ValueError, match=r"or set data.caption, such as .{name}. for"):
+        FolderSource(tmp_path)
+    data = DataConfig(source=FolderConfig(path=str(tmp_path), caption="{name}"))
+    source = open_source(data, TEXT)
+    assert [source[index].caption for index in range(len(source))] == ["red heart", "sun"]
+    with pytest.raises(ValueError, match=r"data.caption='{file}' may contain {name} and {caption}, but not {file}"):
+        FolderConfig(path="pictures", caption="{file}")
+
+
 # folders of classes
 
 

@@ -17,7 +17,7 @@ from lumina_jax.config import FinetuneConfig, ModelConfig, OptimizerConfig
 from lumina_jax.interop.converted import parameter_shapes
 from lumina_jax.interop.layouts import LAYOUTS, load_model
 from lumina_jax.interop.peft import CONFIG, WEIGHTS, Adapter, read_peft, write_peft
-from lumina_jax.models.adapters import Factors, adapted, merged
+from lumina_jax.models.adapters import Decomposed, Factors, adapted, merged
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.tokens import TextFeatures, tokens_of, unpatchify
 from lumina_jax.training.optimizer import optimizer
@@ -39,6 +39,16 @@ def adapter_of(names, rank=3, alpha=5.0, seed=0, is_rslora=False):
         for name in names
     }
     return Adapter(factors, dict.fromkeys(names, alpha), is_rslora, base="0123456789abcdef")
+
+
+def with_magnitudes(adapter, seed=2):
+    """The adapter as one of the kind DoRA, with random lengths of columns."""
+    random = np.random.default_rng(seed)
+    lengths = {
+        name: random.uniform(0.5, 2, (*b.shape[:-2], b.shape[-1])).astype(np.float32)
+        for name, (_, b) in adapter.factors.items()
+    }
+    return adapter._replace(magnitudes=lengths)
 
 
 NAMES = ("blocks.attention.query.kernel", "blocks.text.key.kernel", "blocks.mlp.down.kernel")
@@ -63,6 +73,16 @@ def test_an_adapter_is_the_same_after_writing_and_reading_it(tmp_path):
     for name, factors in adapter.factors.items():
         for ours, theirs in zip(again.factors[name], factors, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_lengths_of_columns_are_the_same_after_writing_and_reading_them(tmp_path):
+    adapter = with_magnitudes(adapter_of((*NAMES, FINAL)))
+    write_peft(adapter, MODEL, tmp_path / "adapter")
+    again = read_peft(tmp_path / "adapter", MODEL)
+    assert again.magnitudes.keys() == adapter.magnitudes.keys()
+    assert all(np.array_equal(again.magnitudes[name], value) for name, value in adapter.magnitudes.items())
+    with pytest.raises(ValueError, match=r"of the kind DoRA has no strength but 1, not 0.5"):
+        again.scaled(0.5)
 
 
 def test_an_adapter_of_the_last_layers_is_read_with_zeros_for_the_others(tmp_path):
@@ -101,7 +121,8 @@ def test_a_query_that_serves_both_attentions_has_one_adapter_in_two_modules(tmp_
         ),
         (lambda name, value: (name, value[:, :2]), {}, "does not fit this model at rank 3"),
         (lambda name, value: (name.replace("lora_A", "lora_magnitude"), value), {}, "must hold lora_A and lora_B"),
-        (lambda name, value: (name, value), {"use_dora": True}, "low-rank adapters alone .*use_dora=True"),
+        (lambda name, value: (name, value), {"use_dora": True}, "must have lora_magnitude_vector of all modules"),
+        (lambda name, value: (name, value), {"bias": "all"}, "low-rank adapters alone .*bias='all'"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_with_the_first_names(folder, change, settings, message):
@@ -182,10 +203,11 @@ EVERY = (
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("is_rslora", [False, True])
-def test_an_adapter_of_ours_computes_in_peft_what_it_computes_here_merged_or_not(theirs, tmp_path, is_rslora):
-    small = adapter_of(EVERY, is_rslora=is_rslora)
+@pytest.mark.parametrize("kind", ["standard", "rslora", "dora"])
+def test_an_adapter_of_ours_computes_in_peft_what_it_computes_here_merged_or_not(theirs, tmp_path, kind):
+    small = adapter_of(EVERY, is_rslora=kind == "rslora")
     adapter = small._replace(factors={name: Factors(0.1 * a, 0.1 * b) for name, (a, b) in small.factors.items()})
+    adapter = with_magnitudes(adapter) if kind == "dora" else adapter
     write_peft(adapter, MODEL, tmp_path / "adapter")
     model = load_model(LAYOUTS["diffusers"], MODEL, theirs.tensors)
     base = split_model(model)[1]
@@ -199,6 +221,14 @@ def test_an_adapter_of_ours_computes_in_peft_what_it_computes_here_merged_or_not
     np.testing.assert_allclose(velocity_of_ours(base, theirs), plain, atol=1e-5 * scale)
     np.testing.assert_allclose(velocity_of_ours(changed, theirs), expected, atol=1e-5 * scale)
     np.testing.assert_allclose(velocity_of_ours(merged(changed), theirs), in_one, atol=1e-5 * scale)
+
+
+def trained_of(adapter):
+    """What trains: factors without their scale, and lengths of columns."""
+    return {
+        name: Decomposed(*pair, adapter.magnitudes[name]) if name in adapter.magnitudes else pair
+        for name, pair in adapter.factors.items()
+    }
 
 
 @pytest.mark.torch
@@ -216,10 +246,13 @@ def test_an_adapter_that_peft_makes_is_opened_here(theirs, tmp_path):
 
 
 @pytest.mark.torch
-def test_three_steps_of_adamw_change_adapters_as_torch_does(theirs, tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_three_steps_of_adamw_change_adapters_as_torch_does(theirs, tmp_path, dora):
     torch, adapter = theirs.torch, adapter_of(EVERY[:8])
-    factors = {name: Factors(0.1 * a, 0.1 * b) for name, (a, b) in adapter.factors.items()}
-    write_peft(adapter._replace(factors=factors), MODEL, tmp_path / "adapter")
+    adapter = adapter._replace(factors={name: Factors(0.1 * a, 0.1 * b) for name, (a, b) in adapter.factors.items()})
+    adapter = with_magnitudes(adapter) if dora else adapter
+    factors = trained_of(adapter)
+    write_peft(adapter, MODEL, tmp_path / "adapter")
     model = with_peft(theirs, tmp_path / "adapter")
     trained = [value for name, value in model.named_parameters() if "lora_" in name]
     theirs_optimizer = torch.optim.AdamW(trained, lr=1e-2, eps=1e-6, weight_decay=0.01)
@@ -230,7 +263,7 @@ def test_three_steps_of_adamw_change_adapters_as_torch_does(theirs, tmp_path):
         theirs_optimizer.step()
     model.save_pretrained(tmp_path / "trained")
     base = split_model(load_model(LAYOUTS["diffusers"], MODEL, theirs.tensors))[1]
-    settings = FinetuneConfig(rank=3, alpha=5.0)
+    settings = FinetuneConfig(rank=3, alpha=5.0, dora=dora)
     transform = optimizer(OptimizerConfig(learning_rate=1e-2, eps=1e-6, weight_decay=0.01, clip_norm=None), 3)
     ours = jax.tree.map(jnp.asarray, factors)
     moments = transform.init(ours)
@@ -246,7 +279,7 @@ def test_three_steps_of_adamw_change_adapters_as_torch_does(theirs, tmp_path):
 
     for _ in range(3):
         ours, moments = step(ours, moments)
-    for name, expected in read_peft(tmp_path / "trained", MODEL).factors.items():
+    for name, expected in trained_of(read_peft(tmp_path / "trained", MODEL)).items():
         for found, wanted, before in zip(ours[name], expected, factors[name], strict=True):
             assert np.abs(wanted - before).max() > 1e-2
             np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())

@@ -1,6 +1,7 @@
 """A run that trains adapters: from weights, drawn from alone and as an adapter of its base, exported and merged."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from safetensors.numpy import load_file
 
 from lumina_jax.commands import convert, sample
 from lumina_jax.config import FinetuneConfig
+from lumina_jax.generation.sheets import sheet_writer
+from lumina_jax.modalities.files.contact_sheet import contact_sheet
 from lumina_jax.models.adapters import LowRank
 from lumina_jax.trained import open_adapter, open_run, with_adapters
 from lumina_jax.weights.modules import named_parameters
@@ -61,6 +64,21 @@ def test_a_run_of_adapters_draws_alone_as_its_base_with_the_adapter_and_as_merge
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "own"))
     for name in one:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_sheet_shows_what_the_base_draws_beside_what_is_drawn_with_adapters(runs):
+    root, tuned = runs
+    assert (root / "tuned/samples/step_0000002.png").is_file()
+    settings = tuned.replace(run={"sample_prompts": ("1", "2", "3"), "name": "shown"})
+    pipelines = open_run(root / "base"), open_run(root / "base", adapters=[(root / "tuned", 40.0)])
+    shown = SimpleNamespace(image=lambda step, name, pixels: setattr(shown, "pixels", pixels))
+    sheet_writer(settings, None, shown)(1, pipelines[1].parameters, pipelines[0].parameters)
+    drawn = [one(["1", "2", "3"], settings.sample, seed=settings.run.seed) for one in pipelines]
+    pictures = [picture[0] for pair in zip(*drawn) for picture in pair]
+    captions = ["1 (base)", "1", "2 (base)", "2", "3 (base)", "3"]
+    np.testing.assert_array_equal(shown.pixels, contact_sheet(pictures, captions, columns=4))
+    assert (pictures[0] != pictures[1]).any()
 
 
 @pytest.mark.slow

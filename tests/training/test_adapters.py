@@ -1,6 +1,7 @@
 """Some parameters train, themselves or through low-rank adapters; the base stays as it is."""
 
 import functools
+import operator
 
 import chex
 import jax
@@ -19,6 +20,7 @@ from lumina_jax.models.adapters import (
     merged,
     new_trained,
     scaled,
+    without_adapters,
 )
 from lumina_jax.models.division import division
 from lumina_jax.models.flag_dit import abstract_model
@@ -27,7 +29,7 @@ from lumina_jax.training.checkpoint import Checkpoints
 from lumina_jax.training.header import trained_line
 from lumina_jax.training.state import abstract_state, create_state, initial_shapes, network_shardings, with_base
 from lumina_jax.training.step import NoiseAndTimes, gradient, train_step
-from lumina_jax.weights.modules import named_parameters
+from lumina_jax.weights.modules import dotted, named_parameters
 from tests.training import tiny
 
 MESH = functools.cache(lambda: make_mesh(devices=jax.devices()[:1]))
@@ -85,6 +87,52 @@ def test_gradients_of_factors_are_those_of_their_product_by_the_chain_rule(remat
         for ours, theirs in zip(found[name], expected, strict=True):
             assert np.abs(theirs).max() > 0
             np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4 * float(np.abs(theirs).max()))
+
+
+def test_dora_changes_nothing_at_first_and_then_the_directions_and_lengths_of_columns():
+    settings = LORA.replace(dora=True)
+    fresh = new_trained(settings, base(), jax.random.key(0))
+    chex.assert_trees_all_close(merged(adapted(base(), scaled(fresh, settings))), base(), rtol=1e-5, atol=1e-6)
+    trained = nonzero(fresh)
+    found = named_parameters(merged(adapted(base(), scaled(trained, settings))))
+    for name, (a, b, length) in trained.items():
+        weight = named_parameters(base())[name] + settings.scale(a.shape[-1]) * a @ b
+        expected = length[..., None, :] * weight / jnp.sqrt(jnp.sum(weight**2, axis=-2, keepdims=True))
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+        x = jnp.ones((3, a.shape[-2]))
+        leaf = functools.reduce(
+            lambda node, key: node[key], name.split("."), adapted(base(), scaled(trained, settings))
+        )
+        leaf, expected = jax.tree.map(operator.itemgetter((0,) if a.ndim == 3 else ()), (leaf, expected))
+        np.testing.assert_allclose(x @ leaf, x @ expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_of_dora_are_those_of_its_weight_whose_norms_are_constants():
+    settings = LORA.replace(dora=True, last_layers=1)
+    trained = nonzero(new_trained(settings, base(), jax.random.key(0)))
+    config = tiny.config(finetune=settings)
+    scales = {name: settings.scale(value.a.shape[-1]) for name, value in trained.items()}
+
+    def weights(trained):
+        named = named_parameters(base())
+        for name, (a, b, length) in trained.items():
+            old = named[name][-len(a) :] if a.ndim == 3 else named[name]
+            changed = old + scales[name] * a @ b
+            norm = jax.lax.stop_gradient(jnp.linalg.norm(changed, axis=-2, keepdims=True))
+            new = length[..., None, :] * changed / norm
+            named[name] = jnp.concatenate([named[name][: -len(a)], new]) if a.ndim == 3 else new
+        return jax.tree.map_with_path(lambda path, _: named[dotted(path)], base())
+
+    loss, of_weights = gradients(tiny.config(), weights(trained))
+    expected = jax.vjp(weights, trained)[1](of_weights)[0]
+    for remat in ("none", "offload"):
+        settings_of = config.replace(model={"remat": remat})
+        ours, found = gradients(settings_of, trained, base(), divided=remat == "offload")
+        np.testing.assert_allclose(ours, loss, rtol=1e-5)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert np.abs(other).max() > 0
+            np.testing.assert_allclose(one, other, rtol=5e-4, atol=5e-4 * float(np.abs(other).max()))
 
 
 def test_parameters_that_train_themselves_have_the_gradients_of_full_training():
@@ -149,6 +197,13 @@ def test_a_weight_with_an_adapter_multiplies_as_the_merged_weight_in_any_number_
     expected = x @ (weight + one["w"].a @ one["w"].b + two["w"].a @ two["w"].b)
     np.testing.assert_allclose(x @ LowRank(weight, *factors), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(x @ merged({"w": LowRank(weight, *factors)})["w"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_without_its_adapters_is_its_base_in_the_same_program():
+    network = adapted(base(), scaled(nonzero(new_trained(LORA, base(), jax.random.key(0))), LORA))
+    again = without_adapters(network, base())
+    assert jax.tree.structure(again) == jax.tree.structure(network)
+    chex.assert_trees_all_equal(merged(again), base())
 
 
 def test_adapters_of_different_last_layers_are_joined_with_zeros():

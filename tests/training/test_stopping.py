@@ -153,7 +153,7 @@ def trained(settings, show=None):
 def test_a_sheet_that_cannot_be_drawn_or_written_stops_nothing(tmp_path, capsys):
     errors = iter([ValueError("the solver gave up at t=0.3"), OSError(28, "No space left on device"), MemoryError()])
 
-    def show(step, parameters):
+    def show(step, parameters, base):
         raise next(errors)
 
     settings = label_config(tmp_path, run={"steps": 6, "log_every": 6, "checkpoint_every": 3, "sample_every": 2})
