@@ -8,7 +8,7 @@ for each of them is guided, with the shares that `composition.py` makes.
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ def _network(
         rope = extrapolation.rope_scaling(factor, settings.rope_watershed, row_t)
         times = jnp.broadcast_to(jnp.reshape(path.network_time(row_t), (-1, 1)), (len(rows.patches), segments))
         shared = None if sharing is None else _rows([sharing] * copies)
-        asked = {"rope": rope, "base_length": base_length, "keep_sigma": keep_sigma, "sharing": shared}
+        asked: dict[str, Any] = {"rope": rope, "base_length": base_length, "keep_sigma": keep_sigma, "sharing": shared}
         found = model(rows, times, condition, **asked)
         return jnp.split(found if windows is None else windows.joined(found), copies)
 

@@ -190,7 +190,7 @@ class Pipeline:
         drawing, settings = self.modality(modality), self.config.sample if settings is None else settings
         shape = [drawing.shape_for(prompt, self.config.text) for prompt in prompts] if shape is None else shape
         shapes = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
-        asked = {"modality": modality, "seed": seed, "seeds": seeds}
+        asked: dict[str, Any] = {"modality": modality, "seed": seed, "seeds": seeds}
         check_request(self.config, settings, prompts, shapes, drawing.patch_extent, **asked)
         check_captions(self.config, also, regions, scenes)
         check_reference(style, invert, settings, shapes, drawing)

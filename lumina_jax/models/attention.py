@@ -7,7 +7,7 @@ sum goes through one output projection (Lumina-T2X, section 2.2). The softmax it
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +123,7 @@ class Attention(Divisible):
             text = text._replace(queries=scaled(queries, self.query_factor))
         if tokens.key_scale is not None:
             k = k * tokens.key_scale.astype(k.dtype)
-        asked = {"segment_ids": tokens.segment_ids, "scale": 1 / math.sqrt(self.head_width)}
+        asked: dict[str, Any] = {"segment_ids": tokens.segment_ids, "scale": 1 / math.sqrt(self.head_width)}
         if tokens.sharing is None:
             out = attend(q, k, v, **asked, text=text)
         else:
