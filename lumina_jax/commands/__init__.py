@@ -1,4 +1,7 @@
-"""The commands of `lumina`, one a file; those of `bench` and `scaling` are files of a folder."""
+"""The commands of `lumina`, one a file; those of `bench` and `scaling` are files of a folder.
+
+Flags of `sample` are read in `sample_captions.py` and `sample_sources.py`.
+"""
 
 import importlib
 import sys

@@ -4,7 +4,8 @@ Each picture is a PNG that carries its settings, written as soon as it is drawn;
 captions. Clips and turntables are gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their
 spectrogram. Pictures with other settings are never overwritten. Settings that are not given are those of the run. A
 label-conditional model takes the numbers of labels as prompts. --source edits what there is: docs/editing.md.
---region gives parts of pictures captions: docs/regions.md.
+--region gives parts of pictures captions: docs/regions.md. --style-of gives all one style: docs/style-sets.md.
+--scenes draws clips of several captions: docs/scenes.md.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from lumina_jax.commands.sample_captions import captions_beside, scenes_of, what_has_captions
+from lumina_jax.commands.sample_sources import given_edit, given_style, what_is_edited, whose_style
 from lumina_jax.config import Config, MeshConfig, SampleConfig
 from lumina_jax.config_files import load_config
 from lumina_jax.failures import reported
@@ -24,7 +27,6 @@ from lumina_jax.run import read_model, read_run
 
 if TYPE_CHECKING:
     from lumina_jax.generation.pipeline import Pipeline
-    from lumina_jax.modalities import Modality, Shape
 
 FRAME_RATES = (0.1, 240.0)
 
@@ -60,6 +62,18 @@ class Arguments:
     strength: float | None = None
     """How much of the source is drawn anew, from 0 to 1: drawing begins at the time 1 - strength. Default: 1, with a
     mask or a source that is continued."""
+    invert: str | None = None
+    """What the source shows, as a caption: drawing begins with the noise from which the model draws the source with
+    that caption. '' is none."""
+    normalize_source: bool = False
+    """Give each channel of the latents of the source the mean 0 and the deviation 1, so that its colours do not
+    stay."""
+    style_of: str | None = None
+    """Whose style all samples have: the index of one of them, or a file."""
+    style_caption: str = ""
+    """What the file of --style-of shows."""
+    style_strength: float = 1.0
+    """How strongly samples attend to that of --style-of, from 0 to 1."""
     also: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A further caption of every sample and its weight, such as "0.5: a sunset"; the prompt has the weight 1. It may be
     repeated."""
@@ -68,6 +82,10 @@ class Arguments:
     "mask.png: a cat" (white is the region). It may be repeated; later regions cover earlier ones."""
     region_blend: int = 0
     """Pixels across the edges of regions in which one caption gives way to the other."""
+    scenes: tuple[str, ...] = ()
+    """Captions of the parts of a clip and their seconds, instead of prompts: "a sunrise @ 2" "a storm @ 1.5"."""
+    scene_blend: int = 0
+    """Frames across the seam of two scenes in which one caption gives way to the other."""
     size: int | None = None
     """Height and width in pixels; default: those of training."""
     height: int | None = None
@@ -114,24 +132,31 @@ def draw_samples(arguments: Arguments) -> int:
     """The whole command, top to bottom; 1 if a sample could not be drawn, else 0."""
     config = configuration(arguments)
     check_arguments(arguments)
+    scenes, seeds = scenes_of(arguments), seeds_of(arguments)
     prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
+    if scenes:
+        prompts = [scenes[0].caption] * len(seeds or [0])
     if not prompts:
         raise ValueError('there is nothing to draw; name captions after the run, as in: lumina sample RUN "red heart"')
 
     # What can be refused without a look at the weights
+    from lumina_jax.generation.clips import check_clips
     from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
     from lumina_jax.generation.pipeline import BATCH
     from lumina_jax.generation.request import check_request
     from lumina_jax.modalities import Asked, modality_of
     from lumina_jax.models.precision import matrix_type
 
-    seed, seeds, name = arguments.seed or 0, seeds_of(arguments), arguments.modality
+    seed, name = arguments.seed or 0, arguments.modality
     modality = modality_of(config, name)
-    asked = Asked(**{field: getattr(arguments, field) for field in Asked._fields}).checked()
+    asked = Asked(**{field: getattr(arguments, field) for field in Asked._fields})
+    asked = (asked._replace(video_frames=sum(scene.frames for scene in scenes)) if scenes else asked).checked()
     shapes = modality.asked_shapes(asked, prompts, config.text)
     unit = modality.patch_extent
     check_request(config, arguments.sample, prompts, shapes, unit, modality=name, seed=seed, seeds=seeds)
-    parts = what_is_edited(arguments, modality, shapes) | what_has_captions(arguments, config, modality, shapes)
+    parts = what_is_edited(arguments, modality, shapes) | whose_style(arguments, modality, shapes)
+    parts |= what_has_captions(arguments, config, modality, shapes)
+    check_clips(arguments.sample, shapes, has_style="style" in parts)
     folder = writable(arguments.out or arguments.run / "samples")
     files = modality.files(arguments.frame_rate)
 
@@ -200,120 +225,12 @@ def seeds_of(arguments: Arguments) -> list[int] | None:
     return [int(word) for word in words]
 
 
-def what_is_edited(arguments: Arguments, modality: "Modality", shapes: "Sequence[Shape]") -> dict[str, Any]:
-    """The source, its mask and the strength, for `Pipeline.drawn`; what was changed about the files is printed.
-
-    Raises:
-      ValueError: a file cannot be read or does not fit, or a mask or a strength has no source.
-    """
-    from lumina_jax.generation.originals import originals
-
-    if arguments.source is None:
-        if given := given_edit(arguments):
-            flags = " and ".join(f"--{name}" for name in given)
-            raise ValueError(f"{flags} is for a source, but there is none; name its file with --source")
-        return {}
-    corner = None if arguments.outpaint is None else corner_of(arguments.outpaint)
-    found = [modality.read_source(arguments.source, arguments.mask, shape, corner) for shape in dict.fromkeys(shapes)]
-    of_shape = dict(zip(dict.fromkeys(shapes), found))
-    edited: dict[str, Any] = {
-        "source": [of_shape[shape].sample for shape in shapes],
-        "mask": None if found[0].mask is None else [of_shape[shape].mask for shape in shapes],
-        "strength": arguments.strength,
-    }
-    originals(modality, shapes, **edited)
-    for notice in dict.fromkeys(notice for one in found for notice in one.notices):
-        print(notice, flush=True)
-    return edited
-
-
-def corner_of(words: str) -> tuple[int, int]:
-    """Left and top, as in "16,0".
-
-    Raises:
-      ValueError: they are no two numbers.
-    """
-    parts = words.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
-        raise ValueError(f"--outpaint must be the left and top pixel of the source, such as 16,0, but is {words!r}")
-    return int(parts[0]), int(parts[1])
-
-
-def given_edit(arguments: Arguments) -> dict[str, Any]:
-    """The flags of editing that are given, by their names."""
-    named = {name: getattr(arguments, name) for name in ("source", "mask", "outpaint", "strength")}
-    return {name: given for name, given in named.items() if given is not None}
-
-
-def what_has_captions(
-    arguments: Arguments, config: Config, modality: "Modality", shapes: "Sequence[Shape]"
-) -> dict[str, Any]:
-    """The captions besides the prompts, for `Pipeline.drawn`.
-
-    Raises:
-      ValueError: a flag cannot be read, a file of a mask is missing, or the captions do not fit what is drawn.
-    """
-    from lumina_jax.generation.composition import PictureRegion, check_captions, composition
-    from lumina_jax.modalities.decoding.edited import read_white
-
-    if arguments.region_blend and not arguments.region:
-        raise ValueError(f"--region-blend {arguments.region_blend} is for the edges of regions; name one with --region")
-    also, regions = [], []
-    for words in arguments.also:
-        weight, caption = split_at_colon("--also", words, "0.5: a sunset")
-        try:
-            also.append((caption, float(weight)))
-        except ValueError:
-            raise ValueError(f"--also must begin with a weight, such as 0.5: a sunset, but is {words!r}") from None
-    for words in arguments.region:
-        area, caption = split_at_colon("--region", words, "0,0,16,32: a cat")
-        is_box = all(sign in "0123456789,.+- " for sign in area)
-        where = box_of(area) if is_box else read_white(Path(area))
-        regions.append(PictureRegion(caption, where, arguments.region_blend))
-    check_captions(config, also, regions)
-    for shape in dict.fromkeys(shapes):
-        composition(modality, shape, also, regions)
-    return {"also": also, "regions": regions}
-
-
-def split_at_colon(flag: str, words: str, example: str) -> tuple[str, str]:
-    """The text before the first colon, and the caption after it.
-
-    Raises:
-      ValueError: there is no colon, or nothing before it.
-    """
-    before, colon, caption = words.partition(":")
-    if not colon or not before.strip():
-        raise ValueError(f'{flag} must name a caption after a colon, as in {flag} "{example}", but is {words!r}')
-    return before.strip(), caption.strip()
-
-
-def box_of(words: str) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom, as in "0,0,16,32".
-
-    Raises:
-      ValueError: they are not four whole numbers.
-    """
-    try:
-        left, top, right, bottom = map(int, words.split(","))
-    except ValueError:
-        raise ValueError(
-            "--region must begin with the left, top, right and bottom pixel of a box, such as 0,0,16,32, or with the "
-            f"file of a mask, but begins with {words!r}"
-        ) from None
-    return left, top, right, bottom
-
-
-def captions_beside(arguments: Arguments, parts: dict[str, Any]) -> list[str]:
-    """The negative and the captions of weights and regions, as far as there are some."""
-    captions = [caption for caption, _ in parts["also"]] + [region.caption for region in parts["regions"]]
-    return [arguments.sample.negative, *captions] if arguments.sample.negative else captions
-
-
 def given_parts(arguments: Arguments) -> dict[str, Any]:
-    """The flags of editing, of further captions and of adapters that are given, by their names."""
-    found = given_edit(arguments)
+    """The flags of editing, styles, further captions and adapters that are given, by their names."""
+    found = given_edit(arguments) | given_style(arguments)
     found |= {name: list(given) for name in ("also", "region", "adapter") if (given := getattr(arguments, name))}
+    if arguments.scenes:
+        found |= {"scenes": list(arguments.scenes), "scene_blend": arguments.scene_blend}
     return found | ({"region_blend": arguments.region_blend} if arguments.region else {})
 
 

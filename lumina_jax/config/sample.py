@@ -15,6 +15,8 @@ LastStepName = Literal["none", "mean", "tweedie", "euler"]
 WeightsName = Literal["auto", "bfloat16", "float32", "int8", "nf4"]
 ANCESTRAL = ("ddpm", "ddim")
 """Solvers that take some of the steps of a model that was trained with flow.path='ddpm'."""
+ONE_STEP = ("euler", "midpoint", "heun", "heun3", "rk4")
+"""Solvers with given steps, each of which begins with nothing but the state."""
 EVEN_GRID = ("explicit_adams", "implicit_adams")
 """Solvers whose steps must all have one length."""
 
@@ -55,6 +57,14 @@ class SampleConfig(Section):
     """Relative tolerance of the adaptive solvers."""
     atol: float = 1e-6
     """Absolute tolerance of the adaptive solvers."""
+    resamplings: int = 1
+    """How many times each step is taken where a source is edited: after each time but the last, noise leads back to the
+    beginning of the step (RePaint). More of them fit what is drawn to what is kept, and take so many times as long."""
+    loop: bool = False
+    """Clips that end as they begin: positions of frames are shifted around the clip from step to step."""
+    window_frames: int | None = None
+    """Frames of latents that the network sees at once of a longer clip, in windows of which each overlaps half of the
+    next; None: all."""
     diffusion: DiffusionName = "sigma"
     """How much noise the stochastic solvers add over time: the form of the diffusion coefficient."""
     diffusion_norm: float = 1.0
@@ -102,6 +112,17 @@ class SampleConfig(Section):
         require_between("sample.rope_watershed", self.rope_watershed, 0, 2, "it is a time, and times end at 1")
         require_between("sample.rtol", self.rtol, 1e-7, 1, "float32 has 7 digits")
         require_between("sample.atol", self.atol, 1e-12, 1)
+        require_between("sample.window_frames", self.window_frames, 2, 100_000, "None: the network sees whole clips")
+        require(
+            not self.loop or self.window_frames is None,
+            f"sample.loop=True turns whole clips, but sample.window_frames={self.window_frames}; leave one of them out",
+        )
+        require_between("sample.resamplings", self.resamplings, 1, 100, "1 takes each step once")
+        require(
+            self.resamplings == 1 or self.solver in ONE_STEP,
+            f"sample.resamplings={self.resamplings} takes single steps of the probability flow again, which "
+            f"sample.solver={self.solver!r} cannot; choose one of {', '.join(ONE_STEP)}",
+        )
         require_between("sample.diffusion_norm", self.diffusion_norm, 1e-6, 1e3)
         require_between("sample.last_step_size", self.last_step_size, 1e-6, 0.5, "the whole path has length 1")
         require_between("sample.eta", self.eta, 0, 1, "0 adds no noise, 1 as much as ddpm")

@@ -19,6 +19,7 @@ from scipy.ndimage import correlate1d
 from lumina_jax.config import Config
 from lumina_jax.generation.originals import Mask
 from lumina_jax.generation.request import check_prompt
+from lumina_jax.generation.scenes import Scene, scene_shares
 from lumina_jax.modalities import Modality, Shape
 
 Box = tuple[int, int, int, int]
@@ -41,11 +42,16 @@ class Composition(NamedTuple):
 
     captions: tuple[str | None, ...]
     """None stands for the prompt of each sample. There are only captions that have a share."""
-    shares: Float[np.ndarray, "n h w"]
-    """Of each caption, in each value of the latents."""
+    shares: Float[np.ndarray, "n *f h w"]
+    """Of each caption, in each value of the latents; where there are scenes, of each frame."""
 
 
-def check_captions(config: Config, also: Sequence[tuple[str, float]], regions: Sequence[PictureRegion]) -> None:
+def check_captions(
+    config: Config,
+    also: Sequence[tuple[str, float]],
+    regions: Sequence[PictureRegion],
+    scenes: Sequence[Scene] = (),
+) -> None:
     """Refuse captions that are empty, or that the model cannot read.
 
     Raises:
@@ -53,6 +59,7 @@ def check_captions(config: Config, also: Sequence[tuple[str, float]], regions: S
     """
     captions = {f"also[{index}]": caption for index, (caption, _) in enumerate(also)}
     captions |= {f"regions[{index}]": region.caption for index, region in enumerate(regions)}
+    captions |= {f"scenes[{index}]": scene.caption for index, scene in enumerate(scenes)}
     for name, caption in captions.items():
         if not caption.strip():
             raise ValueError(f"{name} has an empty caption; say what it shows")
@@ -64,17 +71,26 @@ def composition(
     shape: Shape,
     also: Sequence[tuple[str, float]] = (),
     regions: Sequence[PictureRegion] = (),
+    scenes: Sequence[Scene] = (),
+    scene_blend: int = 0,
 ) -> Composition | None:
     """The captions of samples of this shape and their shares; None: their prompts alone.
 
     Args:
       also: captions and their weights; the prompt has the weight 1.
       regions: those that come later cover earlier ones; the prompt and `also` have what no region covers.
+      scenes: one after the other, instead of the prompt, `also` and `regions`.
+      scene_blend: frames across the seam of two scenes in which one gives way to the other.
 
     Raises:
-      ValueError: a weight is not positive, a box or a mask does not fit the shape, or nothing of a
-        region is left.
+      ValueError: a weight is not positive, a box or a mask does not fit the shape, nothing of a region is left, or
+        scenes do not fit the shape, or are combined with other captions.
     """
+    if scenes:
+        if also or regions:
+            raise ValueError("scenes are the captions of whole frames; leave other captions and regions out")
+        shares = scene_shares(modality, shape, scenes, scene_blend)
+        return Composition(tuple(scene.caption for scene in scenes), shares)
     if not also and not regions:
         return None
     if regions and modality.time_axis == "width":

@@ -7,8 +7,8 @@ for each of them is guided, with the shares that `composition.py` makes.
 
 import functools
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.config import Config, ModalityConfig, SampleConfig
 from lumina_jax.flow import guidance, paths
 from lumina_jax.generation import extrapolation
+from lumina_jax.generation.clips import turned, windows_of
 from lumina_jax.generation.editing import Output, Times
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.models.division import Division
 from lumina_jax.models.flag_dit import Condition, FlagDiT
-from lumina_jax.tokens import Kind, TextFeatures, Tokens
+from lumina_jax.tokens import Kind, TextFeatures, Tokens, latent_grid
 
 Rows = TypeVar("Rows")
 
@@ -58,6 +59,8 @@ class Prompt(NamedTuple):
     """Of an edit; None: samples are drawn from noise alone."""
     others: tuple[TextFeatures | Int[Array, "b 1"], ...] = ()
     """Further captions of each sample."""
+    sharing: Float[Array, " b"] | None = None
+    """How strongly each sample attends to the reference behind it; None: there are none."""
 
 
 def guided_output(
@@ -76,25 +79,15 @@ def guided_output(
     With `keep_sigma` its output has twice the values, of which the second half, the variance, is not guided. `shares`
     are those of `prompt.condition` and of each of `prompt.others` in the values of patches; empty: it is alone.
     """
-    config, division = task.config, task.division
+    division = task.division
     model: FlagDiT = nnx.merge(task.graph, parameters) if division is None else division.model(parameters)
-    factor = extrapolation.rope_factor(settings, config.model, size, task.trained)
-    base_length = extrapolation.base_length(settings, config.model, task.modality, size, task.trained)
     captions = [prompt.condition, *prompt.others]
     conditions = [*captions, prompt.null, *([] if prompt.negative is None else [prompt.negative])]
-    every, alone = _encoded(model, conditions), _encoded(model, captions)
-    counts, path = counts_of(tokens, task), paths.path(config.flow.path)
+    call, encoded = _network(task, settings, model, size, tokens, prompt.sharing, keep_sigma=keep_sigma)
+    every, alone, counts = encoded(conditions), encoded(captions), counts_of(tokens, task)
     guided_channels = settings.guided_channels
     if keep_sigma and guided_channels is None:
         guided_channels = task.modality.channels
-
-    def call(t: Times, x: Float[Array, "n l p"], condition: Condition, copies: int) -> list[Float[Array, "n l o"]]:
-        """The outputs for each of as many captions as there are copies of the samples."""
-        row_t, rows = (_rows([t] * copies) if t.ndim else t), _rows([tokens._replace(patches=x)] * copies)
-        rope = extrapolation.rope_scaling(factor, settings.rope_watershed, row_t)
-        times = jnp.broadcast_to(jnp.reshape(path.network_time(row_t), (-1, 1)), (len(rows.patches), 1))
-        found = model(rows, times, condition, rope=rope, base_length=base_length, keep_sigma=keep_sigma)
-        return jnp.split(found, copies)
 
     def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l o"]:
         def plain() -> Float[Array, "b l o"]:
@@ -121,6 +114,46 @@ def guided_output(
     return output
 
 
+def _network(
+    task: Task,
+    settings: SampleConfig,
+    model: FlagDiT,
+    size: Extent,
+    tokens: Tokens,
+    sharing: Float[Array, " b"] | None,
+    *,
+    keep_sigma: bool,
+) -> tuple[Callable[..., list[Float[Array, "n l o"]]], Callable[..., Condition]]:
+    """The network as a function of time, patches, encoded conditions and their number, and what encodes conditions."""
+    config, path, segments = task.config, paths.path(task.config.flow.path), 1 if sharing is None else 2
+    marks = {"nextline": config.model.nextline, "nextframe": config.model.nextframe}
+    length = latent_grid(*size, patch_size=task.modality.patch_size, **marks).length
+    windows = windows_of(settings, size.frames, length)
+    seen, of_row = (size, 1) if windows is None else (size._replace(frames=windows.frames), len(windows.starts))
+    factor = extrapolation.rope_factor(settings, config.model, seen, task.trained)
+    base_length = extrapolation.base_length(settings, config.model, task.modality, seen, task.trained)
+
+    def call(t: Times, x: Float[Array, "n l p"], condition: Condition, copies: int) -> list[Float[Array, "n l o"]]:
+        """The outputs for each of as many captions as there are copies of the samples."""
+        row_t = jnp.repeat(_rows([t] * copies), of_row) if t.ndim else t
+        shown = tokens._replace(patches=x)
+        if settings.loop:
+            shown = shown._replace(positions=turned(tokens, size.frames, length, settings.steps, t))
+        rows = _rows([shown] * copies)
+        rows = rows if windows is None else windows.cut(rows)
+        rope = extrapolation.rope_scaling(factor, settings.rope_watershed, row_t)
+        times = jnp.broadcast_to(jnp.reshape(path.network_time(row_t), (-1, 1)), (len(rows.patches), segments))
+        shared = None if sharing is None else _rows([sharing] * copies)
+        asked: dict[str, Any] = {"rope": rope, "base_length": base_length, "keep_sigma": keep_sigma, "sharing": shared}
+        found = model(rows, times, condition, **asked)
+        return jnp.split(found if windows is None else windows.joined(found), copies)
+
+    def encoded(conditions: Sequence[TextFeatures | Int[Array, "n s"]]) -> Condition:
+        return _encoded(model, conditions, segments, of_row)
+
+    return call, encoded
+
+
 def counts_of(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:
     """1 for the values of patches, 0 at markers and where a patch is filled up."""
     is_patch = jnp.asarray(tokens.kinds == Kind.PATCH, jnp.float32)[:, :, None]
@@ -129,10 +162,13 @@ def counts_of(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:
     return is_patch * (jnp.arange(task.config.model.patch_values) < task.modality.patch_values)
 
 
-def _encoded(model: FlagDiT, conditions: Sequence[TextFeatures | Int[Array, "n 1"]]) -> Condition:
-    """The conditions one after another, with keys and values of texts."""
+def _encoded(
+    model: FlagDiT, conditions: Sequence[TextFeatures | Int[Array, "n s"]], segments: int, copies: int
+) -> Condition:
+    """The conditions one after another, each of them `copies` times, with keys and values of texts."""
     rows = _rows(conditions)
-    return model.encode_text(rows) if isinstance(rows, TextFeatures) else rows
+    rows = rows if copies == 1 else jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), rows)
+    return model.encode_text(rows, segments) if isinstance(rows, TextFeatures) else rows
 
 
 def _rows(trees: Sequence[Rows]) -> Rows:

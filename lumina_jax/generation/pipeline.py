@@ -15,28 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Key, Shaped
 from PIL import Image
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.text import TextEncoder
 from lumina_jax.flow.likelihood import rademacher
+from lumina_jax.generation.clips import check_clips
 from lumina_jax.generation.composition import Composition, PictureRegion, check_captions, composition
+from lumina_jax.generation.conditions import AnyCondition, condition_of, prompt_of
+from lumina_jax.generation.drawing import Batches
 from lumina_jax.generation.editing import Edit
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.guided import Prompt, Task
-from lumina_jax.generation.noise import noise_of, origins
+from lumina_jax.generation.noise import origins
 from lumina_jax.generation.not_drawn import NOT_DECODED, NotDrawn, lost_on_the_way
-from lumina_jax.generation.originals import Mask, Source, originals
+from lumina_jax.generation.originals import Mask, Source, check_resampling, originals
 from lumina_jax.generation.programs import Programs, fixed, programs
-from lumina_jax.generation.request import check_request, check_reversible, label_of, shortened
+from lumina_jax.generation.request import check_request, check_reversible, shortened
 from lumina_jax.generation.sampler import Latents
+from lumina_jax.generation.scenes import Scene
+from lumina_jax.generation.style import Reference, StyleOf, check_reference
 from lumina_jax.modalities import Modality, Shape, modality_of
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import axis_size
 from lumina_jax.parallel.multihost import whole
 from lumina_jax.seeds import key_of_seed
-from lumina_jax.tokens import TextFeatures
 
 Sample = Shaped[np.ndarray, "..."]
 """Such as frames, uint8 [f h w 3], or the log mel spectrogram [t 80] of a sound."""
@@ -55,6 +59,11 @@ class DrawingOptions(TypedDict, total=False):
     strength: float | None
     also: Sequence[tuple[str, float]]
     regions: Sequence[PictureRegion]
+    scenes: Sequence[Scene]
+    scene_blend: int
+    invert: str | Sequence[str] | None
+    normalized: bool
+    style: StyleOf | None
     shape: Shape | Sequence[Shape] | None
     batch: int | None
     modality: str | None
@@ -144,6 +153,11 @@ class Pipeline:
         strength: float | None = None,
         also: Sequence[tuple[str, float]] = (),
         regions: Sequence[PictureRegion] = (),
+        scenes: Sequence[Scene] = (),
+        scene_blend: int = 0,
+        invert: str | Sequence[str] | None = None,
+        normalized: bool = False,
+        style: StyleOf | None = None,
         shape: Shape | Sequence[Shape] | None = None,
         batch: int | None = None,
         modality: str | None = None,
@@ -154,44 +168,39 @@ class Pipeline:
         Args:
           prompts: captions, or for a label-conditional model the numbers of labels.
           settings: None: those of the configuration.
-          seed: of the noise, from 0 to 2**64 - 1.
-          seeds: one for each prompt, instead of `seed`: sample i is the first one that seeds[i] draws alone, with the
-            same `batch`.
+          seed, seeds: of the noise, below 2**64; sample i is the first that seeds[i] draws alone, in such a batch.
           source: what is edited, one for all samples or a list of one for each, see `Source`.
           mask: True where it is drawn anew, [h w], [f h w] or of a sound [t]; None: everywhere.
-          strength: how much is drawn anew, from 0 to 1: the path begins at the time 1 - strength. None: 1, which
-            needs a mask or a source that is shorter than what is drawn.
+          strength: how much is drawn anew: the path begins at 1 - strength. None: 1, for a mask or a short source.
           also: further captions of every sample and their weights; the prompt has the weight 1.
           regions: parts of every sample with captions of their own; later ones cover earlier ones.
+          scenes: of every clip, one after the other, instead of its prompt; across seams they blend over `scene_blend`.
+          invert: what the source shows, one caption or one for each: samples begin with the noise that leads to it.
+          normalized: each channel of the source's latents gets the mean 0 and the deviation 1: its colours go.
+          style: what all samples are to look like, one of them or a source.
           shape: of all samples or of each, multiples of the pixels of a patch; None: as in training.
           batch: samples drawn at once, rounded up to a multiple of `least_batch`; the last batch of a shape is filled
             up, so that one program serves all. None: all prompts, but at most BATCH.
           modality: the modality of the model to draw; None: the first.
 
         Raises:
-          ValueError: as `check_request`, `originals` and `composition`; it is raised here, before the first batch.
+          ValueError: as `check_request`, `originals`, `composition` and `check_reference` and
+            `check_clips`; it is raised here, before the first batch.
         """
         drawing, settings = self.modality(modality), self.config.sample if settings is None else settings
         shape = [drawing.shape_for(prompt, self.config.text) for prompt in prompts] if shape is None else shape
         shapes = [shape] * len(prompts) if isinstance(shape, Shape) else list(shape)
-        check_request(
-            self.config, settings, prompts, shapes, drawing.patch_extent, modality=modality, seed=seed, seeds=seeds
-        )
-        check_captions(self.config, also, regions)
-        composed = {wanted: composition(drawing, wanted, also, regions) for wanted in dict.fromkeys(shapes)}
-        edited, of_sample = originals(drawing, shapes, source, mask, strength), origins(len(prompts), seed, seeds)
+        asked: dict[str, Any] = {"modality": modality, "seed": seed, "seeds": seeds}
+        check_request(self.config, settings, prompts, shapes, drawing.patch_extent, **asked)
+        check_captions(self.config, also, regions, scenes)
+        check_reference(style, invert, settings, shapes, drawing)
+        check_clips(settings, shapes, has_style=style is not None, mesh=self.mesh)
+        parts = (also, regions, scenes, scene_blend)
+        composed = {wanted: composition(drawing, wanted, *parts) for wanted in dict.fromkeys(shapes)}
+        edited = check_resampling(settings, originals(drawing, shapes, source, mask, strength, invert, normalized))
+        begun = (origins(len(prompts), seed, seeds), edited, composed, style)
         batch = min(BATCH, len(prompts)) if batch is None else batch
-        batch += -batch % self.least_batch
-
-        def samples() -> Iterator[tuple[int, Sample | NotDrawn]]:
-            for wanted, chosen, filled in _batches(shapes, batch):
-                noise, keys = noise_of([of_sample[index] for index in filled], drawing.latent_size(wanted))
-                edit = edited and edited.edit(filled, wanted, drawing, self.autoencoders.get(drawing.config.name))
-                texts, parts = [prompts[index] for index in filled], composed[wanted]
-                latents = self.latents(noise, texts, settings, keys=keys, edit=edit, composed=parts, modality=modality)
-                yield from zip(chosen, self._decoded(latents, settings, drawing))
-
-        return samples()
+        return Batches(self, drawing, prompts, settings, shapes, *begun).samples(batch + -batch % self.least_batch)
 
     def latents(
         self,
@@ -202,12 +211,14 @@ class Pipeline:
         keys: Key[Array, " b"] | None = None,
         edit: Edit | None = None,
         composed: Composition | None = None,
+        reference: Reference | None = None,
         modality: str | None = None,
     ) -> Latents:
         """What the model draws from this noise, or makes of a source; `keys` are for the stochastic solvers.
 
         Args:
           composed: the captions of each sample; None: its prompt alone.
+          reference: whose style the samples have; None: nothing's.
 
         Raises:
           ValueError: the devices that share the samples do not divide their number.
@@ -215,8 +226,19 @@ class Pipeline:
         keys = jax.random.split(jax.random.key(0), len(noise)) if keys is None else keys
         captions: Sequence[str | None] = (None,) if composed is None else composed.captions
         shares = composed.shares if composed is not None and len(captions) > 1 else None
-        prompt = self._prompt(prompts, settings, captions)
-        return self._compiled(modality).draw(fixed(settings), self.parameters, noise, keys, prompt, edit, shares)
+        beside = (self.prompt(prompts, settings, captions), edit, shares, reference)
+        return self._compiled(modality).draw(fixed(settings), self.parameters, noise, keys, *beside)
+
+    def prompt(
+        self, prompts: Sequence[str], settings: SampleConfig, captions: Sequence[str | None] = (None,)
+    ) -> Prompt:
+        """What steers a batch; `captions` are of all samples, None stands for the prompt of each."""
+        return prompt_of(self.config, self.encoder, self._null, prompts, settings, captions)
+
+    @functools.cached_property
+    def _null(self) -> AnyCondition:
+        """The empty prompt."""
+        return condition_of(self.config, self.encoder, [""])
 
     def modality(self, name: str | None = None) -> Modality:
         """A modality of the model; None: the first. Errors as `modality_of`."""
@@ -234,8 +256,8 @@ class Pipeline:
             self._programs[modality.index] = programs(task, self.mesh)
         return self._programs[modality.index]
 
-    def _decoded(self, latents: Latents, settings: SampleConfig, modality: Modality) -> list[Sample | NotDrawn]:
-        """Samples of latents."""
+    def decoded(self, latents: Latents, settings: SampleConfig, modality: Modality) -> list[Sample | NotDrawn]:
+        """Samples of latents, or why there are none."""
         latents, autoencoder = whole(latents), self.autoencoders.get(modality.config.name)
         are_drawn = _finite_rows(latents)
         if autoencoder is not None:  # a sample that is not finite leaves the others alone
@@ -260,7 +282,7 @@ class Pipeline:
         """
         check_reversible(settings)
         return self._compiled(modality).invert(
-            fixed(settings), self.parameters, latents, self._prompt(prompts, settings)
+            fixed(settings), self.parameters, latents, self.prompt(prompts, settings)
         )
 
     def log_density(
@@ -279,35 +301,8 @@ class Pipeline:
         """
         check_reversible(settings)
         signs = rademacher(key_of_seed(seed), latents.shape)
-        prompt = self._prompt(prompts, settings)
+        prompt = self.prompt(prompts, settings)
         return self._compiled(modality).density(fixed(settings), self.parameters, latents, signs, prompt)
-
-    def _prompt(
-        self, prompts: Sequence[str], settings: SampleConfig, captions: Sequence[str | None] = (None,)
-    ) -> Prompt:
-        """What steers a batch; `captions` are of all samples, None stands for the prompt of each."""
-        scale, shift = jnp.float32(settings.guidance), jnp.float32(settings.time_shift)
-        negative = self._condition([settings.negative]) if settings.negative else self._null
-
-        def for_each(condition: TextFeatures | Int[Array, "1 1"]) -> TextFeatures | Int[Array, "b 1"]:
-            return jax.tree.map(lambda x: jnp.repeat(x, len(prompts), axis=0), condition)
-
-        texts = (prompts if caption is None else [caption] * len(prompts) for caption in captions)
-        condition, *others = [self._condition(of_each) for of_each in texts]
-        if settings.negative_scale is None:
-            return Prompt(condition, for_each(negative), scale, shift, others=tuple(others))
-        of_negative = for_each(negative), jnp.float32(settings.negative_scale)
-        return Prompt(condition, for_each(self._null), scale, shift, *of_negative, others=tuple(others))
-
-    @functools.cached_property
-    def _null(self) -> TextFeatures | Int[Array, "1 1"]:
-        """The empty prompt."""
-        return self._condition([""])
-
-    def _condition(self, prompts: Sequence[str]) -> TextFeatures | Int[Array, "b 1"]:
-        if self.encoder is not None:
-            return jax.tree.map(np.asarray, self.encoder.encode(prompts))  # on no device: the model may be on others
-        return jnp.asarray([[label_of(prompt, self.config.model.classes)] for prompt in prompts])
 
 
 def new_pipeline(
@@ -319,15 +314,6 @@ def new_pipeline(
 ) -> Pipeline:
     """A pipeline for a model of this configuration; `parameters` may follow later, on the devices of `mesh`."""
     return Pipeline(config, abstract_model(config.model)[0], parameters or {}, encoder, autoencoders, mesh)
-
-
-def _batches(shapes: Sequence[Shape], batch: int) -> Iterator[tuple[Shape, list[int], list[int]]]:
-    """The shape and the indices of the samples of each batch, and these with the last one repeated to fill it up."""
-    for wanted in dict.fromkeys(shapes):
-        indices = [index for index, shape in enumerate(shapes) if shape == wanted]
-        for start in range(0, len(indices), batch):
-            chosen = indices[start : start + batch]
-            yield wanted, chosen, [*chosen, *chosen[-1:] * (batch - len(chosen))]
 
 
 def _finite_rows(values: Float[jax.Array | np.ndarray, "b ..."]) -> Bool[np.ndarray, " b"]:

@@ -25,13 +25,14 @@ from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation.editing import Edit, KnownPath
 from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.guided import Prompt, Task, counts_of, guided_output
-from lumina_jax.generation.trajectories import denoised, flow, solver_settings, stochastic
+from lumina_jax.generation.style import Reference, beside, prompt_beside, tokens_beside
+from lumina_jax.generation.trajectories import denoised, flow, resampled, solver_settings, stochastic
 from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
 from lumina_jax.tokens import Grid, Tokens, tokens_of, unpatchify
 
 Latents = Float[jax.Array | np.ndarray, "b f h w c"]
-Shares = Float[jax.Array | np.ndarray, "n h w"]
-"""Of n captions, in all samples and frames."""
+Shares = Float[jax.Array | np.ndarray, "n *f h w"]
+"""Of n captions, in all samples, and in all frames or in each."""
 Local = Callable[[dict, Tokens, Any, "Prompt"], Float[Array, "..."]]
 """Of parameters, tokens, what else there is of each token, and a prompt."""
 
@@ -45,27 +46,38 @@ def draw(
     prompt: Prompt,
     edit: Edit | None = None,
     shares: Shares | None = None,
+    reference: Reference | None = None,
 ) -> Latents:
     """Noise to latents; `keys` are for the noise of the stochastic solvers.
 
     Args:
       shares: of each caption of `prompt`, in each value of the latents; None: there is one.
+      reference: what each sample attends to besides itself; None: nothing.
     """
     chex.assert_rank([noise, keys], [5, 1])
     chex.assert_equal_shape_prefix([noise, keys], 1)
     if edit is not None:
         prompt = prompt._replace(strength=jnp.asarray(edit.strength))
-    if settings.solver not in (*sde.STOCHASTIC, *ancestral.ANCESTRAL):
-        return _walked(task, settings, parameters, noise, prompt, edit, shares, backwards=False)
-    tokens, grid = _tokens(noise, task)
-    size = (settings.steps, *tokens.patches.shape[1:])
-    draws = jnp.swapaxes(jax.vmap(lambda key: jax.random.normal(key, size))(keys), 1, 2)  # each token's of all steps
+    is_resampled = settings.resamplings > 1 and edit is not None
+    if settings.solver not in (*sde.STOCHASTIC, *ancestral.ANCESTRAL) and not is_resampled:
+        return _walked(task, settings, parameters, noise, prompt, edit, shares, reference, backwards=False)
+    tokens, grid, prompt, of_samples = _rows(task, noise, prompt, edit, shares, reference)
+    count = settings.steps * (settings.resamplings - 1 if is_resampled else 1)
+    size = (count, grid.length, tokens.patches.shape[2])
+    draws = _of_all_steps(keys, size)
+    draws = draws if reference is None else beside(draws, _of_all_steps(reference.keys, size))
 
-    def local(parameters: dict, tokens: Tokens, beside: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
-        (draws, of_edit, of_captions), x = beside, tokens.patches
+    def local(parameters: dict, tokens: Tokens, more: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
+        (draws, (of_edit, of_captions)), x = more, tokens.patches
         increments, extent = jnp.moveaxis(draws, 2, 0), Extent(*noise.shape[1:4])
         known = _known_path(task, x, of_edit, prompt)
-        if settings.solver in ancestral.ANCESTRAL:
+        if is_resampled:
+            output = guided_output(task, settings, parameters, extent, tokens, prompt, of_captions)
+            velocity, times = flow(output, task.config, settings, prompt.time_shift, known)
+            of_steps = jnp.reshape(increments, (settings.steps, -1, *increments.shape[1:]))
+            x, path = x if known is None else known.start(times[0]), paths.path(task.config.flow.path)
+            drawn = resampled(velocity, x, times, of_steps, path, settings)
+        elif settings.solver in ancestral.ANCESTRAL:
             keeps = task.config.model.predict_sigma
             output = guided_output(task, settings, parameters, extent, tokens, prompt, of_captions, keep_sigma=keeps)
             drawn = denoised(output, x, increments, settings, prompt.time_shift, keeps, known)
@@ -74,13 +86,12 @@ def draw(
             drawn = stochastic(output, x, increments, task.config, settings, prompt.time_shift, known)
         return drawn if known is None else known.end(drawn)
 
-    beside = (draws, _edit_tokens(edit, task), _share_tokens(shares, noise, task))
-    return _latents(_shared(task, local, parameters, tokens, beside, prompt), grid, task)
+    return _latents(_shared(task, local, parameters, tokens, (draws, of_samples), prompt), grid, task)
 
 
 def invert(task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt) -> Latents:
     """Latents to the noise from which an ODE solver draws them."""
-    return _walked(task, settings, parameters, latents, prompt, None, None, backwards=True)
+    return _walked(task, settings, parameters, latents, prompt, None, None, None, backwards=True)
 
 
 def _walked(
@@ -91,15 +102,16 @@ def _walked(
     prompt: Prompt,
     edit: Edit | None,
     shares: Shares | None,
+    reference: Reference | None,
     *,
     backwards: bool,
 ) -> Latents:
     """Where the probability flow leads, from noise to data or backwards."""
-    tokens, grid = _tokens(latents, task)
-    means = _means(task, grid.length)
+    tokens, grid, prompt, of_samples = _rows(task, latents, prompt, edit, shares, reference)
+    means = _means(task, tokens.kinds.shape[1])
 
-    def local(parameters: dict, tokens: Tokens, beside: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
-        of_edit, of_captions = beside
+    def local(parameters: dict, tokens: Tokens, of_samples: tuple, prompt: Prompt) -> Float[Array, "b l p"]:
+        of_edit, of_captions = of_samples
         output = guided_output(task, settings, parameters, Extent(*latents.shape[1:4]), tokens, prompt, of_captions)
         known = _known_path(task, tokens.patches, of_edit, prompt)
         velocity, times = flow(output, task.config, settings, prompt.time_shift, known)
@@ -108,8 +120,29 @@ def _walked(
         end = ode.integrate(velocity, x, times, **means, **solver_settings(settings))
         return end if known is None else known.end(end)
 
-    beside = (_edit_tokens(edit, task), _share_tokens(shares, latents, task))
-    return _latents(_shared(task, local, parameters, tokens, beside, prompt), grid, task)
+    return _latents(_shared(task, local, parameters, tokens, of_samples, prompt), grid, task)
+
+
+def _rows(
+    task: Task, noise: Latents, prompt: Prompt, edit: Edit | None, shares: Shares | None, reference: Reference | None
+) -> tuple[Tokens, Grid, Prompt, tuple]:
+    """The tokens of samples and their grid, what steers them, and their parts of an edit and of captions.
+
+    A reference is behind its sample in a row.
+    """
+    tokens, grid = _tokens(noise, task)
+    of_samples = _edit_tokens(edit, task), _share_tokens(shares, noise, task)
+    if reference is None:
+        return tokens, grid, prompt, of_samples
+    of_references = _edit_tokens(reference.edit, task), _share_tokens(shares, reference.noise, task)
+    is_apart = task.config.model.position_kind == "rope"
+    rows = tokens_beside(tokens, _tokens(reference.noise, task)[0], is_apart=is_apart)
+    return rows, grid, prompt_beside(prompt, reference), beside(of_samples, of_references)
+
+
+def _of_all_steps(keys: Key[Array, " b"], size: tuple[int, int, int]) -> Float[Array, "b l n p"]:
+    """Standard normal noise of each token at all steps; `size` is that of steps, tokens and values."""
+    return jnp.swapaxes(jax.vmap(lambda key: jax.random.normal(key, size))(keys), 1, 2)
 
 
 def density(
@@ -174,7 +207,7 @@ def _shared(
         return jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
 
     rows, of_tokens, everywhere = row_spec(mesh), token_spec(mesh), PartitionSpec()
-    of_prompt = Prompt(rows, rows, everywhere, everywhere, rows, everywhere, everywhere, rows)  # type: ignore[arg-type]
+    of_prompt = Prompt(rows, rows, *[everywhere] * 2, rows, *[everywhere] * 2, rows, rows)  # type: ignore[arg-type]
     across = jax.shard_map(
         local,
         mesh=mesh,
@@ -246,7 +279,7 @@ def _share_tokens(shares: Shares | None, latents: Latents, task: Task) -> tuple[
     """The share of each caption in each value of the patches of these latents; nothing where there is one caption."""
     if shares is None:
         return ()
-    everywhere = (jnp.broadcast_to(share[:, :, None], latents.shape) for share in shares)
+    everywhere = (jnp.broadcast_to(share[..., None], latents.shape) for share in shares)
     return tuple(_tokens(of_caption, task)[0].patches for of_caption in everywhere)
 
 
@@ -259,5 +292,5 @@ def _known_path(task: Task, noise: Float[Array, "b l p"], of_edit: tuple | None,
 
 
 def _latents(patches: Float[Array, "b l p"], grid: Grid, task: Task) -> Latents:
-    """The inverse of `_tokens`."""
-    return unpatchify(patches[:, :, : task.modality.patch_values], grid, task.modality.patch_size)
+    """The inverse of `_tokens`, of the first tokens of rows."""
+    return unpatchify(patches[:, : grid.length, : task.modality.patch_values], grid, task.modality.patch_size)

@@ -6,11 +6,12 @@ the patches at the end of the way.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import Config, SampleConfig
-from lumina_jax.flow import ancestral, paths, sde, timesteps
+from lumina_jax.flow import ancestral, ode, paths, sde, timesteps
 from lumina_jax.flow.schedule import time_of_step
 from lumina_jax.generation.editing import KnownPath, Output, Velocity
 
@@ -44,6 +45,51 @@ def _times(
 def _velocity(output: Output, config: Config) -> Velocity:
     path, prediction = paths.path(config.flow.path), config.flow.prediction
     return lambda t, x, _: paths.velocity_from(prediction, path, output(t, x), x, t)
+
+
+def resampled(
+    velocity: Velocity,
+    x: Float[Array, "b l p"],
+    times: Float[Array, " n"],
+    noise: Float[Array, "steps r b l p"],
+    path: paths.Path,
+    settings: SampleConfig,
+) -> Float[Array, "b l p"]:
+    """The probability flow, each step of which is taken r + 1 times, and led back with noise in between (RePaint, arXiv
+    2201.09865, algorithm 1)."""
+
+    def step(x: Float[Array, "b l p"], inputs: tuple[Array, Array, Array]) -> tuple[Float[Array, "b l p"], None]:
+        start, end, draws = inputs
+
+        def there(x: Float[Array, "b l p"]) -> Float[Array, "b l p"]:
+            found: Float[Array, "b l p"] = ode.integrate(
+                velocity, x, jnp.stack([start, end]), **solver_settings(settings)
+            )
+            return found
+
+        def again(x: Float[Array, "b l p"], draw: Float[Array, "b l p"]) -> tuple[Float[Array, "b l p"], None]:
+            return noised_back(path, there(x), draw, end, start), None
+
+        return there(jax.lax.scan(again, x, draws)[0]), None
+
+    return jax.lax.scan(step, x, (times[:-1], times[1:], noise))[0]
+
+
+def noised_back(
+    path: paths.Path,
+    x: Float[Array, "b l p"],
+    noise: Float[Array, "b l p"],
+    t: Float[Array, ""],
+    earlier: Float[Array, ""],
+) -> Float[Array, "b l p"]:
+    """A point of the path at the time t with noise added until it is one of the time `earlier`.
+
+    From alpha(t) x1 + sigma(t) x0 it is alpha(s) x1 + sigma(s) x0', with x0' of variance 1.
+    """
+    now, before = path.coefficients(t), path.coefficients(earlier)
+    ratio = before.alpha / now.alpha
+    variance = before.sigma**2 - (ratio * now.sigma) ** 2
+    return ratio * x + jnp.sqrt(jnp.maximum(variance, 0)) * noise
 
 
 def denoised(

@@ -7,7 +7,7 @@ sum goes through one output projection (Lumina-T2X, section 2.2). The softmax it
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.kernels.arguments import Attend, GatedText
+from lumina_jax.kernels.arguments import Attend, GatedText, Implementation
 from lumina_jax.kernels.attention import attend, attend_text
 from lumina_jax.kernels.flash.call import refusal_here
 from lumina_jax.kernels.rotary import HeadsAffine, RotaryLanes, refusal, rotary_lanes, turned_heads
 from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, zeros
 from lumina_jax.models.rope import Rotation, turned
+from lumina_jax.models.shared_attention import Sharing
 from lumina_jax.parallel.tensor import Tensor
 
 
@@ -34,6 +35,8 @@ class TokenContext(NamedTuple):
     """Factor of each token's keys, one for each sample: proportional attention; None: 1."""
     lanes: RotaryLanes | None = None
     """`rotation` as the kernel for QK-norm and rotary embedding reads it; None: XLA computes both."""
+    sharing: Sharing | None = None
+    """How the first sample of each row attends to the second; None: samples see themselves alone."""
 
 
 class TextKeys(NamedTuple):
@@ -120,8 +123,25 @@ class Attention(Divisible):
             text = text._replace(queries=scaled(queries, self.query_factor))
         if tokens.key_scale is not None:
             k = k * tokens.key_scale.astype(k.dtype)
-        out = attend(q, k, v, segment_ids=tokens.segment_ids, scale=1 / math.sqrt(self.head_width), text=text)
+        asked: dict[str, Any] = {"segment_ids": tokens.segment_ids, "scale": 1 / math.sqrt(self.head_width)}
+        if tokens.sharing is None:
+            out = attend(q, k, v, **asked, text=text)
+        else:
+            alone = attend(q, k, v, **asked)
+            matched = self._matched(projected[:2], tokens, tokens.sharing)
+            out = tokens.sharing.attended(alone, *matched, v, tokens.segment_ids)
+            out = out if text is None else with_text(out, q, text, tokens.segment_ids, tokens.sharing.implementation)
         return self.out(out.reshape(*x.shape[:2], -1), self.tensor)
+
+    def _matched(
+        self, projected: list[tuple[Float[Array, "b l _"], HeadsNorm | None]], tokens: TokenContext, sharing: Sharing
+    ) -> list[Float[Array, "b l _ d"]]:
+        """Queries and keys, of which those of samples are matched to their references before they are turned."""
+        split = (*projected[0][0].shape[:2], -1, self.head_width)
+        heads = [sharing.matched(normed(x, norm).reshape(split), tokens.segment_ids) for x, norm in projected]
+        q, k = (turned(x, tokens.rotation) for x in heads)
+        k = k if tokens.key_scale is None else k * tokens.key_scale.astype(k.dtype)
+        return [scaled(q, self.query_factor), k]
 
 
 class CrossAttention(Divisible):
@@ -161,6 +181,20 @@ def normed_and_turned(
         norms.append(HeadsAffine(norm.weight[...], norm.bias[...]) if norm is not None and is_fused else None)
         eps = norm.eps if norm is not None else eps
     return [x.reshape(split) for x in turned_heads(inputs, norms, tokens.lanes, eps=eps)]
+
+
+def with_text(
+    out: Float[Array, "b l h d"],
+    q: Float[Array, "b l h d"],
+    text: GatedText,
+    segment_ids: Int[Array, "b l"],
+    implementation: Implementation,
+) -> Float[Array, "b l h d"]:
+    """The output of a self-attention and gated attention to the text."""
+    ids = {"segment_ids": segment_ids, "text_ids": text.segment_ids}
+    return text.added_to(
+        out, attend_text(text.queries_among(q), text.keys, text.values, **ids, implementation=implementation)
+    )
 
 
 def lanes_for_kernel(config: ModelConfig, tensor: Tensor, by: Rotation) -> RotaryLanes | None:

@@ -46,6 +46,7 @@ from lumina_jax.models.layers import (
 )
 from lumina_jax.models.parametrization import scale_initial_values
 from lumina_jax.models.rope import RopeScaling, rotation, sine_positions
+from lumina_jax.models.shared_attention import Sharing
 from lumina_jax.models.stack import run_layers
 from lumina_jax.models.text_layers import CaptionPooling, TextLayers
 from lumina_jax.parallel.gather import ShardedWeights
@@ -139,6 +140,7 @@ class FlagDiT(nnx.Module):
         rope: RopeScaling = RopeScaling(),  # noqa: B008 (an immutable value)
         base_length: int | None = None,
         keep_sigma: bool = False,
+        sharing: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b l p"]:
         """The prediction for each patch, float32.
 
@@ -149,6 +151,8 @@ class FlagDiT(nnx.Module):
           rope: scalings of positions for lengths beyond training.
           base_length: training length for proportional attention; None: the plain softmax scale.
           keep_sigma: return the second half of the channels too, which `model.predict_sigma` adds.
+          sharing: how strongly the first sample of each row attends to the second, its reference, from 0 to 1
+            (`shared_attention.py`); None: samples see themselves alone.
         """
         chex.assert_rank([tokens.patches, tokens.positions, t], [3, 3, 2])
         chex.assert_equal_shape_prefix([tokens.patches, tokens.positions, t], 1)
@@ -169,7 +173,8 @@ class FlagDiT(nnx.Module):
             lanes = lanes_for_kernel(config, self.parallel.tensor, turns)
         else:
             x = x + sine_positions(where, width=config.width, theta=config.rope_theta, scaling=rope)
-        context = TokenContext(tokens.segment_ids, turns, scale, lanes)
+        shared = None if sharing is None else Sharing(sharing, self.parallel.row, config.attention)
+        context = TokenContext(tokens.segment_ids, turns, scale, lanes, shared)
         conditioning = (self.time_embedding(config.time_scale * t) + self._pooled(condition, segments)).astype(dtype)
         x = self._run_blocks(x.astype(dtype), conditioning, context, condition)
         outputs = self.final_layer(x, conditioning, tokens.segment_ids)

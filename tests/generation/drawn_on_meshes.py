@@ -23,6 +23,7 @@ from lumina_jax.generation.composition import Composition
 from lumina_jax.generation.editing import Edit
 from lumina_jax.generation.pipeline import new_pipeline
 from lumina_jax.generation.sheets import sheet_writer
+from lumina_jax.generation.style import Reference
 from lumina_jax.kernels.flash import call
 from lumina_jax.models.division import parameter_shardings
 from lumina_jax.models.flag_dit import abstract_model
@@ -100,6 +101,27 @@ def composed(drawing, settings):
     shares = np.random.default_rng(2).uniform(size=(3, *LATENTS[2:4])).astype(np.float32)
     parts = Composition((None, "4", "2"), shares / shares.sum(axis=0))
     return drawing.pipeline.latents(noise(), PROMPTS, settings, composed=parts)
+
+
+def styled(drawing, settings):
+    """Beside another sample each, with two captions."""
+    random, pipeline = np.random.default_rng(3), drawing.pipeline
+    shares = random.uniform(size=(2, *LATENTS[2:4])).astype(np.float32)
+    parts = Composition((None, "4"), shares / shares.sum(axis=0))
+    prompt = pipeline.prompt(PROMPTS[::-1], settings, parts.captions)
+    keys = jax.random.split(jax.random.key(5), len(PROMPTS))
+    reference = Reference(
+        random.standard_normal(LATENTS, np.float32), keys, prompt, None, np.linspace(0.3, 1, 8, dtype=np.float32)
+    )
+    return pipeline.latents(noise(), PROMPTS, settings, composed=parts, reference=reference)
+
+
+def in_windows(drawing, settings):
+    """Clips of five frames, of two scenes."""
+    clips = np.random.default_rng(1).standard_normal((8, 5, 24, 16, 3), np.float32)
+    shares = np.broadcast_to((np.arange(5) < 3)[:, None, None], (5, 24, 16)).astype(np.float32)
+    parts = Composition(("3", "4"), np.stack([shares, 1 - shares]))
+    return drawing.pipeline.latents(clips, PROMPTS, settings, composed=parts)
 
 
 def inverted(drawing, settings):
@@ -193,6 +215,13 @@ CASES = {
     ),
     "three labels by stochastic steps, on data and sequence": Case(
         composed, {"sequence": 4}, {"solver": "euler_maruyama"}, LABEL
+    ),
+    "styles on fsdp, sequence and tensor": Case(styled, {"fsdp": 2, "sequence": 2, "tensor": 2}, {}),
+    "styles of labels by stochastic steps, on a ring": Case(
+        styled, {"sequence": 4, "ring": 2}, {"solver": "euler_maruyama"}, LABEL
+    ),
+    "scenes in windows, on fsdp and tensor": Case(
+        in_windows, {"fsdp": 2, "tensor": 2}, {"window_frames": 2, "steps": 2}
     ),
     "an edit by stochastic steps, on data and sequence": Case(edited, {"sequence": 4}, {"solver": "sde_heun"}, LABEL),
     "heads without text, ring and heads exchanged": Case(drawn, {"fsdp": 2, "sequence": 4, "ring": 2}, {}, PRUNED),

@@ -12,8 +12,8 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.flow import paths
 from lumina_jax.flow.ancestral import spaced_steps
 from lumina_jax.generation.editing import KnownPath
-from lumina_jax.generation.originals import originals
-from lumina_jax.generation.trajectories import denoised, flow, stochastic
+from lumina_jax.generation.originals import normalized_channels, originals
+from lumina_jax.generation.trajectories import denoised, flow, noised_back, resampled, stochastic
 from lumina_jax.modalities import Shape, modality_of
 from lumina_jax.modalities.encoding import LatentScale
 from tests.generation.test_pipeline import MASK, OTHER, PICTURE, SHAPE
@@ -127,6 +127,51 @@ def test_steps_of_ddpm_begin_at_the_strength_of_the_thousand():
         np.testing.assert_array_equal(whole, spaced_steps(7, shift))
 
 
+@pytest.mark.parametrize("name", ["linear", "vp"])
+def test_noise_leads_a_point_of_the_path_back_to_an_earlier_time(name):
+    """alpha(t) x1 + sigma(t) x0 with noise e is alpha(s) x1 + a x0 + b e, where a^2 + b^2 = sigma(s)^2."""
+    path, (t, s) = paths.path(name), (0.7, 0.4)
+    now, before = path.coefficients(jnp.float32(t)), path.coefficients(jnp.float32(s))
+    data, old, new = (
+        noised_back(path, *(jnp.full((1, 1, 1), one) for one in point), jnp.float32(t), jnp.float32(s)).item()
+        for point in ((now.alpha, 0.0), (now.sigma, 0.0), (0.0, 1.0))
+    )
+    assert data == pytest.approx(float(before.alpha), rel=1e-5)
+    assert old**2 + new**2 == pytest.approx(float(before.sigma) ** 2, rel=1e-5)
+    assert new > 0.1
+
+
+def test_each_step_is_taken_again_from_noise_in_between():
+    """By Euler's method; the network sees what is kept as it was."""
+    known = known_path("linear", 1.0, np.arange(4) == 0)
+    settings = SampleConfig(solver="euler", steps=3, resamplings=3)
+    draws = RANDOM.standard_normal((3, 2, *NOISE.shape)).astype(np.float32)
+    drift, times = flow(lambda t, x: -x + x[..., :1], config(), settings, jnp.float32(1), known)
+    found = known.end(resampled(drift, known.start(times[0]), times, jnp.asarray(draws), known.path, settings))
+    x = NOISE[..., 1:]
+    for step, (start, end) in enumerate([(0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1)]):
+        seen = start * SOURCE[..., :1] + (1 - start) * NOISE[..., :1]
+        for again in range(3):
+            x = x + (end - start) * (seen - x)
+            if again < 2:
+                ratio = start / end
+                deviation = np.sqrt((1 - start) ** 2 - (ratio * (1 - end)) ** 2)
+                x = ratio * x + deviation * draws[step, again, ..., 1:]
+    np.testing.assert_allclose(found[..., 1:], x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[..., 0], SOURCE[..., 0])
+
+
+def test_channels_of_a_source_get_the_mean_0_and_the_deviation_1():
+    latents = RANDOM.normal(3.0, 2.0, (1, 5, 7, 2)) * np.array([1.0, 4.0])
+    found = normalized_channels(np.concatenate([latents, np.full((1, 5, 7, 1), 2.0)], axis=-1))
+    np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(found.std(axis=(0, 1, 2)), [1, 1, 0], rtol=1e-5, atol=1e-6)
+    asked = {"source": PICTURE, "mask": None, "strength": 0.5, "normalized": True}
+    shape, pictures = Shape(16, 24), modality_of(config())
+    edit = originals(pictures, [shape], **asked).edit([0], shape, pictures, None)
+    np.testing.assert_allclose(edit.source.std(axis=(0, 1, 2, 3)), 1, rtol=1e-4)
+
+
 # What is asked for
 
 
@@ -162,6 +207,27 @@ def test_a_source_that_is_shorter_in_time_is_continued():
     edit = asked.edit([0], shape, sounds, None)
     assert edit.source.shape == (1, 1, 1, 14, 80)
     np.testing.assert_array_equal(edit.kept[0, 0, 0, :, 0], [1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def test_sources_whose_noise_is_found_are_whole_and_have_captions():
+    pictures = modality_of(config())
+    found = originals(pictures, [SHAPE] * 2, PICTURE, None, None, "a cat")
+    assert found.is_plain
+    assert found.captions == ["a cat"] * 2
+    masked = originals(pictures, [SHAPE] * 2, PICTURE, MASK, None, ["a cat", ""])
+    assert not masked.is_plain
+    assert masked.captions == ["a cat", ""]
+    clip = Shape(16, 24, 3)
+    for asked, reason in (
+        (((SHAPE,), None, None, None, "a"), "'a' says what a source shows, but there is none"),
+        (((SHAPE,), PICTURE, None, 0.5, "a"), "begins in the middle of a path, and invert='a' with the noise"),
+        (((SHAPE,) * 3, PICTURE, None, None, ["a"]), "one caption or a list of 3, but there are 1"),
+        (((clip,), PICTURE, None, None, "a"), "noise is found for a whole source, but this one is shorter"),
+        (((SHAPE,), None, None, None, None, True), "normalized changes the channels of a source, but there is none"),
+        (((SHAPE,), PICTURE, MASK, None, None, True), "normalized changes a source, but a mask or its length keeps"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            originals(pictures, *asked)
 
 
 @pytest.mark.parametrize(

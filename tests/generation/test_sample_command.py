@@ -124,6 +124,47 @@ def test_regions_of_boxes_and_files_are_written_into_the_picture_with_all_that_d
 
 
 @pytest.mark.parametrize(
+    ("scenes", "reason"),
+    [
+        (["4 @ 1", "5"], "--scenes must be captions with seconds behind an @"),
+        (["4 @ 1", "5 @ x"], "but one is '5 @ x'"),
+        (["4 @ 0.01"], "of a frame or more"),
+        (["4 @ inf"], "of a frame or more"),
+        (["4 @ 1", "--video-frames", 8], "--scenes say how long a clip is; leave --video-frames out"),
+        (["4 @ 1", "5 @ 0.5", "--scene-blend", 5], "scene_blend=5 must be from 0 to the 4 frames"),
+        (["cat @ 1"], "label from 0 to 47, but got prompt='cat'"),
+    ],
+)
+def test_scenes_that_cannot_be_drawn_are_refused(draw, scenes, reason):
+    status, said = draw("--scenes", *scenes)
+    assert status == 1
+    assert reason in said
+    assert "bug in lumina_jax" not in said
+
+
+@pytest.mark.slow
+def test_scenes_and_styles_are_written_into_the_picture(draw, tmp_path):
+    flags = ["--scenes", "4 @ 0.5", "5 @ 0.25", "--scene-blend", 2, "--window-frames", 4, "--seeds", "3,4"]
+    status, said = draw(*flags, "--size", 16, "--out", tmp_path / "scenes")
+    assert status == 0, said
+    about = read_png_metadata(tmp_path / "scenes" / "001-4.png")
+    assert (about["scenes"], about["scene_blend"], about["window_frames"]) == (["4 @ 0.5", "5 @ 0.25"], 2, 4)
+    assert about["seeds"] == [4]
+    assert pixels(tmp_path / "scenes" / "001-4.png").shape == (16, 6 * 16, 3)
+    status, said = draw("3", "--out", tmp_path / "one", "--solver", "euler")
+    assert status == 0, said
+    picture = tmp_path / "one" / "000-3.png"
+    for of in ("0", str(picture)):
+        status, said = draw("3", "4", "--style-of", of, "--style-strength", 0.7, "--out", tmp_path / of[-1])
+        assert status == 0, said
+        about = read_png_metadata(tmp_path / of[-1] / "001-4.png")
+        assert (about["style_of"], about["style_strength"]) == (of, 0.7)
+    status, said = draw("4", "--source", picture, "--invert", "3", "--out", tmp_path / "inverted")
+    assert status == 0, said
+    assert read_png_metadata(tmp_path / "inverted" / "000-4.png")["invert"] == "3"
+
+
+@pytest.mark.parametrize(
     ("flags", "reason"),
     [
         (["--seeds", "1", "--seed", 2], "--seed is for all prompts, and --seeds has one for each"),
@@ -145,6 +186,18 @@ def test_regions_of_boxes_and_files_are_written_into_the_picture_with_all_that_d
         (["--also", "4"], '--also must name a caption after a colon, as in --also "0.5: a sunset"'),
         (["--also", "x: 4"], "--also must begin with a weight"),
         (["--also", "nan: 4"], "a weight must be above 0 and at most 1000, but also[0] has nan"),
+        (["--invert", "4"], "--invert is for a source, but there is none"),
+        (["--normalize-source"], "--normalize-source is for a source, but there is none"),
+        (["--resamplings", 2], "sample.resamplings=2 fits what is drawn to what is kept of a source"),
+        (["--resamplings", 2, "--solver", "dopri5"], "which sample.solver='dopri5' cannot"),
+        (["--style-of", 1], "the style is that of sample 1, but samples have the indices 0 to 0"),
+        (["--style-of", "missing.png"], "missing.png: there is no file"),
+        (["--style-of", 0, "--style-strength", 2], "the strength of a style must be between 0 and 1, but is 2.0"),
+        (["--style-caption", "4"], "--style-caption and --style-strength are for a style"),
+        (["--scenes", "4 @ 1"], "--scenes are the captions of clips; leave out other captions"),
+        (["--scene-blend", 1], "--scene-blend 1 is for the seams of scenes"),
+        (["--loop"], "sample.loop=True joins the ends of clips, but what is drawn has one frame"),
+        (["--loop", "--window-frames", 4], "sample.loop=True turns whole clips, but sample.window_frames=4"),
         (["--negative", "cat"], "label from 0 to 47, but got prompt='cat'"),
         (["--seed", -1], "seed=-1 must be between 0 and 2**64 - 1"),
         (["--seed", 10**20], "must be between 0 and 2**64 - 1"),
@@ -225,7 +278,7 @@ def test_a_sample_that_is_not_finite_is_named_the_others_are_saved_and_the_statu
 
 
 def test_ctrl_c_leaves_what_was_drawn_and_its_sheet(draw, tmp_path, monkeypatch):
-    decoded = pipeline_module.Pipeline._decoded
+    decoded = pipeline_module.Pipeline.decoded
     calls = []
 
     def interrupted(*arguments):
@@ -234,7 +287,7 @@ def test_ctrl_c_leaves_what_was_drawn_and_its_sheet(draw, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return decoded(*arguments)
 
-    monkeypatch.setattr(pipeline_module.Pipeline, "_decoded", interrupted)
+    monkeypatch.setattr(pipeline_module.Pipeline, "decoded", interrupted)
     status, said = draw("3", "4", "--batch", 1, "--out", tmp_path)
     assert status == 130
     assert "1 of 2 are drawn" in said
