@@ -89,8 +89,8 @@ def composition(
     if scenes:
         if also or regions:
             raise ValueError("scenes are the captions of whole frames; leave other captions and regions out")
-        shares = scene_shares(modality, shape, scenes, scene_blend)
-        return Composition(tuple(scene.caption for scene in scenes), shares)
+        captions = tuple(scene.caption for scene in scenes)
+        return Composition(captions, scene_shares(modality, shape, scenes, scene_blend))
     if not also and not regions:
         return None
     if regions and modality.time_axis == "width":
@@ -112,8 +112,8 @@ def composition(
     for index, is_left in enumerate(has_share[len(weights) :]):
         if not is_left:
             raise ValueError(f"nothing of regions[{index}] is left, because later regions cover it; leave it out")
-    captions = (None, *(caption for caption, _ in also), *(region.caption for region in regions))
-    left = tuple(caption for caption, is_left in zip(captions, has_share) if is_left)
+    every = (None, *(caption for caption, _ in also), *(region.caption for region in regions))
+    left = tuple(caption for caption, is_left in zip(every, has_share) if is_left)
     return Composition(left, np.asarray(of_latents[has_share], np.float32))
 
 

@@ -91,8 +91,8 @@ class Batches:
         edit = start.edit and Edit(latents, np.zeros_like(start.edit.kept), start.edit.strength)
         return Reference(self._inverted(latents, texts), start.keys, prompt, edit, strength)
 
-    def _inverted(self, latents: Float[np.ndarray, "b f h w c"], captions: Sequence[str]) -> Float[Array, "b f h w c"]:
-        """The noise from which these latents are drawn with their captions."""
+    def _inverted(self, latents: Float[np.ndarray, "b f h w c"], captions: Sequence[str]) -> Any:
+        """The noise [b f h w c] from which these latents are drawn with their captions."""
         return self.pipeline.invert(latents, captions, self.settings, modality=self._name)
 
     @property

@@ -207,7 +207,7 @@ def _shared(
         return jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
 
     rows, of_tokens, everywhere = row_spec(mesh), token_spec(mesh), PartitionSpec()
-    of_prompt = Prompt(rows, rows, *[everywhere] * 2, rows, *[everywhere] * 2, rows, rows)  # type: ignore[arg-type]
+    of_prompt = Prompt._make([rows, rows, *[everywhere] * 2, rows, *[everywhere] * 2, rows, rows])
     across = jax.shard_map(
         local,
         mesh=mesh,

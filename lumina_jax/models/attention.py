@@ -128,8 +128,8 @@ class Attention(Divisible):
             out = attend(q, k, v, **asked, text=text)
         else:
             alone = attend(q, k, v, **asked)
-            matched = self._matched(projected[:2], tokens, tokens.sharing)
-            out = tokens.sharing.attended(alone, *matched, v, tokens.segment_ids)
+            matched_q, matched_k = self._matched(projected[:2], tokens, tokens.sharing)
+            out = tokens.sharing.attended(alone, matched_q, matched_k, v, tokens.segment_ids)
             out = out if text is None else with_text(out, q, text, tokens.segment_ids, tokens.sharing.implementation)
         return self.out(out.reshape(*x.shape[:2], -1), self.tensor)
 
@@ -191,10 +191,11 @@ def with_text(
     implementation: Implementation,
 ) -> Float[Array, "b l h d"]:
     """The output of a self-attention and gated attention to the text."""
-    ids = {"segment_ids": segment_ids, "text_ids": text.segment_ids}
-    return text.added_to(
-        out, attend_text(text.queries_among(q), text.keys, text.values, **ids, implementation=implementation)
-    )
+    from_text = attend_text(
+        text.queries_among(q), text.keys, text.values, segment_ids=segment_ids, text_ids=text.segment_ids,
+        implementation=implementation,
+    )  # fmt: skip
+    return text.added_to(out, from_text)
 
 
 def lanes_for_kernel(config: ModelConfig, tensor: Tensor, by: Rotation) -> RotaryLanes | None:
