@@ -73,7 +73,7 @@ def test_training_commands_have_settings_that_work(words, monkeypatch):
 def test_sampling_commands_have_flags_that_exist(words):
     default = sample.Arguments(run=Path("."), sample=SampleConfig())
     parsed = tyro.cli(sample.Arguments, default=default, args=words)
-    assert parsed.prompts or parsed.prompts_file
+    assert parsed.prompts or parsed.prompts_file or parsed.scenes
 
 
 @pytest.mark.parametrize("words", found("lumina"))

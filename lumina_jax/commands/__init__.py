@@ -1,7 +1,4 @@
-"""The commands of `lumina`, one a file; those of `bench` and `scaling` are files of a folder.
-
-Flags of `sample` are read in `sample_captions.py` and `sample_sources.py`.
-"""
+"""The commands of `lumina`, one a file or a folder; those of `bench` and `scaling` are files of a folder."""
 
 import importlib
 import sys

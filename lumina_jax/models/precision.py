@@ -99,6 +99,6 @@ def quantised(value: jax.Array, kind: Any) -> Any:
 
 def matrix_type(parameters: dict[str, Any]) -> str:
     """The type of the matrices of these parameters, "int8" or "nf4" for those of quantised layers."""
-    leaves = jax.tree.leaves(parameters["blocks"], is_leaf=is_quantised)
+    leaves = jax.tree.leaves(parameters, is_leaf=is_quantised)
     found = [name for name, kind in FORMATS.items() for leaf in leaves if isinstance(leaf, kind)]
     return found[0] if found else str(parameters["final_layer"]["linear"]["kernel"].dtype)

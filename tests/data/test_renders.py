@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -200,7 +201,7 @@ def test_a_drawn_grid_is_saved_as_a_turntable(tmp_path, monkeypatch):
         assert shape[0] == (48, 64, 1)
         return ((index, tile_views(views, 4)) for index in range(len(prompts)))
 
-    parameters = {"final_layer": {"linear": {"kernel": np.zeros((1, 1), np.float32)}}}
+    parameters = {"final_layer": {"linear": {"kernel": jnp.zeros((1, 1))}}}
     pipeline = SimpleNamespace(encoder=None, step=7, drawn=drawn, mesh=None, parameters=parameters)
     monkeypatch.setattr("lumina_jax.trained.open_run", lambda *_, **__: pipeline)
     sample.draw_samples(sample.Arguments(run=tmp_path / "grid", prompts=("a chair",), views=12, sample=config.sample))

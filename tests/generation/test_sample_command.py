@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_into_a_device_are_refused_before_they_are_read(
     status, said = draw("3")
     assert status == 1
     assert "weights must fit into the memory of a device" in said
-    assert "hold them in bfloat16: sample.weights" in said
+    assert "hold them in bfloat16, int8 or nf4: sample.weights" in said
     monkeypatch.undo()
 
 

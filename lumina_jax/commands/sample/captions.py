@@ -1,5 +1,4 @@
-"""The flags of `lumina sample` for captions besides the prompts: those of regions and scenes, and of
-whole samples with weights.
+"""The flags of `lumina sample` for captions besides the prompts: of regions, of scenes, and with weights.
 
 In: arguments and the shapes of the samples. Out: options of `Pipeline.drawn`.
 """

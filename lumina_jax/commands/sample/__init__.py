@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lumina_jax.commands.sample_captions import captions_beside, scenes_of, what_has_captions
-from lumina_jax.commands.sample_sources import given_edit, given_style, what_is_edited, whose_style
+from lumina_jax.commands.sample.captions import captions_beside, scenes_of, what_has_captions
+from lumina_jax.commands.sample.sources import given_edit, given_style, what_is_edited, whose_style
 from lumina_jax.config import Config, MeshConfig, SampleConfig
 from lumina_jax.config_files import load_config
 from lumina_jax.failures import reported
