@@ -104,24 +104,22 @@ def new_trained(settings: FinetuneConfig, base: dict[str, Any], key: Key[Array, 
     trained: Trained = {}
     for index, (name, rank) in enumerate(settings.ranks(list(named)).items()):
         value = named[name]
-        kept = layers
-        if settings.last_layers is not None and name.startswith("blocks."):
-            kept = settings.last_layers
+        kept = settings.last_layers if name.startswith("blocks.") else None
         if rank is None:
             if is_quantised(value) or value.dtype != jnp.float32:
                 raise ValueError(
                     f"parameters train themselves in float32, but finetune.base={settings.base!r} does not hold {name} "
                     "so; give finetune.rank for adapters of the matrices, or leave out finetune.base"
                 )
-            trained[name] = jnp.copy(value[layers - kept :] if kept < layers else value)
+            trained[name] = jnp.copy(_last(value, kept))
             continue
         *stacked, inputs, outputs = value.shape
-        stacked = [kept for _ in stacked]
+        stacked = stacked if kept is None else [kept]
         bound = inputs**-0.5
         a = jax.random.uniform(jax.random.fold_in(key, index), (*stacked, inputs, rank), minval=-bound, maxval=bound)
         trained[name] = Factors(a, jnp.zeros((*stacked, rank, outputs)))
         if settings.dora:
-            length = jnp.linalg.norm(value.astype(jnp.float32), axis=-2)
+            length = jnp.linalg.norm(_last(value, kept).astype(jnp.float32), axis=-2)
             trained[name] = Decomposed(a, jnp.zeros((*stacked, rank, outputs)), length)
     return trained
 
@@ -332,6 +330,11 @@ def check_base(wanted: str | UInt32[Array, " 2"], base: dict[str, Any], origin: 
             f"adapters change the weights they were trained for, whose fingerprint is {wanted}, but that of {origin} "
             f"is {found}; name the weights that they were trained from"
         )
+
+
+def _last(value: Float[Array, "n ..."], kept: int | None) -> Float[Array, "m ..."]:
+    """The last layers of a parameter; None: all of it."""
+    return value if kept is None else value[len(value) - kept :]
 
 
 def _with_layers(factor: Float[Array | np.ndarray, "*n _ _"], count: int) -> Float[Array | np.ndarray, "*m _ _"]:

@@ -150,7 +150,7 @@ def test_scenes_and_styles_are_written_into_the_picture(draw, tmp_path):
     about = read_png_metadata(tmp_path / "scenes" / "001-4.png")
     assert (about["scenes"], about["scene_blend"], about["window_frames"]) == (["4 @ 0.5", "5 @ 0.25"], 2, 4)
     assert about["seeds"] == [4]
-    assert pixels(tmp_path / "scenes" / "001-4.png").shape == (16, 6 * 16, 3)
+    assert pixels(tmp_path / "scenes" / "001-4.png").shape == (16, 6 * 16 + 5 * 2, 3), "frames side by side"
     status, said = draw("3", "--out", tmp_path / "one", "--solver", "euler")
     assert status == 0, said
     picture = tmp_path / "one" / "000-3.png"
