@@ -51,7 +51,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 site: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/train_step.py
