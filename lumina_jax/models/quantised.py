@@ -15,6 +15,7 @@ what it was before. Like `LowRank`, whose base it may be, it is a pytree: a scan
 of a layer, and FSDP gathers its codes.
 """
 
+import abc
 import functools
 import math
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ NORMAL_FLOAT = (
 
 
 @dataclass(frozen=True)
-class QuantisedWeight:
+class QuantisedWeight(abc.ABC):
     """A matrix in few bits, or one of each layer."""
 
     codes: Any
@@ -65,16 +66,16 @@ class QuantisedWeight:
         return name.startswith("blocks.") and name.endswith(MATRIX) and len(shape) == 3
 
     @classmethod
-    def _codes(cls, weight: Float[Array, "*n i o"]) -> tuple[Array, Array]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _codes(cls, weight: Float[Array, "*n i o"]) -> tuple[Array, Array]: ...
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]: ...
 
+    @abc.abstractmethod
     def dequantised(self, dtype: Any) -> Float[Array, "*n i o"]:
         """An ordinary matrix."""
-        raise NotImplementedError
 
     def _product(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         return x @ self.dequantised(x.dtype)
