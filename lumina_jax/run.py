@@ -1,6 +1,7 @@
 """The folder of a run, root/name: config.json, checkpoints/, metrics.jsonl, TensorBoard files and samples/.
 
-In: a configuration, or a folder. Out: where the files are, and what config.json says.
+In: a configuration, or a folder, or the name of a model that the package carries. Out: where the files are, and what
+config.json says. A model of the package has model.safetensors instead of checkpoints, and README.md, the model card.
 """
 
 import os
@@ -13,17 +14,40 @@ from lumina_jax.documents import read_json
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+SHIPPED = Path(__file__).parent / "shipped"
+"""A folder for each model of the package."""
 
 
 def run_folder(config: Config) -> Path:
     return Path(config.run.root) / config.run.name
 
 
+def shipped_models() -> list[str]:
+    """The names of the models in the package."""
+    return sorted(file.parent.name for file in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+
+
+def found_model(named: str | Path) -> Path:
+    """The folder itself, or that of the model in the package if it has this name and the folder holds no model."""
+    is_shipped = f"{named}" in shipped_models() and not (Path(named) / CONFIG_FILE).is_file()
+    return SHIPPED / named if is_shipped else Path(named)
+
+
+def samples_folder(named: str | Path, step: int | None = None) -> Path:
+    """Where what a model draws goes: samples/STEP in the folder of a run; samples/NAME here for a model of the
+    package. Without a step, what is above all steps."""
+    folder = found_model(named)
+    if folder.is_relative_to(SHIPPED):
+        return Path("samples") / folder.name
+    return folder / "samples" / ("" if step is None else f"{step}")
+
+
 def checkpoints_of(folder: str | Path) -> str:
     """Where the run in a folder has its checkpoints: what its configuration says, or in that folder."""
-    file = Path(folder) / CONFIG_FILE
+    folder = found_model(folder)
+    file = folder / CONFIG_FILE
     settings = read_json(file, _WithRun).run if file.is_file() else _RunSection()
-    return settings.checkpoints or str(Path(folder) / CHECKPOINTS)
+    return settings.checkpoints or str(folder / CHECKPOINTS)
 
 
 @dataclass(frozen=True)
@@ -44,9 +68,12 @@ def read_run(folder: str | Path) -> Config:
     Raises:
       ValueError: the folder holds no run, or its configuration is damaged; the message names the file and the key.
     """
-    file = Path(folder) / CONFIG_FILE
+    file = found_model(folder) / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with `lumina train`")
+        shipped = "".join(f", or name {name}, which is in the package" for name in shipped_models())
+        raise ValueError(
+            f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with `lumina train`{shipped}"
+        )
     if "run" not in read_json(file, dict[str, Any]):
         raise ValueError(f"{folder} holds converted weights, no run; name its configuration with --config FILE")
     return Config.from_json(file.read_bytes(), str(file))
@@ -58,7 +85,7 @@ def read_model(folder: str | Path) -> ModelConfig:
     Raises:
       ValueError: there is no such file, or it is not a configuration.
     """
-    file = Path(folder) / CONFIG_FILE
+    file = found_model(folder) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(_without_model(Path(folder)))
     try:

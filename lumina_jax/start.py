@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.config.model import EXECUTION_FIELDS
-from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, read_model, read_run, run_folder
+from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, found_model, read_model, read_run, run_folder
 
 LEARNED_WITH = (("text", "encoder"), ("vae", "path"), ("flow", "path"), ("flow", "prediction"))
 FLAG = re.compile(r"--model\.(no[-_])?([\w-]+)")
@@ -60,7 +60,7 @@ def model_folder(config: Config) -> Path | None:
     if (own / CONFIG_FILE).is_file() and read_run(own).run.init_from == start:
         return own
     has_begun = bool(config.run.checkpoints) or (own / CHECKPOINTS).is_dir()
-    return None if has_begun and not Path(start).exists() else Path(start)
+    return None if has_begun and not found_model(start).exists() else Path(start)
 
 
 def _trained_otherwise(folder: Path, config: Config) -> list[str]:

@@ -38,7 +38,7 @@ from lumina_jax.models.division import one_device_shardings, parameter_shardings
 from lumina_jax.models.precision import abstract_parameters, device_bytes, matrix_type, memory_words, quantised
 from lumina_jax.models.quantised import QuantisedWeight, is_quantised
 from lumina_jax.parallel.mesh import axes_of, check_heads, local_mesh, make_mesh
-from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, read_run, write_config
+from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, found_model, read_run, write_config
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
 from lumina_jax.weights.modules import dotted, named_parameters
 
@@ -210,7 +210,7 @@ def trained_parameters(
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         types = jax.tree.map(lambda leaf: leaf.dtype, abstract, is_leaf=is_quantised)
-        return load_parameters(folder, config.model, shardings, types), 0
+        return load_parameters(found_model(folder), config.model, shardings, types), 0
     checkpoints = Checkpoints(checkpoints_of(folder), read_only=True)
     step = checkpoints.chosen(step)
     check_as_trained(folder, config, step, {})

@@ -29,7 +29,7 @@ from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.parts import write_file
 from lumina_jax.progress import counted
-from lumina_jax.run import read_run
+from lumina_jax.run import read_run, samples_folder
 
 if TYPE_CHECKING:
     from lumina_jax.data.example import Source
@@ -179,7 +179,7 @@ class Drawing:
         from lumina_jax.generation.gallery import writable
         from lumina_jax.modalities import modality_of
 
-        writable(arguments.run / "samples")
+        writable(samples_folder(arguments.run))
         modality, first = modality_of(config, arguments.modality), slice(arguments.limit)
         self._arguments, self._config = arguments, config
         self._prompts, self._true = samples.prompts[first], samples.true[first]
@@ -236,7 +236,7 @@ def drawn_samples(
     asked: dict[str, Any] = {"seed": arguments.seed, "batch": arguments.batch, "modality": arguments.modality}
     with_adapters = ["with", *(Path(word).name for word in arguments.adapter)] if arguments.adapter else []
     name = "-".join(["evaluated", *filter(None, [arguments.modality]), f"seed-{arguments.seed}", *with_adapters])
-    folder = writable(arguments.run / "samples" / f"{pipeline.step}" / name)
+    folder = writable(samples_folder(arguments.run, pipeline.step) / name)
     settings = {"run": config.run.name, "step": pipeline.step, **asked, **dataclasses.asdict(config.sample)}
     settings["weights"] = matrix_type(pipeline.parameters)
     if arguments.adapter:

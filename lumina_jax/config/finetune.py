@@ -47,6 +47,8 @@ class FinetuneConfig(Section):
     """rslora: alpha / sqrt(rank), for which rank 64 needs no other learning rate than rank 8."""
     dora: bool = False
     """Adapters change the direction of the columns of a matrix, whose lengths train themselves (DoRA)."""
+    dropout: float = 0.0
+    """Share of the inputs of each adapter that a training step leaves out, others at each step."""
     last_layers: int | None = None
     """Of the layers, only the last ones train; None: all of them."""
     base: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
@@ -69,6 +71,11 @@ class FinetuneConfig(Section):
             not self.dora or self.base in ("float32", "bfloat16"),
             f"finetune.dora needs the lengths of the columns of the base, which finetune.base={self.base!r} does not "
             "hold; choose float32 or bfloat16, or leave finetune.dora out",
+        )
+        require(0 <= self.dropout < 1, f"finetune.dropout={self.dropout} must be at least 0 and below 1")
+        require(
+            has_rank or not self.dropout,
+            f"finetune.dropout={self.dropout} is for adapters, which need a rank: set finetune.rank",
         )
         require(self.alpha is None or self.alpha > 0, f"finetune.alpha={self.alpha} must be positive, or None")
         for entry in self.parameters:

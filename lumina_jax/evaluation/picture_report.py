@@ -5,6 +5,7 @@ pictures are nearest to the true one of their caption by features of a network, 
 by CLIP.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from lumina_jax.evaluation.alignment import caption_features, mean_alignment
 from lumina_jax.evaluation.features import BATCH, FeatureNetwork, NetworkName, feature_network, features
 from lumina_jax.evaluation.finding import Finding
 from lumina_jax.evaluation.neighbours import DENSITY_NEIGHBOURS, squared_distances
-from lumina_jax.evaluation.retrieval import match_report
+from lumina_jax.evaluation.retrieval import distractor_report, match_report
 from lumina_jax.evaluation.set_comparison import compare_sets
 
 LEAST = DENSITY_NEIGHBOURS + 1
@@ -59,20 +60,28 @@ class PictureJudge:
         if self._problem:
             yield Finding(self._problem)
         if self._network is not None and len(drawn) >= LEAST:
-            yield from set_report(pictures, references, is_held_out, self._network)
+            yield from set_report(prompts, pictures, references, is_held_out, self._network)
         if self._clip is not None and self._folder is not None:
             yield caption_report(prompts, pictures, references, self._clip, self._folder)
 
 
 def set_report(
-    drawn: Pictures, true: Pictures, is_held_out: Bool[np.ndarray, " n"], network: FeatureNetwork
+    prompts: Sequence[str],
+    drawn: Pictures,
+    true: Pictures,
+    is_held_out: Bool[np.ndarray, " n"],
+    network: FeatureNetwork,
 ) -> Iterator[Finding]:
     """Yield the distances of the sets, and how many drawn pictures find their own true one among all of them."""
     found, wanted = picture_features(network, drawn), picture_features(network, true)
     yield Finding(f"  by features of {network.name}:")
     blocks = squared_distances(found.astype(np.float64), wanted.astype(np.float64))
-    matches = np.concatenate([rows.argmin(axis=1) for _, rows in blocks])
-    for text, numbers in match_report(matches, is_held_out, key="nearest_by_features"):
+    between = np.concatenate([rows for _, rows in blocks])
+    reports = (
+        match_report(between.argmin(axis=1), is_held_out, key="nearest_by_features"),
+        distractor_report(between, prompts, is_held_out),
+    )
+    for text, numbers in itertools.chain(*reports):
         yield Finding(f"  {text}", numbers)
     distances = compare_sets(wanted, found)
     first, *others = distances.lines()

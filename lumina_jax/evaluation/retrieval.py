@@ -1,18 +1,22 @@
 """Do samples show what their captions say? Then the nearest true one is that of the same caption.
 
-In: drawn and true pictures or clips. Out: for each drawn one, the index of the nearest true one, and how much it moves.
-Nearest is by the squared difference of pixels, so it suits small sets of distinct samples.
+In: drawn and true pictures or clips, or distances between them. Out: for each drawn one, the index of the nearest true
+one, how often it is nearest to its own among a few others, and how much it moves. Nearest by the squared difference of
+pixels suits small sets of distinct samples.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from scipy.special import comb
 
 from lumina_jax.evaluation.finding import Finding
 
 ALIKE = 8.0
 """Values of a byte, of 255."""
+DISTRACTORS = 50
+"""True pictures of other captions, among which a drawn one must find its own."""
 
 
 def pixel_report(
@@ -43,6 +47,32 @@ def match_report(
             count, share = matches[chosen].sum(), matches[chosen].mean()
             text = f"  {name:<11} {count:4} of {chosen.sum():4} nearest to their own sample: {share:.1%}"
             yield Finding(text, {f"{key}_{name.replace(' ', '_')}": float(share)})
+
+
+def distractor_report(
+    distances: Float[np.ndarray, "n n"], prompts: Sequence[str], is_held_out: Bool[np.ndarray, " n"]
+) -> Iterator[Finding]:
+    """How often a drawn sample is nearer to its own true one than to each of `DISTRACTORS` others whose prompts end
+    alike, as in "red heart, noto style" and "pizza, noto style".
+
+    The share is that of all ways to draw the others from the samples that are evaluated, so that it depends on no seed.
+    Nothing is reported if there are too few of them.
+
+    Args:
+      distances: of each drawn sample to each true one.
+    """
+    endings = np.array([prompt.rpartition(",")[2].strip() for prompt in prompts])
+    rivals = (endings[:, None] == endings) & ~np.eye(len(endings), dtype=bool)
+    nearer = rivals & (distances <= np.diag(distances)[:, None])
+    count = rivals.sum(axis=1)
+    if count.min() < DISTRACTORS:
+        return
+    shares = comb(count - nearer.sum(axis=1), DISTRACTORS) / comb(count, DISTRACTORS)
+    for name, chosen in (("trained on", ~is_held_out), ("held out", is_held_out)):
+        if chosen.any():
+            share = shares[chosen].mean()
+            text = f"  {name:<11} nearest to their own sample among {DISTRACTORS} others of their style: {share:.1%}"
+            yield Finding(text, {f"nearest_among_{DISTRACTORS}_{name.replace(' ', '_')}": float(share)})
 
 
 def frame_report(drawn: UInt8[np.ndarray, "n f h w 3"], true: UInt8[np.ndarray, "n f h w 3"]) -> Iterator[Finding]:

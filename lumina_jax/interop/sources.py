@@ -21,7 +21,7 @@ from lumina_jax.interop.diffusers import CLASS
 from lumina_jax.interop.layouts import LAYOUTS, Layout
 from lumina_jax.interop.names import check_whole, network
 from lumina_jax.interop.shards import MergedShards
-from lumina_jax.run import CONFIG_FILE
+from lumina_jax.run import CONFIG_FILE, found_model
 from lumina_jax.weights.files import INDEX, VARIANT_INDEX, TensorFiles
 from lumina_jax.weights.formats import describe_file
 from lumina_jax.weights.hub import REPOSITORY, local_folder, published_name
@@ -85,11 +85,13 @@ def open_weights(path: str | Path, layout: str, weights: StateName | None = None
 
 
 def resolved(path: Path, what: str) -> Path:
-    """Return the path if it exists, or the snapshot of a downloaded repository with this name.
+    """Return the path if it exists, or the model of the package or the snapshot of a downloaded repository with this
+    name.
 
     Raises:
       ValueError: neither exists.
     """
+    path = found_model(path)
     if path.exists():
         return path
     if not REPOSITORY.fullmatch(str(path)):
@@ -98,6 +100,7 @@ def resolved(path: Path, what: str) -> Path:
 
 
 def _jax(path: Path) -> WeightSource:
+    path = found_model(path)
     config, tensors = read_model(path if path.is_dir() else path.parent), open_tensors(path)
     check_whole(tensors, str(path))
     check_parameters(tensors, config)

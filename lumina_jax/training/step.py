@@ -28,6 +28,7 @@ from lumina_jax.models.flag_dit import FlagDiT, abstract_model
 from lumina_jax.parallel.compiler_options import compiler_options
 from lumina_jax.parallel.mesh import batch_sharding, row_spec, token_spec
 from lumina_jax.tokens import TextFeatures, Tokens, spread
+from lumina_jax.training.dropout import Masks, dropout_masks, masked
 from lumina_jax.training.optimizer import ema_decay, ema_update
 from lumina_jax.training.state import (
     Parameters,
@@ -37,6 +38,9 @@ from lumina_jax.training.state import (
     state_optimizer,
     state_shardings,
 )
+
+DROPOUT = 1
+"""Folded into the key of a step for dropout; noise and times use the key itself."""
 
 
 class TrainBatch(NamedTuple):
@@ -82,11 +86,16 @@ def train_step(config: Config, mesh: Mesh) -> Step:
     divided = division(config, mesh, network_shardings(config, mesh))
 
     def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
-        drawn = noise_and_times(jax.random.fold_in(state.key, state.step), batch, config.flow)
+        key = jax.random.fold_in(state.key, state.step)
+        drawn, masks = noise_and_times(key, batch, config.flow), Masks()
+        if dropout := config.finetune.dropout:
+            masks = dropout_masks(state.parameters, jax.random.fold_in(key, DROPOUT), dropout)
         loss, totals, gradients = gradient(
-            graph, state.parameters, batch, drawn, config.flow, config.optimizer.accumulate, divided,
-            None if state.base is None else state.base.parameters, config.finetune,
+            graph, masked(state.parameters, masks) if masks else state.parameters, batch, drawn, config.flow,
+            config.optimizer.accumulate, divided, None if state.base is None else state.base.parameters,
+            config.finetune,
         )  # fmt: skip
+        gradients = masked(gradients, masks) if masks else gradients
         updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         ema = ema_update(state.ema, parameters, ema_decay(config.optimizer, state.step))

@@ -52,10 +52,10 @@ def clip(tmp_path_factory):
 
 
 def test_the_report_has_the_distances_and_the_matches_by_features():
-    true = pictures(10)
+    true, prompts = pictures(10), [f"thing {index}" for index in range(10)]
     drawn = [*true[:6], *(picture // 2 for picture in pictures(4, seed=1))]
     network = tiny_network()
-    lines = [line.text for line in set_report(drawn, true, np.arange(10) >= 6, network)]
+    lines = [line.text for line in set_report(prompts, drawn, true, np.arange(10) >= 6, network)]
     expected = compare_sets(picture_features(network, true), picture_features(network, drawn))
     assert f"    Frechet distance {expected.frechet:.6g}" in lines
     assert expected.cover.precision != expected.cover.recall

@@ -26,9 +26,10 @@ from lumina_jax.models.division import division
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.checkpoint import Checkpoints
+from lumina_jax.training.dropout import dropout_masks, masked
 from lumina_jax.training.header import trained_line
 from lumina_jax.training.state import abstract_state, create_state, initial_shapes, network_shardings, with_base
-from lumina_jax.training.step import NoiseAndTimes, gradient, train_step
+from lumina_jax.training.step import DROPOUT, NoiseAndTimes, gradient, noise_and_times, train_step
 from lumina_jax.weights.modules import dotted, named_parameters
 from tests.training import tiny
 
@@ -168,6 +169,29 @@ def test_only_what_trains_has_moments_and_an_average_and_the_base_stays_bit_for_
     assert all(np.abs(factors.b).max() > 0 for factors in state.parameters.values())
 
 
+def test_dropout_leaves_out_other_inputs_of_adapters_at_each_step_and_the_others_count_more():
+    share = 0.4
+    config = tiny.config(finetune=FinetuneConfig(rank=2, dropout=share), optimizer={"beta1": 0.0})
+    state, step = create_state(config, MESH(), base()), train_step(config, MESH())
+    state, batch = state._replace(parameters=nonzero(state.parameters)), tiny.packed_batch()
+    graph, kept = abstract_model(config.model)[0], []
+    loss = jax.jit(lambda *given: gradient(graph, given[0], batch, given[1], config.flow, 1, None, *given[2:])[0])
+    for _ in range(2):
+        before, key = jax.device_get(state.parameters), jax.random.fold_in(state.key, state.step)
+        masks = dropout_masks(state.parameters, jax.random.fold_in(key, DROPOUT), share)
+        drawn = noise_and_times(key, batch, config.flow)
+        expected = loss(masked(state.parameters, masks), drawn, state.base.parameters)
+        state, metrics = step(state, batch)
+        np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
+        moved = {name: (value.a != before[name].a).any(axis=-1) for name, value in state.parameters.items()}
+        chex.assert_trees_all_equal(moved, {name: np.asarray(mask[..., 0] > 0) for name, mask in masks.items()})
+        kept.append(np.concatenate([one.ravel() for one in moved.values()]))
+        values = np.concatenate([np.asarray(mask).ravel() for mask in masks.values()])
+        np.testing.assert_allclose(np.unique(values), [0, 1 / (1 - share)], rtol=1e-6)
+        assert abs(values.mean() - 1) < 5 * values.std() / np.sqrt(values.size)
+    assert (kept[0] != kept[1]).mean() > 0.3
+
+
 def test_a_run_of_adapters_resumes_bit_for_bit_and_refuses_another_base(tmp_path):
     config = tiny.config(finetune=LORA)
     step, batches = train_step(config, MESH()), [tiny.packed_batch(seed=seed) for seed in range(3)]
@@ -235,6 +259,18 @@ def test_groups_share_all_parameters_but_the_final_projection_among_them():
 def test_settings_that_fit_no_parameter_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         new_trained(FinetuneConfig(**settings), base(), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 2, "dropout": 1.0}, r"dropout=1.0 must be at least 0 and below 1"),
+        ({"last_layers": 1, "dropout": 0.1}, "dropout=0.1 is for adapters, which need a rank"),
+    ],
+)
+def test_a_dropout_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneConfig(**settings)
 
 
 def test_a_fingerprint_tells_models_apart_but_not_the_types_of_their_weights():

@@ -23,7 +23,7 @@ from lumina_jax.config_files import load_config
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
 from lumina_jax.prompts import read_prompts
-from lumina_jax.run import read_model, read_run
+from lumina_jax.run import read_model, read_run, samples_folder
 
 if TYPE_CHECKING:
     from lumina_jax.generation.pipeline import Pipeline
@@ -157,7 +157,7 @@ def draw_samples(arguments: Arguments) -> int:
     parts = what_is_edited(arguments, modality, shapes) | whose_style(arguments, modality, shapes)
     parts |= what_has_captions(arguments, config, modality, shapes)
     check_clips(arguments.sample, shapes, has_style="style" in parts)
-    folder = writable(arguments.out or arguments.run / "samples")
+    folder = writable(arguments.out or samples_folder(arguments.run))
     files = modality.files(arguments.frame_rate)
 
     pipeline = opened(arguments, config, prompts, captions_beside(arguments, parts))
@@ -165,7 +165,7 @@ def draw_samples(arguments: Arguments) -> int:
     # Samples, written as they come
     batch = arguments.batch if seeds and arguments.batch else min(arguments.batch or BATCH, len(prompts))
     if arguments.out is None:
-        folder = writable(folder / f"{pipeline.step}" / (f"seed-{seed}" if seeds is None else "seeds"))
+        folder = writable(samples_folder(arguments.run, pipeline.step) / (f"seed-{seed}" if seeds is None else "seeds"))
     settings = {
         "run": config.run.name,
         "step": pipeline.step,

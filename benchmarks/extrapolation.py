@@ -1,0 +1,122 @@
+"""What each technique buys at sizes that a model was not trained at: python benchmarks/extrapolation.py emoji
+
+Draws the same captions with the same noise at multiples of the size of training, without any technique and with each,
+and prints for each size and technique: the share of pictures that are nearest to their own true picture, of all those
+of its style, by features of EfficientNet-lite0 (a wide picture counts if one of its squares is); the Frechet distance
+of these features (of the middle squares) to those of the true pictures; and the number of separate things in a picture
+over that in the true one, each covering at least one hundredth of a square, which is above 1 where things are repeated.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from scipy.ndimage import label
+from scipy.spatial.distance import cdist
+
+from lumina_jax.commands.evaluate import TrueSamples, true_samples
+from lumina_jax.config.sample import SolverName
+from lumina_jax.evaluation.features import feature_network
+from lumina_jax.evaluation.frechet import frechet_distance
+from lumina_jax.evaluation.picture_report import picture_features
+from lumina_jax.modalities import Shape
+from lumina_jax.trained import open_run
+
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "none": {"rope_factor": 1.0, "proportional_attention": False},
+    "proportional attention": {"rope_factor": 1.0},
+    "linear": {"rope_watershed": 1.0, "proportional_attention": False},
+    "NTK": {"proportional_attention": False},
+    "time-aware": {"rope_watershed": 0.3, "proportional_attention": False},
+    "NTK, proportional": {},
+    "time-aware, proportional": {"rope_watershed": 0.3},
+}
+"""Settings of drawing; those of the rotary embedding follow the ratio of the sizes."""
+WHITE, LEAST_AREA = 240, 0.01
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Annotated[Path, tyro.conf.Positional]
+    captions: int = 64
+    """Captions that are drawn, evenly over those trained on."""
+    pictures: int = 600
+    """True pictures, the first of the data, among which a drawn one must find its own."""
+    sizes: tuple[str, ...] = ("1x1", "1.5x1.5", "2x2", "1x2", "3x3", "1x6")
+    """Heights and widths as multiples of those of training."""
+    shifts: tuple[float, ...] = (1.0,)
+    """Values of sample.time_shift."""
+    solver: SolverName = "midpoint"
+    steps: int = 20
+    out: Path | None = None
+    """Folder for a sheet of each size: a row for each technique."""
+
+
+def main(arguments: Arguments) -> None:
+    pipeline = open_run(arguments.run)
+    settings = dataclasses.replace(pipeline.config.sample, solver=arguments.solver, steps=arguments.steps)
+    judge = Judge(true_samples(pipeline.config, arguments.pictures), arguments.captions)
+    side = pipeline.modality().trained_shape.height
+    print("| size | technique | time shift | nearest | Frechet distance | things |\n|---|---|---|---|---|---|")
+    for size in arguments.sizes:
+        height, width = (round(side * float(multiple)) for multiple in size.split("x"))
+        rows = []
+        for shift in arguments.shifts:
+            for name, changes in TECHNIQUES.items():
+                if height == width == side and name != "none":
+                    continue  # at the size of training they all do nothing
+                asked = dataclasses.replace(settings, time_shift=shift, **changes)
+                drawn = [one[0] for one in pipeline(judge.prompts, asked, seed=0, shape=Shape(1, height, width))]
+                numbers = "{:.0%} | {:.1f} | {:.2f}".format(*judge(drawn))
+                print(f"| {height} x {width} | {name} | {shift:g} | {numbers} |", flush=True)
+                rows.append(np.concatenate(drawn[:8], axis=1))
+        if arguments.out is not None:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.concatenate(rows)).save(arguments.out / f"{height}x{width}.png")
+
+
+class Judge:
+    """Compares drawn pictures with true ones."""
+
+    def __init__(self, samples: TrueSamples, count: int):
+        trained_on = np.flatnonzero(~samples.is_held_out)
+        self._chosen = trained_on[np.linspace(0, len(trained_on) - 1, count).astype(int)]
+        self.prompts = [samples.prompts[index] for index in self._chosen]
+        self._styles = np.array([prompt.rpartition(",")[2] for prompt in samples.prompts])
+        self._network = feature_network()
+        self._true = [sample[0] for sample in samples.true]
+        self._features = picture_features(self._network, self._true)
+
+    def __call__(self, drawn: list[np.ndarray]) -> tuple[float, float, float]:
+        """The three numbers of pictures uint8 [h w 3] of the prompts."""
+        views = [squares(picture) for picture in drawn]
+        found = picture_features(self._network, [view for several in views for view in several])
+        apart = np.split(cdist(found, self._features), np.cumsum([len(several) for several in views])[:-1])
+        distances = np.stack([rows.min(axis=0) for rows in apart])
+        distances[self._styles[self._chosen][:, None] != self._styles] = np.inf
+        middles = np.cumsum([0, *map(len, views)])[:-1] + [len(several) // 2 for several in views]
+        frechet = frechet_distance(self._features[self._chosen], found[middles])
+        ratio = np.mean([*map(things, drawn)]) / np.mean([things(self._true[index]) for index in self._chosen])
+        return float((distances.argmin(axis=1) == self._chosen).mean()), frechet, float(ratio)
+
+
+def squares(picture: np.ndarray) -> list[np.ndarray]:
+    """Squares along the longer side, which overlap by half; of a square picture itself."""
+    side, long = min(picture.shape[:2]), max(picture.shape[:2])
+    is_wide = picture.shape[1] == long
+    starts = range(0, long - side + 1, max(1, side // 2))
+    return [picture[:, start : start + side] if is_wide else picture[start : start + side] for start in starts]
+
+
+def things(picture: np.ndarray) -> int:
+    """Connected areas that are not white and cover at least `LEAST_AREA` of a square."""
+    areas = np.bincount(label((picture < WHITE).any(axis=2))[0].ravel())[1:]
+    return int((areas >= LEAST_AREA * min(picture.shape[:2]) ** 2).sum())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
