@@ -126,6 +126,19 @@ def test_styles_compose_with_regions_masks_strength_negatives_labels_and_sizes(p
         np.testing.assert_array_equal(found[0][~MASK], PICTURE[~MASK])
         assert np.abs(found[0] - plain[0])[MASK].mean() > 0.3
     assert np.abs(drawn(pipeline, regions=regions, style=StyleOf(1), **asked)[1] - plain[1]).max() <= 1
+    larger, twice = Shape(32, 48), dataclasses.replace(negative, rope_watershed=0.3, resamplings=2)
+    whole = asked | {
+        "source": np.kron(PICTURE, np.ones((2, 2, 1), np.uint8)),
+        "mask": np.kron(MASK, np.ones((2, 2), bool)),
+    }
+    found, once = (
+        pipeline(
+            ["cat", "dog"], seeds=[4, 7], shape=larger, regions=regions, style=StyleOf(1), **whole | {"settings": one}
+        )
+        for one in (twice, dataclasses.replace(twice, resamplings=1))
+    )
+    np.testing.assert_array_equal(found[0][0][~whole["mask"]], whole["source"][~whole["mask"]])
+    assert np.any(found[0] != once[0])
     labels = new_pipeline(label_config())
     for shape in (SHAPE, Shape(24, 40)):
         both = labels(["3", "5"], SETTINGS, shape=shape, batch=2, style=StyleOf(0))
