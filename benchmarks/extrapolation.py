@@ -70,7 +70,7 @@ def main(arguments: Arguments) -> None:
                 if height == width == side and name != "none":
                     continue  # at the size of training they all do nothing
                 asked = dataclasses.replace(settings, time_shift=shift, **changes)
-                drawn = [one[0] for one in pipeline(judge.prompts, asked, seed=0, shape=Shape(1, height, width))]
+                drawn = [one[0] for one in pipeline(judge.prompts, asked, seed=0, shape=Shape(height, width))]
                 numbers = "{:.0%} | {:.1f} | {:.2f}".format(*judge(drawn))
                 print(f"| {height} x {width} | {name} | {shift:g} | {numbers} |", flush=True)
                 rows.append(np.concatenate(drawn[:8], axis=1))
