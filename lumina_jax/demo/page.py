@@ -1,0 +1,144 @@
+"""The page of `lumina demo`: where its parts are, and what happens when a run is chosen or a picture comes back.
+
+In: a studio and tabs. Out: a Gradio page. A page knows itself and its browser by names that it keeps in the browser, so
+that a reload finds what it was drawing and what it has drawn.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from lumina_jax.demo import fields as of_form
+from lumina_jax.demo.drawn import HIDDEN, Output, Page, TabParts, gallery_of, shown_views
+from lumina_jax.demo.form import Form, PictureSettings, restored
+from lumina_jax.demo.shown import EMPTY, companions, drawn_html, state_html
+from lumina_jax.demo.studio import Studio
+from lumina_jax.demo.uploads import settings_in, uploaded
+from lumina_jax.failures import message
+
+NAMES = """() => {
+  const named = (store, key) => {
+    if (!store.getItem(key)) {
+      const words = crypto.getRandomValues(new Uint32Array(4));
+      store.setItem(key, Array.from(words, word => word.toString(16).padStart(8, "0")).join(""));
+    }
+    return store.getItem(key);
+  };
+  return [named(sessionStorage, "lumina-page"), named(localStorage, "lumina-browser")];
+}"""
+"""The names of this page, which a reload keeps, and of this browser."""
+
+
+def new_page(studio: Studio, tabs: Sequence[Callable[[Page], TabParts]]) -> gr.Blocks:
+    """The page; each tab lays itself out where it is called."""
+    with gr.Blocks(title="lumina demo", analytics_enabled=False) as blocks:
+        gr.Markdown("# lumina demo")
+        output = _new_output()
+        with gr.Row():
+            with gr.Column(min_width=300):
+                page = Page(studio, of_form.new_fields(studio), output)
+                with gr.Tabs(elem_id="tabs"):
+                    made = [tab(page) for tab in tabs]
+            with gr.Column(min_width=300):
+                output.state.render()
+                output.picture.render()
+                output.cancel.render()
+                output.files.render()
+                output.gallery.render()
+                dropped = gr.File(
+                    label="Drop a drawn PNG here to restore its settings", elem_id="dropped", height=120
+                )  # fmt: skip
+        _wire_fields(page, made)
+        _wire_history(page, made, dropped)
+        _wire_loading(page, blocks)
+    return blocks
+
+
+def _new_output() -> Output:
+    """Its components, which are laid out later."""
+    return Output(
+        state=gr.HTML(state_html("ready"), elem_id="state", render=False),
+        picture=gr.HTML(EMPTY, elem_id="picture", render=False),
+        cancel=gr.Button("Cancel", elem_id="cancel", render=False),
+        files=gr.File(
+            label="Files", file_count="multiple", interactive=False, visible=False, elem_id="files", render=False
+        ),
+        gallery=gr.Gallery(
+            label="History: choose a picture to restore its settings", columns=4, height=240, fit_columns=False,
+            allow_preview=False, buttons=[], interactive=False, elem_id="history", render=False, object_fit="contain",
+        ),
+        page=gr.Textbox(visible="hidden", render=True),
+        browser=gr.Textbox(visible="hidden", render=True),
+    )  # fmt: skip
+
+
+def _wire_fields(page: Page, tabs: Sequence[TabParts]) -> None:
+    """What the fields do to each other."""
+    studio, fields = page.studio, page.fields
+
+    def chosen(name: str, *values: Any) -> dict[Any, Any]:
+        run, now = studio.run(name), Form(*values)
+        form = of_form.defaults(run)._replace(prompt=now.prompt, negative=now.negative, seed=now.seed)
+        found = of_form.updates(fields, run, form)
+        for tab in tabs:
+            found |= tab.of_run(run)
+        return found
+
+    def size(name: str, aspect: str) -> tuple[int, int]:
+        return of_form.asked_size(studio.run(name), aspect)
+
+    changed = [*fields.of_form, fields.aspect, *(one for tab in tabs for one in tab.components)]
+    fields.run.input(chosen, [fields.run, *fields.of_form], changed, **HIDDEN)
+    sizes = [fields.named("width"), fields.named("height")]
+    fields.aspect.input(size, [fields.run, fields.aspect], sizes, **HIDDEN)
+    fields.new_seed.click(of_form.random_seed, None, fields.named("seed"), **HIDDEN)
+
+
+def _wire_history(page: Page, tabs: Sequence[TabParts], dropped: Any) -> None:
+    """A picture that was drawn gives its settings back, from the history or as a file."""
+    studio, fields, output = page.studio, page.fields, page.output
+
+    def taken(settings: PictureSettings, values: Sequence[Any]) -> dict[Any, Any]:
+        form, missing = restored(settings, studio.runs, studio.adapters, Form(*values))
+        run = studio.run(form.run)
+        found = of_form.updates(fields, run, form)
+        for tab in tabs:
+            found |= tab.of_run(run) | tab.of_settings(settings, run)
+        return {**found, output.state: state_html("; ".join(["its settings are restored", *missing]))}
+
+    def of_file(path: str | None, *values: Any) -> dict[Any, Any]:
+        try:
+            return taken(settings_in(uploaded(path, studio.uploads)), values)
+        except (ValueError, OSError) as error:
+            return {output.state: state_html(message(error), is_problem=True)}
+
+    def of_history(event: gr.SelectData, browser: str, *values: Any) -> dict[Any, Any]:
+        try:
+            file = studio.history.chosen(browser, event.index)
+            settings = settings_in(file)
+            shown = drawn_html([file], [settings.prompt or ""])
+            files = gr.update(value=[str(one) for one in companions(file)], visible=True)
+            return {**taken(settings, values), output.picture: shown, output.files: files}
+        except (ValueError, OSError) as error:
+            return {output.state: state_html(message(error), is_problem=True)}
+
+    changed = [*fields.of_form, fields.aspect, output.state, *(one for tab in tabs for one in tab.components)]
+    dropped.upload(of_file, [dropped, *fields.of_form], changed, **HIDDEN)
+    more = [output.picture, output.files]
+    output.gallery.select(of_history, [output.browser, *fields.of_form], [*changed, *more], **HIDDEN)
+
+
+def _wire_loading(page: Page, blocks: gr.Blocks) -> None:
+    """A page that is loaded, perhaps again, shows what it was drawing, and can cancel it."""
+    studio, output = page.studio, page.output
+
+    async def loaded(name: str, browser: str) -> AsyncIterator[dict[Any, Any]]:
+        yield {output.page: name, output.browser: browser, output.gallery: gallery_of(studio, browser)}
+        async for update in shown_views(page, name, browser):
+            yield update
+
+    outputs = [*output.shown, output.page, output.browser]
+    names = [output.page, output.browser]
+    blocks.load(loaded, names, outputs, js=NAMES, concurrency_limit=None, **HIDDEN)
+    output.cancel.click(studio.cancel, output.page, None, queue=False, **HIDDEN)

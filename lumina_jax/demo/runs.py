@@ -1,0 +1,106 @@
+"""The runs of a page: which they are, and what each of them draws.
+
+In: folders as a user names them, or none. Out: for each run its configuration, its checkpoints and the fields that a
+request for its samples has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from lumina_jax.config import Config
+from lumina_jax.modalities import Asked, Modality, Shape, modality_of
+from lumina_jax.run import CONFIG_FILE, checkpoints_of, read_run
+from lumina_jax.training.checkpoint import Checkpoints
+
+RUNS_FOLDER = Path("runs")
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """A run that the page draws with."""
+
+    name: str
+    """What the page calls it, which differs from those of its other runs."""
+    folder: Path
+
+    @cached_property
+    def config(self) -> Config:
+        """Its settings when the page was started. Raises ValueError: it is no run, or they are damaged."""
+        return read_run(self.folder)
+
+    @cached_property
+    def modality(self) -> Modality:
+        """What it draws; of several modalities, the first."""
+        return modality_of(self.config, None)
+
+    @property
+    def trained_shape(self) -> Shape:
+        return self.modality.trained_shape
+
+    def steps(self) -> list[int]:
+        """Its checkpoints, the newest first. Raises ValueError: there is none yet."""
+        checkpoints = Checkpoints(checkpoints_of(self.folder), read_only=True)
+        checkpoints.chosen(None)
+        return checkpoints.steps()[::-1]
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """The fields of `Asked` by which the size of its samples can be asked for."""
+        height, width, frames = self.trained_shape
+        tried = {"height": height, "width": width, "video_frames": frames, "views": frames, "seconds": 1.0}
+        found = {name for name, value in tried.items() if self._takes(Asked(**{name: value}))}
+        if frames == 1 and not self.is_of_views:
+            found -= {"video_frames", "views"}
+        return frozenset(found - {"video_frames"} if self.is_of_views else found - {"views"})
+
+    @property
+    def is_sound(self) -> bool:
+        return self.modality.time_axis == "width"
+
+    @property
+    def is_of_views(self) -> bool:
+        return "views" in self.modality.plural
+
+    def _takes(self, asked: Asked) -> bool:
+        try:
+            self.modality.asked_shapes(asked, [""], self.config.text)
+        except ValueError:
+            return False
+        return True
+
+
+def shown_runs(folders: Sequence[str]) -> list[ShownRun]:
+    """The runs of these folders; without any, the one below ./runs that was written to last.
+
+    Raises:
+      ValueError: there is none, or a folder is no run with a checkpoint.
+    """
+    chosen = [Path(folder) for folder in folders] or [_latest()]
+    names: dict[Path, str] = {}
+    for folder in dict.fromkeys(chosen):
+        name = folder.resolve().name
+        names[folder] = name if name not in names.values() else str(folder)
+    runs = [ShownRun(name, folder) for folder, name in names.items()]
+    for run in runs:
+        _ = run.config, run.steps(), run.modality
+    return runs
+
+
+def _latest() -> Path:
+    configured = [file for file in RUNS_FOLDER.glob(f"*/{CONFIG_FILE}") if checkpoints_exist(file.parent)]
+    if not configured:
+        raise ValueError(
+            f"demo draws with a trained run, but there is none below {RUNS_FOLDER.absolute()}; name its folder, as in "
+            "`lumina demo runs/emoji`, or train one: `lumina train emoji`"
+        )
+    return max(configured, key=lambda file: (file.stat().st_mtime, str(file))).parent
+
+
+def checkpoints_exist(folder: Path) -> bool:
+    """Whether a run has saved something to draw with."""
+    try:
+        return bool(Checkpoints(checkpoints_of(folder), read_only=True).steps())
+    except (ValueError, OSError):
+        return False

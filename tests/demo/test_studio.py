@@ -1,0 +1,186 @@
+"""What the page of `lumina demo` does, without a browser."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_jax.commands import sample
+from lumina_jax.demo.form import PictureSettings, restored, sized
+from lumina_jax.demo.history import MOST_PICTURES, History
+from lumina_jax.demo.runs import shown_runs
+from lumina_jax.demo.shown import drawn_html, state_html
+from lumina_jax.demo.uploads import settings_in, uploaded
+from lumina_jax.modalities.files.png import read_png_metadata
+from tests.demo.conftest import drawn, last_view, new_form
+
+
+def pixels(file):
+    with Image.open(file) as picture:
+        return np.asarray(picture)
+
+
+def test_the_page_draws_what_lumina_sample_draws(studio, run_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUMINA_ALLOCATOR", "system")
+    view = drawn(studio, "same")
+    assert "done" in view.state
+    [file] = view.files
+    assert file.parent == run_folder / "samples" / "2" / "demo"
+    assert sample.main([str(run_folder), "3", "--seed", "5", "--out", str(tmp_path)]) == 0
+    np.testing.assert_array_equal(pixels(file), pixels(tmp_path / file.name))
+    assert read_png_metadata(file) == read_png_metadata(tmp_path / file.name)
+
+
+def test_a_drawing_is_seen_on_its_way_and_stops_when_it_is_cancelled(studio):
+    drawn(studio, "warm", new_form(steps=5000, seed="1"))
+    studio.submit("slow", "browser", [new_form(steps=5000)])
+    with pytest.raises(ValueError, match="this page is drawing already"):
+        studio.submit("slow", "browser", [new_form()])
+    [drawing] = studio._queue.of_page("slow")
+    shares, previews = [], []
+    while len(previews) < 3 and not drawing.is_over:
+        shares.append(studio._queue.progress(drawing)[0])
+        if (preview := studio._queue.preview(drawing)) is not None:
+            previews.append(preview)
+        time.sleep(0.02)
+    studio.cancel("slow")
+    began = time.monotonic()
+    view = last_view(studio, "slow")
+    assert "cancelled" in view.state
+    assert not view.files
+    assert time.monotonic() - began < 5
+    assert shares == sorted(shares)
+    assert shares[-1] > 0
+    assert previews[0].shape == (32, 32, 3)
+    assert (previews[0] != previews[-1]).any()
+
+
+def test_what_waits_is_told_its_place_and_can_be_cancelled(studio):
+    studio.submit("first", "browser", [new_form(steps=5000)])
+    studio.submit("second", "browser", [new_form()])
+    studio.submit("third", "browser", [new_form()])
+    [third] = studio._queue.of_page("third")
+    assert studio._queue.ahead(third) == 2
+    studio.cancel("second")
+    assert studio._queue.ahead(third) == 1
+    studio.cancel("first")
+    assert "done" in last_view(studio, "third").state
+    assert "cancelled" in last_view(studio, "second").state
+
+
+def test_ten_users_at_once_all_get_their_own_picture(studio):
+    found = {}
+
+    def user(index):
+        found[index] = drawn(studio, f"user{index}", new_form(prompt=f"{index}", seed=f"{index}"))
+
+    threads = [threading.Thread(target=user, args=(index,)) for index in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    prompts = {index: read_png_metadata(view.files[0])["prompt"] for index, view in found.items()}
+    assert prompts == {index: f"{index}" for index in range(10)}
+
+
+def test_new_prompts_seeds_steps_of_training_and_strengths_compile_nothing(studio, run_folder, caplog):
+    from tests.compiled import compiled
+
+    source = run_folder / "samples" / "source.png"
+    Image.new("RGB", (32, 32), "red").save(source)
+    drawn(studio, "one")
+    drawn(studio, "one", new_form(), source=source, strength=0.5)
+    with compiled(caplog) as names:
+        drawn(studio, "one", new_form(prompt="7", seed="8", step=1, guidance=2.5))
+        drawn(studio, "one", new_form(prompt="8"), source=source, strength=0.8)
+    assert "draw" not in names
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"width": 33}, "height and width|multiple of the 8 pixels"),
+        ({"width": 1e9}, "a sample of 1 frames|has .* patches, but may have"),
+        ({"seed": "-1"}, "the seed must be a whole number"),
+        ({"seed": "9" * 25}, "seed"),
+        ({"steps": None}, "steps must be a number, but is empty"),
+        ({"steps": 0}, "sample.steps"),
+        ({"guidance": float("nan")}, "guidance must be a number"),
+        ({"solver": "ddpm"}, "sample.solver='ddpm'"),
+        ({"solver": "../x"}, "solver"),
+        ({"run": "../../etc"}, "choose one of the runs tiny"),
+        ({"adapter": "/etc"}, "choose one of the adapters"),
+        ({"prompt": "cat"}, "label from 0 to 47"),
+        ({"prompt": "1" * 20_000}, "shorten it"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_with_one_reason(studio, changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        drawn(studio, "refused", new_form(**changes))
+
+
+def test_what_goes_wrong_while_it_is_drawn_is_said_and_the_next_one_has_its_turn(studio):
+    view = drawn(studio, "wrong", new_form(step=77))
+    assert 'role="alert"' in view.state
+    assert "77" in view.state
+    assert "done" in drawn(studio, "wrong").state
+
+
+def test_settings_of_a_picture_come_back_and_what_is_missing_is_said(studio):
+    view = drawn(studio, "back", new_form(seed=f"{2**63}", guidance=2.5, width=24, step=1))
+    settings = settings_in(view.files[0])
+    form, missing = restored(settings, studio.runs, [], new_form(seed="1"))
+    assert form == new_form(seed=f"{2**63}", guidance=2.5, width=24, step=1)
+    assert missing == []
+    other = PictureSettings(run="elsewhere", step=9, adapter=["/secret/style:0.5"])
+    form, missing = restored(other, studio.runs, [], new_form())
+    assert form == new_form()
+    assert "'elsewhere'" in missing[0]
+    assert "'style'" in missing[1]
+
+
+def test_only_files_that_were_uploaded_are_read(studio, tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"x")
+    for path in (str(tmp_path / "secret.png"), f"{studio.uploads}/../../config.json", "/etc/passwd", "", None):
+        with pytest.raises(ValueError, match=r"was not uploaded|choose a file"):
+            uploaded(path, studio.uploads)
+
+
+def test_names_and_prompts_are_text_in_the_page(studio, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    evil = '"><img src=x onerror=alert(1)><script>'
+    for shown in (drawn_html([tmp_path / "a.png"], [evil]), state_html(evil)):
+        assert "<script>" not in shown
+        assert "<img src=x" not in shown
+
+
+def test_a_history_is_that_of_one_browser_and_keeps_the_newest(tmp_path):
+    history = History()
+    files = [tmp_path / f"{index}.png" for index in range(MOST_PICTURES + 5)]
+    for file in files:
+        file.write_bytes(b"")
+    history.add("one", files)
+    history.add("one", [files[-3]])
+    assert history.of("one")[:2] == [files[-3], files[-1]]
+    assert len(history.of("one")) == MOST_PICTURES
+    assert history.of("other") == []
+    with pytest.raises(ValueError, match="no longer in the history"):
+        history.chosen("one", -1)
+
+
+def test_aspects_keep_the_number_of_pixels_in_whole_patches(studio):
+    assert sized(studio.runs[0], "1:1") == (32, 32)
+    assert sized(studio.runs[0], "16:9") == (40, 24)
+    assert sized(studio.runs[0], "9:16") == (24, 40)
+
+
+def test_without_a_name_the_latest_run_is_taken_or_a_remedy_is_named(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"there is none below .*lumina train emoji"):
+        shown_runs([])
+    (tmp_path / "runs").symlink_to(run_folder.parent)
+    assert [run.folder.name for run in shown_runs([])] == ["tiny"]
+    with pytest.raises(ValueError, match="is not the folder of a run"):
+        shown_runs([str(tmp_path)])
