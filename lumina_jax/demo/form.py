@@ -192,13 +192,17 @@ def restored(
     if settings.run is not None or settings.adapter is not None:
         word = (settings.adapter or [""])[0]
         folder, _, of_word = word.rpartition(":")
-        adapter = next((one for one in adapters if one and one in (folder, word)), None)
-        strength = float(of_word) if adapter == folder and _is_number(of_word) else 1.0
-        if word and adapter is None:
-            missing.append(f"it was drawn with the adapter {Path(word).name!r}, which this page does not have")
+        adapter = next((one for one in adapters if word and one in (folder, word)), "")
+        strength = float(of_word) if adapter and adapter == folder and _is_number(of_word) else 1.0
+        if word and not adapter:
+            missing.append(
+                f"it was drawn with the adapter {Path(folder or word).name!r}, which this page does not have"
+            )
     if (settings.style_of or "").isdecimal():
         missing.append("it is one of a set in one style, whose other prompts it does not say")
-    given = {name: getattr(settings, name, None) for name in Form._fields if name not in ("run", "step", "seed")}
+    given = {
+        name: getattr(settings, name, None) for name in Form._fields if name not in ("run", "step", "seed", "adapter")
+    }
     given |= {"seed": settings.seed_words, "run": run.name if run else None, "step": step}
     form = now._replace(**{name: value for name, value in given.items() if value is not None})
     if run is not None:

@@ -6,18 +6,23 @@ named by its content; or a ValueError for the user. No other file is read, whate
 
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
+from PIL import Image, ImageColor
 
 from lumina_jax.demo.form import PictureSettings, settings_of
-from lumina_jax.modalities.decoding.pictures import opened
+from lumina_jax.modalities.decoding.edited import is_still
+from lumina_jax.modalities.decoding.pictures import open_picture, opened
 from lumina_jax.modalities.files.png import PARAMETERS, written_whole
 
 MOST_MEGABYTES = 64
 """Of a file."""
+PAINTED_SIDE = 640
+"""Pixels of the longer side of a picture that is painted on."""
 LONGEST_SETTINGS = 1 << 20
 """Characters of the settings in a PNG."""
 
@@ -72,11 +77,54 @@ def kept_mask(redrawn: Bool[np.ndarray, "h w"], folder: Path) -> Path:
     return _kept(buffer.getvalue(), folder, "mask", ".png")
 
 
-def kept_picture(pixels: UInt8[np.ndarray, "h w 3"], folder: Path) -> Path:
-    """A picture as a file for `--source`."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return _kept(buffer.getvalue(), folder, "source", ".png")
+def painted(layers: Sequence[Any], size: tuple[int, int]) -> Bool[np.ndarray, "h w"] | None:
+    """Where the layers of an editor are painted on, in a picture of this size (width, height); None: nowhere.
+
+    A pixel of the picture is painted if a part of it is.
+    """
+    found = np.zeros((size[1], size[0]), bool)
+    for layer in layers:
+        if layer is None:
+            continue
+        alpha = np.asarray(layer)[..., 3] > 0
+        part = Image.fromarray(alpha.astype(np.uint8) * 255)
+        is_larger = part.width >= size[0] and part.height >= size[1]
+        found |= np.asarray(part.resize(size, Image.Resampling.BOX if is_larger else Image.Resampling.NEAREST)) > 0
+    return found if found.any() else None
+
+
+def painted_again(mask: Path, size: tuple[int, int], colour: str) -> UInt8[np.ndarray, "h w 4"]:
+    """A mask that was kept, as a layer of an editor."""
+    white = open_picture(mask).convert("L").resize(size, Image.Resampling.NEAREST)
+    layer = np.zeros((size[1], size[0], 4), np.uint8)
+    layer[np.asarray(white) > 0] = ImageColor.getcolor(colour, "RGBA")
+    return layer
+
+
+def shown_for_painting(file: Path) -> UInt8[np.ndarray, "h w 3"] | None:
+    """A picture in a size that can be painted on; None: it is a clip or no picture.
+
+    Raises:
+      ValueError: it is a broken picture, or too large.
+    """
+    try:
+        if not is_still(file):
+            return None
+    except ValueError as error:
+        raise ValueError(f"{error}; choose another file") from error
+    picture = open_picture(file)
+    longest = max(picture.size)
+    factor = PAINTED_SIDE / longest
+    if 0.99 < factor < 1.01:
+        return np.asarray(picture)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return np.asarray(picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS))
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """Width and height of a picture, upright."""
+    picture = open_picture(file)
+    return picture.size
 
 
 def found_again(name: str | None, folder: Path) -> Path | None:

@@ -35,6 +35,7 @@ class Browser:
 
     def open(self, address):
         self.driver.get(address)
+        self.complaints()  # those about pages before
         self.until(lambda: self.find("#draw"), "the page is there")
         self.until(lambda: self.state(), "the state is shown")
         time.sleep(0.5)  # until the page has told the server its name

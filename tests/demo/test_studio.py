@@ -24,13 +24,13 @@ def pixels(file):
 
 def test_the_page_draws_what_lumina_sample_draws(studio, run_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LUMINA_ALLOCATOR", "system")
-    view = drawn(studio, "same")
+    view = drawn(studio, "same", new_form(seed="11"))
     assert "done" in view.state
     [file] = view.files
     assert file.parent == run_folder / "samples" / "2" / "demo"
-    assert sample.main([str(run_folder), "3", "--seed", "5", "--out", str(tmp_path)]) == 0
-    np.testing.assert_array_equal(pixels(file), pixels(tmp_path / file.name))
-    assert read_png_metadata(file) == read_png_metadata(tmp_path / file.name)
+    assert sample.main([str(run_folder), "3", "--seed", "11", "--out", str(tmp_path)]) == 0
+    np.testing.assert_array_equal(pixels(file), pixels(tmp_path / "000-3.png"))
+    assert read_png_metadata(file) == read_png_metadata(tmp_path / "000-3.png")
 
 
 def test_a_drawing_is_seen_on_its_way_and_stops_when_it_is_cancelled(studio):

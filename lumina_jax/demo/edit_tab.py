@@ -1,0 +1,100 @@
+"""The tab that edits a picture: what is painted is drawn anew, or all of it by strength, or what surrounds it."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
+from lumina_jax.demo.form import Form, PictureSettings, number_of, whole_of
+from lumina_jax.demo.runs import ShownRun
+from lumina_jax.demo.shown import state_html
+from lumina_jax.demo.uploads import (
+    found_again,
+    kept_mask,
+    kept_source,
+    painted,
+    painted_again,
+    shown_for_painting,
+    size_of,
+    uploaded,
+)
+from lumina_jax.failures import message
+
+BRUSH = "#ff2d95"
+
+
+def edit_tab(page: Page) -> TabParts:
+    """Lay the tab out."""
+    studio, output = page.studio, page.output
+    with gr.Tab("Edit", elem_id="tab-edit", visible=can_edit(studio.runs[0])) as tab:
+        upload = gr.File(label="Picture to edit", elem_id="edit-source", height=100)
+        source = gr.State()
+        editor = gr.ImageEditor(
+            label="Paint over what is drawn anew", elem_id="edit-mask", sources=(), transforms=(), layers=False,
+            brush=gr.Brush(default_size=32, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
+            type="numpy", buttons=[], visible=False,
+        )  # fmt: skip
+        strength = gr.Slider(
+            0, 1, 1, step=0.05, label="Strength: how much is drawn anew where it is painted, or everywhere",
+            elem_id="strength",
+        )  # fmt: skip
+        with gr.Row():
+            left = gr.Number(None, label="Outpaint: left edge of the picture", precision=0, elem_id="outpaint-left")
+            top = gr.Number(None, label="Outpaint: top edge", precision=0, elem_id="outpaint-top")
+        button = gr.Button("Draw the edit", variant="primary", elem_id="draw-edit")
+
+    def taken(path: str | None, run_name: str) -> Updates:
+        try:
+            kept = kept_source(uploaded(path, studio.uploads), studio.sources(studio.run(run_name)))
+            return {**editor_of(kept), output.state: state_html("the picture is here; paint over what is to change")}
+        except (ValueError, OSError) as error:
+            return {**editor_of(None), output.state: state_html(message(error), is_problem=True)}
+
+    def editor_of(kept: Path | None, mask: Path | None = None) -> Updates:
+        shown = None if kept is None else shown_for_painting(kept)
+        if shown is None:
+            return {source: None if kept is None else str(kept), editor: gr.update(value=None, visible=False)}
+        layers = [] if mask is None else [painted_again(mask, (shown.shape[1], shown.shape[0]), BRUSH)]
+        return {
+            source: str(kept),
+            editor: gr.update(
+                value={"background": shown, "layers": layers, "composite": None},
+                visible=True,
+                canvas_size=(shown.shape[1], shown.shape[0]),
+            ),
+        }
+
+    def asked(form: Form, kept: str | None, edited: Any, strength: Any, left: Any, top: Any) -> Asking:
+        run = studio.run(form.run)
+        if not kept:
+            raise ValueError("choose the picture to edit first")
+        file = found_again(kept, studio.sources(run))
+        if file is None:
+            raise ValueError("the picture to edit belongs to another run; choose it again")
+        redrawn = painted(edited["layers"], size_of(file)) if edited else None
+        more: dict[str, Any] = {"source": file, "mask": None if redrawn is None else kept_mask(redrawn, file.parent)}
+        if left is not None or top is not None:
+            more["outpaint"] = f"{whole_of('left', left or 0)},{whole_of('top', top or 0)}"
+        share = number_of("strength", strength)
+        return Asking([form], {**more, "strength": None if share == 1 else share})
+
+    def of_run(run: ShownRun) -> Updates:
+        return {tab: gr.update(visible=can_edit(run))}
+
+    def of_settings(settings: PictureSettings, run: ShownRun) -> Updates:
+        corner = (settings.outpaint or ",").split(",")
+        numbers = [int(word) if word.strip().isdecimal() else None for word in (*corner, "")[:2]]
+        kept = found_again(settings.source, studio.sources(run))
+        mask = None if kept is None else found_again(settings.mask, studio.sources(run))
+        share = 1 if settings.strength is None else settings.strength
+        return {**editor_of(kept, mask), strength: share, left: numbers[0], top: numbers[1]}
+
+    upload.upload(taken, [upload, page.fields.run], [source, editor, output.state], **HIDDEN)
+    draws(page, [button.click], asked, [source, editor, strength, left, top])
+    return TabParts([tab, source, editor, strength, left, top], of_run, of_settings)
+
+
+def can_edit(run: ShownRun) -> bool:
+    """Whether its samples have pixels that can be painted on."""
+    return "width" in run.fields
