@@ -11,7 +11,7 @@ from lumina_jax.demo.form import Form, whole_of
 def compare_tab(page: Page) -> TabParts:
     """Lay the tab out."""
     studio, other = page.studio, page.studio.runs[-1]
-    with gr.Tab("Compare", elem_id="tab-compare"):
+    with gr.Tab("Compare", elem_id="tab-compare", id="compare") as tab:
         with gr.Row():
             names = [one.name for one in studio.runs]
             run = gr.Dropdown(names, value=other.name, label="The other run", elem_id="other-run")
@@ -35,4 +35,4 @@ def compare_tab(page: Page) -> TabParts:
 
     run.input(steps_of, run, step, **HIDDEN)
     draws(page, [button.click], asked, [run, step])
-    return TabParts([], nothing, nothing)
+    return TabParts(tab, lambda run: True, [], nothing, nothing)

@@ -12,7 +12,7 @@ from lumina_jax.demo.runs import ShownRun
 def draw_tab(page: Page) -> TabParts:
     """Lay the tab out."""
     first = page.studio.runs[0]
-    with gr.Tab(title_of(first), elem_id="tab-draw") as tab:
+    with gr.Tab(title_of(first), elem_id="tab-draw", id="draw") as tab:
         scenes = gr.Textbox(
             label='Scenes instead of the prompt, one a line, such as "a sunrise @ 2" for two seconds',
             lines=2, visible=has_scenes(first), elem_id="scenes",
@@ -28,7 +28,8 @@ def draw_tab(page: Page) -> TabParts:
         if not lines or not has_scenes(run):
             return Asking([form], {})
         whole = form._replace(frames=None)  # scenes say how long a clip is
-        return Asking([whole], {"scenes": tuple(lines), "scene_blend": whole_of("frames between scenes", blend)})
+        more = {"prompts": (), "scenes": tuple(lines), "scene_blend": whole_of("frames between scenes", blend)}
+        return Asking([whole], more)
 
     def of_run(run: ShownRun) -> Updates:
         return {
@@ -45,7 +46,7 @@ def draw_tab(page: Page) -> TabParts:
         }
 
     draws(page, [button.click, page.fields.prompt.submit], asked, [scenes, blend])
-    return TabParts([tab, scenes, blend], of_run, of_settings)
+    return TabParts(tab, lambda run: True, [scenes, blend], of_run, of_settings)
 
 
 def title_of(run: ShownRun) -> str:

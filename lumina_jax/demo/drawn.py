@@ -50,8 +50,11 @@ class Page(NamedTuple):
 class TabParts(NamedTuple):
     """A tab that is laid out."""
 
+    tab: Any
+    fits: Callable[[ShownRun], bool]
+    """Whether the samples of a run can be drawn so; the page hides the tab of one that does not."""
     components: list[Any]
-    """Those that change with the run or with settings that are restored."""
+    """Those within it that change with the run or with settings that are restored."""
     of_run: Callable[[ShownRun], Updates]
     """What they become when a run is chosen."""
     of_settings: Callable[[PictureSettings, ShownRun], Updates]

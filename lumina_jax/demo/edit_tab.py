@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
-from lumina_jax.demo.form import Form, PictureSettings, number_of, whole_of
+from lumina_jax.demo.form import Form, PictureSettings, number_of
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import state_html
 from lumina_jax.demo.uploads import (
@@ -27,8 +27,8 @@ BRUSH = "#ff2d95"
 def edit_tab(page: Page) -> TabParts:
     """Lay the tab out."""
     studio, output = page.studio, page.output
-    with gr.Tab("Edit", elem_id="tab-edit", visible=can_edit(studio.runs[0])) as tab:
-        upload = gr.File(label="Picture to edit", elem_id="edit-source", height=100)
+    with gr.Tab("Edit", elem_id="tab-edit", id="edit", interactive=can_edit(studio.runs[0])) as tab:
+        upload = gr.File(label="Picture to edit", elem_id="edit-source", height=140)
         source = gr.State()
         editor = gr.ImageEditor(
             label="Paint over what is drawn anew", elem_id="edit-mask", sources=(), transforms=(), layers=False,
@@ -39,9 +39,10 @@ def edit_tab(page: Page) -> TabParts:
             0, 1, 1, step=0.05, label="Strength: how much is drawn anew where it is painted, or everywhere",
             elem_id="strength",
         )  # fmt: skip
-        with gr.Row():
-            left = gr.Number(None, label="Outpaint: left edge of the picture", precision=0, elem_id="outpaint-left")
-            top = gr.Number(None, label="Outpaint: top edge", precision=0, elem_id="outpaint-top")
+        corner = gr.Textbox(
+            label="Outpaint: left and top pixel of a smaller picture in what is drawn, such as 16,0", max_lines=1,
+            elem_id="outpaint",
+        )  # fmt: skip
         button = gr.Button("Draw the edit", variant="primary", elem_id="draw-edit")
 
     def taken(path: str | None, run_name: str) -> Updates:
@@ -65,7 +66,7 @@ def edit_tab(page: Page) -> TabParts:
             ),
         }
 
-    def asked(form: Form, kept: str | None, edited: Any, strength: Any, left: Any, top: Any) -> Asking:
+    def asked(form: Form, kept: str | None, edited: Any, strength: Any, corner: str | None) -> Asking:
         run = studio.run(form.run)
         if not kept:
             raise ValueError("choose the picture to edit first")
@@ -74,25 +75,23 @@ def edit_tab(page: Page) -> TabParts:
             raise ValueError("the picture to edit belongs to another run; choose it again")
         redrawn = painted(edited["layers"], size_of(file)) if edited else None
         more: dict[str, Any] = {"source": file, "mask": None if redrawn is None else kept_mask(redrawn, file.parent)}
-        if left is not None or top is not None:
-            more["outpaint"] = f"{whole_of('left', left or 0)},{whole_of('top', top or 0)}"
+        if (corner or "").strip():
+            more["outpaint"] = (corner or "").strip()
         share = number_of("strength", strength)
         return Asking([form], {**more, "strength": None if share == 1 else share})
 
     def of_run(run: ShownRun) -> Updates:
-        return {tab: gr.update(visible=can_edit(run))}
+        return {}
 
     def of_settings(settings: PictureSettings, run: ShownRun) -> Updates:
-        corner = (settings.outpaint or ",").split(",")
-        numbers = [int(word) if word.strip().isdecimal() else None for word in (*corner, "")[:2]]
         kept = found_again(settings.source, studio.sources(run))
         mask = None if kept is None else found_again(settings.mask, studio.sources(run))
         share = 1 if settings.strength is None else settings.strength
-        return {**editor_of(kept, mask), strength: share, left: numbers[0], top: numbers[1]}
+        return {**editor_of(kept, mask), strength: share, corner: settings.outpaint or ""}
 
     upload.upload(taken, [upload, page.fields.run], [source, editor, output.state], **HIDDEN)
-    draws(page, [button.click], asked, [source, editor, strength, left, top])
-    return TabParts([tab, source, editor, strength, left, top], of_run, of_settings)
+    draws(page, [button.click], asked, [source, editor, strength, corner])
+    return TabParts(tab, can_edit, [source, editor, strength, corner], of_run, of_settings)
 
 
 def can_edit(run: ShownRun) -> bool:

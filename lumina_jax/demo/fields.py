@@ -89,7 +89,7 @@ def frames_label(run: ShownRun) -> str:
 
 def defaults(run: ShownRun) -> Form:
     """The form of a run before anything is typed."""
-    height, width, frames = run.trained_shape
+    height, width, _ = run.trained_shape
     settings = run.config.sample
     return Form(
         run=run.name,
@@ -100,7 +100,7 @@ def defaults(run: ShownRun) -> Form:
         negative=settings.negative,
         width=width,
         height=height,
-        frames=run.config.data.media.frames if "views" in run.fields else frames,  # type: ignore[union-attr]
+        frames=run.frames,
         seconds=None,
         frame_rate=8.0,
         seed="0",

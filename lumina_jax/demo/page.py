@@ -10,8 +10,9 @@ from typing import Any
 import gradio as gr
 
 from lumina_jax.demo import fields as of_form
-from lumina_jax.demo.drawn import HIDDEN, Output, Page, TabParts, gallery_of, shown_views
+from lumina_jax.demo.drawn import HIDDEN, Output, Page, TabParts, Updates, gallery_of, shown_views
 from lumina_jax.demo.form import Form, PictureSettings, restored
+from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import EMPTY, companions, drawn_html, state_html
 from lumina_jax.demo.studio import Studio
 from lumina_jax.demo.uploads import settings_in, uploaded
@@ -38,7 +39,7 @@ def new_page(studio: Studio, tabs: Sequence[Callable[[Page], TabParts]]) -> gr.B
         with gr.Row():
             with gr.Column(min_width=300):
                 page = Page(studio, of_form.new_fields(studio), output)
-                with gr.Tabs(elem_id="tabs"):
+                with gr.Tabs(elem_id="tabs") as all_tabs:
                     made = [tab(page) for tab in tabs]
             with gr.Column(min_width=300):
                 output.state.render()
@@ -47,10 +48,10 @@ def new_page(studio: Studio, tabs: Sequence[Callable[[Page], TabParts]]) -> gr.B
                 output.files.render()
                 output.gallery.render()
                 dropped = gr.File(
-                    label="Drop a drawn PNG here to restore its settings", elem_id="dropped", height=120
+                    label="Drop a drawn PNG here to restore its settings", elem_id="dropped", height=140
                 )  # fmt: skip
-        _wire_fields(page, made)
-        _wire_history(page, made, dropped)
+        _wire_fields(page, all_tabs, made)
+        _wire_history(page, all_tabs, made, dropped)
         _wire_loading(page, blocks)
     return blocks
 
@@ -73,38 +74,35 @@ def _new_output() -> Output:
     )  # fmt: skip
 
 
-def _wire_fields(page: Page, tabs: Sequence[TabParts]) -> None:
+def _wire_fields(page: Page, all_tabs: Any, tabs: Sequence[TabParts]) -> None:
     """What the fields do to each other."""
     studio, fields = page.studio, page.fields
 
     def chosen(name: str, *values: Any) -> dict[Any, Any]:
         run, now = studio.run(name), Form(*values)
         form = of_form.defaults(run)._replace(prompt=now.prompt, negative=now.negative, seed=now.seed)
-        found = of_form.updates(fields, run, form)
-        for tab in tabs:
-            found |= tab.of_run(run)
-        return found
+        return of_form.updates(fields, run, form) | _of_run(all_tabs, tabs, run)
 
     def size(name: str, aspect: str) -> tuple[int, int]:
         return of_form.asked_size(studio.run(name), aspect)
 
-    changed = [*fields.of_form, fields.aspect, *(one for tab in tabs for one in tab.components)]
+    changed = [*fields.of_form, fields.aspect, *_changing(all_tabs, tabs)]
     fields.run.input(chosen, [fields.run, *fields.of_form], changed, **HIDDEN)
     sizes = [fields.named("width"), fields.named("height")]
     fields.aspect.input(size, [fields.run, fields.aspect], sizes, **HIDDEN)
     fields.new_seed.click(of_form.random_seed, None, fields.named("seed"), **HIDDEN)
 
 
-def _wire_history(page: Page, tabs: Sequence[TabParts], dropped: Any) -> None:
+def _wire_history(page: Page, all_tabs: Any, tabs: Sequence[TabParts], dropped: Any) -> None:
     """A picture that was drawn gives its settings back, from the history or as a file."""
     studio, fields, output = page.studio, page.fields, page.output
 
     def taken(settings: PictureSettings, values: Sequence[Any]) -> dict[Any, Any]:
         form, missing = restored(settings, studio.runs, studio.adapters, Form(*values))
         run = studio.run(form.run)
-        found = of_form.updates(fields, run, form)
+        found = of_form.updates(fields, run, form) | _of_run(all_tabs, tabs, run)
         for tab in tabs:
-            found |= tab.of_run(run) | tab.of_settings(settings, run)
+            found |= tab.of_settings(settings, run)
         return {**found, output.state: state_html("; ".join(["its settings are restored", *missing]))}
 
     def of_file(path: str | None, *values: Any) -> dict[Any, Any]:
@@ -123,10 +121,23 @@ def _wire_history(page: Page, tabs: Sequence[TabParts], dropped: Any) -> None:
         except (ValueError, OSError) as error:
             return {output.state: state_html(message(error), is_problem=True)}
 
-    changed = [*fields.of_form, fields.aspect, output.state, *(one for tab in tabs for one in tab.components)]
+    changed = [*fields.of_form, fields.aspect, output.state, *_changing(all_tabs, tabs)]
     dropped.upload(of_file, [dropped, *fields.of_form], changed, **HIDDEN)
     more = [output.picture, output.files]
     output.gallery.select(of_history, [output.browser, *fields.of_form], [*changed, *more], **HIDDEN)
+
+
+def _changing(all_tabs: Any, tabs: Sequence[TabParts]) -> list[Any]:
+    """What of the tabs changes with the run."""
+    return [all_tabs, *(one for tab in tabs for one in (tab.tab, *tab.components))]
+
+
+def _of_run(all_tabs: Any, tabs: Sequence[TabParts], run: ShownRun) -> Updates:
+    """What the tabs become for a run. One that cannot be used is hidden by the style of the page."""
+    found: Updates = {}
+    for tab in tabs:
+        found |= {tab.tab: gr.update(interactive=tab.fits(run)), **tab.of_run(run)}
+    return found if all(tab.fits(run) for tab in tabs) else {**found, all_tabs: gr.update(selected="draw")}
 
 
 def _wire_loading(page: Page, blocks: gr.Blocks) -> None:

@@ -16,7 +16,7 @@ COLOURS = ("#d81b60", "#1e88e5", "#ffc107", "#004d40", "#8e24aa", "#5d4037")
 
 def regions_tab(page: Page) -> TabParts:
     """Lay the tab out."""
-    with gr.Tab("Regions", elem_id="tab-regions", visible=has_regions(page.studio.runs[0])) as tab:
+    with gr.Tab("Regions", elem_id="tab-regions", id="regions", interactive=has_regions(page.studio.runs[0])) as tab:
         rows = gr.Textbox(
             label="One region a line: left, top, right and bottom pixel, and a caption", lines=4,
             placeholder="0,0,16,32: red heart, noto style", elem_id="regions",
@@ -38,7 +38,7 @@ def regions_tab(page: Page) -> TabParts:
         return Asking([form], {"region": tuple(lines), "region_blend": whole_of("pixels of blending", blend)})
 
     def of_run(run: ShownRun) -> Updates:
-        return {tab: gr.update(visible=has_regions(run))}
+        return {}
 
     def of_settings(settings: PictureSettings, run: ShownRun) -> Updates:
         kept = [line for line in settings.region or [] if is_box(line)]
@@ -47,7 +47,7 @@ def regions_tab(page: Page) -> TabParts:
     size = [page.fields.named("width"), page.fields.named("height")]
     gr.on([rows.change, *(one.change for one in size)], shown, [rows, *size], boxes, **HIDDEN)
     draws(page, [button.click], asked, [rows, blend])
-    return TabParts([tab, rows, blend], of_run, of_settings)
+    return TabParts(tab, has_regions, [rows, blend], of_run, of_settings)
 
 
 def has_regions(run: ShownRun) -> bool:
@@ -85,10 +85,7 @@ def boxes_html(lines: list[str], width: int, height: int) -> str:
         colour, text = COLOURS[index % len(COLOURS)], html.escape(caption[:40])
         place = f'x="{left}" y="{top}" width="{max(0, right - left)}" height="{max(0, bottom - top)}"'
         shown.append(f'<rect {place} fill="{colour}" fill-opacity="0.6"><title>{text}</title></rect>')
-        shown.append(
-            f'<text x="{left + width / 50}" y="{top + width / 14}" font-size="{width / 18}" fill="currentColor">{text}</text>'
-        )
-    inside = "".join(shown)
-    return (
-        f'<div class="boxes"><svg viewBox="0 0 {width} {height}" role="img" aria-label="regions">{inside}</svg></div>'
-    )
+        where = f'x="{left + width / 50}" y="{top + width / 14}" font-size="{width / 18}"'
+        shown.append(f'<text {where} fill="currentColor">{text}</text>')
+    view = f'viewBox="0 0 {width} {height}" role="img" aria-label="regions"'
+    return f'<div class="boxes"><svg {view}>{"".join(shown)}</svg></div>'

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lumina_jax.config import Config
 from lumina_jax.modalities import Asked, Modality, Shape, modality_of
@@ -48,12 +49,16 @@ class ShownRun:
     @cached_property
     def fields(self) -> frozenset[str]:
         """The fields of `Asked` by which the size of its samples can be asked for."""
-        height, width, frames = self.trained_shape
-        tried = {"height": height, "width": width, "video_frames": frames, "views": frames, "seconds": 1.0}
-        found = {name for name, value in tried.items() if self._takes(Asked(**{name: value}))}
-        if frames == 1 and not self.is_of_views:
-            found -= {"video_frames", "views"}
-        return frozenset(found - {"video_frames"} if self.is_of_views else found - {"views"})
+        height, width, _ = self.trained_shape
+        tried: dict[str, Any] = {"height": height, "width": width, "seconds": 1.0}
+        if self.frames > 1:
+            tried |= {"views" if self.is_of_views else "video_frames": self.frames}
+        return frozenset(name for name, value in tried.items() if self._takes(Asked(**{name: value})))
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip or views of an object as in training; 1 of what has none."""
+        return int(getattr(self.modality.data.media, "frames", 1))
 
     @property
     def is_sound(self) -> bool:

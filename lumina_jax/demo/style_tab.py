@@ -17,12 +17,12 @@ MOST_PROMPTS = 16
 def style_tab(page: Page) -> TabParts:
     """Lay the tab out."""
     studio, output = page.studio, page.output
-    with gr.Tab("One style", elem_id="tab-style") as tab:
+    with gr.Tab("One style", elem_id="tab-style", id="style") as tab:
         prompts = gr.Textbox(
             label="Prompts, one a line, with seeds that follow each other; the first one gives the style",
             lines=4, elem_id="style-prompts",
         )  # fmt: skip
-        upload = gr.File(label="Picture that gives the style instead", elem_id="style-source", height=100)
+        upload = gr.File(label="Picture that gives the style instead", elem_id="style-source", height=140)
         source = gr.State()
         caption = gr.Textbox(label="What that picture shows", elem_id="style-caption")
         strength = gr.Slider(0, 1, 1, step=0.05, label="Strength of the style", elem_id="style-strength")
@@ -61,4 +61,4 @@ def style_tab(page: Page) -> TabParts:
     upload.upload(taken, [upload, page.fields.run], [source, output.state], **HIDDEN)
     upload.clear(lambda: None, None, source, **HIDDEN)
     draws(page, [button.click], asked, [prompts, source, caption, strength])
-    return TabParts([tab, prompts, source, caption, strength], of_run, of_settings)
+    return TabParts(tab, lambda run: True, [prompts, source, caption, strength], of_run, of_settings)

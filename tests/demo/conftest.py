@@ -1,40 +1,42 @@
-"""A tiny run of label-conditional emoji, and pages that draw with it."""
+"""Tiny runs of all kinds, and pages that draw with them."""
 
 import asyncio
 import threading
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-from lumina_jax.commands import train
 from lumina_jax.demo.form import Form
-from tests.training.tiny import label_config
+from tests.demo.saved_runs import saved_run
 
 SIDE = 32
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
-    """A run with checkpoints at the steps 1 and 2."""
-    settings = label_config(tmp_path_factory.mktemp("runs"), run={"steps": 2, "checkpoint_every": 1})
-    assert train.run(settings)
-    return Path(settings.run.root) / "tiny"
+    """A run of pictures with checkpoints at the steps 1 and 2."""
+    return saved_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")
-def studio(run_folder):
+def folders(run_folder):
+    """Runs of all kinds."""
+    return [run_folder, *(saved_run(run_folder.parent, kind) for kind in ("clips", "views", "grids", "sounds"))]
+
+
+@pytest.fixture(scope="session")
+def studio(run_folder, folders):
     from lumina_jax.demo.runs import shown_runs
     from lumina_jax.demo.studio import Studio
 
     uploads = run_folder / "samples" / "uploads"
     uploads.mkdir(parents=True)
-    return Studio(shown_runs([str(run_folder)]), [], uploads)
+    return Studio(shown_runs([str(folder) for folder in folders]), [], uploads)
 
 
 def new_form(**changes):
     """What a user has typed."""
-    form = Form("tiny", 2, "", 1.0, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0)
+    form = Form("pictures", 2, "", 1.0, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0)
     return form._replace(**changes)
 
 
@@ -54,12 +56,12 @@ def last_view(studio, page):
 
 
 @pytest.fixture(scope="session")
-def served(run_folder):
+def served(folders):
     """The address of a page."""
     pytest.importorskip("gradio")
     from lumina_jax.commands.demo import Arguments, opened
 
-    server = opened(Arguments(runs=(str(run_folder),), port=0))
+    server = opened(Arguments(runs=tuple(map(str, folders)), port=0))
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{server.port}"

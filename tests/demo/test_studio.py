@@ -110,7 +110,7 @@ def test_new_prompts_seeds_steps_of_training_and_strengths_compile_nothing(studi
         ({"guidance": float("nan")}, "guidance must be a number"),
         ({"solver": "ddpm"}, "sample.solver='ddpm'"),
         ({"solver": "../x"}, "solver"),
-        ({"run": "../../etc"}, "choose one of the runs tiny"),
+        ({"run": "../../etc"}, "choose one of the runs pictures, clips"),
         ({"adapter": "/etc"}, "choose one of the adapters"),
         ({"prompt": "cat"}, "label from 0 to 47"),
         ({"prompt": "1" * 20_000}, "shorten it"),
@@ -130,6 +130,7 @@ def test_what_goes_wrong_while_it_is_drawn_is_said_and_the_next_one_has_its_turn
 
 def test_settings_of_a_picture_come_back_and_what_is_missing_is_said(studio):
     view = drawn(studio, "back", new_form(seed=f"{2**63}", guidance=2.5, width=24, step=1))
+    assert "done" in view.state, view.state
     settings = settings_in(view.files[0])
     form, missing = restored(settings, studio.runs, [], new_form(seed="1"))
     assert form == new_form(seed=f"{2**63}", guidance=2.5, width=24, step=1)
@@ -181,6 +182,31 @@ def test_without_a_name_the_latest_run_is_taken_or_a_remedy_is_named(run_folder,
     with pytest.raises(ValueError, match=r"there is none below .*lumina train emoji"):
         shown_runs([])
     (tmp_path / "runs").symlink_to(run_folder.parent)
-    assert [run.folder.name for run in shown_runs([])] == ["tiny"]
+    assert [run.folder.name for run in shown_runs([])] == ["sounds"]
     with pytest.raises(ValueError, match="is not the folder of a run"):
         shown_runs([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "suffixes"),
+    [
+        ("clips", {"frames": 3, "frame_rate": 4}, {".png", ".gif", ".mp4"}),
+        ("views", {"frames": 5}, {".png", ".gif", ".mp4"}),
+        ("grids", {"frames": 4}, {".png", ".gif", ".mp4"}),
+        pytest.param("sounds", {"prompt": "seven", "frames": None}, {".png", ".wav"}, marks=pytest.mark.slow),
+    ],
+)
+def test_each_kind_of_run_has_its_fields_and_files(studio, kind, changes, suffixes):
+    run = studio.run(kind)
+    view = drawn(studio, kind, new_form(run=kind, **changes))
+    assert "done" in view.state, view.state
+    assert {file.suffix for file in view.files} == suffixes
+    assert ("<audio" in view.picture) == (kind == "sounds")
+    assert ("<video" in view.picture) == (kind != "sounds")
+    fields = {
+        "clips": {"width", "height", "video_frames"},
+        "views": {"width", "height", "views"},
+        "grids": {"views"},
+        "sounds": {"seconds"},
+    }
+    assert run.fields == fields[kind]
