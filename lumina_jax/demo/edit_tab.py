@@ -17,7 +17,7 @@ from lumina_jax.demo.uploads import (
     painted_again,
     shown_for_painting,
     size_of,
-    uploaded,
+    sources_of,
 )
 from lumina_jax.failures import message
 
@@ -47,8 +47,9 @@ def edit_tab(page: Page) -> TabParts:
 
     def taken(path: str | None, run_name: str) -> Updates:
         try:
-            kept = kept_source(uploaded(path, studio.uploads), studio.sources(studio.run(run_name)))
-            return {**editor_of(kept), output.state: state_html("the picture is here; paint over what is to change")}
+            kept, notices = kept_source(path, studio.uploads, studio.run(run_name))
+            words = "; ".join(["the picture is here: paint over what is to change", *notices])
+            return {**editor_of(kept), output.state: state_html(words)}
         except (ValueError, OSError) as error:
             return {**editor_of(None), output.state: state_html(message(error), is_problem=True)}
 
@@ -70,7 +71,7 @@ def edit_tab(page: Page) -> TabParts:
         run = studio.run(form.run)
         if not kept:
             raise ValueError("choose the picture to edit first")
-        file = found_again(kept, studio.sources(run))
+        file = found_again(kept, sources_of(run))
         if file is None:
             raise ValueError("the picture to edit belongs to another run; choose it again")
         redrawn = painted(edited["layers"], size_of(file)) if edited else None
@@ -84,8 +85,8 @@ def edit_tab(page: Page) -> TabParts:
         return {}
 
     def of_settings(settings: PictureSettings, run: ShownRun) -> Updates:
-        kept = found_again(settings.source, studio.sources(run))
-        mask = None if kept is None else found_again(settings.mask, studio.sources(run))
+        kept = found_again(settings.source, sources_of(run))
+        mask = None if kept is None else found_again(settings.mask, sources_of(run))
         share = 1 if settings.strength is None else settings.strength
         return {**editor_of(kept, mask), strength: share, corner: settings.outpaint or ""}
 

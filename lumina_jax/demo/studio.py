@@ -55,10 +55,6 @@ class Studio:
                 return run
         raise ValueError(f"choose one of the runs {', '.join(run.name for run in self.runs)}")
 
-    def sources(self, run: ShownRun) -> Path:
-        """The folder of what is edited, beside what is drawn."""
-        return run.folder / "samples" / "sources"
-
     def submit(self, page: str, browser: str, forms: Sequence[Form], **more: Any) -> None:
         """Let samples of these forms be drawn one after another, for a page.
 

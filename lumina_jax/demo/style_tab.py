@@ -8,7 +8,7 @@ from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
 from lumina_jax.demo.form import Form, PictureSettings, number_of, seed_of, seeds_after
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import state_html
-from lumina_jax.demo.uploads import found_again, kept_source, shown_for_painting, uploaded
+from lumina_jax.demo.uploads import found_again, kept_source, sources_of
 from lumina_jax.failures import message
 
 MOST_PROMPTS = 16
@@ -30,9 +30,8 @@ def style_tab(page: Page) -> TabParts:
 
     def taken(path: str | None, run_name: str) -> Updates:
         try:
-            kept = kept_source(uploaded(path, studio.uploads), studio.sources(studio.run(run_name)))
-            shown_for_painting(kept)
-            return {source: str(kept), output.state: state_html("the picture gives the style")}
+            kept, notices = kept_source(path, studio.uploads, studio.run(run_name))
+            return {source: str(kept), output.state: state_html("; ".join(["the picture gives the style", *notices]))}
         except (ValueError, OSError) as error:
             return {source: None, output.state: state_html(message(error), is_problem=True)}
 
@@ -41,7 +40,7 @@ def style_tab(page: Page) -> TabParts:
         lines = [line.strip() for line in (words or "").splitlines() if line.strip()]
         if not 0 < len(lines) <= MOST_PROMPTS:
             raise ValueError(f"a set has 1 to {MOST_PROMPTS} prompts, one a line, but there are {len(lines)}")
-        file = found_again(kept, studio.sources(run)) if kept else None
+        file = found_again(kept, sources_of(run)) if kept else None
         if kept and file is None:
             raise ValueError("the picture of the style belongs to another run; choose it again")
         style = {"style_of": "0"} if file is None else {"style_of": str(file), "style_caption": (caption or "").strip()}
@@ -53,7 +52,7 @@ def style_tab(page: Page) -> TabParts:
         return {}
 
     def of_settings(settings: PictureSettings, run: ShownRun) -> Updates:
-        kept = found_again(settings.style_of, studio.sources(run))
+        kept = found_again(settings.style_of, sources_of(run))
         share = 1 if settings.style_strength is None else settings.style_strength
         found = {source: None if kept is None else str(kept), caption: settings.style_caption or "", strength: share}
         return {**found, **({prompts: settings.prompt or ""} if settings.style_of else {})}

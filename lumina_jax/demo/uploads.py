@@ -15,6 +15,8 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageColor
 
 from lumina_jax.demo.form import PictureSettings, settings_of
+from lumina_jax.demo.runs import ShownRun
+from lumina_jax.failures import message
 from lumina_jax.modalities.decoding.edited import is_still
 from lumina_jax.modalities.decoding.pictures import open_picture, opened
 from lumina_jax.modalities.files.png import PARAMETERS, written_whole
@@ -64,10 +66,26 @@ def settings_in(file: Path) -> PictureSettings:
     return settings_of(text, f"the settings in {file.name}")
 
 
-def kept_source(file: Path, folder: Path) -> Path:
-    """A copy of an uploaded source beside what is drawn, with a name that its content decides."""
+def kept_source(path: str | None, uploads: Path, run: ShownRun) -> tuple[Path, tuple[str, ...]]:
+    """A copy of an uploaded source beside what the run draws, with a name that its content decides, and what is changed
+    about it where it is drawn in the size of training.
+
+    Raises:
+      ValueError: it was not uploaded, or is nothing that the run can edit.
+    """
+    file = uploaded(path, uploads)
+    try:
+        notices = run.modality.read_source(file, None, run.trained_shape).notices
+    except (ValueError, OSError) as error:
+        raise ValueError(message(error).replace(str(file), file.name)) from error
     content = file.read_bytes()
-    return _kept(content, folder, "source", file.suffix.lower() if file.suffix[1:].isalnum() else "")
+    kept = _kept(content, sources_of(run), "source", file.suffix.lower() if file.suffix[1:].isalnum() else "")
+    return kept, tuple(notice.replace(str(file), file.name) for notice in notices)
+
+
+def sources_of(run: ShownRun) -> Path:
+    """The folder of what is edited, beside what is drawn."""
+    return run.folder / "samples" / "sources"
 
 
 def kept_mask(redrawn: Bool[np.ndarray, "h w"], folder: Path) -> Path:
@@ -107,11 +125,8 @@ def shown_for_painting(file: Path) -> UInt8[np.ndarray, "h w 3"] | None:
     Raises:
       ValueError: it is a broken picture, or too large.
     """
-    try:
-        if not is_still(file):
-            return None
-    except ValueError as error:
-        raise ValueError(f"{error}; choose another file") from error
+    if not is_still(file):
+        return None
     picture = open_picture(file)
     longest = max(picture.size)
     factor = PAINTED_SIDE / longest
