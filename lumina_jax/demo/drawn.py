@@ -19,6 +19,21 @@ from lumina_jax.failures import message
 
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of an event: nothing spins, and nobody calls it but the page."""
+NAMED: dict[str, Any] = {
+    **HIDDEN,
+    "js": """(page, browser, ...others) => {
+  const named = (store, key) => {
+    if (!store.getItem(key)) {
+      const words = crypto.getRandomValues(new Uint32Array(4));
+      store.setItem(key, Array.from(words, word => word.toString(16).padStart(8, "0")).join(""));
+    }
+    return store.getItem(key);
+  };
+  return [named(sessionStorage, "lumina-page"), named(localStorage, "lumina-browser"), ...others];
+}""",
+}
+"""Of an event whose first inputs are `Output.names`: those that this page, which a reload keeps, and this browser have
+made up for themselves."""
 Updates = dict[Any, Any]
 """What components become, by the components."""
 
@@ -33,6 +48,10 @@ class Output(NamedTuple):
     gallery: Any
     page: Any
     browser: Any
+
+    @property
+    def names(self) -> list[Any]:
+        return [self.page, self.browser]
 
     @property
     def shown(self) -> list[Any]:
@@ -96,11 +115,11 @@ def draws(page: Page, triggers: Sequence[Any], asked: Callable[..., Asking], inp
     gr.on(
         triggers,
         draw,
-        [output.page, output.browser, *page.fields.of_form, *inputs],
+        [*output.names, *page.fields.of_form, *inputs],
         output.shown,
         concurrency_limit=None,
         scroll_to_output=True,
-        **HIDDEN,
+        **NAMED,
     )
 
 

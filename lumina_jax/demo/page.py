@@ -10,25 +10,13 @@ from typing import Any
 import gradio as gr
 
 from lumina_jax.demo import fields as of_form
-from lumina_jax.demo.drawn import HIDDEN, Output, Page, TabParts, Updates, gallery_of, shown_views
+from lumina_jax.demo.drawn import HIDDEN, NAMED, Output, Page, TabParts, Updates, gallery_of, shown_views
 from lumina_jax.demo.form import Form, PictureSettings, restored
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import EMPTY, companions, drawn_html, state_html
 from lumina_jax.demo.studio import Studio
 from lumina_jax.demo.uploads import settings_in, uploaded
 from lumina_jax.failures import message
-
-NAMES = """() => {
-  const named = (store, key) => {
-    if (!store.getItem(key)) {
-      const words = crypto.getRandomValues(new Uint32Array(4));
-      store.setItem(key, Array.from(words, word => word.toString(16).padStart(8, "0")).join(""));
-    }
-    return store.getItem(key);
-  };
-  return [named(sessionStorage, "lumina-page"), named(localStorage, "lumina-browser")];
-}"""
-"""The names of this page, which a reload keeps, and of this browser."""
 
 
 def new_page(studio: Studio, tabs: Sequence[Callable[[Page], TabParts]]) -> gr.Blocks:
@@ -111,7 +99,7 @@ def _wire_history(page: Page, all_tabs: Any, tabs: Sequence[TabParts], dropped: 
         except (ValueError, OSError) as error:
             return {output.state: state_html(message(error), is_problem=True)}
 
-    def of_history(event: gr.SelectData, browser: str, *values: Any) -> dict[Any, Any]:
+    def of_history(event: gr.SelectData, name: str, browser: str, *values: Any) -> dict[Any, Any]:
         try:
             file = studio.history.chosen(browser, event.index)
             settings = settings_in(file)
@@ -124,7 +112,7 @@ def _wire_history(page: Page, all_tabs: Any, tabs: Sequence[TabParts], dropped: 
     changed = [*fields.of_form, fields.aspect, output.state, *_changing(all_tabs, tabs)]
     dropped.upload(of_file, [dropped, *fields.of_form], changed, **HIDDEN)
     more = [output.picture, output.files]
-    output.gallery.select(of_history, [output.browser, *fields.of_form], [*changed, *more], **HIDDEN)
+    output.gallery.select(of_history, [*output.names, *fields.of_form], [*changed, *more], **NAMED)
 
 
 def _changing(all_tabs: Any, tabs: Sequence[TabParts]) -> list[Any]:
@@ -145,11 +133,12 @@ def _wire_loading(page: Page, blocks: gr.Blocks) -> None:
     studio, output = page.studio, page.output
 
     async def loaded(name: str, browser: str) -> AsyncIterator[dict[Any, Any]]:
-        yield {output.page: name, output.browser: browser, output.gallery: gallery_of(studio, browser)}
+        yield {output.gallery: gallery_of(studio, browser)}
         async for update in shown_views(page, name, browser):
             yield update
 
-    outputs = [*output.shown, output.page, output.browser]
-    names = [output.page, output.browser]
-    blocks.load(loaded, names, outputs, js=NAMES, concurrency_limit=None, **HIDDEN)
-    output.cancel.click(studio.cancel, output.page, None, queue=False, **HIDDEN)
+    def cancelled(name: str, browser: str) -> None:
+        studio.cancel(name)
+
+    blocks.load(loaded, output.names, output.shown, concurrency_limit=None, **NAMED)
+    output.cancel.click(cancelled, output.names, None, queue=False, **NAMED)

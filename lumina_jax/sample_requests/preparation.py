@@ -110,7 +110,7 @@ def prepared(arguments: Arguments, say: Callable[[str], None]) -> Prepared:
     asked = Asked(**{field: getattr(arguments, field) for field in Asked._fields})
     asked = (asked._replace(video_frames=sum(scene.frames for scene in scenes)) if scenes else asked).checked()
     shapes = modality.asked_shapes(asked, prompts, config.text)
-    seed = {"modality": arguments.modality, "seed": arguments.seed or 0, "seeds": seeds}
+    seed: dict[str, Any] = {"modality": arguments.modality, "seed": arguments.seed or 0, "seeds": seeds}
     check_request(config, arguments.sample, prompts, shapes, modality.patch_extent, **seed)
     parts = _parts(arguments, config, modality, shapes, say)
     check_clips(arguments.sample, shapes, has_style="style" in parts)

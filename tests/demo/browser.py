@@ -38,7 +38,6 @@ class Browser:
         self.complaints()  # those about pages before
         self.until(lambda: self.find("#draw"), "the page is there")
         self.until(lambda: self.state(), "the state is shown")
-        time.sleep(0.5)  # until the page has told the server its name
 
     def close(self):
         self.driver.quit()
