@@ -1,6 +1,6 @@
 """The one place where the page draws: requests wait in a line, and one thread draws one after another.
 
-In: requests that were checked. Out: for each a `Drawing`, which says how far it is and what came of it; it can be
+In: requests that were checked. Out: for each a `QueuedDrawing`, which says how far it is and what came of it; it can be
 cancelled while it waits, and between two calls of the network while it is drawn.
 """
 
@@ -34,7 +34,7 @@ FINAL = ("done", "failed", "cancelled")
 
 
 @dataclass(eq=False)
-class Drawing:
+class QueuedDrawing:
     """A request on its way."""
 
     run: ShownRun
@@ -62,16 +62,16 @@ class DrawingQueue:
       done: is told of each drawing that is done.
     """
 
-    def __init__(self, done: Callable[[Drawing], None]) -> None:
+    def __init__(self, done: Callable[[QueuedDrawing], None]) -> None:
         self._done, self._follower = done, Follower()
         self._models = OpenedModels(self._follower)
-        self._waiting: deque[Drawing] = deque()
-        self._current: Drawing | None = None
-        self._of_page: OrderedDict[str, list[Drawing]] = OrderedDict()
+        self._waiting: deque[QueuedDrawing] = deque()
+        self._current: QueuedDrawing | None = None
+        self._of_page: OrderedDict[str, list[QueuedDrawing]] = OrderedDict()
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="drawing", daemon=True).start()
 
-    def submit(self, page: str, drawings: list[Drawing]) -> None:
+    def submit(self, page: str, drawings: list[QueuedDrawing]) -> None:
         """Let these wait for their turn, in this order, as the drawings of a page.
 
         Raises:
@@ -89,7 +89,7 @@ class DrawingQueue:
                 self._of_page.popitem(last=False)
             self._changed.notify_all()
 
-    def of_page(self, page: str) -> list[Drawing]:
+    def of_page(self, page: str) -> list[QueuedDrawing]:
         """The last drawings that a page asked for."""
         with self._changed:
             return list(self._of_page.get(page, []))
@@ -105,17 +105,17 @@ class DrawingQueue:
                 elif drawing is self._current:
                     self._follower.stop()
 
-    def ahead(self, drawing: Drawing) -> int:
+    def ahead(self, drawing: QueuedDrawing) -> int:
         """Drawings that come before one that waits."""
         with self._changed:
             return self._waiting.index(drawing) + (self._current is not None) if drawing in self._waiting else 0
 
-    def progress(self, drawing: Drawing) -> tuple[float, int]:
+    def progress(self, drawing: QueuedDrawing) -> tuple[float, int]:
         """How far a drawing is, from 0 to 1, and the calls of the network, while it is drawn."""
         seen = self._follower.seen()
         return (seen.time, seen.calls) if drawing is self._current and drawing.phase == "drawing" else (0.0, 0)
 
-    def preview(self, drawing: Drawing) -> UInt8[np.ndarray, "h w 3"] | None:
+    def preview(self, drawing: QueuedDrawing) -> UInt8[np.ndarray, "h w 3"] | None:
         """What the drawing leads to as far as the network can say; None: nothing is known."""
         data = self._follower.seen().data
         if drawing is not self._current or drawing.phase != "drawing" or data is None:
@@ -142,7 +142,7 @@ class DrawingQueue:
             with self._changed:
                 self._current, drawing.phase = None, phase
 
-    def _draw(self, drawing: Drawing) -> bool:
+    def _draw(self, drawing: QueuedDrawing) -> bool:
         """Draw, and write the samples; returns whether it was cancelled."""
         request = drawing.request
         pipeline = self._models.pipeline(drawing.run, request.arguments.step, request.arguments.adapter)

@@ -1,7 +1,7 @@
 """What the page does, without its looks: requests become drawings, and drawings become what is shown.
 
 In: forms, and the names that a page and a browser have made up for themselves. Out: drawings that wait in the queue,
-and one `View` after another of how they get on.
+and one `PageView` after another of how they get on.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lumina_jax.demo.form import Form, arguments_of
 from lumina_jax.demo.history import History
-from lumina_jax.demo.queue import Drawing, DrawingQueue
+from lumina_jax.demo.queue import DrawingQueue, QueuedDrawing
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import EMPTY, companions, drawn_html, preview_html, state_html
 from lumina_jax.sample_requests.preparation import prepared
@@ -22,7 +22,7 @@ POLL_SECONDS, PREVIEW_SECONDS = 0.1, 0.25
 LONGEST_NAME = 64
 
 
-class View(NamedTuple):
+class PageView(NamedTuple):
     """What a page shows of its drawings."""
 
     state: str
@@ -71,13 +71,13 @@ class Studio:
                 raise ValueError(f"choose one of the adapters {', '.join(self.adapters)}")
             notices: list[str] = []
             request = prepared(arguments_of(form, run, **more), notices.append)
-            drawings.append(Drawing(run, request, checked_name(browser), notices))
+            drawings.append(QueuedDrawing(run, request, checked_name(browser), notices))
         self._queue.submit(checked_name(page), drawings)
 
     def cancel(self, page: str) -> None:
         self._queue.cancel(page)
 
-    async def views(self, page: str) -> AsyncIterator[View]:
+    async def views(self, page: str) -> AsyncIterator[PageView]:
         """How the last drawings of a page get on, until they are over; at once one view if they are."""
         drawings = self._queue.of_page(page)
         shown_calls, shown_at, picture = -1, 0.0, EMPTY
@@ -89,12 +89,12 @@ class Studio:
                 picture = await asyncio.to_thread(self._picture, drawings, current)
                 shown_calls, shown_at = calls, time.monotonic()
             files = tuple(one for drawing in drawings for file in drawing.files for one in companions(file))
-            yield View(self._state(drawings, current), picture, files if is_over else (), is_over)
+            yield PageView(self._state(drawings, current), picture, files if is_over else (), is_over)
             if is_over:
                 return
             await asyncio.sleep(POLL_SECONDS)
 
-    def _picture(self, drawings: Sequence[Drawing], current: Drawing | None) -> str:
+    def _picture(self, drawings: Sequence[QueuedDrawing], current: QueuedDrawing | None) -> str:
         """The samples so far, and what the current drawing leads to."""
         files = [file for drawing in drawings for file in drawing.files]
         captions = [caption for drawing in drawings for caption in captions_of(drawing, len(drawings) > 1)]
@@ -102,7 +102,7 @@ class Studio:
         preview = None if current is None else self._queue.preview(current)
         return (drawn + ("" if preview is None else preview_html(preview))) or EMPTY
 
-    def _state(self, drawings: Sequence[Drawing], current: Drawing | None) -> str:
+    def _state(self, drawings: Sequence[QueuedDrawing], current: QueuedDrawing | None) -> str:
         if current is None:
             return _result(drawings)
         if current.phase == "waiting":
@@ -115,7 +115,7 @@ class Studio:
         return state_html(words, share)
 
 
-def captions_of(drawing: Drawing, has_others: bool) -> list[str]:
+def captions_of(drawing: QueuedDrawing, has_others: bool) -> list[str]:
     """What stands below each sample of a drawing; beside others, with the run and the step."""
     prompts = drawing.request.prompts
     if not has_others:
@@ -131,7 +131,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _result(drawings: Sequence[Drawing]) -> str:
+def _result(drawings: Sequence[QueuedDrawing]) -> str:
     """What came of drawings that are over."""
     if not drawings:
         return state_html("ready")

@@ -21,7 +21,7 @@ from lumina_jax.generation.editing import Output, Times
 AnyLatents = Float[np.ndarray, "_ _ _ _ _"]
 
 
-class Seen(NamedTuple):
+class Glimpse(NamedTuple):
     """How far a drawing is."""
 
     time: float
@@ -37,12 +37,12 @@ class Follower:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._is_stopped, self._seen = False, Seen(0.0, 0, None)
+        self._is_stopped, self._seen = False, Glimpse(0.0, 0, None)
 
     def begin(self) -> None:
         """Forget the last drawing and that it was stopped."""
         with self._lock:
-            self._is_stopped, self._seen = False, Seen(0.0, 0, None)
+            self._is_stopped, self._seen = False, Glimpse(0.0, 0, None)
 
     def stop(self) -> None:
         """Stop the drawing before the next call of the network; what it returns is then no sample."""
@@ -52,7 +52,7 @@ class Follower:
     def is_stopped(self) -> bool:
         return self._is_stopped
 
-    def seen(self) -> Seen:
+    def seen(self) -> Glimpse:
         with self._lock:
             return self._seen
 
@@ -63,7 +63,7 @@ class Follower:
     def see(self, time: Float[jax.Array | np.ndarray, ""], data: Float[jax.Array | np.ndarray, "_ _ _ _ _"]) -> None:
         """Take note of what the network has said."""
         with self._lock:
-            self._seen = Seen(float(time), self._seen.calls + 1, np.asarray(data))
+            self._seen = Glimpse(float(time), self._seen.calls + 1, np.asarray(data))
 
 
 def followed(
