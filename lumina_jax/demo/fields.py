@@ -70,7 +70,7 @@ def _size_fields(run: ShownRun, start: Form) -> list[Any]:
         is_long = bool(run.fields & {"video_frames", "views"})
         aspect = gr.Dropdown(
             [AS_TRAINED, *ASPECTS], value=AS_TRAINED, label="Aspect", elem_id="aspect", visible=shown["width"],
-            min_width=110,
+            min_width=140,
         )  # fmt: skip
         numbers = {"precision": 0, "min_width": 90}
         width = gr.Number(start.width, label="Width", visible=shown["width"], elem_id="width", **numbers)

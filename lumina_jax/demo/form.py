@@ -6,7 +6,7 @@ And back: of the settings that a picture carries, those that the fields can show
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -155,6 +155,8 @@ class PictureSettings:
     style_of: str | None = None
     style_caption: str | None = None
     style_strength: float | None = None
+    others: dict[str, Any] = field(default_factory=dict)
+    """All others, which the page has no fields for."""
 
     @property
     def seed_words(self) -> str | None:
@@ -169,7 +171,9 @@ def settings_of(text: str, origin: str) -> PictureSettings:
       ValueError: they are not those of `lumina sample`.
     """
     found: PictureSettings = parse_json(text, PictureSettings, origin)
-    return found
+    shown = {one.name for one in fields(PictureSettings)}
+    others = {name: value for name, value in parse_json(text, dict[str, Any], origin).items() if name not in shown}
+    return replace(found, others=others)
 
 
 def restored(
@@ -205,9 +209,18 @@ def restored(
     }
     given |= {"seed": settings.seed_words, "run": run.name if run else None, "step": step}
     form = now._replace(**{name: value for name, value in given.items() if value is not None})
+    missing += _without_fields(settings, run or names[now.run or ""])
     if run is not None:
         form = form._replace(adapter=adapter, adapter_strength=strength, step=step if step else run.steps()[0])
     return form, missing
+
+
+def _without_fields(settings: PictureSettings, run: ShownRun) -> list[str]:
+    """What is said of settings that the page has no fields for and takes from the run, where they are others there."""
+    known = {name: value for name, value in run.config.sample.settings().items() if name in settings.others}
+    differ = [name for name, value in known.items() if settings.others[name] != value and name != "weights"]
+    differ += [name for name in ("also", "invert", "normalize_source") if settings.others.get(name)]
+    return [f"{name}={str(settings.others[name])[:60]} has no field on this page" for name in differ]
 
 
 def _is_number(word: str) -> bool:

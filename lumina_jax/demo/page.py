@@ -15,7 +15,7 @@ from lumina_jax.demo.form import Form, PictureSettings, restored
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import EMPTY, companions, drawn_html, state_html
 from lumina_jax.demo.studio import Studio
-from lumina_jax.demo.uploads import settings_in, uploaded
+from lumina_jax.demo.uploads import found_again, settings_in, sources_of, uploaded
 from lumina_jax.failures import message
 
 
@@ -88,16 +88,19 @@ def _wire_history(page: Page, all_tabs: Any, tabs: Sequence[TabParts], dropped: 
     def taken(settings: PictureSettings, values: Sequence[Any]) -> dict[Any, Any]:
         form, missing = restored(settings, studio.runs, studio.adapters, Form(*values))
         run = studio.run(form.run)
+        if settings.source and found_again(settings.source, sources_of(run)) is None:
+            missing.append("what it was made from is not here; choose it again")
         found = of_form.updates(fields, run, form) | _of_run(all_tabs, tabs, run)
+        found[all_tabs] = gr.update(selected=_tab_of(settings))
         for tab in tabs:
             found |= tab.of_settings(settings, run)
         return {**found, output.state: state_html("; ".join(["its settings are restored", *missing]))}
 
     def of_file(path: str | None, *values: Any) -> dict[Any, Any]:
         try:
-            return taken(settings_in(uploaded(path, studio.uploads)), values)
+            return {**taken(settings_in(uploaded(path, studio.uploads)), values), dropped: None}
         except (ValueError, OSError) as error:
-            return {output.state: state_html(message(error), is_problem=True)}
+            return {output.state: state_html(message(error), is_problem=True), dropped: None}
 
     def of_history(event: gr.SelectData, name: str, browser: str, *values: Any) -> dict[Any, Any]:
         try:
@@ -110,9 +113,16 @@ def _wire_history(page: Page, all_tabs: Any, tabs: Sequence[TabParts], dropped: 
             return {output.state: state_html(message(error), is_problem=True)}
 
     changed = [*fields.of_form, fields.aspect, output.state, *_changing(all_tabs, tabs)]
-    dropped.upload(of_file, [dropped, *fields.of_form], changed, **HIDDEN)
+    dropped.upload(of_file, [dropped, *fields.of_form], [*changed, dropped], **HIDDEN)
     more = [output.picture, output.files]
     output.gallery.select(of_history, [*output.names, *fields.of_form], [*changed, *more], **NAMED)
+
+
+def _tab_of(settings: PictureSettings) -> str:
+    """The tab that draws a picture of these settings again."""
+    if settings.source:
+        return "edit"
+    return "regions" if settings.region else "style" if settings.style_of else "draw"
 
 
 def _changing(all_tabs: Any, tabs: Sequence[TabParts]) -> list[Any]:

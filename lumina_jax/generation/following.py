@@ -63,6 +63,8 @@ class Follower:
     def see(self, time: Float[jax.Array | np.ndarray, ""], data: Float[jax.Array | np.ndarray, "_ _ _ _ _"]) -> None:
         """Take note of what the network has said."""
         with self._lock:
+            if self._is_stopped:
+                return
             self._seen = Glimpse(float(time), self._seen.calls + 1, np.asarray(data))
 
 

@@ -6,6 +6,7 @@ import json
 import secrets
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 import zlib
@@ -213,6 +214,24 @@ def test_a_port_that_is_taken_and_a_folder_that_is_no_run_are_said(served, folde
         opened(Arguments(runs=(str(folders[0]),), port=int(served.rpartition(":")[2])))
     with pytest.raises(ValueError, match="is not the folder of a run"):
         opened(Arguments(runs=(str(tmp_path),), port=0))
+
+
+def test_ten_pages_that_draw_at_once_all_get_their_sample(served):
+    said = {}
+
+    def one(index):
+        names = [f"page{index}", f"browser{index}"]
+        form = new_form(prompt=f"{index + 20}", seed=f"{index}")
+        said[index] = Caller(served).state("draw", "click", *names, *form, "", 0)
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    for index in range(10):
+        assert "done" in said[index], said[index]
+        assert f"000-{index + 20}" in said[index]
 
 
 @pytest.mark.slow

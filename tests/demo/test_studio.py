@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lumina_jax.commands import sample
-from lumina_jax.demo.form import PictureSettings, restored, sized
+from lumina_jax.demo.form import PictureSettings, restored, settings_of, sized
 from lumina_jax.demo.history import MOST_PICTURES, History
 from lumina_jax.demo.runs import shown_runs
 from lumina_jax.demo.shown import drawn_html, state_html
@@ -140,6 +140,13 @@ def test_settings_of_a_picture_come_back_and_what_is_missing_is_said(studio):
     assert form == new_form()
     assert "'elsewhere'" in missing[0]
     assert "'style'" in missing[1]
+
+
+def test_settings_without_a_field_are_said_where_the_run_has_others(studio):
+    text = '{"prompt": "3", "time_shift": 2.0, "rtol": 0.001, "also": ["0.5: 4"], "weights": "int8"}'
+    form, missing = restored(settings_of(text, "a.png"), studio.runs, [], new_form())
+    assert form == new_form()
+    assert missing == ["time_shift=2.0 has no field on this page", "also=['0.5: 4'] has no field on this page"]
 
 
 def test_only_files_that_were_uploaded_are_read(studio, tmp_path):
