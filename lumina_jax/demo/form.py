@@ -209,7 +209,12 @@ def restored(
     }
     given |= {"seed": settings.seed_words, "run": run.name if run else None, "step": step}
     form = now._replace(**{name: value for name, value in given.items() if value is not None})
-    missing += _without_fields(settings, run or names[now.run or ""])
+    target = run or names[now.run or ""]
+    if target.is_sound:
+        form = form._replace(seconds=settings.seconds)  # None: as long as its text needs
+    elif target.is_of_views and "width" not in target.fields and settings.width and settings.height:
+        form = form._replace(frames=target.views_of(settings.width, settings.height))
+    missing += _without_fields(settings, target)
     if run is not None:
         form = form._replace(adapter=adapter, adapter_strength=strength, step=step if step else run.steps()[0])
     return form, missing

@@ -68,10 +68,6 @@ class OpenedModels:
             opened.adapter = adapter
         return pipeline
 
-    def pipeline_of(self, run: ShownRun) -> Pipeline:
-        """The model of a run that is open; for any thread while that of the models draws with it."""
-        return self._opened[run.name].pipeline
-
     def _open(self, run: ShownRun, step: int) -> _Opened:
         pipeline = open_run(run.folder, step, weights=run.config.sample.weights)
         if pipeline.mesh is not None:

@@ -140,15 +140,16 @@ def _of_run(all_tabs: Any, tabs: Sequence[TabParts], run: ShownRun) -> Updates:
 
 def _wire_loading(page: Page, blocks: gr.Blocks) -> None:
     """A page that is loaded, perhaps again, shows what it was drawing, and can cancel it."""
-    studio, output = page.studio, page.output
+    studio, output, step = page.studio, page.output, page.fields.named("step")
 
     async def loaded(name: str, browser: str) -> AsyncIterator[dict[Any, Any]]:
-        yield {output.gallery: gallery_of(studio, browser)}
+        steps = gr.update(choices=studio.runs[0].steps())  # it may have trained since the page was started
+        yield {output.gallery: gallery_of(studio, browser), step: steps}
         async for update in shown_views(page, name, browser):
             yield update
 
     def cancelled(name: str, browser: str) -> None:
         studio.cancel(name)
 
-    blocks.load(loaded, output.names, output.shown, concurrency_limit=None, **NAMED)
+    blocks.load(loaded, output.names, [*output.shown, step], concurrency_limit=None, **NAMED)
     output.cancel.click(cancelled, output.names, None, queue=False, **NAMED)

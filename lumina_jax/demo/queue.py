@@ -67,6 +67,8 @@ class DrawingQueue:
         self._models = OpenedModels(self._follower)
         self._waiting: deque[QueuedDrawing] = deque()
         self._current: QueuedDrawing | None = None
+        self._pipeline: Pipeline | None = None
+        """What the last drawing is or was drawn with."""
         self._of_page: OrderedDict[str, list[QueuedDrawing]] = OrderedDict()
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="drawing", daemon=True).start()
@@ -117,11 +119,10 @@ class DrawingQueue:
 
     def preview(self, drawing: QueuedDrawing) -> UInt8[np.ndarray, "h w 3"] | None:
         """What the drawing leads to as far as the network can say; None: nothing is known."""
-        data = self._follower.seen().data
-        if drawing is not self._current or drawing.phase != "drawing" or data is None:
+        data, pipeline = self._follower.seen().data, self._pipeline
+        if drawing is not self._current or drawing.phase != "drawing" or data is None or pipeline is None:
             return None
         modality = drawing.request.modality
-        pipeline = self._models.pipeline_of(drawing.run)
         values = modality.from_latents(data[:1], pipeline.autoencoders.get(modality.config.name))
         return modality.preview(modality.shown(values)[0])
 
@@ -148,7 +149,7 @@ class DrawingQueue:
         pipeline = self._models.pipeline(drawing.run, request.arguments.step, request.arguments.adapter)
         drawing.notices += caption_warnings(pipeline.encoder, request.captions, request.config.text.max_tokens)
         gallery = request.gallery(writable(drawn_folder(drawing.run, pipeline)), pipeline)
-        drawing.phase = "drawing"
+        self._pipeline, drawing.phase = pipeline, "drawing"
         for index, sample in request.drawn(pipeline):
             if drawing.is_cancelled:
                 return True

@@ -68,6 +68,11 @@ class ShownRun:
     def is_of_views(self) -> bool:
         return "views" in self.modality.plural
 
+    def views_of(self, width: int, height: int) -> int:
+        """The views in a grid of these pixels."""
+        size = int(getattr(self.modality.data.media, "image_size", width))
+        return (width // size) * (height // size)
+
     def _takes(self, asked: Asked) -> bool:
         try:
             self.modality.asked_shapes(asked, [""], self.config.text)

@@ -16,6 +16,8 @@ from PIL import Image
 
 SMALL = 256
 """Pixels below which a picture is shown larger, with its pixels as squares."""
+PREVIEW_SIDE = 512
+"""Pixels that a preview may have along a side; it is sent several times a second."""
 KINDS = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4", ".wav": "audio/wav"}
 EMPTY = '<div class="drawn empty">nothing is drawn yet</div>'
 
@@ -34,8 +36,9 @@ def state_html(words: str, share: float | None = None, *, is_problem: bool = Fal
 
 def preview_html(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
     """What a drawing leads to."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    buffer, small = io.BytesIO(), Image.fromarray(pixels)
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    small.save(buffer, format="PNG", compress_level=1)
     picture = _picture(_data(buffer.getvalue(), ".png"), "preview of what is being drawn", pixels.shape[1])
     return f'<div class="drawn preview">{picture}</div>'
 

@@ -5,6 +5,7 @@ and one `PageView` after another of how they get on.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -15,11 +16,14 @@ from lumina_jax.demo.history import History
 from lumina_jax.demo.queue import DrawingQueue, QueuedDrawing
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import EMPTY, companions, drawn_html, preview_html, state_html
+from lumina_jax.modalities import Shape
 from lumina_jax.sample_requests.preparation import prepared
 
 POLL_SECONDS, PREVIEW_SECONDS = 0.1, 0.25
 """How often a page looks how far its drawing is, and the least time between two previews."""
 LONGEST_NAME = 64
+MOST_TIMES = 16
+"""How much larger than in training samples may be."""
 
 
 class PageView(NamedTuple):
@@ -71,6 +75,7 @@ class Studio:
                 raise ValueError(f"choose one of the adapters {', '.join(self.adapters)}")
             notices: list[str] = []
             request = prepared(arguments_of(form, run, **more), notices.append)
+            _check_size(run, request.shapes)
             drawings.append(QueuedDrawing(run, request, checked_name(browser), notices))
         self._queue.submit(checked_name(page), drawings)
 
@@ -129,6 +134,21 @@ def checked_name(name: str) -> str:
     if not (isinstance(name, str) and name.isalnum() and len(name) <= LONGEST_NAME):
         raise ValueError("the page was not loaded completely; load it again")
     return name
+
+
+def _check_size(run: ShownRun, shapes: Sequence[Shape]) -> None:
+    """Refuse samples so large that they would hold up everybody."""
+    most = MOST_TIMES * math.prod(run.trained_shape)
+    for shape in shapes:
+        if math.prod(shape) > most:
+            raise ValueError(
+                f"the page draws at most {MOST_TIMES} times as much as a sample of training, of "
+                f"{_words(run.trained_shape)}, but {_words(shape)} are asked for; `lumina sample` draws larger ones"
+            )
+
+
+def _words(shape: Shape) -> str:
+    return " x ".join(f"{size}" for size in (shape.width, shape.height, shape.frames) if size > 1)
 
 
 def _result(drawings: Sequence[QueuedDrawing]) -> str:

@@ -102,7 +102,11 @@ def test_new_prompts_seeds_steps_of_training_and_strengths_compile_nothing(studi
     ("changes", "reason"),
     [
         ({"width": 33}, "height and width|multiple of the 8 pixels"),
-        ({"width": 1e9}, "a sample of 1 frames|has .* patches, but may have"),
+        ({"width": 8e9}, "patches, but may have"),
+        (
+            {"width": 32 * 24},
+            "at most 16 times as much as a sample of training, of 32 x 32, but 768 x 32 are",
+        ),
         ({"seed": "-1"}, "the seed must be a whole number"),
         ({"seed": "9" * 25}, "seed"),
         ({"steps": None}, "steps must be a number, but is empty"),
@@ -140,6 +144,15 @@ def test_settings_of_a_picture_come_back_and_what_is_missing_is_said(studio):
     assert form == new_form()
     assert "'elsewhere'" in missing[0]
     assert "'style'" in missing[1]
+
+
+def test_lengths_and_numbers_of_views_come_back(studio):
+    form, _ = restored(settings_of('{"run": "sounds", "seconds": null}', "a"), studio.runs, [], new_form(seconds=2.0))
+    assert form.seconds is None
+    form, _ = restored(settings_of('{"run": "sounds", "seconds": 1.5}', "a"), studio.runs, [], new_form())
+    assert form.seconds == 1.5
+    grid = settings_of('{"run": "grids", "width": 64, "height": 96, "frames": 1}', "a")
+    assert restored(grid, studio.runs, [], new_form())[0].frames == 6
 
 
 def test_settings_without_a_field_are_said_where_the_run_has_others(studio):
