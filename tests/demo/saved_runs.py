@@ -4,8 +4,12 @@ import contextlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumina_jax.config import ClipConfig, ViewGridConfig, ViewsConfig
+from lumina_jax.interop.converted import parameter_shapes
+from lumina_jax.interop.peft import Adapter, write_peft
+from lumina_jax.models.adapters import Factors
 from lumina_jax.run import CHECKPOINTS, run_folder, write_config
 from lumina_jax.training.checkpoint import Checkpoints
 from tests.generation.test_speech_run import speech_config
@@ -35,3 +39,13 @@ def saved_run(root, kind="pictures"):
             checkpoints.save(step, {"ema": parameters, "parameters": {"x": jnp.zeros(1)}}, {}, settings.to_json())
     write_config(settings)
     return run_folder(settings)
+
+
+def saved_adapter(folder):
+    """The folder of a random adapter, of PEFT, for runs of pictures."""
+    model, name = label_config().model, "blocks.attention.query.kernel"
+    *front, rows, columns = parameter_shapes(model)[name]
+    random = np.random.default_rng(0)
+    factors = (random.standard_normal((*front, *shape)).astype(np.float32) for shape in ((rows, 2), (2, columns)))
+    write_peft(Adapter({name: Factors(*factors)}, {name: 2.0}, False, base=""), model, folder)
+    return folder

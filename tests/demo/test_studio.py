@@ -51,6 +51,7 @@ def test_a_drawing_is_seen_on_its_way_and_stops_when_it_is_cancelled(studio):
     assert "cancelled" in view.state
     assert not view.files
     assert time.monotonic() - began < 5
+    assert studio._queue._follower.seen().calls < 4000, "the network was called no more"
     assert shares == sorted(shares)
     assert shares[-1] > 0
     assert previews[0].shape == (32, 32, 3)
@@ -96,6 +97,17 @@ def test_new_prompts_seeds_steps_of_training_and_strengths_compile_nothing(studi
         drawn(studio, "one", new_form(prompt="7", seed="8", step=1, guidance=2.5))
         drawn(studio, "one", new_form(prompt="8"), source=source, strength=0.8)
     assert "draw" not in names
+
+
+def test_an_adapter_changes_what_is_drawn_and_leaves_it_again_and_comes_back_from_a_picture(studio, adapter):
+    plain = drawn(studio, "adapted", new_form(seed="21")).files[0]
+    with_it = drawn(studio, "adapted", new_form(seed="21", adapter=str(adapter), adapter_strength=2.5)).files[0]
+    again = drawn(studio, "adapted", new_form(seed="21")).files[0]
+    assert (pixels(plain) != pixels(with_it)).any()
+    np.testing.assert_array_equal(pixels(again), pixels(plain))
+    form, missing = restored(settings_in(with_it), studio.runs, studio.adapters, new_form())
+    assert (form.adapter, form.adapter_strength, missing) == (str(adapter), 2.5, [])
+    assert restored(settings_in(plain), studio.runs, studio.adapters, form)[0].adapter == ""
 
 
 @pytest.mark.parametrize(
