@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from lumina_jax.demo.form import Form
-from tests.demo.saved_runs import saved_adapter, saved_run
+from tests.demo.saved_runs import saved_run
 
 SIDE = 32
 
@@ -25,18 +25,13 @@ def folders(run_folder):
 
 
 @pytest.fixture(scope="session")
-def adapter(run_folder):
-    return saved_adapter(run_folder.parent / "adapter")
-
-
-@pytest.fixture(scope="session")
-def studio(run_folder, folders, adapter):
+def studio(run_folder, folders):
     from lumina_jax.demo.runs import shown_runs
     from lumina_jax.demo.studio import Studio
 
     uploads = run_folder / "samples" / "uploads"
     uploads.mkdir(parents=True)
-    return Studio(shown_runs([str(folder) for folder in folders]), [f"{adapter}"], uploads)
+    return Studio(shown_runs([str(folder) for folder in folders]), ["adapters/style"], uploads)
 
 
 def new_form(**changes):

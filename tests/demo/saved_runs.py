@@ -8,7 +8,7 @@ import numpy as np
 
 from lumina_jax.config import ClipConfig, ViewGridConfig, ViewsConfig
 from lumina_jax.interop.converted import parameter_shapes
-from lumina_jax.interop.peft import Adapter, write_peft
+from lumina_jax.interop.peft import Adapter
 from lumina_jax.models.adapters import Factors
 from lumina_jax.run import CHECKPOINTS, run_folder, write_config
 from lumina_jax.training.checkpoint import Checkpoints
@@ -41,11 +41,10 @@ def saved_run(root, kind="pictures"):
     return run_folder(settings)
 
 
-def saved_adapter(folder):
-    """The folder of a random adapter, of PEFT, for runs of pictures."""
-    model, name = label_config().model, "blocks.attention.query.kernel"
-    *front, rows, columns = parameter_shapes(model)[name]
+def random_adapter():
+    """An adapter for runs of pictures."""
+    name = "blocks.attention.query.kernel"
+    *front, rows, columns = parameter_shapes(label_config().model)[name]
     random = np.random.default_rng(0)
     factors = (random.standard_normal((*front, *shape)).astype(np.float32) for shape in ((rows, 2), (2, columns)))
-    write_peft(Adapter({name: Factors(*factors)}, {name: 2.0}, False, base=""), model, folder)
-    return folder
+    return Adapter({name: Factors(*factors)}, {name: 2.0}, False, base="")

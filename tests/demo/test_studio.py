@@ -15,6 +15,7 @@ from lumina_jax.demo.shown import drawn_html, state_html
 from lumina_jax.demo.uploads import settings_in, uploaded
 from lumina_jax.modalities.files.png import read_png_metadata
 from tests.demo.conftest import drawn, last_view, new_form
+from tests.demo.saved_runs import random_adapter
 
 
 def pixels(file):
@@ -99,14 +100,15 @@ def test_new_prompts_seeds_steps_of_training_and_strengths_compile_nothing(studi
     assert "draw" not in names
 
 
-def test_an_adapter_changes_what_is_drawn_and_leaves_it_again_and_comes_back_from_a_picture(studio, adapter):
+def test_an_adapter_changes_what_is_drawn_and_leaves_it_again_and_comes_back_from_a_picture(studio, monkeypatch):
+    monkeypatch.setattr("lumina_jax.demo.models.open_adapter", lambda folder, model: random_adapter())
     plain = drawn(studio, "adapted", new_form(seed="21")).files[0]
-    with_it = drawn(studio, "adapted", new_form(seed="21", adapter=str(adapter), adapter_strength=2.5)).files[0]
+    with_it = drawn(studio, "adapted", new_form(seed="21", adapter="adapters/style", adapter_strength=2.5)).files[0]
     again = drawn(studio, "adapted", new_form(seed="21")).files[0]
     assert (pixels(plain) != pixels(with_it)).any()
     np.testing.assert_array_equal(pixels(again), pixels(plain))
     form, missing = restored(settings_in(with_it), studio.runs, studio.adapters, new_form())
-    assert (form.adapter, form.adapter_strength, missing) == (str(adapter), 2.5, [])
+    assert (form.adapter, form.adapter_strength, missing) == ("adapters/style", 2.5, [])
     assert restored(settings_in(plain), studio.runs, studio.adapters, form)[0].adapter == ""
 
 

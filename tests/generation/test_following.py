@@ -9,6 +9,7 @@ import pytest
 from lumina_jax.config import SampleConfig
 from lumina_jax.generation.composition import PictureRegion
 from lumina_jax.generation.following import Follower
+from lumina_jax.generation.noise import NoiseOrigin, noise_of
 from lumina_jax.generation.style import StyleOf
 from lumina_jax.modalities import Shape
 from tests.generation.test_pipeline import Words, new_pipeline
@@ -76,14 +77,24 @@ def test_references_and_regions_are_not_among_what_is_seen(pair):
     assert second.follower.seen().data.shape == (2, 1, 16, 24, 3)
 
 
+def test_the_way_back_to_noise_is_not_followed(pair):
+    settings = SampleConfig(solver="euler", steps=STEPS, guidance=2.0)
+    _, second = pair
+    second.follower.begin()
+    second.invert(np.zeros((1, 1, 32, 32, 3), np.float32), ["a b"], settings)
+    assert second.follower.seen().calls == 0
+
+
 @pytest.mark.parametrize("solver", ["euler", "bosh3"])
 def test_a_drawing_that_is_stopped_calls_the_network_no_more(pair, solver):
     _, second = pair
     settings = SampleConfig(solver=solver, steps=5000, guidance=2.0, rtol=1e-7, atol=1e-9)
     second.follower.begin()
     second.follower.stop()
-    second(["a b"], settings, seed=3)
+    stopped = second(["a b"], settings, seed=3)[0]
     assert second.follower.seen().calls == 0
+    noise, _ = noise_of([NoiseOrigin(3, 0)], (1, 32, 32, 3))
+    np.testing.assert_array_equal(stopped, second.modality().shown(np.asarray(noise))[0])
     second.follower.begin()
     threading.Thread(target=stopped_after, args=(second.follower, 5)).start()
     began = time.monotonic()
