@@ -2,6 +2,7 @@
 
 train CONFIG           train a model; the same command continues a run
 sample RUN PROMPT...   draw from a trained run
+demo [RUN...]          a page that draws as `lumina sample` does: previews, editing, regions, comparisons
 evaluate RUN           draw every caption of a run's data, and count the samples that match theirs
 evaluate-images A B    how near drawn pictures (B) are to real ones (A): Frechet distance, KID, precision and recall
 watch RUN...           a page of curves, sheets and settings of runs while they train
@@ -24,6 +25,7 @@ from lumina_jax.commands import run_command
 COMMANDS = (
     "train",
     "sample",
+    "demo",
     "evaluate",
     "evaluate-images",
     "watch",

@@ -33,11 +33,16 @@ def found_model(named: str | Path) -> Path:
     return SHIPPED / named if is_shipped else Path(named)
 
 
+def is_shipped(named: str | Path) -> bool:
+    """Whether this names a model of the package."""
+    return found_model(named).is_relative_to(SHIPPED)
+
+
 def samples_folder(named: str | Path, step: int | None = None) -> Path:
     """Where what a model draws goes: samples/STEP in the folder of a run; samples/NAME here for a model of the
     package. Without a step, what is above all steps."""
     folder = found_model(named)
-    if folder.is_relative_to(SHIPPED):
+    if is_shipped(named):
         return Path("samples") / folder.name
     return folder / "samples" / ("" if step is None else f"{step}")
 

@@ -206,7 +206,7 @@ def trained_parameters(
     """
     check_trained(folder, config)
     if not located(checkpoints_of(folder)).is_dir():
-        if step is not None:
+        if step:  # what is opened from them says step 0
             raise ValueError(f"{folder} holds converted weights, which have no steps; leave out step={step}")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         types = jax.tree.map(lambda leaf: leaf.dtype, abstract, is_leaf=is_quantised)

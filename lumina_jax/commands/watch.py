@@ -6,7 +6,6 @@ of the runs every few seconds and writes nothing. Other computers see it only wi
 """
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -14,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lumina_jax.failures import reported
+from lumina_jax.page_access import given_password, not_served
 
 if TYPE_CHECKING:
     from lumina_jax.watching.server import WatchServer
-
-PASSWORD = "LUMINA_PASSWORD"
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,7 @@ def opened(arguments: Arguments) -> "WatchServer":
     from lumina_jax.watching.server import WatchServer
 
     runs = [WatchedRun(folder) for folder in arguments.runs]
-    password = arguments.password if arguments.password is not None else os.environ.get(PASSWORD)
     try:
-        return WatchServer(runs, arguments.host, arguments.port, password)
+        return WatchServer(runs, arguments.host, arguments.port, given_password(arguments.password))
     except OSError as error:
-        raise OSError(
-            f"the page cannot be served at {arguments.host}:{arguments.port} ({error.strerror or error}); choose "
-            "another --port, or 0 for any that is free"
-        ) from error
+        raise not_served(arguments.host, arguments.port, error) from error

@@ -21,9 +21,10 @@ from lumina_jax.generation import extrapolation
 from lumina_jax.generation.clips import turned, windows_of
 from lumina_jax.generation.editing import Output, Times
 from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.generation.following import Follower, followed
 from lumina_jax.models.division import Division
 from lumina_jax.models.flag_dit import Condition, FlagDiT
-from lumina_jax.tokens import Kind, TextFeatures, Tokens, latent_grid
+from lumina_jax.tokens import Grid, Kind, TextFeatures, Tokens, latent_grid, unpatchify
 
 Rows = TypeVar("Rows")
 
@@ -39,6 +40,8 @@ class Task(NamedTuple):
     """The index of the modality in those of the model."""
     division: Division | None = None
     """How devices share the work; None: one has all of it."""
+    follower: Follower | None = None
+    """Who is told of samples while they are drawn; None: nobody."""
 
     @property
     def modality(self) -> ModalityConfig:
@@ -89,6 +92,10 @@ def guided_output(
     if keep_sigma and guided_channels is None:
         guided_channels = task.modality.channels
 
+    def of_samples(patches: Float[Array, "b l p"]) -> Float[Array, "b f h w c"]:
+        """The latents of samples, without those of references behind them."""
+        return latents_of_patches(patches, latent_grid_of(task, size), task)
+
     def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l o"]:
         def plain() -> Float[Array, "b l o"]:
             return _mean(call(t, x, alone, len(captions)), shares)
@@ -111,7 +118,9 @@ def guided_output(
             is_plain &= prompt.negative_scale == 0
         return counts * jax.lax.cond(is_plain, plain, guided)
 
-    return output
+    if task.follower is None:
+        return output
+    return followed(output, task.follower, paths.path(task.config.flow.path), task.config.flow.prediction, of_samples)
 
 
 def _network(
@@ -126,8 +135,7 @@ def _network(
 ) -> tuple[Callable[..., list[Float[Array, "n l o"]]], Callable[..., Condition]]:
     """The network as a function of time, patches, encoded conditions and their number, and what encodes conditions."""
     config, path, segments = task.config, paths.path(task.config.flow.path), 1 if sharing is None else 2
-    marks = {"nextline": config.model.nextline, "nextframe": config.model.nextframe}
-    length = latent_grid(*size, patch_size=task.modality.patch_size, **marks).length
+    length = latent_grid_of(task, size).length
     windows = windows_of(settings, size.frames, length)
     seen, of_row = (size, 1) if windows is None else (size._replace(frames=windows.frames), len(windows.starts))
     factor = extrapolation.rope_factor(settings, config.model, seen, task.trained)
@@ -152,6 +160,18 @@ def _network(
         return _encoded(model, conditions, segments, of_row)
 
     return call, encoded
+
+
+def latent_grid_of(task: Task, size: Extent) -> Grid:
+    """The grid of the tokens of a sample."""
+    model = task.config.model
+    marks = {"nextline": model.nextline, "nextframe": model.nextframe}
+    return latent_grid(*size, patch_size=task.modality.patch_size, **marks)
+
+
+def latents_of_patches(patches: Float[Array, "b l p"], grid: Grid, task: Task) -> Float[Array, "b f h w c"]:
+    """The latents of the first tokens of rows."""
+    return unpatchify(patches[:, : grid.length, : task.modality.patch_values], grid, task.modality.patch_size)
 
 
 def counts_of(tokens: Tokens, task: Task) -> Float[Array, "b l _"]:

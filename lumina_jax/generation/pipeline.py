@@ -27,6 +27,7 @@ from lumina_jax.generation.conditions import AnyCondition, condition_of, prompt_
 from lumina_jax.generation.drawing import Batches
 from lumina_jax.generation.editing import Edit
 from lumina_jax.generation.extrapolation import Extent
+from lumina_jax.generation.following import Follower
 from lumina_jax.generation.guided import Prompt, Task
 from lumina_jax.generation.noise import origins
 from lumina_jax.generation.not_drawn import NOT_DECODED, NotDrawn, lost_on_the_way
@@ -101,6 +102,8 @@ class Pipeline:
         """The devices on which the parameters lie as in training; None: they lie on one."""
         self.least_batch = 1 if mesh is None else axis_size(mesh, "data", "fsdp")
         """Devices that share the samples of a batch."""
+        self.follower: Follower | None = None
+        """Who is told of samples while they are drawn on one device. Programs that are compiled do not change."""
         self.encoder = encoder
         self.autoencoders = {} if autoencoders is None else autoencoders
         self._graph = graph
@@ -252,7 +255,8 @@ class Pipeline:
         modality = self.modality(name)
         if modality.index not in self._programs:
             trained = Extent(*modality.latent_size(modality.trained_shape)[:3])
-            task = Task(self._graph, self.config, trained, modality.index)
+            follower = self.follower if self.mesh is None else None
+            task = Task(self._graph, self.config, trained, modality.index, follower=follower)
             self._programs[modality.index] = programs(task, self.mesh)
         return self._programs[modality.index]
 

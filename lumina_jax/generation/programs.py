@@ -25,12 +25,13 @@ class Programs(NamedTuple):
 
 
 def programs(task: Task, mesh: Mesh | None) -> Programs:
-    """The programs for a task, on the devices of a mesh, or on one."""
+    """The programs for a task, on the devices of a mesh, or on one, where alone its follower is told of samples."""
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     options = compiler_options(device.device_kind, trains=False)
     compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
-    every = (sampler.draw, sampler.invert, sampler.density)
-    return Programs(*(compiled(_on_devices(program, task, mesh)) for program in every))
+    unfollowed = task._replace(follower=None)
+    every = ((sampler.draw, task), (sampler.invert, unfollowed), (sampler.density, unfollowed))
+    return Programs(*(compiled(_on_devices(program, of_task, mesh)) for program, of_task in every))
 
 
 def _on_devices(program: Callable[..., Any], task: Task, mesh: Mesh | None) -> Callable[..., Any]:

@@ -24,11 +24,11 @@ from lumina_jax.flow.adaptive import SampleNorms, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
 from lumina_jax.generation.editing import Edit, KnownPath
 from lumina_jax.generation.extrapolation import Extent
-from lumina_jax.generation.guided import Prompt, Task, counts_of, guided_output
+from lumina_jax.generation.guided import Prompt, Task, counts_of, guided_output, latents_of_patches
 from lumina_jax.generation.style import Reference, beside, prompt_beside, tokens_beside
 from lumina_jax.generation.trajectories import denoised, flow, resampled, solver_settings, stochastic
 from lumina_jax.parallel.mesh import axis_size, row_spec, token_spec
-from lumina_jax.tokens import Grid, Tokens, tokens_of, unpatchify
+from lumina_jax.tokens import Grid, Tokens, tokens_of
 
 Latents = Float[jax.Array | np.ndarray, "b f h w c"]
 Shares = Float[jax.Array | np.ndarray, "n *f h w"]
@@ -86,7 +86,7 @@ def draw(
             drawn = stochastic(output, x, increments, task.config, settings, prompt.time_shift, known)
         return drawn if known is None else known.end(drawn)
 
-    return _latents(_shared(task, local, parameters, tokens, (draws, of_samples), prompt), grid, task)
+    return latents_of_patches(_shared(task, local, parameters, tokens, (draws, of_samples), prompt), grid, task)
 
 
 def invert(task: Task, settings: SampleConfig, parameters: dict, latents: Latents, prompt: Prompt) -> Latents:
@@ -120,7 +120,7 @@ def _walked(
         end = ode.integrate(velocity, x, times, **means, **solver_settings(settings))
         return end if known is None else known.end(end)
 
-    return _latents(_shared(task, local, parameters, tokens, of_samples, prompt), grid, task)
+    return latents_of_patches(_shared(task, local, parameters, tokens, of_samples, prompt), grid, task)
 
 
 def _rows(
@@ -289,8 +289,3 @@ def _known_path(task: Task, noise: Float[Array, "b l p"], of_edit: tuple | None,
         return None
     source, kept = of_edit
     return KnownPath(paths.path(task.config.flow.path), noise, source, kept > 0, prompt.strength)
-
-
-def _latents(patches: Float[Array, "b l p"], grid: Grid, task: Task) -> Latents:
-    """The inverse of `_tokens`, of the first tokens of rows."""
-    return unpatchify(patches[:, : grid.length, : task.modality.patch_values], grid, task.modality.patch_size)

@@ -5,11 +5,9 @@ The page loads nothing from elsewhere. Requests read; none writes, and no file i
 that a run lists.
 """
 
-import base64
 import functools
 import hashlib
 import json
-import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -19,9 +17,9 @@ from importlib import resources
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from lumina_jax.page_access import GUESS_SECONDS, PageAccess, Refusal
 from lumina_jax.watching.runs import WatchedRun
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
 STATIC = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
@@ -48,12 +46,7 @@ class WatchServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, runs: Sequence[WatchedRun], host: str, port: int, password: str | None):
-        if password is None and host not in LOCAL:
-            raise ValueError(
-                f"--host {host} shows the page to other computers, which needs a password; name one with --password, "
-                "or leave --host out"
-            )
-        self.runs, self.password = runs, password
+        self.runs, self.access = runs, PageAccess(host, password)
         self._reading = threading.Lock()
         super().__init__((host, port), _Page)
 
@@ -105,29 +98,19 @@ class _Page(BaseHTTPRequestHandler):
         elif (sheet := self._sheet(path)) is not None:
             self._send(sheet, "image/png")
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
+            self._refuse(Refusal(HTTPStatus.NOT_FOUND, "there is no such page"))
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Requests are not printed."""
 
     def _is_allowed(self) -> bool:
-        """Whether the browser has the password; without one, whether it asked this computer by its own name, which a
-        page from elsewhere cannot pretend."""
-        if self.server.password is None:
-            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-            if host not in LOCAL:
-                self._refuse(HTTPStatus.FORBIDDEN, "this page is for this computer alone; open it as localhost")
-                return False
+        """Whether the page is for whoever asks; if not, they are told why."""
+        refusal = self.server.access.refusal(self.headers.get("Host", ""), self.headers.get("Authorization", ""))
+        if refusal is None:
             return True
-        kind, _, words = self.headers.get("Authorization", "").partition(" ")
-        try:
-            given = base64.b64decode(words, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
-        except ValueError:
-            given = b""
-        if secrets.compare_digest(given, self.server.password.encode()):
-            return True
-        time.sleep(0.5)  # slows down guessing
-        self._refuse(HTTPStatus.UNAUTHORIZED, "the password is missing or wrong")
+        if refusal.status is HTTPStatus.UNAUTHORIZED:
+            time.sleep(GUESS_SECONDS)
+        self._refuse(refusal)
         return False
 
     def _sheet(self, path: str) -> bytes | None:
@@ -146,11 +129,10 @@ class _Page(BaseHTTPRequestHandler):
         if not has_it:
             self.wfile.write(content)
 
-    def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        asks = {"WWW-Authenticate": 'Basic realm="lumina"'} if status is HTTPStatus.UNAUTHORIZED else {}
-        self.send_response(status)
-        content = f"{reason}\n".encode()
-        self._headers({"Content-Type": "text/plain; charset=utf-8", **asks}, len(content))
+    def _refuse(self, refusal: Refusal) -> None:
+        self.send_response(refusal.status)
+        content = f"{refusal.reason}\n".encode()
+        self._headers({"Content-Type": "text/plain; charset=utf-8", **refusal.headers}, len(content))
         self.wfile.write(content)
 
     def _headers(self, headers: dict[str, str], length: int) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lumina_jax.commands.sample import Arguments
     from lumina_jax.config import Config
     from lumina_jax.generation.scenes import Scene
     from lumina_jax.modalities import Modality, Shape
+    from lumina_jax.sample_requests.arguments import Arguments
 
 
 def what_has_captions(

@@ -3,17 +3,22 @@
 In: arguments and the shapes of the samples. Out: options of `Pipeline.drawn`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lumina_jax.commands.sample import Arguments
     from lumina_jax.modalities import Modality, Shape
+    from lumina_jax.sample_requests.arguments import Arguments
 
 
-def what_is_edited(arguments: "Arguments", modality: "Modality", shapes: "Sequence[Shape]") -> dict[str, Any]:
-    """The source, its mask, and how it is edited, for `Pipeline.drawn`; what was changed about the files is printed.
+def what_is_edited(
+    arguments: "Arguments", modality: "Modality", shapes: "Sequence[Shape]", say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The source, its mask, and how it is edited, for `Pipeline.drawn`.
+
+    Args:
+      say: is told what was changed about the files.
 
     Raises:
       ValueError: a file cannot be read or does not fit, or a mask or a strength has no source.
@@ -38,12 +43,17 @@ def what_is_edited(arguments: "Arguments", modality: "Modality", shapes: "Sequen
     }
     check_resampling(arguments.sample, originals(modality, shapes, **edited))
     for notice in dict.fromkeys(notice for one in found for notice in one.notices):
-        print(notice, flush=True)
+        say(notice)
     return edited
 
 
-def whose_style(arguments: "Arguments", modality: "Modality", shapes: "Sequence[Shape]") -> dict[str, Any]:
-    """The style of the samples, for `Pipeline.drawn`; what was changed about its file is printed.
+def whose_style(
+    arguments: "Arguments", modality: "Modality", shapes: "Sequence[Shape]", say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The style of the samples, for `Pipeline.drawn`.
+
+    Args:
+      say: is told what was changed about its file.
 
     Raises:
       ValueError: the file cannot be read, no sample has the index, or a caption or a strength is of no style.
@@ -62,7 +72,7 @@ def whose_style(arguments: "Arguments", modality: "Modality", shapes: "Sequence[
         found = modality.read_source(Path(of), None, shapes[0], None)
         of = found.sample
         for notice in found.notices:
-            print(notice, flush=True)
+            say(notice)
     style = StyleOf(of, arguments.style_caption, arguments.style_strength)
     check_reference(style, arguments.invert, arguments.sample, shapes, modality)
     return {"style": style}

@@ -1,32 +1,19 @@
-"""lumina sample runs/emoji "red heart, noto style" "pizza, fluent style"
+"""What is asked of a run: the flags of `lumina sample`, which the page of `lumina demo` fills in, too.
 
-Each picture is a PNG that carries its settings, written as soon as it is drawn; sheet.png shows them all with their
-captions. Clips and turntables are gif and mp4, beside a PNG of their frames; sounds are wav, beside a PNG of their
-spectrogram. Pictures with other settings are never overwritten. Settings that are not given are those of the run. A
-label-conditional model takes the numbers of labels as prompts. --source edits what there is: docs/editing.md.
---region gives parts of pictures captions: docs/regions.md. --style-of gives all one style: docs/style-sets.md.
---scenes draws clips of several captions: docs/scenes.md.
+In: the values of flags. Out: an `Arguments`, its configuration and what it says of seeds.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
-from lumina_jax.commands.sample.captions import captions_beside, scenes_of, what_has_captions
-from lumina_jax.commands.sample.sources import given_edit, given_style, what_is_edited, whose_style
 from lumina_jax.config import Config, MeshConfig, SampleConfig
 from lumina_jax.config_files import load_config
-from lumina_jax.failures import reported
-from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.prompts import read_prompts
-from lumina_jax.run import read_model, read_run, samples_folder
-
-if TYPE_CHECKING:
-    from lumina_jax.generation.pipeline import Pipeline
+from lumina_jax.run import read_model, read_run
+from lumina_jax.sample_requests.sources import given_edit, given_style
 
 FRAME_RATES = (0.1, 240.0)
 
@@ -108,105 +95,11 @@ class Arguments:
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")]
 
 
-def main(words: Sequence[str]) -> int:
-    with reported():
-        arguments = parse(words, Arguments(run=Path("."), sample=SampleConfig()))
-        arguments = parse(words, Arguments(run=arguments.run, sample=configuration(arguments).sample))
-        keep_memory_on_cpu()
-        status = draw_samples(arguments)
-    return status
-
-
-def parse(words: Sequence[str], default: Arguments) -> Arguments:
-    return tyro.cli(Arguments, args=list(words), prog="lumina sample", description=__doc__, default=default)
-
-
 def configuration(arguments: Arguments) -> Config:
     """That of the run, or the one named with the model of the folder."""
     if arguments.config is None:
         return read_run(arguments.run)
     return dataclasses.replace(load_config(arguments.config), model=read_model(arguments.run))
-
-
-def draw_samples(arguments: Arguments) -> int:
-    """The whole command, top to bottom; 1 if a sample could not be drawn, else 0."""
-    config = configuration(arguments)
-    check_arguments(arguments)
-    scenes, seeds = scenes_of(arguments), seeds_of(arguments)
-    prompts = [*arguments.prompts, *read_prompts(arguments.prompts_file)]
-    if scenes:
-        prompts = [scenes[0].caption] * len(seeds or [0])
-    if not prompts:
-        raise ValueError('there is nothing to draw; name captions after the run, as in: lumina sample RUN "red heart"')
-
-    # What can be refused without a look at the weights
-    from lumina_jax.generation.clips import check_clips
-    from lumina_jax.generation.gallery import Gallery, save_as_drawn, writable
-    from lumina_jax.generation.pipeline import BATCH
-    from lumina_jax.generation.request import check_request
-    from lumina_jax.modalities import Asked, modality_of
-    from lumina_jax.models.precision import matrix_type
-
-    seed, name = arguments.seed or 0, arguments.modality
-    modality = modality_of(config, name)
-    asked = Asked(**{field: getattr(arguments, field) for field in Asked._fields})
-    asked = (asked._replace(video_frames=sum(scene.frames for scene in scenes)) if scenes else asked).checked()
-    shapes = modality.asked_shapes(asked, prompts, config.text)
-    unit = modality.patch_extent
-    check_request(config, arguments.sample, prompts, shapes, unit, modality=name, seed=seed, seeds=seeds)
-    parts = what_is_edited(arguments, modality, shapes) | whose_style(arguments, modality, shapes)
-    parts |= what_has_captions(arguments, config, modality, shapes)
-    check_clips(arguments.sample, shapes, has_style="style" in parts)
-    folder = writable(arguments.out or samples_folder(arguments.run))
-    files = modality.files(arguments.frame_rate)
-
-    pipeline = opened(arguments, config, prompts, captions_beside(arguments, parts))
-
-    # Samples, written as they come
-    batch = arguments.batch if seeds and arguments.batch else min(arguments.batch or BATCH, len(prompts))
-    if arguments.out is None:
-        folder = writable(samples_folder(arguments.run, pipeline.step) / (f"seed-{seed}" if seeds is None else "seeds"))
-    settings = {
-        "run": config.run.name,
-        "step": pipeline.step,
-        "modality": modality.config.name,
-        **({"seed": seed} if seeds is None else {"seeds": seeds}),
-        "batch": batch,
-        **{name: f"{given}" if isinstance(given, Path) else given for name, given in given_parts(arguments).items()},
-        **dataclasses.asdict(arguments.sample),
-        "weights": matrix_type(pipeline.parameters),
-        **files.about(asked, shapes[0]),
-    }
-    gallery = Gallery(folder, prompts, settings, files, None if seeds is None else [{"seeds": [one]} for one in seeds])
-    drawn = pipeline.drawn(
-        prompts, arguments.sample, seed=seed, seeds=seeds, shape=shapes, batch=batch, modality=name, **parts
-    )
-    saved = save_as_drawn(gallery, drawn, prompts)
-    print(f"{saved} {gallery.plural} and {gallery.sheet() or 'no sheet'}")
-    return 0 if saved == len(prompts) else 1
-
-
-def opened(arguments: Arguments, config: Config, prompts: Sequence[str], beside: Sequence[str]) -> "Pipeline":
-    """The model with its adapters; how it draws, and what it does not read of the captions, is printed."""
-    from lumina_jax.encoders.caption_warnings import caption_warnings
-    from lumina_jax.trained import how_it_draws, open_run, strength_of
-
-    pipeline = open_run(
-        arguments.run,
-        arguments.step,
-        None if arguments.config is None else config,
-        mesh=arguments.mesh,
-        weights=arguments.sample.weights,
-        adapters=[strength_of(word) for word in arguments.adapter],
-    )
-    print(
-        f"drawing {len(prompts)} captions at step {pipeline.step} {how_it_draws(pipeline.mesh, pipeline.parameters)}"
-        + "".join(f", adapter {word}" for word in arguments.adapter),
-        flush=True,
-    )
-    for notice in caption_warnings(pipeline.encoder, [*prompts, *beside], config.text.max_tokens):
-        print(notice, flush=True)
-    return pipeline
 
 
 def seeds_of(arguments: Arguments) -> list[int] | None:

@@ -1,0 +1,61 @@
+"""lumina demo [RUN...]: a page that draws with trained runs, as `lumina sample` does.
+
+Prompt, size, seed and solver; the sample while it is drawn; a history whose settings come back, also from a PNG that is
+dropped; editing with a mask, regions, sets in one style, and two runs or checkpoints side by side. Samples are written
+to samples/STEP/demo in the folder of the run. Other computers see the page only with --host and --password.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from lumina_jax.failures import reported
+from lumina_jax.launch import keep_memory_on_cpu
+from lumina_jax.page_access import PageAccess, given_password
+
+if TYPE_CHECKING:
+    from lumina_jax.demo.server import DemoServer
+
+
+@dataclass(frozen=True)
+class Arguments:
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Folders of runs; default: the one below ./runs that was written to last, or else the model in the package."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Folder of an adapter that may be chosen; may be given several times."""
+    host: str = "127.0.0.1"
+    """Address to answer to; 0.0.0.0 is every address of this computer, and needs a password."""
+    port: int = 6008
+    """0: any free one."""
+    password: str | None = None
+    """What the browser asks for. The environment variable LUMINA_PASSWORD says it without showing it to others who list
+    the processes of this computer."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=words, prog="lumina demo", description=__doc__)
+    with reported():
+        keep_memory_on_cpu()
+        server = opened(arguments)
+        print(f"drawing at {server.address} (Ctrl-C ends)", flush=True)
+        server.serve()
+    return 0
+
+
+def opened(arguments: Arguments) -> "DemoServer":
+    """The server, which answers once it is started.
+
+    Raises:
+      ValueError: there is no run, a folder is none, the page would be open to everybody, or Gradio is missing.
+      OSError: the port is taken, or samples cannot be written.
+    """
+    access = PageAccess(arguments.host, given_password(arguments.password))
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("demo draws its page with Gradio; pip install 'lumina_jax[demo]'")
+    from lumina_jax.demo.runs import shown_runs
+    from lumina_jax.demo.server import DemoServer
+
+    return DemoServer(shown_runs(arguments.runs), arguments.adapter, access, arguments.port)

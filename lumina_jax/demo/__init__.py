@@ -1,0 +1,1 @@
+"""The page of `lumina demo`: drawing with trained runs in a browser."""

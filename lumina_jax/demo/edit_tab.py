@@ -1,0 +1,112 @@
+"""The tab that edits a picture: what is painted is drawn anew, or all of it by strength, or what surrounds it."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
+from lumina_jax.demo.form import Form, PictureSettings, number_of
+from lumina_jax.demo.runs import ShownRun
+from lumina_jax.demo.shown import state_html
+from lumina_jax.demo.uploads import (
+    found_again,
+    kept_mask,
+    kept_source,
+    painted,
+    painted_again,
+    shown_for_painting,
+    size_of,
+    sources_of,
+)
+from lumina_jax.failures import message
+
+BRUSH = "#ff2d95"
+
+
+class EditParts(NamedTuple):
+    """The components of the tab."""
+
+    tab: Any
+    upload: Any
+    source: Any
+    editor: Any
+    strength: Any
+    corner: Any
+    button: Any
+
+
+def edit_tab(page: Page) -> TabParts:
+    """Lay the tab out."""
+    studio, output, parts = page.studio, page.output, _laid_out(can_edit(page.studio.runs[0]))
+
+    def taken(path: str | None, run_name: str) -> Updates:
+        try:
+            kept, notices = kept_source(path, studio.uploads, studio.run(run_name))
+            words = "; ".join(["the picture is here: paint over what is to change", *notices])
+            return {**_editor_of(parts, kept), output.state: state_html(words)}
+        except (ValueError, OSError) as error:
+            return {**_editor_of(parts, None), output.state: state_html(message(error), is_problem=True)}
+
+    def asked(form: Form, kept: str | None, edited: Any, strength: Any, corner: str | None) -> Asking:
+        run = studio.run(form.run)
+        if not kept:
+            raise ValueError("choose the picture to edit first")
+        file = found_again(kept, sources_of(run))
+        if file is None:
+            raise ValueError("the picture to edit belongs to another run; choose it again")
+        redrawn = painted(edited["layers"], size_of(file)) if edited else None
+        more: dict[str, Any] = {"source": file, "mask": None if redrawn is None else kept_mask(redrawn, file.parent)}
+        if (corner or "").strip():
+            more["outpaint"] = (corner or "").strip()
+        share = number_of("strength", strength)
+        return Asking([form], {**more, "strength": None if share == 1 else share})
+
+    def of_settings(settings: PictureSettings, run: ShownRun) -> Updates:
+        kept = found_again(settings.source, sources_of(run))
+        mask = None if kept is None else found_again(settings.mask, sources_of(run))
+        share = 1 if settings.strength is None else settings.strength
+        corner = settings.outpaint or ""
+        return {**_editor_of(parts, kept, mask), parts.strength: share, parts.corner: corner}
+
+    parts.upload.upload(taken, [parts.upload, page.fields.run], [parts.source, parts.editor, output.state], **HIDDEN)
+    inputs = [parts.source, parts.editor, parts.strength, parts.corner]
+    draws(page, [parts.button.click], asked, inputs)
+    return TabParts(parts.tab, can_edit, inputs, lambda run: {}, of_settings)
+
+
+def can_edit(run: ShownRun) -> bool:
+    """Whether its samples have pixels that can be painted on."""
+    return "width" in run.fields
+
+
+def _laid_out(is_shown: bool) -> EditParts:
+    with gr.Tab("Edit", elem_id="tab-edit", id="edit", interactive=is_shown) as tab:
+        upload = gr.File(label="Picture to edit", elem_id="edit-source", height=140)
+        source = gr.State()
+        editor = gr.ImageEditor(
+            label="Paint over what is drawn anew", elem_id="edit-mask", sources=(), transforms=(), layers=False,
+            brush=gr.Brush(default_size=32, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
+            type="numpy", buttons=[], visible=False,
+        )  # fmt: skip
+        strength = gr.Slider(
+            0, 1, 1, step=0.05, label="Strength: how much is drawn anew where it is painted, or everywhere",
+            elem_id="strength",
+        )  # fmt: skip
+        corner = gr.Textbox(
+            label="Outpaint: left and top pixel of a smaller picture in what is drawn, such as 16,0", max_lines=1,
+            elem_id="outpaint",
+        )  # fmt: skip
+        button = gr.Button("Draw the edit", variant="primary", elem_id="draw-edit")
+    return EditParts(tab, upload, source, editor, strength, corner, button)
+
+
+def _editor_of(parts: EditParts, kept: Path | None, mask: Path | None = None) -> Updates:
+    """What the editor becomes for a source that was kept; None: there is none."""
+    shown = None if kept is None else shown_for_painting(kept)
+    if shown is None:
+        return {parts.source: None if kept is None else str(kept), parts.editor: gr.update(value=None, visible=False)}
+    size = shown.shape[1], shown.shape[0]
+    layers = [] if mask is None else [painted_again(mask, size, BRUSH)]
+    value = {"background": shown, "layers": layers, "composite": None}
+    return {parts.source: str(kept), parts.editor: gr.update(value=value, visible=True, canvas_size=size)}

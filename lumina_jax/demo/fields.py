@@ -1,0 +1,143 @@
+"""The fields that all tabs share: run, prompt, size, seed and solver.
+
+In: the runs of the page. Out: the components in the order of `Form`, and what they become when another run is chosen
+or the settings of a picture are restored.
+"""
+
+import secrets
+from typing import Any, NamedTuple, get_args
+
+import gradio as gr
+
+from lumina_jax.config.sample import ANCESTRAL, SolverName
+from lumina_jax.demo.form import ASPECTS, Form, sized
+from lumina_jax.demo.runs import ShownRun
+from lumina_jax.demo.studio import Studio
+
+AS_TRAINED = "as trained"
+
+
+class Fields(NamedTuple):
+    """Components; the first ones are those of `Form`."""
+
+    of_form: list[Any]
+    aspect: Any
+    new_seed: Any
+
+    @property
+    def run(self) -> Any:
+        return self.of_form[Form._fields.index("run")]
+
+    @property
+    def prompt(self) -> Any:
+        return self.of_form[Form._fields.index("prompt")]
+
+    def named(self, name: str) -> Any:
+        return self.of_form[Form._fields.index(name)]
+
+
+def new_fields(studio: Studio) -> Fields:
+    """The components, laid out where this is called."""
+    first = studio.runs[0]
+    start = defaults(first)
+    with gr.Row():
+        run = gr.Dropdown([one.name for one in studio.runs], value=first.name, label="Run", elem_id="run")
+        step = gr.Dropdown(first.steps(), value=start.step, label="Checkpoint step", elem_id="step")
+    with gr.Row(visible=bool(studio.adapters)):
+        adapter = gr.Dropdown(
+            [("none", ""), *((one, one) for one in studio.adapters)], value="", label="Adapter", elem_id="adapter"
+        )
+        adapter_strength = gr.Number(1.0, label="Strength of the adapter", step=0.1, elem_id="adapter-strength")
+    prompt = gr.Textbox(label="Prompt", lines=1, max_lines=6, elem_id="prompt", autofocus=True)
+    negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, elem_id="negative")
+    size = _size_fields(first, start)
+    with gr.Row():
+        seed = gr.Textbox(start.seed, label="Seed", max_lines=1, elem_id="seed", min_width=100)
+        new_seed = gr.Button("New seed", elem_id="new-seed", min_width=80)
+    with gr.Row():
+        steps = gr.Number(start.steps, label="Steps", precision=0, minimum=1, elem_id="steps", min_width=100)
+        solver = gr.Dropdown(solvers(first), value=start.solver, label="Solver", elem_id="solver", min_width=120)
+        guidance = gr.Number(start.guidance, label="Guidance", step=0.5, elem_id="guidance", min_width=100)
+    aspect, *sizes = size
+    found = [run, step, adapter, adapter_strength, prompt, negative, *sizes, seed, steps, solver, guidance]
+    return Fields(found, aspect, new_seed)
+
+
+def _size_fields(run: ShownRun, start: Form) -> list[Any]:
+    """The aspect, and the fields of `Form` from width to frame rate."""
+    with gr.Row():
+        shown = {name: name in run.fields for name in ("width", "height", "seconds")}
+        is_long = bool(run.fields & {"video_frames", "views"})
+        aspect = gr.Dropdown(
+            [AS_TRAINED, *ASPECTS], value=AS_TRAINED, label="Aspect", elem_id="aspect", visible=shown["width"],
+            min_width=140,
+        )  # fmt: skip
+        numbers: dict[str, Any] = {"precision": 0, "min_width": 90}
+        width = gr.Number(start.width, label="Width", visible=shown["width"], elem_id="width", **numbers)
+        height = gr.Number(start.height, label="Height", visible=shown["height"], elem_id="height", **numbers)
+        frames = gr.Number(start.frames, label=frames_label(run), visible=is_long, elem_id="frames", **numbers)
+        seconds = gr.Number(
+            None, label="Seconds (empty: as the text needs)", visible=shown["seconds"], elem_id="seconds"
+        )
+        frame_rate = gr.Number(8, label="Frames a second", visible=is_long, elem_id="frame-rate", min_width=90)
+    return [aspect, width, height, frames, seconds, frame_rate]
+
+
+def frames_label(run: ShownRun) -> str:
+    return "Views" if run.is_of_views else "Frames"
+
+
+def defaults(run: ShownRun) -> Form:
+    """The form of a run before anything is typed."""
+    height, width, _ = run.trained_shape
+    settings = run.config.sample
+    return Form(
+        run=run.name,
+        step=run.steps()[0],
+        adapter="",
+        adapter_strength=1.0,
+        prompt="",
+        negative=settings.negative,
+        width=width,
+        height=height,
+        frames=run.frames,
+        seconds=None,
+        frame_rate=8.0,
+        seed="0",
+        steps=settings.steps,
+        solver=settings.solver,
+        guidance=settings.guidance,
+    )
+
+
+def solvers(run: ShownRun) -> list[str]:
+    """The solvers that a model of this run can follow."""
+    is_ddpm = run.config.flow.path == "ddpm"
+    return [name for name in get_args(SolverName) if is_ddpm or name not in ANCESTRAL]
+
+
+def updates(fields: Fields, run: ShownRun, form: Form) -> dict[Any, Any]:
+    """What the components become for a form of a run."""
+    is_long = bool(run.fields & {"video_frames", "views"})
+    more: dict[str, dict[str, Any]] = {
+        "step": {"choices": run.steps()},
+        "solver": {"choices": solvers(run)},
+        "width": {"visible": "width" in run.fields},
+        "height": {"visible": "height" in run.fields},
+        "seconds": {"visible": "seconds" in run.fields},
+        "frames": {"visible": is_long, "label": frames_label(run)},
+        "frame_rate": {"visible": is_long},
+    }
+    found = {fields.named(name): gr.update(value=value, **more.get(name, {})) for name, value in form._asdict().items()}
+    return {**found, fields.aspect: gr.update(value=AS_TRAINED, visible="width" in run.fields)}
+
+
+def asked_size(run: ShownRun, aspect: str) -> tuple[int, int]:
+    """Width and height of an aspect."""
+    if aspect not in ASPECTS:
+        return run.trained_shape.width, run.trained_shape.height
+    return sized(run, aspect)
+
+
+def random_seed() -> str:
+    return f"{secrets.randbelow(2**32)}"

@@ -1,0 +1,116 @@
+"""The runs of a page: which they are, and what each of them draws.
+
+In: folders as a user names them, or none. Out: for each run its configuration, its checkpoints and the fields that a
+request for its samples has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lumina_jax.config import Config
+from lumina_jax.modalities import Asked, Modality, Shape, modality_of
+from lumina_jax.run import CONFIG_FILE, checkpoints_of, is_shipped, read_run, shipped_models
+from lumina_jax.training.checkpoint import Checkpoints
+
+RUNS_FOLDER = Path("runs")
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """A run that the page draws with."""
+
+    name: str
+    """What the page calls it, which differs from those of its other runs."""
+    folder: Path
+
+    @cached_property
+    def config(self) -> Config:
+        """Its settings when the page was started. Raises ValueError: it is no run, or they are damaged."""
+        return read_run(self.folder)
+
+    @cached_property
+    def modality(self) -> Modality:
+        """What it draws; of several modalities, the first."""
+        return modality_of(self.config, None)
+
+    @property
+    def trained_shape(self) -> Shape:
+        return self.modality.trained_shape
+
+    def steps(self) -> list[int]:
+        """Its checkpoints, the newest first; a model of the package has 0 alone. Raises ValueError: there is none."""
+        if is_shipped(self.folder):
+            return [0]
+        checkpoints = Checkpoints(checkpoints_of(self.folder), read_only=True)
+        checkpoints.chosen(None)
+        return checkpoints.steps()[::-1]
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """The fields of `Asked` by which the size of its samples can be asked for."""
+        height, width, _ = self.trained_shape
+        tried: dict[str, Any] = {"height": height, "width": width, "seconds": 1.0}
+        if self.frames > 1:
+            tried |= {"views" if self.is_of_views else "video_frames": self.frames}
+        return frozenset(name for name, value in tried.items() if self._takes(Asked(**{name: value})))
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip or views of an object as in training; 1 of what has none."""
+        return int(getattr(self.modality.data.media, "frames", 1))
+
+    @property
+    def is_sound(self) -> bool:
+        return self.modality.time_axis == "width"
+
+    @property
+    def is_of_views(self) -> bool:
+        return "views" in self.modality.plural
+
+    def views_of(self, width: int, height: int) -> int:
+        """The views in a grid of these pixels."""
+        size = int(getattr(self.modality.data.media, "image_size", width))
+        return (width // size) * (height // size)
+
+    def _takes(self, asked: Asked) -> bool:
+        try:
+            self.modality.asked_shapes(asked, [""], self.config.text)
+        except ValueError:
+            return False
+        return True
+
+
+def shown_runs(folders: Sequence[str]) -> list[ShownRun]:
+    """The runs of these folders; without any, the one below ./runs that was written to last, or else the models of the
+    package.
+
+    Raises:
+      ValueError: a folder is no run with a checkpoint.
+    """
+    chosen = [Path(folder) for folder in folders] or _latest() or [Path(name) for name in shipped_models()]
+    names: dict[Path, str] = {}
+    for folder in dict.fromkeys(chosen):
+        name = folder.resolve().name
+        names[folder] = name if name not in names.values() else str(folder)
+    runs = [ShownRun(name, folder) for folder, name in names.items()]
+    for run in runs:
+        _ = run.config, run.steps(), run.modality
+    return runs
+
+
+def _latest() -> list[Path]:
+    """The run below ./runs that was written to last, if there is one."""
+    configured = [file for file in RUNS_FOLDER.glob(f"*/{CONFIG_FILE}") if checkpoints_exist(file.parent)]
+    latest = max(configured, key=lambda file: (file.stat().st_mtime, str(file)), default=None)
+    return [] if latest is None else [latest.parent]
+
+
+def checkpoints_exist(folder: Path) -> bool:
+    """Whether a run has saved something to draw with."""
+    try:
+        return bool(Checkpoints(checkpoints_of(folder), read_only=True).steps())
+    except (ValueError, OSError):
+        return False

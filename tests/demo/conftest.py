@@ -1,0 +1,72 @@
+"""Tiny runs of all kinds, and pages that draw with them."""
+
+import asyncio
+import threading
+import urllib.request
+
+import pytest
+
+from lumina_jax.demo.form import Form
+from tests.demo.saved_runs import saved_run
+
+SIDE = 32
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A run of pictures with checkpoints at the steps 1 and 2."""
+    return saved_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def folders(run_folder):
+    """Runs of all kinds."""
+    return [run_folder, *(saved_run(run_folder.parent, kind) for kind in ("clips", "views", "grids", "sounds"))]
+
+
+@pytest.fixture(scope="session")
+def studio(run_folder, folders):
+    from lumina_jax.demo.runs import shown_runs
+    from lumina_jax.demo.studio import Studio
+
+    uploads = run_folder / "samples" / "uploads"
+    uploads.mkdir(parents=True)
+    return Studio(shown_runs([str(folder) for folder in folders]), ["adapters/style"], uploads)
+
+
+def new_form(**changes):
+    """What a user has typed."""
+    form = Form("pictures", 2, "", 1.0, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0)
+    return form._replace(**changes)
+
+
+def drawn(studio, page, *forms, **more):
+    """The last view of a page whose forms are drawn."""
+    studio.submit(page, "browser", forms or [new_form()], **more)
+    return last_view(studio, page)
+
+
+def last_view(studio, page):
+    async def last():
+        async for view in studio.views(page):
+            found = view
+        return found
+
+    return asyncio.run(last())
+
+
+@pytest.fixture(scope="session")
+def served(folders):
+    """The address of a page."""
+    pytest.importorskip("gradio")
+    from lumina_jax.commands.demo import Arguments, opened
+
+    server = opened(Arguments(runs=tuple(map(str, folders)), port=0))
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.port}"
+    with urllib.request.urlopen(address, timeout=60):
+        pass
+    yield address
+    server.end()
+    thread.join(timeout=30)

@@ -1,0 +1,178 @@
+"""The tabs of the page of `lumina demo` in a browser: editing, regions, sets, comparisons, and runs of other kinds."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_jax.modalities.files.png import read_png_metadata
+from tests.demo.test_page import browser as browser
+from tests.demo.test_page import draw
+from tests.demo.test_page import page as page
+from tests.demo.test_page import pytestmark as pytestmark
+
+
+@pytest.fixture
+def red(tmp_path):
+    """A picture of the size that is drawn."""
+    Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def choose(page, name, text):
+    """Choose what a dropdown offers."""
+    page.find(f"#{name} input").click()
+
+    def option():
+        options = page.driver.find_elements("css selector", "[role=option]")
+        return next((one for one in options if one.is_displayed() and one.text.strip().endswith(text)), None)
+
+    page.until(option, f"{text} is offered").click()
+
+
+def titles(page):
+    found = page.driver.find_elements("css selector", "button[role=tab]")
+    return [tab.text for tab in found if tab.is_displayed() and tab.text]
+
+
+def newest(folder):
+    return max(folder.glob("samples/2/demo/*.png"), key=lambda file: file.stat().st_mtime_ns)
+
+
+def paint(page):
+    """A stroke with the mouse across the middle of the editor."""
+    from selenium.webdriver import ActionChains
+
+    canvas = page.until(lambda: page.find("#edit-mask canvas"), "there is a picture to paint on")
+    page.script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    page.driver.implicitly_wait(1)
+    mouse = ActionChains(page.driver).move_to_element_with_offset(canvas, -30, 0).click_and_hold()
+    for _ in range(6):
+        mouse = mouse.move_by_offset(10, 0)
+    mouse.release().pause(1).perform()
+
+
+def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page, red, run_folder):
+    page.choose_tab("Edit")
+    page.upload("edit-source", red)
+    page.until_state("the picture is here")
+    paint(page)
+    page.fill("prompt", "3")
+    page.press("draw-edit")
+    page.until_state("done")
+    file = newest(run_folder)
+    about = read_png_metadata(file)
+    mask = np.asarray(Image.open(about["mask"])) > 0
+    assert 0 < mask.mean() < 0.3, "the stroke is a part of the picture"
+    assert mask[14:18].any(), "it is in the middle"
+    changed = (np.asarray(Image.open(file)) != np.asarray(Image.open(red))).any(axis=2)
+    assert changed[mask].any()
+    assert not changed[:, :2].any()
+    page.upload("dropped", file)
+    page.until_state("its settings are restored")
+    page.fill("seed", "4")
+    page.press("draw-edit")
+    page.until_state("done")
+    again = read_png_metadata(newest(run_folder))
+    assert (again["seed"], again["source"], again["mask"]) == (4, about["source"], about["mask"])
+
+
+def test_a_picture_is_changed_by_strength_or_surrounded(page, red, tmp_path, run_folder):
+    page.choose_tab("Edit")
+    page.upload("edit-source", red)
+    page.until_state("the picture is here")
+    page.fill("prompt", "3")
+    page.press("draw-edit")
+    page.until(lambda: "at strength 1 nothing of the source is left" in page.state(), "the remedy is named")
+    field = page.find("#strength input[type=number]")
+    field.clear()
+    field.send_keys("0.5\t")
+    page.press("draw-edit")
+    page.until_state("done")
+    assert read_png_metadata(newest(run_folder))["strength"] == 0.5
+    field.clear()
+    field.send_keys("1\t")
+    Image.new("RGB", (16, 16), (0, 0, 200)).save(tmp_path / "blue.png")
+    page.find("#edit-source button[aria-label='Clear'], #edit-source button[aria-label='clear']").click()
+    page.until(lambda: page.driver.find_elements("css selector", "#edit-source input[type=file]"), "it can be replaced")
+    page.upload("edit-source", tmp_path / "blue.png")
+    page.until_state("the picture is here")
+    page.fill("outpaint", "8,8")
+    page.press("draw-edit")
+    page.until_state("done")
+    surrounded = np.asarray(Image.open(newest(run_folder)))
+    assert (surrounded[8:24, 8:24] == (0, 0, 200)).all()
+    assert (surrounded[:8] != (0, 0, 200)).any()
+
+
+def test_regions_are_shown_and_drawn_and_files_of_the_server_are_none(page, run_folder):
+    page.choose_tab("Regions")
+    page.fill("prompt", "3")
+    page.fill("regions", "/etc/passwd: 5")
+    page.press("draw-regions")
+    page.until(lambda: "must begin with the left, top, right and bottom pixel" in page.state(), "it is refused")
+    page.fill("regions", "0,0,16,32: 5")
+    page.until(lambda: page.find("#boxes rect"), "the box is shown")
+    page.press("draw-regions")
+    page.until_state("done")
+    assert read_png_metadata(newest(run_folder))["region"] == ["0,0,16,32: 5"]
+
+
+def test_a_set_shares_the_style_of_its_first(page, run_folder):
+    page.choose_tab("One style")
+    page.fill("seed", "7")
+    page.fill("style-prompts", "3\n4\n5")
+    page.press("draw-style")
+    page.until_state("done")
+    assert len(page.driver.find_elements("css selector", "#picture figure")) == 3
+    assert len(page.driver.find_elements("css selector", "#history img")) == 3
+    about = [read_png_metadata(file) for file in sorted((run_folder / "samples" / "2" / "demo").glob("00[12]-*.png"))]
+    assert all(one["style_of"] == "0" for one in about)
+    assert sorted(one["seeds"][0] for one in about) == [8, 9]
+
+
+def test_two_checkpoints_are_compared_side_by_side(page):
+    page.choose_tab("Compare")
+    page.fill("prompt", "3")
+    choose(page, "other-run", "pictures")
+    page.until(lambda: page.value("other-step") == "2", "its newest step is chosen")
+    page.press("draw-both")
+    page.until(lambda: "both are the same" in page.state(), "it is refused")
+    choose(page, "other-step", "1")
+    page.press("draw-both")
+    page.until_state("done")
+    captions = [one.text for one in page.driver.find_elements("css selector", "#picture figcaption")]
+    assert captions == ["pictures, step 2: 3", "pictures, step 1: 3"]
+    shown = [one.get_attribute("src") for one in page.driver.find_elements("css selector", "#picture img")]
+    assert shown[0] != shown[1]
+
+
+@pytest.mark.parametrize(("kind", "tab", "player"), [("clips", "Clips", "video"), ("views", "Views", "video")])
+def test_another_run_brings_its_own_fields_and_player(page, kind, tab, player):
+    choose(page, "run", kind)
+    page.until(lambda: page.find("#frames"), "there are frames")
+    page.until(lambda: titles(page)[0] == tab, "the tab is called after what is drawn")
+    draw(page)
+    page.until_state("done")
+    assert page.find(f"#picture {player}")
+    assert bool(page.find("#scenes")) == (kind == "clips")
+
+
+def test_scenes_follow_each_other_in_a_clip(page):
+    choose(page, "run", "clips")
+    page.until(lambda: page.find("#scenes"), "there are scenes")
+    page.fill("scenes", "3 @ 0.5\n4 @ 0.25")
+    page.press("draw")
+    page.until_state("done")
+    assert page.find("#picture video")
+    assert len(page.driver.find_elements("css selector", "#files a")) == 3
+
+
+def test_a_sound_has_its_player_and_spectrogram(page):
+    choose(page, "run", "sounds")
+    page.until(lambda: page.find("#seconds"), "it has seconds")
+    assert not page.find("#width")
+    draw(page, "seven")
+    page.until_state("done")
+    assert page.find("#picture audio")
+    assert page.find("#picture img")
+    assert titles(page) == ["Sounds", "One style", "Compare"]
