@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from lumina_jax.data.example import BadSample, Record
 from lumina_jax.data.file_sources import FolderSource
 from lumina_jax.data.preparation import Preparation
 from lumina_jax.encoders.image_vae import load_image_vae
+from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.modalities import Asked, modality_of, modality_of_source
 from lumina_jax.modalities.decoding.media import Clip
 from lumina_jax.run import write_config
@@ -202,7 +202,8 @@ def test_a_drawn_grid_is_saved_as_a_turntable(tmp_path, monkeypatch):
         return ((index, tile_views(views, 4)) for index in range(len(prompts)))
 
     parameters = {"final_layer": {"linear": {"kernel": jnp.zeros((1, 1))}}}
-    pipeline = SimpleNamespace(encoder=None, step=7, drawn=drawn, mesh=None, parameters=parameters)
+    pipeline = object.__new__(Pipeline)
+    vars(pipeline).update(encoder=None, step=7, drawn=drawn, mesh=None, parameters=parameters)
     monkeypatch.setattr("lumina_jax.trained.open_run", lambda *_, **__: pipeline)
     sample.draw_samples(sample.Arguments(run=tmp_path / "grid", prompts=("a chair",), views=12, sample=config.sample))
     [folder] = (tmp_path / "grid" / "samples" / "7").iterdir()
