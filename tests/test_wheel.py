@@ -64,17 +64,23 @@ def test_the_package_is_that_of_the_wheel(program):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_as_it_is_called(program, command):
-    words = [*{"data": ["packing"], "bench": ["kernels"]}.get(command, []), "--help"]
+    words = [*{"data": ["packing"], "bench": ["kernels"], "scaling": ["plan"]}.get(command, []), "--help"]
     done = program(command, *words)
     assert done.returncode == 0, done.stderr
     assert f"usage: lumina {command}" in done.stdout
+
+
+def test_the_model_in_the_package_draws_right_away(program):
+    done = program("sample", "emoji", "red heart, noto style", "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert (program.folder / "samples" / "emoji" / "seed-0" / "sheet.png").is_file()
 
 
 def test_configurations_are_listed_and_those_of_paths_are_found(program, run):
     done = program("train", "emojis")
     assert done.returncode == 1
     assert "no configuration 'emojis'" in done.stderr
-    assert "emoji, emoji_video, folder" in done.stderr
+    assert "emoji, emoji_64, emoji_scaling, emoji_video, " in done.stderr
     done = program("train", "runs/emoji/config.json")
     assert done.returncode == 0, done.stderr
     assert "is complete" in done.stdout
