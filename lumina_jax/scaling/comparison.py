@@ -2,7 +2,7 @@
 
 In: runs of two recipes, `of` and `against`. Out: the factor f = C_of / C_against at equal loss, over the range of
 losses that both cover; 0.65 means that the first needs 65 % of the compute of the second. Each recipe is reduced to its
-frontier, the cells that no cell of at most their FLOPs beats, and both frontiers are fitted by one curve,
+frontier, the cells that no cell of at most their budget beats, and both frontiers are fitted by one curve,
 
     L = E + K C^-g for `against`,    L = E + K (C / f)^-g for `of`,
 
@@ -140,9 +140,12 @@ def compare(
 
 
 def frontier(cells: Cells, sign: float = 1.0) -> Cells:
-    """Cells that are better than all others of at most their FLOPs, in order of FLOPs; their values times the sign."""
+    """Cells that are better than all others of at most their budget, in order of FLOPs; their values times the sign.
+
+    Budgets count, and not FLOPs: a run of eleven steps that cost a little less than the others is no better for it.
+    """
     values = sign * cells.values
-    is_cheaper = cells.flops[None] < (1 + SAME_BUDGET) * cells.flops[:, None]
+    is_cheaper = cells.budgets[None] < (1 + SAME_BUDGET) * cells.budgets[:, None]
     is_best = values <= np.min(np.where(is_cheaper, values, np.inf), axis=1)
     chosen = Cells(**{**vars(cells), "values": values}).where(is_best)
     return chosen.where(np.argsort(chosen.flops))

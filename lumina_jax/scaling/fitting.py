@@ -157,7 +157,7 @@ def fit_runs(runs: Sequence[TrainedRun], settings: FitSettings) -> ScalingFit:
     hidden = cells.where(~is_kept)
     held_out = [
         HeldOut(_prediction(fit, region, flops, size, samples, runs), float(loss), int(runs))
-        for size, samples, flops, loss, runs in zip(*(array.tolist() for array in vars(hidden).values()))
+        for size, samples, flops, loss, runs, _ in zip(*(array.tolist() for array in vars(hidden).values()))
     ]
     return ScalingFit(
         recipe=runs[0].recipe,

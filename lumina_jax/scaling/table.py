@@ -52,6 +52,15 @@ class TrainedRun(BaseModel):
         return self._line
 
     @property
+    def budget(self) -> float:
+        """The FLOPs that it was allowed, which `lumina scaling run` notes as `budget`: as it takes whole steps, a short
+        run has fewer. Without such a note those that it has."""
+        value = (self.model_extra or {}).get("budget")
+        if isinstance(value, int | float) and self.flops <= value < 2 * self.flops:
+            return float(value)
+        return self.flops
+
+    @property
     def key(self) -> tuple[str, float, float, float, int]:
         return (self.recipe, self.parameters, self.samples, self.flops, self.seed)
 
@@ -79,6 +88,7 @@ class Cells:
     Attributes:
       values: the mean of a metric over the runs of each cell.
       counts: the number of runs of each cell.
+      budgets: the FLOPs that the runs of each cell were allowed.
     """
 
     parameters: Float[np.ndarray, " n"]
@@ -86,6 +96,7 @@ class Cells:
     flops: Float[np.ndarray, " n"]
     values: Float[np.ndarray, " n"]
     counts: Int[np.ndarray, " n"]
+    budgets: Float[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -135,12 +146,14 @@ def runs_of_recipe(runs: Sequence[TrainedRun], recipe: str | None, flag: str = "
 
 def cells_of(runs: Sequence[TrainedRun], metric: str = "loss") -> Cells:
     """The cells of runs of one recipe, and the mean of a metric over the seeds of each."""
-    found: dict[tuple[float, float, float], list[float]] = {}
+    found: dict[tuple[float, float, float], list[TrainedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.flops, run.parameters, run.samples, run.seed)):
-        found.setdefault((run.parameters, run.samples, run.flops), []).append(run.metric(metric))
+        found.setdefault((run.parameters, run.samples, run.flops), []).append(run)
     keys = np.array([*found]).reshape(len(found), 3)
-    values = np.array([np.mean(values) for values in found.values()])
-    return Cells(keys[:, 0], keys[:, 1], keys[:, 2], values, np.array([len(values) for values in found.values()]))
+    values = np.array([np.mean([run.metric(metric) for run in cell]) for cell in found.values()])
+    budgets = np.array([max(run.budget for run in cell) for cell in found.values()])
+    counts = np.array([len(cell) for cell in found.values()])
+    return Cells(keys[:, 0], keys[:, 1], keys[:, 2], values, counts, budgets)
 
 
 def _check_distinct(runs: Sequence[TrainedRun], file: Path) -> None:

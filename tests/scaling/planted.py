@@ -46,7 +46,7 @@ def planted_losses(law, grid, random, noise, seeds=2, noise_model="relative"):
 def planted_cells(law, grid, random, noise, seeds=2, noise_model="relative"):
     losses = planted_losses(law, grid, random, noise, seeds, noise_model)
     flops = FLOPS * grid[0] * grid[1]
-    return Cells(*grid, flops, losses.mean(1), np.full(len(losses), seeds))
+    return Cells(*grid, flops, losses.mean(1), np.full(len(losses), seeds), flops)
 
 
 def planted_runs(law, grid, random, noise, seeds=2, recipe="planted", saving=1.0):

@@ -25,9 +25,24 @@ def two_recipes(saving, grid=None, noise=0.005, law=CHINCHILLA, seed=0):
 def test_the_frontier_holds_cells_that_no_cheaper_cell_beats():
     flops = np.array([4.0, 1.0, 2.0, 2.05, 8.0])
     loss = np.array([0.5, 0.9, 0.7, 0.6, 0.55])
-    cells = Cells(flops, flops, flops, loss, np.ones(5, int))
+    cells = Cells(flops, flops, flops, loss, np.ones(5, int), flops)
     np.testing.assert_array_equal(frontier(cells).flops, [1.0, 2.05, 4.0])  # 2.0 and 2.05 are one budget
     np.testing.assert_array_equal(frontier(cells, -1.0).values, [-0.9])
+
+
+def test_a_run_of_few_steps_that_costs_less_than_its_budget_is_no_frontier():
+    """As with models so large that they take 11 steps, which cost 7 % less than the budget."""
+    cheap, plain = two_recipes(0.4, LINE)
+    large = {"parameters": 1e10, "samples": 5.0, "loss": 30.0}
+    short = [
+        run.model_copy(update=large | {"budget": run.flops, "flops": 0.93 * run.flops})
+        for run in (min(runs, key=lambda run: run.flops) for runs in (cheap, plain))
+    ]
+    alone, beside = compare(cheap, plain, draws=100), compare([*cheap, short[0]], [*plain, short[1]], draws=100)
+    assert beside.factor == alone.factor
+    for budget in (None, "large", 1e30):  # nothing that says what it was allowed
+        unknown = short[0].model_copy(update={"budget": budget})
+        assert unknown.budget == unknown.flops
 
 
 @pytest.mark.parametrize("saving", [0.1, 0.4, 0.9])

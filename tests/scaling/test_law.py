@@ -63,7 +63,7 @@ def test_seeds_of_a_cell_weigh_as_so_many_runs():
     one = planted_cells(CHINCHILLA, grid, random, 0.01)
     other = planted_cells(CHINCHILLA, grid, random, 0.01)
     both = fit_law(type(one)(*(np.concatenate(pair) for pair in zip(vars(one).values(), vars(other).values()))))
-    mean = type(one)(*grid, one.flops, (one.values + other.values) / 2, one.counts + other.counts)
+    mean = type(one)(*grid, one.flops, (one.values + other.values) / 2, one.counts + other.counts, one.budgets)
     np.testing.assert_allclose(values(fit_law(mean, both.noise).law), values(both.law), rtol=1e-4)
 
 
