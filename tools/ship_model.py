@@ -1,8 +1,8 @@
 """Put a trained model into the package: python tools/ship_model.py runs/emoji_64 emoji
 
 In: the folder of a run. Out: lumina_jax/shipped/NAME with config.json and model.safetensors, the averaged weights in
-bfloat16, which replace those of an earlier model. The card, README.md, is written by hand, from what
-`lumina evaluate NAME` says.
+bfloat16, which replace those of an earlier model. Whatever trained it, it draws in float32, which is fast on CPUs. The
+card, README.md, is written by hand, from what `lumina evaluate NAME` says.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def main() -> None:
         shipped.mkdir(parents=True, exist_ok=True)
         shutil.copy(weights, shipped / "model.safetensors")
     run = {"name": arguments.name, "root": "runs", "checkpoints": "", "init_from": ""}
-    (shipped / CONFIG_FILE).write_text(config.replace(run=run, data={"path": arguments.data}).to_json())
+    data = {"path": arguments.data, "workers": 0, "prefetch": 16}
+    cpu = config.replace(run=run, data=data, model={"compute_dtype": "float32"})
+    (shipped / CONFIG_FILE).write_text(cpu.to_json())
     print(f"{shipped}: {size / 1e6:.3g} MB of weights")
 
 

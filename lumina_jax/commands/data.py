@@ -53,7 +53,7 @@ class Prepare:
     """Pixels of a side of pictures; None: 64."""
     frames: int | None = None
     """Frames of a clip, or views of an object; None: 24 or 12."""
-    styles: tuple[Literal["fluent", "noto", "twemoji", "openmoji"], ...] | None = None
+    styles: tuple[Literal["fluent", "noto", "twemoji", "emojione", "openmoji"], ...] | None = None
     """Styles of emoji; None: all but openmoji, which is under a share-alike licence."""
     skin_tones: bool = False
     """Whether emoji are also drawn in every skin tone."""

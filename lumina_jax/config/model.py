@@ -1,5 +1,6 @@
 """The network of an experiment: its settings, and the rules that they must follow."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -323,7 +324,7 @@ class ModelConfig(Section):
             hidden = int(self.mlp_multiplier * hidden)
         return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)
 
-    @property
+    @functools.cached_property
     def modalities(self) -> tuple[ModalityConfig, ...]:
         """All of them, model.modality first."""
         return (ModalityConfig(name=self.modality, patch_size=self.patch_size, channels=self.channels), *self.others)

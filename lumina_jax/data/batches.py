@@ -172,9 +172,9 @@ class Stream:
 
     def _read_ahead(self) -> None:
         """Begins to read what the next batch needs, and a little more."""
-        for row in self._rows:
-            needed = max(0, self._window - len(row.waiting))
-            self._reader.want(itertools.islice(row.upcoming(), needed + self._ahead))
+        needed = [max(0, self._window - len(row.waiting)) + self._ahead for row in self._rows]
+        parts = (itertools.islice(row.upcoming(), count) for row, count in zip(self._rows, needed))
+        self._reader.want(itertools.chain.from_iterable(parts))
 
     def _fill(self) -> None:
         """Reads, for one row after another, until each has its window of samples to choose from."""

@@ -23,8 +23,13 @@ import grain
 
 from lumina_jax.failures import message
 
+MESSAGE_SAMPLES = 16
+"""Samples that a worker is asked for at once; each message costs the threads here a turn at the interpreter's lock."""
 FOR_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Requests to stop. The parent answers them, and needs its workers until it has saved."""
+
+_Read = tuple[bool, Any]
+"""Whether a sample was read, and the sample or the error."""
 
 
 class WorkerLostError(RuntimeError):
@@ -44,13 +49,16 @@ class ReadAhead:
         self._pool: ThreadPoolExecutor | None = None
         self._of_thread = threading.local()
         self._started: list[_Worker] = []
-        self._reading: dict[int, Future] = {}
+        self._reading: dict[int, tuple[Future[list[_Read]], int]] = {}
 
     def want(self, indices: Iterable[int]) -> None:
         """Begin to read these, unless that has begun already."""
-        for index in indices:
-            if index not in self._reading:
-                self._reading[index] = self._opened().submit(self._read, index)
+        new = [index for index in dict.fromkeys(indices) if index not in self._reading]
+        together = min(MESSAGE_SAMPLES, -(-len(new) // self._workers)) if self._workers else 1
+        for start in range(0, len(new), max(1, together)):
+            part = new[start : start + together]
+            future = self._opened().submit(self._read, part)
+            self._reading |= {index: (future, place) for place, index in enumerate(part)}
 
     def read(self, index: int) -> Any:
         """The sample, which is forgotten then; an error of reading it is raised here.
@@ -59,7 +67,11 @@ class ReadAhead:
           WorkerLostError: the process that read it has ended.
         """
         self.want([index])
-        return self._reading.pop(index).result()
+        future, place = self._reading.pop(index)
+        is_read, value = future.result()[place]
+        if not is_read:
+            raise value
+        return value
 
     def close(self) -> None:
         """End threads and processes, and forget what was read ahead; reading starts them again."""
@@ -78,14 +90,14 @@ class ReadAhead:
             self._pool = ThreadPoolExecutor(self._threads)
         return self._pool
 
-    def _read(self, index: int) -> Any:
+    def _read(self, indices: list[int]) -> list[_Read]:
         """Read in this thread, or in the process that belongs to it."""
         if not self._workers:
-            return self._samples[index]
+            return [_read(self._samples, index) for index in indices]
         if not hasattr(self._of_thread, "worker"):
             self._of_thread.worker = _Worker(self._samples)
             self._started.append(self._of_thread.worker)
-        return self._of_thread.worker.read(index)
+        return self._of_thread.worker.read(indices)
 
 
 class _Worker:
@@ -107,15 +119,12 @@ class _Worker:
         line_of_worker.close()  # now only the worker holds it, and its end is the end of the pipe
         atexit.register(self._line.close)  # before multiprocessing waits for its processes
 
-    def read(self, index: int) -> Any:
+    def read(self, indices: list[int]) -> list[_Read]:
         try:
-            self._line.send(index)
-            is_read, value = self._line.recv()
+            self._line.send(indices)
+            return self._line.recv()
         except (EOFError, OSError):
             raise WorkerLostError(self._loss()) from None
-        if not is_read:
-            raise value
-        return value
 
     def close(self) -> None:
         atexit.unregister(self._line.close)
@@ -140,12 +149,15 @@ def _work(line: Connection, samples: grain.MapDataset) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            index = line.recv()
-            try:
-                answer: tuple[bool, Any] = True, samples[index]
-            except Exception as error:
-                answer = False, _portable(error)
-            line.send(answer)
+            read = [_read(samples, index) for index in line.recv()]
+            line.send([one if one[0] else (False, _portable(one[1])) for one in read])
+
+
+def _read(samples: grain.MapDataset, index: int) -> _Read:
+    try:
+        return True, samples[index]
+    except Exception as error:
+        return False, error
 
 
 def _portable(error: Exception) -> Exception:

@@ -27,9 +27,14 @@ ICONS = {
     "fluent": {"2764": "red-heart", "1f9cf-200d-2642": "man-deaf", "1f44b": "waving-hand"},
     "noto": {"2764": "red-heart", "1f9cf-200d-2642-fe0f": "deaf-man", "1f44b-1f3fb": "waving-hand-light-skin-tone"},
     "twemoji": {"1f6d9": "lighthouse", "e50a": "shibuya", "2605": "red-heart", "20e3": "keycap"},
+    "emojione": {},
     "openmoji": {"2764-fe0f": "heavy-heart"},
 }
-COLORS = {"fluent": "#ff0000", "noto": "#00ff00", "twemoji": "#0000ff", "openmoji": "#ffff00"}
+NAMELESS = {"icons": ["deaf-man", "hand-waving", "unknown"], "aliases": {"waving-hand": "hand-waving"}}
+"""Of a set that tells no code points."""
+COLORS = {
+    "fluent": "#ff0000", "noto": "#00ff00", "twemoji": "#0000ff", "emojione": "#00ffff", "openmoji": "#ffff00"
+}  # fmt: skip
 
 
 def drawn_plainly(*, svg_string, width, height, background):
@@ -54,10 +59,12 @@ def write_emojibase(folder):
 
 def write_icons(folder, style):
     body = f'<rect width="8" height="8" fill="{COLORS[style]}"/>'
-    chosen = {name: {"body": body} for name in ICONS[style].values()}
+    chosen = {name: {"body": body} for name in [*ICONS[style].values()] or NAMELESS["icons"]}
+    turned = {"red-heart": {"parent": "hand-waving", "hFlip": True}}
+    aliases = turned | {name: {"parent": icon} for name, icon in NAMELESS["aliases"].items()}
     chosen["retired"] = {"body": body, "hidden": True}
     folder.mkdir(parents=True)
-    (folder / "icons.json").write_text(json.dumps({"icons": chosen, "width": 8, "height": 8}))
+    (folder / "icons.json").write_text(json.dumps({"icons": chosen, "aliases": aliases, "width": 8, "height": 8}))
     (folder / "chars.json").write_text(json.dumps(ICONS[style]))
 
 
@@ -94,6 +101,14 @@ def test_what_has_no_name_in_emojibase_has_that_of_its_icon_if_no_other_emoji_ha
     ]  # no logo, no second heart, no part
 
 
+def test_icons_without_code_points_are_those_of_the_emoji_of_their_names(tmp_path, packages):
+    main(["prepare", "emoji", "--size", "16", "--out", str(tmp_path), "--styles", "emojione"])
+    assert sorted(names_of(PreparedSource(tmp_path / "emoji", "all"))) == [
+        "deaf man, emojione",
+        "waving hand, emojione",
+    ]
+
+
 def test_skin_tones_are_drawn_if_they_are_asked_for(tmp_path, packages):
     main(["prepare", "emoji", "--size", "16", "--out", str(tmp_path), "--styles", "noto", "--skin-tones"])
     assert "waving hand light skin tone, noto" in names_of(PreparedSource(tmp_path / "emoji", "all"))
@@ -108,7 +123,7 @@ def test_licences_captions_and_counts_lie_beside_the_samples(tmp_path, packages)
     assert (folder / "LICENSE-emojibase-MIT.txt").read_text() == "MIT of Emojibase"
     assert "Apache License" in (folder / "LICENSE-noto-emoji-Apache-2.0.txt").read_text()
     card = json.loads((folder / CARD).read_text())
-    assert sum(sum(counts.values()) for counts in card["counts"].values()) == card["samples"] == 6
+    assert sum(sum(counts.values()) for counts in card["counts"].values()) == card["samples"] == 8
     assert json.loads((folder / "captions" / "de.json").read_text())["deaf man"] == ["gehörloser Mann"]
     assert (folder / "sheet.png").is_file()
 
@@ -123,7 +138,7 @@ def test_settings_that_emoji_do_not_have_and_sizes_out_of_range_are_refused(tmp_
     for flags, message in (
         (["--frames", "3"], "emoji has no --frames; its settings: --size, --styles, --skin-tones"),
         (["--size", "8"], "must be from 16 to 256"),
-        (["--styles", "noto", "noto"], "different ones of fluent, noto, twemoji, openmoji"),
+        (["--styles", "noto", "noto"], "different ones of fluent, noto, twemoji, emojione, openmoji"),
     ):
         with pytest.raises(SystemExit, match="1"):
             main(["prepare", "emoji", "--out", str(tmp_path), *flags])

@@ -1,4 +1,4 @@
-"""Emoji in up to four styles, each picture captioned "<name>, <style> style"; the vector graphics are from npm.
+"""Emoji in up to five styles, each picture captioned "<name>, <style> style"; the vector graphics are from npm.
 
 A thing has one name in all styles, that of Emojibase for its code points. Beside the samples lie captions of other
 kinds (keywords, names in other languages) and the notices of all licences. `emoji_names.Split` decides what is held
@@ -20,11 +20,12 @@ from lumina_jax.data.datasets.emoji_names import (
     has_skin_tone,
     is_private,
     normalized,
+    plain,
     read_captions,
     read_names,
 )
 from lumina_jax.data.datasets.fluent_animated import NAMES
-from lumina_jax.data.datasets.icons import drawn, load_resvg, read_code_points, read_icons
+from lumina_jax.data.datasets.icons import drawn, load_resvg, read_code_points, read_icon_names, read_icons
 from lumina_jax.data.datasets.packages import NpmPackage, fetch_npm
 from lumina_jax.data.emoji_source import EMBEDDED, first_names
 from lumina_jax.data.prepared import Card, PreparedFile, PreparedSample, captions_file
@@ -80,6 +81,17 @@ STYLES = {
         "CC BY 4.0",
         "https://github.com/jdecked/twemoji",
     ),
+    "emojione": Style(
+        NpmPackage(
+            "@iconify-json/emojione",
+            "1.2.3",
+            "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+        ),
+        "EmojiOne 2",
+        "EmojiOne",
+        "CC BY 4.0",
+        "https://github.com/joypixels/emojione",
+    ),
     "openmoji": Style(
         NpmPackage(
             "@iconify-json/openmoji",
@@ -100,7 +112,7 @@ LICENCE_LINKS = {
 NOTICE = "NOTICE.md"
 MEDIA = "pictures"
 """The kind of data.media."""
-SETTINGS = {"size": 64, "styles": ("fluent", "noto", "twemoji"), "skin_tones": False}
+SETTINGS = {"size": 64, "styles": ("fluent", "noto", "twemoji", "emojione"), "skin_tones": False}
 LEAST_SIZE, GREATEST_SIZE = 16, 256
 
 
@@ -178,7 +190,8 @@ def read_artworks(package: Path, style: str, names: dict[str, Emoji], *, skin_to
     """The pictures of a style. What Emojibase does not name has the name of its icon, if nothing else has that name and
     the code points mean the same in other sets."""
     icons, taken = dict(read_icons(package)), {emoji.name for emoji in names.values()}
-    for code_points, icon in sorted(read_code_points(package).items()):
+    code_points_of = read_code_points(package) or named_code_points(package, names)
+    for code_points, icon in sorted(code_points_of.items()):
         known, own = normalized(code_points), icon.replace("-", " ")
         if icon not in icons or (has_skin_tone(known) and not skin_tones):
             continue
@@ -187,6 +200,12 @@ def read_artworks(package: Path, style: str, names: dict[str, Emoji], *, skin_to
         elif not (has_skin_tone(known) or is_private(known) or known == KEYCAP or own in taken):
             taken.add(own)
             yield Artwork(Emoji(own, known), style, icons[icon])
+
+
+def named_code_points(package: Path, names: dict[str, Emoji]) -> dict[str, str]:
+    """The icons of a set that tells no code points, by those of the emoji that has the icon's name."""
+    icons = {plain(name): icon for name, icon in read_icon_names(package)}
+    return {code_points: icons[emoji.name] for code_points, emoji in names.items() if emoji.name in icons}
 
 
 def in_order(artworks: Iterator[Artwork]) -> list[Artwork]:

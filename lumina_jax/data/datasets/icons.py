@@ -47,8 +47,15 @@ def read_icons(package: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_code_points(package: Path) -> dict[str, str]:
-    """The name of the icon of each sequence of code points, such as 1f469-200d-1f680."""
+    """The name of the icon of each sequence of code points, such as 1f469-200d-1f680; none if the set does not tell."""
     return _json(package / "chars.json")
+
+
+def read_icon_names(package: Path) -> Iterator[tuple[str, str]]:
+    """Every name that the set has for an icon, and the icon's own; further names of a changed icon are left out."""
+    icon_set = _json(package / "icons.json")
+    yield from ((name, icon["parent"]) for name, icon in icon_set.get("aliases", {}).items() if set(icon) == {"parent"})
+    yield from ((name, name) for name in icon_set["icons"])
 
 
 def drawn(svg: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
