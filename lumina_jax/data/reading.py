@@ -54,8 +54,9 @@ class ReadAhead:
     def want(self, indices: Iterable[int]) -> None:
         """Begin to read these, unless that has begun already."""
         new = [index for index in dict.fromkeys(indices) if index not in self._reading]
-        together = min(MESSAGE_SAMPLES, -(-len(new) // self._workers)) if self._workers else 1
-        for start in range(0, len(new), max(1, together)):
+        share = -(-len(new) // self._workers) if self._workers else 1
+        together = max(1, min(MESSAGE_SAMPLES, share))
+        for start in range(0, len(new), together):
             part = new[start : start + together]
             future = self._opened().submit(self._read, part)
             self._reading |= {index: (future, place) for place, index in enumerate(part)}

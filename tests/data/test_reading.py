@@ -51,6 +51,14 @@ def test_a_killed_worker_is_an_error_that_names_the_cause_and_closing_does_not_w
     samples.close()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_of_many_samples_wanted_at_once_each_is_the_one_that_is_read(workers):
+    samples, wanted = reader(workers), [39, 0, 17, *range(1, 17), *range(18, 39)]
+    samples.want(range(40))
+    assert [samples.read(index)[0][0] for index in wanted] == wanted
+    samples.close()
+
+
 @pytest.mark.slow
 def test_workers_killed_while_they_hand_over_a_sample_are_noticed():
     """A sample is larger than a pipe holds, so that at most moments a worker is in the middle of it."""
