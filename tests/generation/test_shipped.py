@@ -52,7 +52,7 @@ def test_pairs_that_it_never_saw_come_out_nearest_to_their_own_among_fifty(pipel
     true = np.stack([record.media for record in records])
     assert len(true) >= 50
     matches = nearest(np.stack(small), true) == np.arange(DRAWN)
-    assert matches.mean() >= 0.15  # by chance 0.02
+    assert matches.mean() >= 0.3  # by chance 0.02
 
 
 def test_a_folder_that_holds_a_model_goes_before_the_model_of_its_name(here):
