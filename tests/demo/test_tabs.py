@@ -104,19 +104,6 @@ def test_a_picture_is_changed_by_strength_or_surrounded(page, red, tmp_path, run
     assert (surrounded[:8] != (0, 0, 200)).any()
 
 
-def test_regions_are_shown_and_drawn_and_files_of_the_server_are_none(page, run_folder):
-    page.choose_tab("Regions")
-    page.fill("prompt", "3")
-    page.fill("regions", "/etc/passwd: 5")
-    page.press("draw-regions")
-    page.until(lambda: "must begin with the left, top, right and bottom pixel" in page.state(), "it is refused")
-    page.fill("regions", "0,0,16,32: 5")
-    page.until(lambda: page.find("#boxes rect"), "the box is shown")
-    page.press("draw-regions")
-    page.until_state("done")
-    assert read_png_metadata(newest(run_folder))["region"] == ["0,0,16,32: 5"]
-
-
 def test_a_set_shares_the_style_of_its_first(page, run_folder):
     page.choose_tab("One style")
     page.fill("seed", "7")
