@@ -6,8 +6,9 @@ from typing import Any
 import gradio as gr
 
 from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
+from lumina_jax.demo.field_values import lines_in, whole_of
 from lumina_jax.demo.fields import defaults
-from lumina_jax.demo.form import Form, PictureSettings, whole_of
+from lumina_jax.demo.form import Form, PictureSettings
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.sample_requests.captions import box_of, split_at_colon
 
@@ -58,7 +59,7 @@ def lines_of(words: str | None) -> list[str]:
     Raises:
       ValueError: a line is none.
     """
-    lines = [line.strip() for line in (words or "").splitlines() if line.strip()]
+    lines = lines_in(words)
     for line in lines:
         area, caption = split_at_colon("a region", line, "0,0,16,32: red heart")
         box_of(area)

@@ -141,7 +141,9 @@ def _network(
     factor = extrapolation.rope_factor(settings, config.model, seen, task.trained)
     base_length = extrapolation.base_length(settings, config.model, task.modality, seen, task.trained)
 
-    def call(t: Times, x: Float[Array, "n l p"], condition: Condition, copies: int) -> list[Float[Array, "n l o"]]:
+    def call(
+        t: Float[Array, ""] | Float[Array, " n"], x: Float[Array, "n l p"], condition: Condition, copies: int
+    ) -> list[Float[Array, "n l o"]]:
         """The outputs for each of as many captions as there are copies of the samples."""
         row_t = jnp.repeat(_rows([t] * copies), of_row) if t.ndim else t
         shown = tokens._replace(patches=x)

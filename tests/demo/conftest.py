@@ -6,7 +6,9 @@ import urllib.request
 
 import pytest
 
+from lumina_jax.config import SampleConfig
 from lumina_jax.demo.form import Form
+from lumina_jax.demo.more_settings import LABELS
 from tests.demo.saved_runs import saved_run
 
 SIDE = 32
@@ -36,7 +38,8 @@ def studio(run_folder, folders):
 
 def new_form(**changes):
     """What a user has typed."""
-    form = Form("pictures", 2, "", 1.0, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0)
+    settings = {name: getattr(SampleConfig(), name) for name in LABELS}
+    form = Form("pictures", 2, "", 1.0, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0, "", settings)
     return form._replace(**changes)
 
 

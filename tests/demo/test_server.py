@@ -105,7 +105,7 @@ def caller(served):
 
 
 def form_values():
-    return list(new_form())
+    return list(new_form().values().values())
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_ten_pages_that_draw_at_once_all_get_their_sample(served):
     def one(index):
         names = [f"page{index}", f"browser{index}"]
         form = new_form(prompt=f"{index + 20}", seed=f"{index}")
-        said[index] = Caller(served).state("draw", "click", *names, *form, "", 0)
+        said[index] = Caller(served).state("draw", "click", *names, *form.values().values(), "", 0)
 
     threads = [threading.Thread(target=one, args=(index,)) for index in range(10)]
     for thread in threads:

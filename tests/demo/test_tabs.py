@@ -104,6 +104,64 @@ def test_a_picture_is_changed_by_strength_or_surrounded(page, red, tmp_path, run
     assert (surrounded[:8] != (0, 0, 200)).any()
 
 
+def test_the_noise_of_a_picture_is_drawn_with_another_caption_and_comes_back(page, red, run_folder):
+    page.choose_tab("Edit")
+    page.upload("edit-source", red)
+    page.until_state("the picture is here")
+    page.fill("prompt", "3")
+    assert not page.find("#invert")
+    page.find("#is-inverted input").click()
+    page.until(lambda: page.find("#invert"), "its caption has a field")
+    page.fill("invert", "5")
+    page.find("#normalize input").click()
+    page.press("draw-edit")
+    page.until_state("done")
+    about = read_png_metadata(newest(run_folder))
+    assert (about["invert"], about["normalize_source"], about["resamplings"]) == ("5", True, 1)
+    page.driver.refresh()
+    page.until(lambda: page.find("#draw"), "the page is loaded again")
+    page.upload("dropped", newest(run_folder))
+    page.until_state("its settings are restored")
+    page.until(lambda: page.find("#invert"), "the caption is shown")
+    assert page.value("invert") == "5"
+    assert page.find("#normalize input").is_selected()
+
+
+def test_steps_are_taken_again_where_a_part_is_kept(page, red, run_folder):
+    page.choose_tab("Edit")
+    page.upload("edit-source", red)
+    page.until_state("the picture is here")
+    paint(page)
+    page.fill("prompt", "3")
+    page.fill("resamplings", "2")
+    page.press("draw-edit")
+    page.until_state("done")
+    assert read_png_metadata(newest(run_folder))["resamplings"] == 2
+
+
+def test_rare_settings_are_in_a_fold_which_a_picture_that_has_them_opens(page, run_folder):
+    page.find("#more-settings button").click()
+    page.until(lambda: page.find("#also"), "the fold is open")
+    assert not page.find("#rtol")
+    choose(page, "solver", "bosh3")
+    page.until(lambda: page.find("#rtol"), "an adaptive solver has tolerances")
+    page.fill("rtol", "0.1")
+    page.fill("also", "0.5: 6\n2: 7")
+    page.find("#proportional-attention input").click()
+    draw(page, "3")
+    page.until_state("done")
+    about = read_png_metadata(newest(run_folder))
+    assert (about["also"], about["rtol"], about["proportional_attention"]) == (["0.5: 6", "2: 7"], 0.1, False)
+    page.driver.refresh()
+    page.until(lambda: page.find("#draw"), "the page is loaded again")
+    assert not page.find("#also")
+    page.upload("dropped", newest(run_folder))
+    page.until_state("its settings are restored")
+    page.until(lambda: page.find("#rtol"), "the fold is open")
+    assert page.value("also") == "0.5: 6\n2: 7"
+    assert page.value("rtol") == "0.1"
+
+
 def test_a_set_shares_the_style_of_its_first(page, run_folder):
     page.choose_tab("One style")
     page.fill("seed", "7")
