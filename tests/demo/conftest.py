@@ -63,8 +63,9 @@ def served(folders):
     """The address of a page."""
     pytest.importorskip("gradio")
     from lumina_jax.commands.demo import Arguments, opened
+    from lumina_jax.page_access import PageFlags
 
-    server = opened(Arguments(runs=tuple(map(str, folders)), port=0))
+    server = opened(Arguments(runs=tuple(map(str, folders)), page=PageFlags(port=0)))
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{server.port}"

@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from lumina_jax.commands.demo import Arguments, opened
 from lumina_jax.modalities.files.png import PARAMETERS
+from lumina_jax.page_access import PageAccess, PageFlags
 from tests.demo.conftest import new_form
 
 pytest.importorskip("gradio")
@@ -174,14 +175,13 @@ def test_the_page_is_for_this_computer_alone_or_behind_a_password(served, folder
     assert answer(served, Host="elsewhere.example")[0] == 403
     assert answer(f"{served}/config", Origin="http://elsewhere.example")[0] == 403
     with pytest.raises(ValueError, match="shows the page to other computers, which needs a password"):
-        opened(Arguments(runs=tuple(map(str, folders)), host="0.0.0.0", port=0))
+        opened(Arguments(runs=tuple(map(str, folders)), page=PageFlags(host="0.0.0.0", port=0)))
 
 
 def test_a_password_is_asked_for_every_request(monkeypatch):
     import asyncio
 
     from lumina_jax.demo.server import Guarded
-    from lumina_jax.page_access import PageAccess
 
     monkeypatch.setattr("lumina_jax.demo.server.GUESS_SECONDS", 0)
     reached, sent = [], []
@@ -211,9 +211,9 @@ def test_a_password_is_asked_for_every_request(monkeypatch):
 
 def test_a_port_that_is_taken_and_a_folder_that_is_no_run_are_said(served, folders, tmp_path):
     with pytest.raises(OSError, match="choose another --port"):
-        opened(Arguments(runs=(str(folders[0]),), port=int(served.rpartition(":")[2])))
+        opened(Arguments(runs=(str(folders[0]),), page=PageFlags(port=int(served.rpartition(":")[2]))))
     with pytest.raises(ValueError, match="is not the folder of a run"):
-        opened(Arguments(runs=(str(tmp_path),), port=0))
+        opened(Arguments(runs=(str(tmp_path),), page=PageFlags(port=0)))
 
 
 def test_ten_pages_that_draw_at_once_all_get_their_sample(served):
