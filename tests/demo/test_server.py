@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +147,33 @@ def test_what_is_no_drawn_picture_gets_one_message(caller, served, name, content
 def test_what_is_to_be_edited_is_a_picture_or_gets_one_message(caller, served, name, content, reason):
     said = caller.state("edit-source", "upload", as_file(uploaded(served, name, content())), "pictures")
     assert any(word in said for word in reason.split("|")), said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("text.png", lambda: b"hello", "text.png: the file is not a picture"),
+        ("script.svg", lambda: SVG, "script.svg: the file"),
+        ("bomb.png", bomb, "more than"),
+        ("deep.png", lambda: png(Image.fromarray(np.full((32, 32), 40_000, np.uint16))), "the picture gives the style"),
+        ("wide.png", lambda: png(Image.new("RGB", (40_000, 40))), "the picture gives the style"),
+        ("animated.gif", animated, "the picture gives the style"),
+    ],
+)
+def test_what_gives_a_style_is_a_picture_or_gets_one_message(caller, served, name, content, reason):
+    said = caller.state("style-source", "upload", as_file(uploaded(served, name, content())), "pictures")
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../evil.png", "/evil.png", "..\\..\\evil.png", "%2e%2e%2fevil.png", "a\0b.png"]
+)
+def test_the_name_of_an_upload_is_no_path(caller, served, run_folder, name):
+    before = set(run_folder.parent.rglob("*evil*"))
+    file = Path(uploaded(served, name, png(Image.new("RGB", (32, 32)))))
+    assert file.resolve().parents[2] == run_folder / "samples", "in a folder of the folder of uploads"
+    assert set(run_folder.parent.rglob("*evil*")) - before <= {file}
+    assert "the picture is here" in caller.state("edit-source", "upload", as_file(str(file)), "pictures")
 
 
 def test_paths_that_were_not_uploaded_are_not_read(caller, run_folder):

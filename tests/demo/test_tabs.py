@@ -18,17 +18,6 @@ def red(tmp_path):
     return tmp_path / "red.png"
 
 
-def choose(page, name, text):
-    """Choose what a dropdown offers."""
-    page.find(f"#{name} input").click()
-
-    def option():
-        options = page.driver.find_elements("css selector", "[role=option]")
-        return next((one for one in options if one.is_displayed() and one.text.strip().endswith(text)), None)
-
-    page.until(option, f"{text} is offered").click()
-
-
 def titles(page):
     found = page.driver.find_elements("css selector", "button[role=tab]")
     return [tab.text for tab in found if tab.is_displayed() and tab.text]
@@ -143,7 +132,7 @@ def test_rare_settings_are_in_a_fold_which_a_picture_that_has_them_opens(page, r
     page.find("#more-settings button").click()
     page.until(lambda: page.find("#also"), "the fold is open")
     assert not page.find("#rtol")
-    choose(page, "solver", "bosh3")
+    page.choose("solver", "bosh3")
     page.until(lambda: page.find("#rtol"), "an adaptive solver has tolerances")
     page.fill("rtol", "0.1")
     page.fill("also", "0.5: 6\n2: 7")
@@ -178,11 +167,11 @@ def test_a_set_shares_the_style_of_its_first(page, run_folder):
 def test_two_checkpoints_are_compared_side_by_side(page):
     page.choose_tab("Compare")
     page.fill("prompt", "3")
-    choose(page, "other-run", "pictures")
+    page.choose("other-run", "pictures")
     page.until(lambda: page.value("other-step") == "2", "its newest step is chosen")
     page.press("draw-both")
     page.until(lambda: "both are the same" in page.state(), "it is refused")
-    choose(page, "other-step", "1")
+    page.choose("other-step", "1")
     page.press("draw-both")
     page.until_state("done")
     captions = [one.text for one in page.driver.find_elements("css selector", "#picture figcaption")]
@@ -193,7 +182,7 @@ def test_two_checkpoints_are_compared_side_by_side(page):
 
 @pytest.mark.parametrize(("kind", "tab", "player"), [("clips", "Clips", "video"), ("views", "Views", "video")])
 def test_another_run_brings_its_own_fields_and_player(page, kind, tab, player):
-    choose(page, "run", kind)
+    page.choose("run", kind)
     page.until(lambda: page.find("#frames"), "there are frames")
     page.until(lambda: titles(page)[0] == tab, "the tab is called after what is drawn")
     draw(page)
@@ -203,7 +192,7 @@ def test_another_run_brings_its_own_fields_and_player(page, kind, tab, player):
 
 
 def test_scenes_follow_each_other_in_a_clip(page):
-    choose(page, "run", "clips")
+    page.choose("run", "clips")
     page.until(lambda: page.find("#scenes"), "there are scenes")
     page.fill("scenes", "3 @ 0.5\n4 @ 0.25")
     page.press("draw")
@@ -213,7 +202,7 @@ def test_scenes_follow_each_other_in_a_clip(page):
 
 
 def test_a_sound_has_its_player_and_spectrogram(page):
-    choose(page, "run", "sounds")
+    page.choose("run", "sounds")
     page.until(lambda: page.find("#seconds"), "it has seconds")
     assert not page.find("#width")
     draw(page, "seven")
