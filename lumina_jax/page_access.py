@@ -1,7 +1,8 @@
 """Who may open a page that a command serves: this computer, or whoever has its password.
 
-In: an address and perhaps a password; the headers of a request. Out: whether it is answered. Without a password, a page
-from elsewhere cannot read ours in the name of a browser here: it cannot pretend to have asked for this computer.
+In: flags with an address and perhaps a password; the headers of a request. Out: whether it is answered. Without a
+password, a page from elsewhere cannot read ours in the name of a browser here: it cannot pretend to have asked for this
+computer.
 """
 
 import base64
@@ -71,9 +72,21 @@ class PageAccess:
         return Refusal(HTTPStatus.UNAUTHORIZED, "the password is missing or wrong")
 
 
-def given_password(password: str | None) -> str | None:
-    """The password of a flag, or that of the environment."""
-    return password if password is not None else os.environ.get(PASSWORD)
+@dataclass(frozen=True, kw_only=True)
+class PageFlags:
+    """The flags of a command that serves a page."""
+
+    host: str = "127.0.0.1"
+    """Address to answer to; 0.0.0.0 is every address of this computer, and needs a password."""
+    port: int
+    """0: any free one."""
+    password: str | None = None
+    """What the browser asks for. The environment variable LUMINA_PASSWORD says it without showing it to others who list
+    the processes of this computer."""
+
+    def access(self) -> PageAccess:
+        """Who may open the page. Errors as `PageAccess`."""
+        return PageAccess(self.host, self.password if self.password is not None else os.environ.get(PASSWORD))
 
 
 def not_served(host: str, port: int, error: OSError) -> OSError:

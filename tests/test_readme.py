@@ -1,29 +1,28 @@
 """What README and docs tell a reader to type can be typed: programs, flags, targets, extras and files are there."""
 
-import ast
-import json
 import re
 import shlex
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tyro
-from PIL import Image
 
-import lumina_jax as lumina
-from lumina_jax.__main__ import COMMANDS
+from lumina_jax import __main__ as module
 from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
 from lumina_jax.config_files import config_file
 from lumina_jax.flags import parse_config
-from tools.run_notebook import executed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STARTS = ("&&", ";", "do", "nohup", "exec")
 """Words after which a command begins."""
+ENDS = (">", "&&", "&", "|")
+"""Words after which it is over, as it is after a word that ends in a semicolon."""
+GROUPS = (["bench"], ["data"], ["scaling"])
+"""Commands that have commands."""
+PLACEHOLDERS = {"$name": "emoji", "LAYOUT": "jax"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
@@ -41,15 +40,15 @@ def commands(page, *program):
             is_start = index == 0 or words[index - 1] in STARTS or words[index - 1].endswith(";")
             if is_start and words[index : index + len(program)] == list(program):
                 rest = words[index + len(program) :]
-                ends = [rest.index(end) for end in (">", ";", "&&", "&", "|") if end in rest]
-                yield rest[: min(ends, default=len(rest))]
+                ends = [at for at, word in enumerate(rest) if word in ENDS or word.endswith(";")]
+                yield [word.removesuffix(";") for word in rest[: min(ends, default=len(rest)) + 1] if word not in ENDS]
 
 
 def inline(page):
-    """Commands between backticks in the tables of a page; `lumina train` alone names a command."""
+    """Commands between backticks in the tables of a page; `lumina train` or `lumina bench train` names a command."""
     lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
     found = [code for line in lines for code in re.findall(r"`([^`]+)`", line)]
-    return [code for code in found if len(code.split()) > 2]
+    return [code for code in found if len(code.split()) > 2 + (code.split()[1:2] in GROUPS)]
 
 
 def found(*program):
@@ -76,9 +75,46 @@ def test_sampling_commands_have_flags_that_exist(words):
     assert parsed.prompts or parsed.prompts_file or parsed.scenes
 
 
-@pytest.mark.parametrize("words", found("lumina"))
-def test_commands_of_the_package_exist(words):
-    assert words[0] in COMMANDS
+class ParsedError(BaseException):
+    """The words of a command were understood; nothing of it was done."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """A function that reads the words after `lumina` as its command does, settings included, and stops there."""
+
+    def stopped(original):
+        def read(*arguments, **options):
+            parsed = original(*arguments, **options)
+            if not options.get("return_unknown_args"):  # those are settings, which are read next
+                raise ParsedError
+            return parsed
+
+        return read
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("LUMINA_ALLOCATOR", "system")  # nothing starts Python again
+    monkeypatch.setattr(tyro, "cli", stopped(tyro.cli))
+    monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", stopped(tyro.extras.subcommand_cli_from_dict))
+
+    def parsed(words):
+        monkeypatch.setattr("sys.argv", ["lumina", *words])
+        with pytest.raises(ParsedError):
+            module.main()
+
+    return parsed
+
+
+@pytest.mark.parametrize("words", [one for one in found("lumina") if one.values[0][0] not in ("train", "sample")])
+def test_flags_of_other_commands_exist(words, parse):
+    parse([PLACEHOLDERS.get(word, word) for word in words])
+
+
+def test_a_flag_that_does_not_exist_is_found(parse, capsys):
+    for words in (["demo", "runs/emoji", "--hosts", "0.0.0.0"], ["bench", "train", "emoji", "--model.layer", "2"]):
+        with pytest.raises(SystemExit):
+            parse(words)
+        assert "nrecognized" in capsys.readouterr().err, words
 
 
 @pytest.mark.parametrize("words", found("lumina", "aot") + found("lumina", "data", "packing"))
@@ -126,85 +162,3 @@ def test_readme_activates_the_environment_once_and_needs_its_path_nowhere():
     text = (ROOT / "README.md").read_text()
     assert "source .venv/bin/activate" in text
     assert ".venv/bin/python" not in text
-
-
-def python_blocks(page):
-    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with a run runs/emoji, whose model has learned nothing."""
-    made = tmp_path_factory.mktemp("readme")
-    config = lumina.load_config("emoji").replace(
-        model={"layers": 1, "heads": 2, "width": 16}, sample={"steps": 2, "solver": "euler"}
-    )
-    lumina.save(lumina.Trainer(config).pipeline, made / "runs" / "emoji")
-    return made
-
-
-@pytest.fixture
-def shown(folder, monkeypatch):
-    """The pictures that code shows, which runs in a folder with a trained run."""
-    pictures = []
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(Image.Image, "show", lambda picture: pictures.append(picture))
-    return pictures
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_on_pages_names_what_exists(page):
-    for block in python_blocks(page):
-        filled = re.sub(r",\s*\.\.\.", "", block)  # what is left to the reader
-        for node in ast.walk(ast.parse(filled)):
-            if isinstance(node, ast.ImportFrom) and node.module.startswith("lumina_jax"):
-                exec(ast.unparse(node), {})
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lumina":
-                assert hasattr(lumina, node.attr)
-
-
-def test_the_first_block_of_python_draws_from_a_run(shown):
-    block, _ = python_blocks(ROOT / "README.md")
-    assert len(block.splitlines()) <= 10
-    names = {}
-    exec(block, names)
-    assert [picture.size for picture in names["pictures"]] == [(32, 32)] * 2
-    assert shown == names["pictures"][:1]
-
-
-def test_the_second_block_of_python_trains_and_draws(shown, folder):
-    names = {}
-    exec(python_blocks(ROOT / "README.md")[1], names)
-    assert names["trainer"].steps == 20
-    assert 0 < names["loss"] < 2
-    dark, light = (np.asarray(picture).mean() for picture in names["pictures"])
-    assert dark < light
-    assert lumina.open_run(folder / "runs" / "squares").step == 20
-
-
-@pytest.mark.slow  # the blocks of README are tried every time
-@pytest.mark.parametrize(
-    ("name", "shortened", "pictures"),
-    [
-        ("quickstart", {"range(600)": "range(6)"}, 4),
-        ("flow_matching", {"2_000_000": "20_000"}, 5),
-        ("own_pictures", {r"\"steps\": 1500": r"\"steps\": 60"}, 3),
-        ("scaling_laws", {}, 4),
-    ],
-)
-def test_the_notebooks_run_and_show_what_is_stored_in_them(folder, name, shortened, pictures):
-    (folder / "notebooks").mkdir(exist_ok=True)
-    if not (folder / "docs").exists():
-        (folder / "docs").symlink_to(ROOT / "docs")
-    text = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
-    stored = json.loads(text)
-    for long, short in shortened.items():
-        assert long in text
-        text = text.replace(long, short)
-    made = executed(json.loads(text), folder / "notebooks")
-    kinds, expected = (
-        [[sorted(output.get("data", ["text"])) for output in cell.get("outputs", ())] for cell in notebook["cells"]]
-        for notebook in (made, stored)
-    )
-    assert kinds == expected
-    assert sum("image/png" in kind for cell in kinds for kind in cell) == pictures

@@ -14,7 +14,7 @@ import tyro
 
 from lumina_jax.failures import reported
 from lumina_jax.launch import keep_memory_on_cpu
-from lumina_jax.page_access import PageAccess, given_password
+from lumina_jax.page_access import PageFlags
 
 if TYPE_CHECKING:
     from lumina_jax.demo.server import DemoServer
@@ -26,13 +26,7 @@ class Arguments:
     """Folders of runs; default: the one below ./runs that was written to last, or else the model in the package."""
     adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Folder of an adapter that may be chosen; may be given several times."""
-    host: str = "127.0.0.1"
-    """Address to answer to; 0.0.0.0 is every address of this computer, and needs a password."""
-    port: int = 6008
-    """0: any free one."""
-    password: str | None = None
-    """What the browser asks for. The environment variable LUMINA_PASSWORD says it without showing it to others who list
-    the processes of this computer."""
+    page: Annotated[PageFlags, tyro.conf.arg(name="")] = PageFlags(port=6008)  # noqa: RUF009 (an immutable value)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -52,10 +46,10 @@ def opened(arguments: Arguments) -> "DemoServer":
       ValueError: there is no run, a folder is none, the page would be open to everybody, or Gradio is missing.
       OSError: the port is taken, or samples cannot be written.
     """
-    access = PageAccess(arguments.host, given_password(arguments.password))
+    access = arguments.page.access()
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("demo draws its page with Gradio; pip install 'lumina_jax[demo]'")
     from lumina_jax.demo.runs import shown_runs
     from lumina_jax.demo.server import DemoServer
 
-    return DemoServer(shown_runs(arguments.runs), arguments.adapter, access, arguments.port)
+    return DemoServer(shown_runs(arguments.runs), arguments.adapter, access, arguments.page.port)

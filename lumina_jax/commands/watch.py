@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lumina_jax.failures import reported
-from lumina_jax.page_access import given_password, not_served
+from lumina_jax.page_access import PageFlags, not_served
 
 if TYPE_CHECKING:
     from lumina_jax.watching.server import WatchServer
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 class Arguments:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders of runs: local, or gs:// URLs."""
-    host: str = "127.0.0.1"
-    """Address to answer to; 0.0.0.0 is every address of this computer, and needs a password."""
-    port: int = 6007
-    """0: any free one."""
-    password: str | None = None
-    """What the browser asks for. The environment variable LUMINA_PASSWORD says it without showing it to others who list
-    the processes of this computer."""
+    page: Annotated[PageFlags, tyro.conf.arg(name="")] = PageFlags(port=6007)  # noqa: RUF009 (an immutable value)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -60,6 +54,6 @@ def opened(arguments: Arguments) -> "WatchServer":
 
     runs = [WatchedRun(folder) for folder in arguments.runs]
     try:
-        return WatchServer(runs, arguments.host, arguments.port, given_password(arguments.password))
+        return WatchServer(runs, arguments.page.access(), arguments.page.port)
     except OSError as error:
-        raise not_served(arguments.host, arguments.port, error) from error
+        raise not_served(arguments.page.host, arguments.page.port, error) from error

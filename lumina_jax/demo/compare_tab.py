@@ -5,7 +5,8 @@ from typing import Any
 import gradio as gr
 
 from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
-from lumina_jax.demo.form import Form, whole_of
+from lumina_jax.demo.field_values import whole_of
+from lumina_jax.demo.form import Form
 
 
 def compare_tab(page: Page) -> TabParts:

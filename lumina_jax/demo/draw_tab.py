@@ -5,7 +5,8 @@ from typing import Any
 import gradio as gr
 
 from lumina_jax.demo.drawn import Asking, Page, TabParts, Updates, draws
-from lumina_jax.demo.form import Form, PictureSettings, whole_of
+from lumina_jax.demo.field_values import lines_in, whole_of
+from lumina_jax.demo.form import Form, PictureSettings
 from lumina_jax.demo.runs import ShownRun
 
 
@@ -24,7 +25,7 @@ def draw_tab(page: Page) -> TabParts:
 
     def asked(form: Form, scenes: str | None, blend: Any) -> Asking:
         run = page.studio.run(form.run)
-        lines = [line.strip() for line in (scenes or "").splitlines() if line.strip()]
+        lines = lines_in(scenes)
         if not lines or not has_scenes(run):
             return Asking([form], {})
         whole = form._replace(frames=None)  # scenes say how long a clip is

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lumina_jax.demo.fields import Fields
-from lumina_jax.demo.form import Form, PictureSettings
+from lumina_jax.demo.form import FIELDS, Form, PictureSettings
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import state_html
 from lumina_jax.demo.studio import Studio
@@ -98,10 +98,8 @@ def draws(page: Page, triggers: Sequence[Any], asked: Callable[..., Asking], inp
     output = page.output
 
     async def draw(name: str, browser: str, *values: Any) -> AsyncIterator[Updates]:
-        of_form = len(Form._fields)
-
         def submitted() -> None:
-            asking = asked(Form(*values[:of_form]), *values[of_form:])
+            asking = asked(Form.of(values[: len(FIELDS)]), *values[len(FIELDS) :])
             page.studio.submit(name, browser, asking.forms, **asking.more)
 
         try:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
-from lumina_jax.demo.form import Form, PictureSettings, number_of
+from lumina_jax.demo.field_values import number_of, whole_of
+from lumina_jax.demo.form import Form, PictureSettings
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import state_html
 from lumina_jax.demo.uploads import (
@@ -33,12 +34,36 @@ class EditParts(NamedTuple):
     editor: Any
     strength: Any
     corner: Any
+    is_inverted: Any
+    shown: Any
+    is_normalized: Any
+    resamplings: Any
     button: Any
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What `Edited` has, in its order."""
+        found = [self.source, self.editor, self.strength, self.corner]
+        return [*found, self.is_inverted, self.shown, self.is_normalized, self.resamplings]
+
+
+class Edited(NamedTuple):
+    """The values of the fields."""
+
+    source: str | None
+    editor: Any
+    strength: Any
+    corner: str | None
+    is_inverted: bool | None
+    shown: str | None
+    """What the source shows, if it is inverted."""
+    is_normalized: bool | None
+    resamplings: Any
 
 
 def edit_tab(page: Page) -> TabParts:
     """Lay the tab out."""
-    studio, output, parts = page.studio, page.output, _laid_out(can_edit(page.studio.runs[0]))
+    studio, output, parts = page.studio, page.output, _laid_out(page.studio.runs[0])
 
     def taken(path: str | None, run_name: str) -> Updates:
         try:
@@ -48,31 +73,47 @@ def edit_tab(page: Page) -> TabParts:
         except (ValueError, OSError) as error:
             return {**_editor_of(parts, None), output.state: state_html(message(error), is_problem=True)}
 
-    def asked(form: Form, kept: str | None, edited: Any, strength: Any, corner: str | None) -> Asking:
-        run = studio.run(form.run)
-        if not kept:
+    def asked(form: Form, *values: Any) -> Asking:
+        edited, run = Edited(*values), studio.run(form.run)
+        if not edited.source:
             raise ValueError("choose the picture to edit first")
-        file = found_again(kept, sources_of(run))
+        file = found_again(edited.source, sources_of(run))
         if file is None:
             raise ValueError("the picture to edit belongs to another run; choose it again")
-        redrawn = painted(edited["layers"], size_of(file)) if edited else None
-        more: dict[str, Any] = {"source": file, "mask": None if redrawn is None else kept_mask(redrawn, file.parent)}
-        if (corner or "").strip():
-            more["outpaint"] = (corner or "").strip()
-        share = number_of("strength", strength)
-        return Asking([form], {**more, "strength": None if share == 1 else share})
+        redrawn = painted(edited.editor["layers"], size_of(file)) if edited.editor else None
+        share = number_of("strength", edited.strength)
+        more = {
+            "source": file,
+            "mask": None if redrawn is None else kept_mask(redrawn, file.parent),
+            "outpaint": (edited.corner or "").strip() or None,
+            "strength": None if share == 1 else share,
+            "invert": (edited.shown or "").strip() if edited.is_inverted else None,
+            "normalize_source": bool(edited.is_normalized),
+        }
+        again = {"resamplings": whole_of("times that each step is taken", edited.resamplings)}
+        return Asking([form._replace(settings={**form.settings, **again})], more)
 
     def of_settings(settings: PictureSettings, run: ShownRun) -> Updates:
         kept = found_again(settings.source, sources_of(run))
         mask = None if kept is None else found_again(settings.mask, sources_of(run))
         share = 1 if settings.strength is None else settings.strength
-        corner = settings.outpaint or ""
-        return {**_editor_of(parts, kept, mask), parts.strength: share, parts.corner: corner}
+        return {
+            **_editor_of(parts, kept, mask),
+            parts.strength: share,
+            parts.corner: settings.outpaint or "",
+            parts.is_inverted: settings.invert is not None,
+            parts.shown: gr.update(value=settings.invert or "", visible=settings.invert is not None),
+            parts.is_normalized: bool(settings.normalize_source),
+            parts.resamplings: settings.resamplings or 1,
+        }
+
+    def of_run(run: ShownRun) -> Updates:
+        return {parts.resamplings: run.config.sample.resamplings}
 
     parts.upload.upload(taken, [parts.upload, page.fields.run], [parts.source, parts.editor, output.state], **HIDDEN)
-    inputs = [parts.source, parts.editor, parts.strength, parts.corner]
-    draws(page, [parts.button.click], asked, inputs)
-    return TabParts(parts.tab, can_edit, inputs, lambda run: {}, of_settings)
+    parts.is_inverted.input(lambda on: gr.update(visible=on), parts.is_inverted, parts.shown, **HIDDEN)
+    draws(page, [parts.button.click], asked, parts.inputs)
+    return TabParts(parts.tab, can_edit, parts.inputs, of_run, of_settings)
 
 
 def can_edit(run: ShownRun) -> bool:
@@ -80,8 +121,8 @@ def can_edit(run: ShownRun) -> bool:
     return "width" in run.fields
 
 
-def _laid_out(is_shown: bool) -> EditParts:
-    with gr.Tab("Edit", elem_id="tab-edit", id="edit", interactive=is_shown) as tab:
+def _laid_out(run: ShownRun) -> EditParts:
+    with gr.Tab("Edit", elem_id="tab-edit", id="edit", interactive=can_edit(run)) as tab:
         upload = gr.File(label="Picture to edit", elem_id="edit-source", height=140)
         source = gr.State()
         editor = gr.ImageEditor(
@@ -97,8 +138,21 @@ def _laid_out(is_shown: bool) -> EditParts:
             label="Outpaint: left and top pixel of a smaller picture in what is drawn, such as 16,0", max_lines=1,
             elem_id="outpaint",
         )  # fmt: skip
+        with gr.Row():
+            is_inverted = gr.Checkbox(
+                label="Begin with the noise that leads to the picture", elem_id="is-inverted", min_width=140
+            )
+            shown = gr.Textbox(
+                label="What the picture shows", max_lines=1, elem_id="invert", min_width=140, visible=False
+            )
+        is_normalized = gr.Checkbox(label="Normalise the channels, so that colours do not stay", elem_id="normalize")
+        resamplings = gr.Number(
+            run.config.sample.resamplings, precision=0, minimum=1, elem_id="resamplings",
+            label="Times that each step is taken: more fit what is drawn to what is kept",
+        )  # fmt: skip
         button = gr.Button("Draw the edit", variant="primary", elem_id="draw-edit")
-    return EditParts(tab, upload, source, editor, strength, corner, button)
+    options = (is_inverted, shown, is_normalized, resamplings)
+    return EditParts(tab, upload, source, editor, strength, corner, *options, button)
 
 
 def _editor_of(parts: EditParts, kept: Path | None, mask: Path | None = None) -> Updates:

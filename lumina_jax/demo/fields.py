@@ -1,16 +1,17 @@
-"""The fields that all tabs share: run, prompt, size, seed and solver.
+"""The fields that all tabs share: run, prompt, size, seed and solver, and a fold with all other settings.
 
-In: the runs of the page. Out: the components in the order of `Form`, and what they become when another run is chosen
+In: the runs of the page. Out: the components in the order of `FIELDS`, and what they become when another run is chosen
 or the settings of a picture are restored.
 """
 
 import secrets
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import gradio as gr
 
 from lumina_jax.config.sample import ANCESTRAL, SolverName
-from lumina_jax.demo.form import ASPECTS, Form, sized
+from lumina_jax.demo.form import ASPECTS, FIELDS, Form, sized
+from lumina_jax.demo.more_settings import GROUPS, LABELS, TYPES, is_optional
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.studio import Studio
 
@@ -18,22 +19,32 @@ AS_TRAINED = "as trained"
 
 
 class Fields(NamedTuple):
-    """Components; the first ones are those of `Form`."""
+    """Components."""
 
     of_form: list[Any]
+    """One for each of `FIELDS`."""
     aspect: Any
     new_seed: Any
+    fold: Any
+    """What holds the fields of rare settings."""
+    groups: list[Any]
+    """Within the fold, a row for each of `GROUPS`."""
 
     @property
     def run(self) -> Any:
-        return self.of_form[Form._fields.index("run")]
+        return self.named("run")
 
     @property
     def prompt(self) -> Any:
-        return self.of_form[Form._fields.index("prompt")]
+        return self.named("prompt")
 
     def named(self, name: str) -> Any:
-        return self.of_form[Form._fields.index(name)]
+        return self.of_form[FIELDS.index(name)]
+
+    @property
+    def changing(self) -> list[Any]:
+        """What changes with the run."""
+        return [*self.of_form, self.aspect, self.fold, *self.groups]
 
 
 def new_fields(studio: Studio) -> Fields:
@@ -60,7 +71,36 @@ def new_fields(studio: Studio) -> Fields:
         guidance = gr.Number(start.guidance, label="Guidance", step=0.5, elem_id="guidance", min_width=100)
     aspect, *sizes = size
     found = [run, step, adapter, adapter_strength, prompt, negative, *sizes, seed, steps, solver, guidance]
-    return Fields(found, aspect, new_seed)
+    with gr.Accordion("More settings", open=False, elem_id="more-settings") as fold:
+        also = gr.Textbox(
+            label="Further captions with weights, one a line; the prompt has the weight 1", lines=2,
+            placeholder="0.5: a watercolour", elem_id="also",
+        )  # fmt: skip
+        rows, more = _more_fields(first, start)
+    return Fields([*found, also, *more], aspect, new_seed, fold, rows)
+
+
+def _more_fields(run: ShownRun, start: Form) -> tuple[list[Any], list[Any]]:
+    """A row for each of `GROUPS`, and the fields in them."""
+    rows, found = [], []
+    for group in GROUPS:
+        with gr.Row(visible=group.matters(run, start.solver or "")) as row:
+            for name, label in group.labels.items():
+                given: dict[str, Any] = {"value": start.settings[name], "label": label, "min_width": 140}
+                given["elem_id"] = name.replace("_", "-")
+                if TYPES[name] is bool:
+                    found.append(gr.Checkbox(**given))
+                elif get_origin(TYPES[name]) is Literal:
+                    found.append(gr.Dropdown(list(get_args(TYPES[name])), **given))
+                else:
+                    found.append((gr.Textbox if is_optional(name) else gr.Number)(**given))
+        rows.append(row)
+    return rows, found
+
+
+def groups_shown(fields: Fields, run: ShownRun, solver: str) -> dict[Any, Any]:
+    """What the rows of the fold become for a run and a solver."""
+    return {row: gr.update(visible=group.matters(run, solver)) for row, group in zip(fields.groups, GROUPS)}
 
 
 def _size_fields(run: ShownRun, start: Form) -> list[Any]:
@@ -76,8 +116,8 @@ def _size_fields(run: ShownRun, start: Form) -> list[Any]:
         width = gr.Number(start.width, label="Width", visible=shown["width"], elem_id="width", **numbers)
         height = gr.Number(start.height, label="Height", visible=shown["height"], elem_id="height", **numbers)
         frames = gr.Number(start.frames, label=frames_label(run), visible=is_long, elem_id="frames", **numbers)
-        seconds = gr.Number(
-            None, label="Seconds (empty: as the text needs)", visible=shown["seconds"], elem_id="seconds"
+        seconds = gr.Textbox(
+            label="Seconds (empty: as the text needs)", max_lines=1, visible=shown["seconds"], elem_id="seconds"
         )
         frame_rate = gr.Number(8, label="Frames a second", visible=is_long, elem_id="frame-rate", min_width=90)
     return [aspect, width, height, frames, seconds, frame_rate]
@@ -107,6 +147,8 @@ def defaults(run: ShownRun) -> Form:
         steps=settings.steps,
         solver=settings.solver,
         guidance=settings.guidance,
+        also="",
+        settings={name: getattr(settings, name) for name in LABELS},
     )
 
 
@@ -128,8 +170,15 @@ def updates(fields: Fields, run: ShownRun, form: Form) -> dict[Any, Any]:
         "frames": {"visible": is_long, "label": frames_label(run)},
         "frame_rate": {"visible": is_long},
     }
-    found = {fields.named(name): gr.update(value=value, **more.get(name, {})) for name, value in form._asdict().items()}
-    return {**found, fields.aspect: gr.update(value=AS_TRAINED, visible="width" in run.fields)}
+    found = {fields.named(name): gr.update(value=value, **more.get(name, {})) for name, value in form.values().items()}
+    usual = defaults(run)
+    is_special = bool(form.also) or form.settings != usual.settings
+    return {
+        **found,
+        **groups_shown(fields, run, form.solver or ""),
+        fields.aspect: gr.update(value=AS_TRAINED, visible="width" in run.fields),
+        fields.fold: gr.update(open=is_special),
+    }
 
 
 def asked_size(run: ShownRun, aspect: str) -> tuple[int, int]:

@@ -5,12 +5,14 @@ And back: of the settings that a picture carries, those that the fields can show
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from lumina_jax.config.sample import SolverName
+from lumina_jax.demo.field_values import lines_in, number_of, number_or_none, seed_of, whole_of
+from lumina_jax.demo.more_settings import LABELS, settings_in_picture, settings_of_fields
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.documents import parse_json
 from lumina_jax.sample_requests.arguments import Arguments
@@ -33,13 +35,31 @@ class Form(NamedTuple):
     height: float | None
     frames: float | None
     """Of a clip, or the views of an object."""
-    seconds: float | None
+    seconds: str | float | None
     frame_rate: float | None
     seed: str | None
     """Text, because browsers round large numbers."""
     steps: float | None
     solver: str | None
     guidance: float | None
+    also: str | None
+    """Captions with weights, one a line."""
+    settings: Mapping[str, Any]
+    """Others of `SampleConfig`, by their names."""
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> "Form":
+        """From a value for each of `FIELDS`."""
+        found = dict(zip(FIELDS, values, strict=True))
+        return cls(**{name: found.pop(name) for name in cls._fields[:-1]}, settings=found)
+
+    def values(self) -> dict[str, Any]:
+        """The value for each of `FIELDS`."""
+        return {name: self.settings[name] if name in LABELS else getattr(self, name) for name in FIELDS}
+
+
+FIELDS = (*Form._fields[:-1], *LABELS)
+"""The fields of the page in their order."""
 
 
 def arguments_of(form: Form, run: ShownRun, **more: Any) -> Arguments:
@@ -61,6 +81,7 @@ def arguments_of(form: Form, run: ShownRun, **more: Any) -> Arguments:
         "guidance": number_of("guidance", form.guidance),
         "negative": (form.negative or "").strip(),
         "solver": form.solver,
+        **settings_of_fields(form.settings),
     }
     sizes = {
         "width": form.width,
@@ -73,48 +94,21 @@ def arguments_of(form: Form, run: ShownRun, **more: Any) -> Arguments:
         for name, value in sizes.items()
         if name in run.fields and value is not None
     }
-    if "seconds" in run.fields and form.seconds:
-        asked["seconds"] = number_of("seconds", form.seconds)
+    if "seconds" in run.fields:
+        asked["seconds"] = number_or_none("seconds", form.seconds)
     strength = number_of("strength of the adapter", 1.0 if form.adapter_strength is None else form.adapter_strength)
     given: dict[str, Any] = {
         "run": run.folder,
         "prompts": ((form.prompt or "").strip(),),
         "step": None if form.step is None else whole_of("step", form.step),
         "adapter": (f"{form.adapter}:{strength:g}",) if form.adapter else (),
+        "also": tuple(lines_in(form.also)),
         "seed": seed_of(form.seed),
         "frame_rate": number_of("frames a second", form.frame_rate),
         "sample": run.config.sample.replace(**settings),
         **asked,
     }
     return Arguments(**{**given, **more})
-
-
-def whole_of(name: str, value: Any) -> int:
-    """A whole number of a field."""
-    number = number_of(name, value)
-    if number != int(number):
-        raise ValueError(f"{name} must be a whole number, but is {value}")
-    return int(number)
-
-
-def number_of(name: str, value: Any) -> float:
-    """A finite number of a field."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e15:
-        raise ValueError(f"{name} must be a number, but is {'empty' if value is None else repr(value)[:40]}")
-    return float(value)
-
-
-def seed_of(words: str | None) -> int:
-    """A seed; empty is 0."""
-    text = (words or "").strip() or "0"
-    if not text.isdecimal() or len(text) > 30:
-        raise ValueError(f"the seed must be a whole number from 0 to 2**64 - 1, but is {text[:40]!r}")
-    return int(text)
-
-
-def seeds_after(seed: int, count: int) -> str:
-    """As many seeds as samples, from one on, as `--seeds` has them."""
-    return ",".join(f"{(seed + index) % 2**64}" for index in range(count))
 
 
 def sized(run: ShownRun, aspect: str) -> tuple[int, int]:
@@ -148,6 +142,10 @@ class PictureSettings:
     mask: str | None = None
     outpaint: str | None = None
     strength: float | None = None
+    invert: str | None = None
+    normalize_source: bool | None = None
+    resamplings: int | None = None
+    also: list[str] | None = None
     region: list[str] | None = None
     region_blend: int | None = None
     scenes: list[str] | None = None
@@ -155,8 +153,8 @@ class PictureSettings:
     style_of: str | None = None
     style_caption: str | None = None
     style_strength: float | None = None
-    others: dict[str, Any] = field(default_factory=dict)
-    """All others, which the page has no fields for."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Those of `more_settings`, by their names."""
 
     @property
     def seed_words(self) -> str | None:
@@ -171,9 +169,10 @@ def settings_of(text: str, origin: str) -> PictureSettings:
       ValueError: they are not those of `lumina sample`.
     """
     found: PictureSettings = parse_json(text, PictureSettings, origin)
-    shown = {one.name for one in fields(PictureSettings)}
-    others = {name: value for name, value in parse_json(text, dict[str, Any], origin).items() if name not in shown}
-    return replace(found, others=others)
+    try:
+        return replace(found, settings=settings_in_picture(parse_json(text, dict[str, Any], origin)))
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
 
 
 def restored(
@@ -202,11 +201,15 @@ def restored(
             missing.append(
                 f"it was drawn with the adapter {Path(folder or word).name!r}, which this page does not have"
             )
+        if len(settings.adapter or []) > 1:
+            missing.append(f"it was drawn with {len(settings.adapter or [])} adapters, but this page draws with one")
     if (settings.style_of or "").isdecimal():
         missing.append("it is one of a set in one style, whose other prompts it does not say")
-    given = {
-        name: getattr(settings, name, None) for name in Form._fields if name not in ("run", "step", "seed", "adapter")
-    }
+    apart = ("run", "step", "seed", "adapter", "also", "settings")
+    given = {name: getattr(settings, name, None) for name in Form._fields if name not in apart}
+    if settings.run is not None or settings.also is not None:
+        given["also"] = "\n".join(settings.also or [])
+    given["settings"] = {**now.settings, **settings.settings}
     given |= {"seed": settings.seed_words, "run": run.name if run else None, "step": step}
     form = now._replace(**{name: value for name, value in given.items() if value is not None})
     target = run or names[now.run or ""]
@@ -214,18 +217,9 @@ def restored(
         form = form._replace(seconds=settings.seconds)  # None: as long as its text needs
     elif target.is_of_views and "width" not in target.fields and settings.width and settings.height:
         form = form._replace(frames=target.views_of(settings.width, settings.height))
-    missing += _without_fields(settings, target)
     if run is not None:
         form = form._replace(adapter=adapter, adapter_strength=strength, step=step if step else run.steps()[0])
     return form, missing
-
-
-def _without_fields(settings: PictureSettings, run: ShownRun) -> list[str]:
-    """What is said of settings that the page has no fields for and takes from the run, where they are others there."""
-    known = {name: value for name, value in run.config.sample.settings().items() if name in settings.others}
-    differ = [name for name, value in known.items() if settings.others[name] != value and name != "weights"]
-    differ += [name for name in ("also", "invert", "normalize_source") if settings.others.get(name)]
-    return [f"{name}={str(settings.others[name])[:60]} has no field on this page" for name in differ]
 
 
 def _is_number(word: str) -> bool:

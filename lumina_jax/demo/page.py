@@ -67,15 +67,19 @@ def _wire_fields(page: Page, all_tabs: Any, tabs: Sequence[TabParts]) -> None:
     studio, fields = page.studio, page.fields
 
     def chosen(name: str, *values: Any) -> dict[Any, Any]:
-        run, now = studio.run(name), Form(*values)
+        run, now = studio.run(name), Form.of(values)
         form = of_form.defaults(run)._replace(prompt=now.prompt, negative=now.negative, seed=now.seed)
         return of_form.updates(fields, run, form) | _of_run(all_tabs, tabs, run)
+
+    def groups(name: str, solver: str) -> dict[Any, Any]:
+        return of_form.groups_shown(fields, studio.run(name), solver)
 
     def size(name: str, aspect: str) -> tuple[int, int]:
         return of_form.asked_size(studio.run(name), aspect)
 
-    changed = [*fields.of_form, fields.aspect, *_changing(all_tabs, tabs)]
+    changed = [*fields.changing, *_changing(all_tabs, tabs)]
     fields.run.input(chosen, [fields.run, *fields.of_form], changed, **HIDDEN)
+    fields.named("solver").change(groups, [fields.run, fields.named("solver")], fields.groups, **HIDDEN)
     sizes = [fields.named("width"), fields.named("height")]
     fields.aspect.input(size, [fields.run, fields.aspect], sizes, **HIDDEN)
     fields.new_seed.click(of_form.random_seed, None, fields.named("seed"), **HIDDEN)
@@ -86,7 +90,7 @@ def _wire_history(page: Page, all_tabs: Any, tabs: Sequence[TabParts], dropped: 
     studio, fields, output = page.studio, page.fields, page.output
 
     def taken(settings: PictureSettings, values: Sequence[Any]) -> dict[Any, Any]:
-        form, missing = restored(settings, studio.runs, studio.adapters, Form(*values))
+        form, missing = restored(settings, studio.runs, studio.adapters, Form.of(values))
         run = studio.run(form.run)
         if settings.source and found_again(settings.source, sources_of(run)) is None:
             missing.append("what it was made from is not here; choose it again")
@@ -112,7 +116,7 @@ def _wire_history(page: Page, all_tabs: Any, tabs: Sequence[TabParts], dropped: 
         except (ValueError, OSError) as error:
             return {output.state: state_html(message(error), is_problem=True)}
 
-    changed = [*fields.of_form, fields.aspect, output.state, *_changing(all_tabs, tabs)]
+    changed = [*fields.changing, output.state, *_changing(all_tabs, tabs)]
     dropped.upload(of_file, [dropped, *fields.of_form], [*changed, dropped], **HIDDEN)
     more = [output.picture, output.files]
     output.gallery.select(of_history, [*output.names, *fields.of_form], [*changed, *more], **NAMED)

@@ -5,7 +5,8 @@ from typing import Any
 import gradio as gr
 
 from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
-from lumina_jax.demo.form import Form, PictureSettings, number_of, seed_of, seeds_after
+from lumina_jax.demo.field_values import lines_in, number_of, seed_of, seeds_after
+from lumina_jax.demo.form import Form, PictureSettings
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import state_html
 from lumina_jax.demo.uploads import found_again, kept_source, sources_of
@@ -37,7 +38,7 @@ def style_tab(page: Page) -> TabParts:
 
     def asked(form: Form, words: str | None, kept: str | None, caption: str | None, strength: Any) -> Asking:
         run = studio.run(form.run)
-        lines = [line.strip() for line in (words or "").splitlines() if line.strip()]
+        lines = lines_in(words)
         if not 0 < len(lines) <= MOST_PROMPTS:
             raise ValueError(f"a set has 1 to {MOST_PROMPTS} prompts, one a line, but there are {len(lines)}")
         file = found_again(kept, sources_of(run)) if kept else None

@@ -98,12 +98,12 @@ def guided_output(
 
     def output(t: Times, x: Float[Array, "b l p"]) -> Float[Array, "b l o"]:
         def plain() -> Float[Array, "b l o"]:
-            return _mean(call(t, x, alone, len(captions)), shares)
+            return counts * _mean(call(t, x, alone, len(captions)), shares)
 
         def guided() -> Float[Array, "b l o"]:
             outputs = call(t, x, every, len(conditions))
             without_text, *negative = outputs[len(captions) :]
-            return guidance.guide(
+            return counts * guidance.guide(
                 _mean(outputs[: len(captions)], shares),
                 without_text,
                 prompt.guidance_scale,
@@ -116,7 +116,9 @@ def guided_output(
         is_plain = prompt.guidance_scale == 1
         if prompt.negative_scale is not None:
             is_plain &= prompt.negative_scale == 0
-        return counts * jax.lax.cond(is_plain, plain, guided)
+        # What a branch returns is stored. A product after it would be compiled into the sums of the solver, which would
+        # then round otherwise than those of a drawing that is followed.
+        return jax.lax.cond(is_plain, plain, guided)
 
     if task.follower is None:
         return output
@@ -141,7 +143,9 @@ def _network(
     factor = extrapolation.rope_factor(settings, config.model, seen, task.trained)
     base_length = extrapolation.base_length(settings, config.model, task.modality, seen, task.trained)
 
-    def call(t: Times, x: Float[Array, "n l p"], condition: Condition, copies: int) -> list[Float[Array, "n l o"]]:
+    def call(
+        t: Float[Array, ""] | Float[Array, " n"], x: Float[Array, "n l p"], condition: Condition, copies: int
+    ) -> list[Float[Array, "n l o"]]:
         """The outputs for each of as many captions as there are copies of the samples."""
         row_t = jnp.repeat(_rows([t] * copies), of_row) if t.ndim else t
         shown = tokens._replace(patches=x)

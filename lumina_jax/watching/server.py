@@ -1,6 +1,6 @@
 """The page that shows runs while they train, served from this computer.
 
-In: runs, an address and perhaps a password. Out: a server of one page, its curves as JSON, and the sheets of samples.
+In: runs, who may open the page, and a port. Out: a server of one page, its curves as JSON, and the sheets of samples.
 The page loads nothing from elsewhere. Requests read; none writes, and no file is served but the page's own and sheets
 that a run lists.
 """
@@ -34,21 +34,19 @@ class WatchServer(ThreadingHTTPServer):
 
     Args:
       runs: their folders, in the order of the page.
-      host: the address that it answers to; any but this computer's own needs a password.
+      access: who may open the page.
       port: 0 chooses a free one.
-      password: asked for by the browser, with any name of a user; None: nobody is asked.
 
     Raises:
-      ValueError: there is no password, but others could reach the page.
       OSError: the port is taken.
     """
 
     daemon_threads = True
 
-    def __init__(self, runs: Sequence[WatchedRun], host: str, port: int, password: str | None):
-        self.runs, self.access = runs, PageAccess(host, password)
+    def __init__(self, runs: Sequence[WatchedRun], access: PageAccess, port: int):
+        self.runs, self.access = runs, access
         self._reading = threading.Lock()
-        super().__init__((host, port), _Page)
+        super().__init__((access.host, port), _Page)
 
     @property
     def address(self) -> str:

@@ -85,6 +85,16 @@ class Browser:
         self.script("arguments[0].scrollIntoView({block: 'center'})", button)
         button.click()
 
+    def choose(self, name, text):
+        """Choose what a dropdown offers."""
+        self.find(f"#{name} input").click()
+
+        def option():
+            options = self.driver.find_elements("css selector", "[role=option]")
+            return next((one for one in options if one.is_displayed() and one.text.strip().endswith(text)), None)
+
+        self.until(option, f"{text} is offered").click()
+
     def choose_tab(self, title):
         found = [tab for tab in self.driver.find_elements("css selector", "button[role=tab]") if tab.text == title]
         self.script("arguments[0].scrollIntoView({block: 'center'})", found[0])

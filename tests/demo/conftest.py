@@ -6,7 +6,9 @@ import urllib.request
 
 import pytest
 
+from lumina_jax.config import SampleConfig
 from lumina_jax.demo.form import Form
+from lumina_jax.demo.more_settings import LABELS
 from tests.demo.saved_runs import saved_run
 
 SIDE = 32
@@ -36,7 +38,8 @@ def studio(run_folder, folders):
 
 def new_form(**changes):
     """What a user has typed."""
-    form = Form("pictures", 2, "", 1.0, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0)
+    settings = {name: getattr(SampleConfig(), name) for name in LABELS}
+    form = Form("pictures", 2, "", 1.0, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0, "", settings)
     return form._replace(**changes)
 
 
@@ -60,8 +63,9 @@ def served(folders):
     """The address of a page."""
     pytest.importorskip("gradio")
     from lumina_jax.commands.demo import Arguments, opened
+    from lumina_jax.page_access import PageFlags
 
-    server = opened(Arguments(runs=tuple(map(str, folders)), port=0))
+    server = opened(Arguments(runs=tuple(map(str, folders)), page=PageFlags(port=0)))
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{server.port}"

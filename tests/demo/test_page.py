@@ -132,6 +132,24 @@ def test_prompts_with_html_and_paths_stay_text(page, run_folder):
     assert page.script("return document.title") != "gone"
 
 
+def test_a_drawn_prompt_with_html_and_paths_stays_text_in_the_page_and_in_names_of_files(page, folders):
+    evil = "../../../etc/<img src=x onerror=document.title='gone'>\"><script>document.title='gone'</script>{{1}}"
+    samples = folders[-1] / "samples"
+    before = set(folders[-1].parent.rglob("*etc*"))
+    page.choose("run", "sounds")
+    page.until(lambda: page.find("#seconds"), "the run is chosen")
+    draw(page, evil)
+    page.until_state("done")
+    assert page.find("#picture figcaption").text == evil
+    page.until(lambda: page.find("#history img"), "it is in the history")
+    time.sleep(0.3)
+    assert page.script("return document.title") != "gone"
+    files = set(folders[-1].parent.rglob("*etc*")) - before
+    assert {file.suffix for file in files} == {".png", ".wav"}
+    made = {file for file in files if not any(part.startswith("uploads-") for part in file.parts)}  # not what was sent
+    assert {file.parent for file in made} == {samples / "2" / "demo"}
+
+
 def test_nothing_is_asked_of_anybody_else_and_the_console_is_silent(page):
     draw(page)
     page.until_state("done")

@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from lumina_jax.commands.demo import Arguments, opened
 from lumina_jax.modalities.files.png import PARAMETERS
+from lumina_jax.page_access import PageAccess, PageFlags
 from tests.demo.conftest import new_form
 
 pytest.importorskip("gradio")
@@ -105,7 +107,7 @@ def caller(served):
 
 
 def form_values():
-    return list(new_form())
+    return list(new_form().values().values())
 
 
 @pytest.mark.parametrize(
@@ -147,6 +149,33 @@ def test_what_is_to_be_edited_is_a_picture_or_gets_one_message(caller, served, n
     assert any(word in said for word in reason.split("|")), said
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("text.png", lambda: b"hello", "text.png: the file is not a picture"),
+        ("script.svg", lambda: SVG, "script.svg: the file"),
+        ("bomb.png", bomb, "more than"),
+        ("deep.png", lambda: png(Image.fromarray(np.full((32, 32), 40_000, np.uint16))), "the picture gives the style"),
+        ("wide.png", lambda: png(Image.new("RGB", (40_000, 40))), "the picture gives the style"),
+        ("animated.gif", animated, "the picture gives the style"),
+    ],
+)
+def test_what_gives_a_style_is_a_picture_or_gets_one_message(caller, served, name, content, reason):
+    said = caller.state("style-source", "upload", as_file(uploaded(served, name, content())), "pictures")
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../evil.png", "/evil.png", "..\\..\\evil.png", "%2e%2e%2fevil.png", "a\0b.png"]
+)
+def test_the_name_of_an_upload_is_no_path(caller, served, run_folder, name):
+    before = set(run_folder.parent.rglob("*evil*"))
+    file = Path(uploaded(served, name, png(Image.new("RGB", (32, 32)))))
+    assert file.resolve().parents[2] == run_folder / "samples", "in a folder of the folder of uploads"
+    assert set(run_folder.parent.rglob("*evil*")) - before <= {file}
+    assert "the picture is here" in caller.state("edit-source", "upload", as_file(str(file)), "pictures")
+
+
 def test_paths_that_were_not_uploaded_are_not_read(caller, run_folder):
     for path in ("/etc/passwd", str(run_folder / "config.json"), f"{run_folder}/samples/../config.json"):
         try:
@@ -174,14 +203,13 @@ def test_the_page_is_for_this_computer_alone_or_behind_a_password(served, folder
     assert answer(served, Host="elsewhere.example")[0] == 403
     assert answer(f"{served}/config", Origin="http://elsewhere.example")[0] == 403
     with pytest.raises(ValueError, match="shows the page to other computers, which needs a password"):
-        opened(Arguments(runs=tuple(map(str, folders)), host="0.0.0.0", port=0))
+        opened(Arguments(runs=tuple(map(str, folders)), page=PageFlags(host="0.0.0.0", port=0)))
 
 
 def test_a_password_is_asked_for_every_request(monkeypatch):
     import asyncio
 
     from lumina_jax.demo.server import Guarded
-    from lumina_jax.page_access import PageAccess
 
     monkeypatch.setattr("lumina_jax.demo.server.GUESS_SECONDS", 0)
     reached, sent = [], []
@@ -211,9 +239,9 @@ def test_a_password_is_asked_for_every_request(monkeypatch):
 
 def test_a_port_that_is_taken_and_a_folder_that_is_no_run_are_said(served, folders, tmp_path):
     with pytest.raises(OSError, match="choose another --port"):
-        opened(Arguments(runs=(str(folders[0]),), port=int(served.rpartition(":")[2])))
+        opened(Arguments(runs=(str(folders[0]),), page=PageFlags(port=int(served.rpartition(":")[2]))))
     with pytest.raises(ValueError, match="is not the folder of a run"):
-        opened(Arguments(runs=(str(tmp_path),), port=0))
+        opened(Arguments(runs=(str(tmp_path),), page=PageFlags(port=0)))
 
 
 def test_ten_pages_that_draw_at_once_all_get_their_sample(served):
@@ -222,7 +250,7 @@ def test_ten_pages_that_draw_at_once_all_get_their_sample(served):
     def one(index):
         names = [f"page{index}", f"browser{index}"]
         form = new_form(prompt=f"{index + 20}", seed=f"{index}")
-        said[index] = Caller(served).state("draw", "click", *names, *form, "", 0)
+        said[index] = Caller(served).state("draw", "click", *names, *form.values().values(), "", 0)
 
     threads = [threading.Thread(target=one, args=(index,)) for index in range(10)]
     for thread in threads:

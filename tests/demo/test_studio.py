@@ -1,5 +1,6 @@
 """What the page of `lumina demo` does, without a browser."""
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 
 from lumina_jax.commands import sample
+from lumina_jax.config import SampleConfig
 from lumina_jax.demo.form import PictureSettings, restored, settings_of, sized
 from lumina_jax.demo.history import MOST_PICTURES, History
+from lumina_jax.demo.more_settings import GROUPS, LABELS
 from lumina_jax.demo.runs import shown_runs
 from lumina_jax.demo.shown import drawn_html, state_html
 from lumina_jax.demo.uploads import settings_in, sources_of, uploaded
@@ -129,6 +132,15 @@ def test_an_adapter_changes_what_is_drawn_and_leaves_it_again_and_comes_back_fro
         ({"guidance": float("nan")}, "guidance must be a number"),
         ({"solver": "ddpm"}, "sample.solver='ddpm'"),
         ({"solver": "../x"}, "solver"),
+        ({"also": "a sunset"}, "--also must name a caption after a colon"),
+        ({"also": "-1: 5"}, "a weight must be above 0"),
+        ({"settings": {"time_shift": None}}, "time shift must be a number, but is empty"),
+        ({"settings": {"window_frames": 2.5}}, "window frames must be a whole number"),
+        ({"settings": {"rope_factor": "wide"}}, "rope factor must be a number or empty, but is 'wide'"),
+        ({"settings": {"last_step": "x"}}, "last step='x' must be one of"),
+        ({"settings": {"loop": "yes"}}, "loop='yes' must be of the type bool"),
+        ({"settings": {"loop": True}}, "what is drawn has one frame"),
+        ({"settings": {"negative_scale": 2}}, "the scale of sample.negative, but that is empty"),
         ({"run": "../../etc"}, "choose one of the runs pictures, clips"),
         ({"adapter": "/etc"}, "choose one of the adapters"),
         ({"prompt": "cat"}, "label from 0 to 47"),
@@ -170,11 +182,46 @@ def test_lengths_and_numbers_of_views_come_back(studio):
     assert restored(grid, studio.runs, [], new_form())[0].frames == 6
 
 
-def test_settings_without_a_field_are_said_where_the_run_has_others(studio):
-    text = '{"prompt": "3", "time_shift": 2.0, "rtol": 0.001, "also": ["0.5: 4"], "weights": "int8"}'
-    form, missing = restored(settings_of(text, "a.png"), studio.runs, [], new_form())
-    assert form == new_form()
-    assert missing == ["time_shift=2.0 has no field on this page", "also=['0.5: 4'] has no field on this page"]
+def test_every_setting_of_sampling_has_a_field_and_comes_back(studio):
+    """But the type of the weights, which is that of the run, and resamplings, which belong to edits."""
+    fields = {*LABELS, "solver", "steps", "guidance", "negative"}
+    assert {one.name for one in dataclasses.fields(SampleConfig)} - fields == {"weights", "resamplings"}
+    given = {"negative_scale": 2.0, "time_shift": 3.0, "rope_factor": 1.5, "proportional_attention": False}
+    form = new_form(negative="4", also=" 0.5: 6\n\n2: 7 ", settings={**new_form().settings, **given})
+    typed = {**form.settings, "negative_scale": " 2 ", "rope_factor": "1.5", "guided_channels": ""}
+    view = drawn(studio, "settings", form._replace(settings=typed))
+    assert "done" in view.state, view.state
+    about = read_png_metadata(view.files[0])
+    assert about["also"] == ["0.5: 6", "2: 7"]
+    assert {name: about[name] for name in given} == given
+    again, missing = restored(settings_in(view.files[0]), studio.runs, [], new_form())
+    assert again == form._replace(also="0.5: 6\n2: 7")
+    assert missing == []
+    plain = drawn(studio, "settings").files[0]
+    assert restored(settings_in(plain), studio.runs, [], form)[0] == new_form()
+
+
+def test_several_labels_are_drawn_by_a_solver_with_a_time_for_each_sample(studio):
+    view = drawn(studio, "labels", new_form(solver="bosh3", also="0.5: 6"))
+    assert "done" in view.state, view.state
+
+
+def test_settings_matter_to_some_solvers_and_runs(studio):
+    def shown(kind, solver):
+        run = studio.run(kind)
+        return {name for group in GROUPS for name in group.labels if group.matters(run, solver)}
+
+    always = shown("pictures", "euler")
+    assert {"rtol", "loop", "eta", "diffusion"}.isdisjoint(always)
+    assert shown("pictures", "dopri5") - always == {"rtol", "atol"}
+    assert shown("pictures", "sde_heun") - always == {"diffusion", "diffusion_norm", "last_step", "last_step_size"}
+    assert shown("pictures", "ddim") - always == {"eta", "data_limit"}
+    assert shown("clips", "euler") - always == {"loop", "window_frames"}
+
+
+def test_settings_of_a_wrong_type_are_refused(studio):
+    with pytest.raises(ValueError, match=r"a\.png: time shift='x' must be of the type float"):
+        settings_of('{"time_shift": "x"}', "a.png")
 
 
 def test_only_files_that_were_uploaded_are_read(studio, tmp_path):

@@ -18,17 +18,6 @@ def red(tmp_path):
     return tmp_path / "red.png"
 
 
-def choose(page, name, text):
-    """Choose what a dropdown offers."""
-    page.find(f"#{name} input").click()
-
-    def option():
-        options = page.driver.find_elements("css selector", "[role=option]")
-        return next((one for one in options if one.is_displayed() and one.text.strip().endswith(text)), None)
-
-    page.until(option, f"{text} is offered").click()
-
-
 def titles(page):
     found = page.driver.find_elements("css selector", "button[role=tab]")
     return [tab.text for tab in found if tab.is_displayed() and tab.text]
@@ -104,17 +93,62 @@ def test_a_picture_is_changed_by_strength_or_surrounded(page, red, tmp_path, run
     assert (surrounded[:8] != (0, 0, 200)).any()
 
 
-def test_regions_are_shown_and_drawn_and_files_of_the_server_are_none(page, run_folder):
-    page.choose_tab("Regions")
+def test_the_noise_of_a_picture_is_drawn_with_another_caption_and_comes_back(page, red, run_folder):
+    page.choose_tab("Edit")
+    page.upload("edit-source", red)
+    page.until_state("the picture is here")
     page.fill("prompt", "3")
-    page.fill("regions", "/etc/passwd: 5")
-    page.press("draw-regions")
-    page.until(lambda: "must begin with the left, top, right and bottom pixel" in page.state(), "it is refused")
-    page.fill("regions", "0,0,16,32: 5")
-    page.until(lambda: page.find("#boxes rect"), "the box is shown")
-    page.press("draw-regions")
+    assert not page.find("#invert")
+    page.find("#is-inverted input").click()
+    page.until(lambda: page.find("#invert"), "its caption has a field")
+    page.fill("invert", "5")
+    page.find("#normalize input").click()
+    page.press("draw-edit")
     page.until_state("done")
-    assert read_png_metadata(newest(run_folder))["region"] == ["0,0,16,32: 5"]
+    about = read_png_metadata(newest(run_folder))
+    assert (about["invert"], about["normalize_source"], about["resamplings"]) == ("5", True, 1)
+    page.driver.refresh()
+    page.until(lambda: page.find("#draw"), "the page is loaded again")
+    page.upload("dropped", newest(run_folder))
+    page.until_state("its settings are restored")
+    page.until(lambda: page.find("#invert"), "the caption is shown")
+    assert page.value("invert") == "5"
+    assert page.find("#normalize input").is_selected()
+
+
+def test_steps_are_taken_again_where_a_part_is_kept(page, red, run_folder):
+    page.choose_tab("Edit")
+    page.upload("edit-source", red)
+    page.until_state("the picture is here")
+    paint(page)
+    page.fill("prompt", "3")
+    page.fill("resamplings", "2")
+    page.press("draw-edit")
+    page.until_state("done")
+    assert read_png_metadata(newest(run_folder))["resamplings"] == 2
+
+
+def test_rare_settings_are_in_a_fold_which_a_picture_that_has_them_opens(page, run_folder):
+    page.find("#more-settings button").click()
+    page.until(lambda: page.find("#also"), "the fold is open")
+    assert not page.find("#rtol")
+    page.choose("solver", "bosh3")
+    page.until(lambda: page.find("#rtol"), "an adaptive solver has tolerances")
+    page.fill("rtol", "0.1")
+    page.fill("also", "0.5: 6\n2: 7")
+    page.find("#proportional-attention input").click()
+    draw(page, "3")
+    page.until_state("done")
+    about = read_png_metadata(newest(run_folder))
+    assert (about["also"], about["rtol"], about["proportional_attention"]) == (["0.5: 6", "2: 7"], 0.1, False)
+    page.driver.refresh()
+    page.until(lambda: page.find("#draw"), "the page is loaded again")
+    assert not page.find("#also")
+    page.upload("dropped", newest(run_folder))
+    page.until_state("its settings are restored")
+    page.until(lambda: page.find("#rtol"), "the fold is open")
+    assert page.value("also") == "0.5: 6\n2: 7"
+    assert page.value("rtol") == "0.1"
 
 
 def test_a_set_shares_the_style_of_its_first(page, run_folder):
@@ -133,11 +167,11 @@ def test_a_set_shares_the_style_of_its_first(page, run_folder):
 def test_two_checkpoints_are_compared_side_by_side(page):
     page.choose_tab("Compare")
     page.fill("prompt", "3")
-    choose(page, "other-run", "pictures")
+    page.choose("other-run", "pictures")
     page.until(lambda: page.value("other-step") == "2", "its newest step is chosen")
     page.press("draw-both")
     page.until(lambda: "both are the same" in page.state(), "it is refused")
-    choose(page, "other-step", "1")
+    page.choose("other-step", "1")
     page.press("draw-both")
     page.until_state("done")
     captions = [one.text for one in page.driver.find_elements("css selector", "#picture figcaption")]
@@ -148,7 +182,7 @@ def test_two_checkpoints_are_compared_side_by_side(page):
 
 @pytest.mark.parametrize(("kind", "tab", "player"), [("clips", "Clips", "video"), ("views", "Views", "video")])
 def test_another_run_brings_its_own_fields_and_player(page, kind, tab, player):
-    choose(page, "run", kind)
+    page.choose("run", kind)
     page.until(lambda: page.find("#frames"), "there are frames")
     page.until(lambda: titles(page)[0] == tab, "the tab is called after what is drawn")
     draw(page)
@@ -158,7 +192,7 @@ def test_another_run_brings_its_own_fields_and_player(page, kind, tab, player):
 
 
 def test_scenes_follow_each_other_in_a_clip(page):
-    choose(page, "run", "clips")
+    page.choose("run", "clips")
     page.until(lambda: page.find("#scenes"), "there are scenes")
     page.fill("scenes", "3 @ 0.5\n4 @ 0.25")
     page.press("draw")
@@ -168,7 +202,7 @@ def test_scenes_follow_each_other_in_a_clip(page):
 
 
 def test_a_sound_has_its_player_and_spectrogram(page):
-    choose(page, "run", "sounds")
+    page.choose("run", "sounds")
     page.until(lambda: page.find("#seconds"), "it has seconds")
     assert not page.find("#width")
     draw(page, "seven")

@@ -28,13 +28,13 @@ from lumina_jax.run import read_run
 from lumina_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
+MODULE, _, SCRIPT = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add-a-modality.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture
 def signals(tmp_path):
     """The module of the page, imported; what it registers is gone afterwards."""
-    page = (ROOT / "docs" / "add-a-modality.md").read_text()
-    (tmp_path / "signals.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0])
+    (tmp_path / "signals.py").write_text(MODULE)
     spec = importlib.util.spec_from_file_location("signals", tmp_path / "signals.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["signals"] = module
@@ -65,7 +65,7 @@ def configured(signals, root, **run):
     )  # fmt: skip
 
 
-def test_a_modality_from_outside_the_package_trains_resumes_and_draws(signals, tmp_path, capsys):
+def test_a_modality_from_outside_the_package_trains_resumes_and_draws(signals, tmp_path, capsys, monkeypatch):
     shown = {"sample_every": 2, "sample_prompts": ("wave 1",)}
     assert train.run(configured(signals, tmp_path, steps=2, **shown))
     assert (tmp_path / "tiny" / "samples" / "step_0000002.png").is_file()
@@ -84,6 +84,12 @@ def test_a_modality_from_outside_the_package_trains_resumes_and_draws(signals, t
     assert read_png_metadata(folder / "001-wave-2.png")["width"] == 64
     with pytest.raises(ValueError, match="--views cannot be asked for, because this draws signals"):
         sample.draw_samples(sample.Arguments(run=tmp_path / "tiny", prompts=("wave 1",), views=2, sample=config.sample))
+    monkeypatch.setenv("LUMINA_ALLOCATOR", "system")  # Python is not started again
+    monkeypatch.setattr("sys.argv", ["draw.py", str(tmp_path / "tiny"), "wave 1", "--out", str(tmp_path / "drawn")])
+    with pytest.raises(SystemExit) as ended:
+        exec(SCRIPT, {})
+    assert ended.value.code == 0
+    assert (tmp_path / "drawn" / "000-wave-1.png").is_file()
 
 
 def test_the_modality_of_the_page_is_the_inverse_of_itself(signals, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from lumina_jax.commands.watch import Arguments, opened
+from lumina_jax.page_access import PageFlags
 from lumina_jax.training.metrics import MetricWriter
 from lumina_jax.watching.runs import MOST_POINTS, WatchedRun
 
@@ -47,8 +48,8 @@ def served(runs):
     """A function that starts a server of the two runs; its address."""
     servers = []
 
-    def start(**arguments):
-        server = opened(Arguments(runs=tuple(runs), port=0, **arguments))
+    def start(**flags):
+        server = opened(Arguments(runs=tuple(runs), page=PageFlags(port=0, **flags)))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
@@ -126,7 +127,7 @@ def test_only_sheets_that_a_run_lists_are_served(served, runs):
 
 def test_the_page_is_for_this_computer_alone_or_behind_a_password(served, runs):
     with pytest.raises(ValueError, match="shows the page to other computers, which needs a password"):
-        opened(Arguments(runs=tuple(runs), host="0.0.0.0", port=0))
+        opened(Arguments(runs=tuple(runs), page=PageFlags(host="0.0.0.0", port=0)))
     address = served()
     assert answer(f"{address}/state")[0] == 200
     assert answer(f"{address}/state", Host="elsewhere.example")[0] == 403, "a page from elsewhere asked in its name"
@@ -143,12 +144,12 @@ def test_the_page_is_for_this_computer_alone_or_behind_a_password(served, runs):
 )
 def test_what_is_no_run_is_refused(runs, message):
     with pytest.raises(ValueError, match=message):
-        opened(Arguments(runs=runs, port=0))
+        opened(Arguments(runs=runs, page=PageFlags(port=0)))
 
 
 def test_a_damaged_configuration_is_said_and_the_other_run_is_shown(served, runs, tmp_path):
     (tmp_path / "config.json").write_text("{")
-    server = opened(Arguments(runs=(str(tmp_path), runs[0]), port=0))
+    server = opened(Arguments(runs=(str(tmp_path), runs[0]), page=PageFlags(port=0)))
     first, second = json.loads(server.state())["runs"]
     server.server_close()
     assert "config.json" in first["problems"][0]
