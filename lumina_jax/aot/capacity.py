@@ -15,7 +15,7 @@ from lumina_jax.config import Config, ModelConfig
 
 BASES = ("float32", "bfloat16", "int8", "nf4")
 """The types of `finetune.base`, the most exact first."""
-REMATS = ("none", "dots", "attention", "full", "offload")
+REMATS = ("none", "dots", "branches", "attention", "full", "offload")
 """The policies of `model.remat`, the fastest first."""
 ALONE = Shares(1, 1, 1, 1, 1)
 

@@ -19,7 +19,8 @@ EVERY = Differentiated((True, True))
 
 def layer(x, parameters, shared, fixed):
     turned = checkpoint_name(jnp.sin(x * fixed), "attention_out")
-    return x + jnp.tanh(turned @ parameters["kernel"] + parameters["bias"]) * shared
+    branch = checkpoint_name(jnp.tanh(turned @ parameters["kernel"] + parameters["bias"]), "branch")
+    return x + branch * shared
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,9 @@ def test_recomputed_and_unrolled_layers_give_the_gradients_of_a_plain_scan(input
     chex.assert_trees_all_close(gradients(inputs, remat, None, unroll), plain_gradients, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 2), ("attention", 1)])
+@pytest.mark.parametrize(
+    ("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 2), ("branches", 2), ("attention", 1)]
+)
 def test_a_policy_keeps_of_each_layer_its_input_and_what_it_names_and_never_weights(inputs, remat, extra):
     keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False, 1, EVERY)
     _, residuals = jax.eval_shape(keeping, *inputs)
