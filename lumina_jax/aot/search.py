@@ -247,7 +247,7 @@ def device_bytes(model: ModelConfig, shares: Shares, tokens: float, held: Held, 
 KEPT_VALUES: dict[str, Callable[[ModelConfig], int]] = {
     "full": lambda model: model.width,
     "attention": lambda model: model.width + model.heads_width + 2 * model.heads,
-    "branches": lambda model: 3 * model.width + model.heads_width + 2 * model.heads,
+    "feed_forward": lambda model: 2 * model.width + model.heads_width + 2 * model.heads,
     "dots": lambda model: (
         3 * model.width + 3 * model.heads_width + 2 * model.heads + 2 * _keys(model) + 2 * model.mlp_width
     ),
@@ -276,11 +276,11 @@ def _arithmetic(plan: Plan, load: Load) -> float:
     model = plan.config.model
     forward, step = forward_flops(model, load), step_flops(model, load, frozen=plan.config.finetune.is_partial)
     again = forward.total - forward.attention
-    last = 2.0 * load.rows * load.tokens * model.layers * model.width * (model.heads_width + model.mlp_width)
+    last = 2.0 * load.rows * load.tokens * model.layers * model.width * model.mlp_width
     products, attention = {
         "full": (again, forward.attention),
         "attention": (again, 0.0),
-        "branches": (again - last, 0.0),
+        "feed_forward": (again - last, 0.0),
         "dots": (0.0, 0.0),
         "none": (0.0, 0.0),
     }[model.remat]

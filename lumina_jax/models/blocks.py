@@ -21,7 +21,7 @@ from lumina_jax.models.attention import (
     TokenContext,
     gated,
 )
-from lumina_jax.models.layers import GeluMLP, Linear, PlainLayerNorm, RMSNorm, SwiGLU, zeros
+from lumina_jax.models.layers import GeluMLP, Linear, PlainLayerNorm, RMSNorm, SwiGLU, repeated, zeros
 from lumina_jax.tokens import spread
 
 
@@ -36,7 +36,12 @@ class Modulation(nnx.Module):
 
     def __call__(self, condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]) -> list[Float[Array, "b _ m"]]:
         values = jnp.split(self.linear(jax.nn.silu(condition)), self.parts, axis=-1)
-        return [spread(value, segment_ids) for value in values]
+        return [over_tokens(spread(value, segment_ids), segment_ids.shape[1]) for value in values]
+
+
+def over_tokens(value: Float[Array, "b _ m"], length: int) -> Float[Array, "b l m"]:
+    """A value for each token; one of a whole row is repeated."""
+    return value if value.shape[1] == length else repeated(value, (value.shape[0], length, value.shape[2]), value.dtype)
 
 
 def branch_norm(rngs: nnx.Rngs, config: ModelConfig) -> RMSNorm | PlainLayerNorm:
@@ -46,10 +51,10 @@ def branch_norm(rngs: nnx.Rngs, config: ModelConfig) -> RMSNorm | PlainLayerNorm
     return RMSNorm(rngs, config.width, config.norm_eps, weight=config.norm_weights)
 
 
-def branch(y: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
-    """The output of a branch, by the name with which `model.remat` may keep it: the gradients of its gate and of the
-    norm after it need it, and its last product is one of the dearest to compute again."""
-    return checkpoint_name(y, "branch")
+def keepable(y: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
+    """The output of the feed-forward, by the name with which `model.remat` keeps it. The gradients of its gate, or of
+    the norm after it, need it, and its last product is among the dearest to compute again."""
+    return checkpoint_name(y, "feed_forward")
 
 
 class FlagBlock(nnx.Module):
@@ -74,9 +79,9 @@ class FlagBlock(nnx.Module):
     ) -> Float[Array, "b l m"]:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
         y = self.attention_norm(x) * (1 + scale) + shift
-        x = x + gate * branch(self.attention(y, tokens, gated(self.text, text), attend))
+        x = x + gate * self.attention(y, tokens, gated(self.text, text), attend)
         y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * branch(self.mlp(y))
+        return x + mlp_gate * keepable(self.mlp(y))
 
 
 class NextBlock(nnx.Module):
@@ -103,9 +108,9 @@ class NextBlock(nnx.Module):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        y = branch(self.attention(self.attention_norm(x) * (1 + scale), tokens, gated(self.text, text), attend))
+        y = self.attention(self.attention_norm(x) * (1 + scale), tokens, gated(self.text, text), attend)
         x = x + jnp.tanh(gate) * self.attention_out_norm(y)
-        y = branch(self.mlp(self.mlp_norm(x) * (1 + mlp_scale)))
+        y = keepable(self.mlp(self.mlp_norm(x) * (1 + mlp_scale)))
         return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
 
 
@@ -136,11 +141,11 @@ class DiTBlock(nnx.Module):
     ) -> Float[Array, "b l m"]:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
         y = self.attention_norm(x) * (1 + scale) + shift
-        x = x + gate * branch(self.attention(y, tokens, None, attend))
+        x = x + gate * self.attention(y, tokens, None, attend)
         if self.text_attention is not None and text is not None:
             x = x + self.text_attention(x, tokens, text)
         y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * branch(self.mlp(y))
+        return x + mlp_gate * keepable(self.mlp(y))
 
 
 Block = FlagBlock | NextBlock | DiTBlock

@@ -31,13 +31,13 @@ _ATTENTION = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
     lambda primitive, *_, **__: primitive.name == cudnn.FORWARD,
 )
-_BRANCHES = jax.checkpoint_policies.save_only_these_names("branch")
+_FEED_FORWARD = jax.checkpoint_policies.save_only_these_names("feed_forward")
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(_DOTS, _ATTENTION),
-    "branches": jax.checkpoint_policies.save_from_both_policies(_BRANCHES, _ATTENTION),
+    "feed_forward": jax.checkpoint_policies.save_from_both_policies(_FEED_FORWARD, _ATTENTION),
     "attention": _ATTENTION,
     "offload": jax.checkpoint_policies.nothing_saveable,
 }
@@ -61,7 +61,7 @@ def run_layers(
       layer: closes over no traced value.
       stack: parameters of all layers; with `weights`, this device's shares of them.
       shared, fixed: further arguments of every layer; only `shared` gets a gradient.
-      remat: "none", "full", "dots", "branches", "attention" or "offload", see `config.ModelConfig`.
+      remat: "none", "full", "dots", "feed_forward", "attention" or "offload", see `config.ModelConfig`.
       unroll: layers computed in one iteration of the scan; with all of them there is no scan, unless there are
         `weights`, for which 2 layers in an iteration save copies of what is gathered in advance.
       weights: how a layer is gathered; None: each device has all parameters.

@@ -19,8 +19,8 @@ EVERY = Differentiated((True, True))
 
 def layer(x, parameters, shared, fixed):
     turned = checkpoint_name(jnp.sin(x * fixed), "attention_out")
-    branch = checkpoint_name(jnp.tanh(turned @ parameters["kernel"] + parameters["bias"]), "branch")
-    return x + branch * shared
+    output = checkpoint_name(jnp.tanh(turned @ parameters["kernel"] + parameters["bias"]), "feed_forward")
+    return x + output * shared
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_recomputed_and_unrolled_layers_give_the_gradients_of_a_plain_scan(input
 
 
 @pytest.mark.parametrize(
-    ("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 2), ("branches", 2), ("attention", 1)]
+    ("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 2), ("feed_forward", 2), ("attention", 1)]
 )
 def test_a_policy_keeps_of_each_layer_its_input_and_what_it_names_and_never_weights(inputs, remat, extra):
     keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False, 1, EVERY)
