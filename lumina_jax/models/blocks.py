@@ -39,9 +39,11 @@ class Modulation(nnx.Module):
         return [over_tokens(spread(value, segment_ids), segment_ids.shape[1]) for value in values]
 
 
-def over_tokens(value: Float[Array, "b _ m"], length: int) -> Float[Array, "b l m"]:
-    """A value for each token; one of a whole row is repeated."""
-    return value if value.shape[1] == length else repeated(value, (value.shape[0], length, value.shape[2]), value.dtype)
+def over_tokens(value: Float[Array, "b _ m"], length: int) -> Float[Array, "b _ m"]:
+    """The value for all tokens of a row, repeated where the gradient, its sum over them, would else be of few bits."""
+    if value.shape[1] == length or value.dtype == jnp.float32:
+        return value
+    return repeated(value, (value.shape[0], length, value.shape[2]), value.dtype)
 
 
 def branch_norm(rngs: nnx.Rngs, config: ModelConfig) -> RMSNorm | PlainLayerNorm:
