@@ -21,7 +21,7 @@ from lumina_jax.models.attention import (
     TokenContext,
     gated,
 )
-from lumina_jax.models.layers import GeluMLP, Linear, PlainLayerNorm, RMSNorm, SwiGLU, repeated, zeros
+from lumina_jax.models.layers import GeluMLP, Linear, PlainLayerNorm, RMSNorm, SwiGLU, zeros
 from lumina_jax.tokens import spread
 
 
@@ -36,14 +36,7 @@ class Modulation(nnx.Module):
 
     def __call__(self, condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]) -> list[Float[Array, "b _ m"]]:
         values = jnp.split(self.linear(jax.nn.silu(condition)), self.parts, axis=-1)
-        return [over_tokens(spread(value, segment_ids), segment_ids.shape[1]) for value in values]
-
-
-def over_tokens(value: Float[Array, "b _ m"], length: int) -> Float[Array, "b _ m"]:
-    """The value for all tokens of a row, repeated where the gradient, its sum over them, would else be of few bits."""
-    if value.shape[1] == length or value.dtype == jnp.float32:
-        return value
-    return repeated(value, (value.shape[0], length, value.shape[2]), value.dtype)
+        return [spread(value, segment_ids) for value in values]
 
 
 def branch_norm(rngs: nnx.Rngs, config: ModelConfig) -> RMSNorm | PlainLayerNorm:

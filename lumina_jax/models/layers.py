@@ -85,11 +85,6 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-def repeated(x: Float[Array, "*b"], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "*c"]:
-    """x in this type, broadcast. The gradient is a sum in float32, which TPUs add up faster than bfloat16, too."""
-    return jnp.broadcast_to(x.astype(dtype).astype(jnp.float32), shape).astype(dtype)
-
-
 class RMSNorm(nnx.Module):
     """x / rms(x) in float32, cast back, then times a weight if there is one (the order of the released models)."""
 
@@ -100,7 +95,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
         x32 = x.astype(jnp.float32)
         y = (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)).astype(x.dtype)
-        return y if self.weight is None else y * repeated(self.weight[...], y.shape, y.dtype)
+        return y if self.weight is None else y * self.weight[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
