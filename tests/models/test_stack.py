@@ -1,6 +1,7 @@
 """Layers one after another: gathered ahead or not, kept or computed again, they give the same gradients."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -70,3 +71,11 @@ def test_without_a_policy_everything_is_kept_but_weights(inputs):
     (kept,) = residuals[-1].args
     assert (3, 5, 5) not in {leaf.shape for leaf in kept}
     assert len(kept) > 2
+
+
+def test_the_input_that_a_layer_keeps_lies_by_rows_in_memory(inputs):
+    """On TPUs XLA would choose another order for the forward pass, and transpose each of them for the backward pass."""
+    keeping = functools.partial(_forward_keeping, recomputed(layer, "full"), ALONE, False, 1, EVERY)
+    constraints = re.findall(r"custom_call @LayoutConstraint\(.*", jax.jit(keeping).lower(*inputs).as_text())
+    assert len(constraints) == 1
+    assert "dense<[2, 1, 0]>" in constraints[0]
