@@ -59,6 +59,13 @@ def test_the_kernels_and_their_gradients_are_those_of_the_formula(small_blocks, 
         np.testing.assert_allclose(found, value, rtol=2e-5, atol=2e-5 * float(jnp.abs(value).max()))
 
 
+def test_without_a_gradient_no_kernel_runs():
+    *arguments, _ = case(20, 128, 256)
+    program = str(jax.make_jaxpr(gated_feed_forward)(*arguments))
+    assert "pallas_call" not in program
+    np.testing.assert_allclose(gated_feed_forward(*arguments), defined(*arguments), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_kernels_have_no_races_and_read_nothing_beyond_their_blocks(small_blocks):
     checked = pltpu.InterpretParams(detect_races=True, out_of_bounds_reads="raise")
