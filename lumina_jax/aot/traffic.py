@@ -121,8 +121,8 @@ def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) ->
             flops[kind] += times * float(estimate or 0) / samples_seen(one, samples)
             silent += estimate is None
     unknown = sum(loop.trips is None for loop in module.loops())
-    made = (flops[kind] for kind in ("product", "batched", "kernel"))
-    return Work(*made, silent, moved, cycles, unknown, flops["feed forward"])
+    product, batched, kernel, feed_forward_flops = flops.values()
+    return Work(product, batched, kernel, silent, moved, cycles, unknown, feed_forward_flops)
 
 
 def hbm_bytes(module: Module, computation: Computation, one: Instruction, samples: int = 1) -> float:

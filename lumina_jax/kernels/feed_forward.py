@@ -108,8 +108,8 @@ def _forward(x: Tokens, gate: Inwards, up: Inwards, down: Outwards, interpret: I
 
 
 def _backward(interpret: Interpret, saved: tuple, gradient: Tokens) -> tuple[Tokens, Inwards, Inwards, Outwards]:
-    x, *weights = saved
-    of_x, *rest = _gradients(_long(x), _long(gradient), *weights, interpret)
+    x, gate, up, down = saved
+    of_x, *rest = _gradients(_long(x), _long(gradient), gate, up, down, interpret)
     hidden, of_gate, of_up = map(_joined, rest)
     rows = _joined(x)
     return of_x.reshape(x.shape), rows.T @ of_gate, rows.T @ of_up, hidden.T @ _joined(gradient)

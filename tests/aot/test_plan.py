@@ -140,7 +140,7 @@ def test_the_mesh_that_a_configuration_recommends_suits_the_topology_that_it_nam
             assert config.mesh.fsdp * config.mesh.sequence * config.mesh.tensor == target.chips
             plan_mesh(Plan(config=config, topology=target), chips(*target.extent))
             found.append(file.stem)
-    assert len(found) == 11
+    assert len(found) == 12
 
 
 @pytest.mark.parametrize(
