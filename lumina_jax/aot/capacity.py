@@ -15,7 +15,7 @@ from lumina_jax.config import Config, ModelConfig
 
 BASES = ("float32", "bfloat16", "int8", "nf4")
 """The types of `finetune.base`, the most exact first."""
-REMATS = ("none", "dots", "attention", "full", "offload")
+REMATS = ("none", "dots", "feed_forward", "attention", "full", "offload")
 """The policies of `model.remat`, the fastest first."""
 ALONE = Shares(1, 1, 1, 1, 1)
 
@@ -77,9 +77,9 @@ def capacity_lines(config: Config, memory: float, rows: int, vae_factor: int = 8
     """The table in words."""
     found, tokens = capacities(config, memory, vae_factor), batch_load(config, vae_factor).tokens
     yield f"most rows of {tokens} tokens that fit {memory / 1e9:.4g} GB of one device, by estimate:"
-    yield f"  {'base':10}" + "".join(f"{remat:>10}" for remat in REMATS)
+    yield f"  {'base':10}" + "".join(f"{remat:>14}" for remat in REMATS)
     for base in dict.fromkeys(one.base for one in found):
-        cells = "".join(f"{one.rows or '-':>10}" for one in found if one.base == base)
+        cells = "".join(f"{one.rows or '-':>14}" for one in found if one.base == base)
         yield f"  {base or 'all train':10}{cells}"
     best = recommended(found, rows)
     if best is None:

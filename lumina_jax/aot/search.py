@@ -11,8 +11,12 @@ rests on real programs, and only the choice of those few on the estimates of thi
   matrix unit that a head fills;
 * links: each micro-batch gathers all weights twice and scatters their gradients once, in bfloat16; gradients are summed
   over `data` once; where a sequence is shared, q, k, v and the output are exchanged, or keys and values go round the
-  ring; where products are shared, each layer sums two results. Each pass (forward, again, backward) does so.
-  Gathers, scatters and the ring overlap with arithmetic; exchanges and sums of activations are waited for.
+  ring; where products are shared, each layer sums two results. Each pass (forward, again, backward) does so;
+* what each layer keeps is written to memory and read again.
+
+These times are added up. Some of it overlaps, but to count on that would make a second micro-batch, which gathers all
+weights again, seem to cost nothing; in compiled programs it takes about as long as its links work (docs/scaling.md).
+Where SparseCores gather and scatter, a share of that is waited for.
 """
 
 import dataclasses
@@ -29,15 +33,19 @@ from lumina_jax.aot.plan import DoesNotFitError, Plan, Report, compile_plan, dev
 from lumina_jax.aot.roofline import attention_efficiency
 from lumina_jax.chips import Topology
 from lumina_jax.config import Config, ModelConfig
+from lumina_jax.parallel.compiler_options import WITH_SPARSE_CORES
 from lumina_jax.training.state import initial_shapes, parameter_count
 
 MEMORY_SHARE = 0.92
 """The share of the memory that a candidate may fill by estimate, because the estimate leaves out temporaries."""
+WAITED_SHARE = 0.2
+"""The share of the links' work on weights that a step waits for where SparseCores do it: 0.03 of 0.15 s for 5B on 256
+v6e."""
 MICRO_BATCHES, DATA, TENSOR = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)
 
 
 class Guess(NamedTuple):
-    """A candidate judged by arithmetic: the least seconds of a step, and bytes of a device."""
+    """A candidate judged by arithmetic: seconds of a step, and bytes of a device."""
 
     plan: Plan
     seconds: float
@@ -226,25 +234,28 @@ def judged(plan: Plan, shares: Shares, load: Load, held: Held) -> Guess:
     model, micro = plan.config.model, plan.config.optimizer.accumulate
     rows = load.rows / (micro * shares.data * shares.fsdp)
     tokens = rows * load.tokens / shares.sequence  # of one device in one micro-batch
-    hidden, waited_for = _link_seconds(plan, shares, tokens, held.parameters)
-    memory = device_bytes(model, shares, tokens, held, micro)
-    return Guess(plan, max(_arithmetic(plan, load), hidden) + waited_for, memory)
+    kept_again = micro * 2 * _kept_bytes(model, tokens) / plan.topology.chip.hbm_bandwidth
+    of_weights, of_activations = _link_seconds(plan, shares, tokens, held.parameters)
+    computed = _arithmetic(plan, load) + kept_again
+    waited_for = WAITED_SHARE if plan.topology.chip.name in WITH_SPARSE_CORES else 1.0
+    seconds = max(computed + waited_for * of_weights, of_weights) + of_activations
+    return Guess(plan, seconds, device_bytes(model, shares, tokens, held, micro))
 
 
 def device_bytes(model: ModelConfig, shares: Shares, tokens: float, held: Held, micro: int) -> float:
     """Bytes of a device that has this number of tokens of each micro-batch."""
-    width = 4.0 if model.compute_dtype == "float32" else 2.0
+    width = _value_bytes(model)
     trained = 4.0 * held.trained * (6 if micro > 1 else 5)
     state = trained + held.base / shares.parameters if held.base else trained / shares.parameters
-    kept = width * tokens * _kept(model) * model.layers
     layer = 2 * 2 * width * held.parameters / model.layers / shares.tensor
     widest = width * tokens * (12 * model.width + 4 * model.mlp_width / shares.tensor)
-    return state + kept + layer + widest
+    return state + _kept_bytes(model, tokens) + layer + widest
 
 
 KEPT_VALUES: dict[str, Callable[[ModelConfig], int]] = {
     "full": lambda model: model.width,
     "attention": lambda model: model.width + model.heads_width + 2 * model.heads,
+    "feed_forward": lambda model: 2 * model.width + model.heads_width + 2 * model.heads,
     "dots": lambda model: (
         3 * model.width + 3 * model.heads_width + 2 * model.heads + 2 * _keys(model) + 2 * model.mlp_width
     ),
@@ -258,19 +269,26 @@ def _keys(model: ModelConfig) -> int:
     return model.key_heads * model.head_width
 
 
-def _kept(model: ModelConfig) -> int:
-    return (
-        KEPT_VALUES[model.remat](model) if model.remat in KEPT_VALUES else 0
-    )  # offload keeps them in the memory of the host
+def _kept_bytes(model: ModelConfig, tokens: float) -> float:
+    """Bytes that all layers keep of these tokens; "offload" keeps them in the memory of the host."""
+    values = KEPT_VALUES[model.remat](model) if model.remat in KEPT_VALUES else 0
+    return _value_bytes(model) * tokens * values * model.layers
+
+
+def _value_bytes(model: ModelConfig) -> float:
+    return 4.0 if model.compute_dtype == "float32" else 2.0
 
 
 def _arithmetic(plan: Plan, load: Load) -> float:
     """Seconds of all products, recomputation included."""
     model = plan.config.model
     forward, step = forward_flops(model, load), step_flops(model, load, frozen=plan.config.finetune.is_partial)
+    again = forward.total - forward.attention
+    last = 2.0 * load.rows * load.tokens * model.layers * model.width * model.mlp_width
     products, attention = {
-        "full": (forward.total - forward.attention, forward.attention),
-        "attention": (forward.total - forward.attention, 0.0),
+        "full": (again, forward.attention),
+        "attention": (again, 0.0),
+        "feed_forward": (again - last, 0.0),
         "dots": (0.0, 0.0),
         "none": (0.0, 0.0),
     }[model.remat]
@@ -280,8 +298,8 @@ def _arithmetic(plan: Plan, load: Load) -> float:
 
 
 def _link_seconds(plan: Plan, shares: Shares, tokens: float, parameters: int) -> tuple[float, float]:
-    """Seconds of collectives that arithmetic can hide, and of those that it waits for, over two links of each device,
-    or over one where no axis closes to a ring."""
+    """Seconds of collectives of weights and gradients, and of activations, over two links of each device, or over one
+    where no axis closes to a ring."""
     model, micro = plan.config.model, plan.config.optimizer.accumulate
     wraps = any(plan.topology.wraps(axis) for axis in range(len(plan.topology.extent)))
     rate = (2 if wraps else 1) * plan.topology.chip.link_bandwidth
@@ -294,4 +312,4 @@ def _link_seconds(plan: Plan, shares: Shares, tokens: float, parameters: int) ->
     exchange = passes * values * exchanged / 4 if exchanged > 1 else 0.0
     ring = passes * 2.0 * tokens / shares.tensor * 2 * _keys(model) * 1.5 * (shares.ring - 1)
     sums = passes * 2 * 2 * 2.0 * tokens * model.width * (shares.tensor - 1) / shares.tensor
-    return (weights + summed + ring) / rate, (exchange + sums) / rate
+    return (weights + summed) / rate, (ring + exchange + sums) / rate

@@ -19,7 +19,16 @@ from typing import NamedTuple
 
 from lumina_jax.aot.hlo import STARTS_OF_SEQUENCES, Computation, Instruction, Module, counted
 from lumina_jax.aot.links import Coordinates, link_seconds
-from lumina_jax.aot.traffic import COLLECTIVES, FREE, collective_of, hbm_bytes, noted_number, products
+from lumina_jax.aot.traffic import (
+    COLLECTIVES,
+    FREE,
+    collective_of,
+    hbm_bytes,
+    is_of_attention,
+    noted_number,
+    products,
+    samples_seen,
+)
 from lumina_jax.chips import Topology
 from lumina_jax.kernels.edges import KernelEdges
 
@@ -179,7 +188,8 @@ def _sends(module: Module, one: Instruction) -> bool:
 def _kernel_seconds(one: Instruction, target: CompileTarget, moved: float) -> float:
     """Seconds of a kernel, of which each core waits for its own first and last blocks."""
     chip = target.topology.chip
-    flops = (noted_number(one, "flops") or 0) / target.samples / target.attention_efficiency
+    efficiency = target.attention_efficiency if is_of_attention(one) else 1.0
+    flops = (noted_number(one, "flops") or 0) / samples_seen(one, target.samples) / efficiency
     edges = next((edges for name, edges in target.edges.items() if is_call_of(one.name, name)), KernelEdges(0.0, 0.0))
     return max(flops / chip.flops, moved) + chip.cores * (edges.first + edges.last) / chip.hbm_bandwidth
 
@@ -202,7 +212,7 @@ def _entry(
     flops = sum((count for _, count in products(module, computation, one)), start=0.0)
     kind = "collectives" if start is not one and _sends(module, start) else _kind(module, computation, one, flops)
     if kind == "kernels":
-        flops = float(noted_number(one, "flops") or 0) / target.samples
+        flops = float(noted_number(one, "flops") or 0) / samples_seen(one, target.samples)
     moved = hbm_bytes(module, computation, start, target.samples)
     source = module.source(one) or module.source(start)
     return TimelineEntry(one.name, kind, source, times, times * seconds, times * moved, times * flops)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lumina_jax.aot.hlo import HBM, STARTS_OF_SEQUENCES, ArrayShape, Computation, Instruction, Module
+from lumina_jax.kernels import feed_forward
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 FREE = {
@@ -65,7 +66,7 @@ class Work(NamedTuple):
     batched_flops: float
     """Operations of batched matrix products: attention that is not a kernel."""
     kernel_flops: float
-    """Operations of Pallas kernels, by their CostEstimate, for samples of equal length in a row."""
+    """Operations of attention kernels, by their CostEstimate, for samples of equal length in a row."""
     silent_kernels: int
     """Pallas kernels without a CostEstimate."""
     hbm_bytes: float
@@ -73,6 +74,8 @@ class Work(NamedTuple):
     """The compiler's estimates for its fusions; it has none for kernels and collectives."""
     unknown_loops: int
     """Loops whose trip count is decided while they run: those of a sampler over its steps, and of adaptive solvers."""
+    feed_forward_flops: float = 0.0
+    """Operations of kernels of the feed-forward, by their CostEstimate."""
 
 
 def collectives(module: Module, assumed_trips: Sequence[int] = ()) -> list[Collective]:
@@ -105,7 +108,7 @@ def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) ->
     `samples` of a row: a kernel's CostEstimate cannot know of them and says what one sample would cost that fills the
     row, but what they cannot see of each other is not computed.
     """
-    flops = {"product": 0.0, "batched": 0.0, "kernel": 0.0}
+    flops = {"product": 0.0, "batched": 0.0, "kernel": 0.0, "feed forward": 0.0}
     silent, moved, cycles = 0, 0.0, 0
     for computation, one, times in module.executed(assumed_trips):
         moved += times * hbm_bytes(module, computation, one, samples)
@@ -114,10 +117,12 @@ def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) ->
             flops[kind] += times * count
         if "tpu_custom_call" in one.attributes:
             estimate = noted_number(one, "flops")
-            flops["kernel"] += times * float(estimate or 0) / samples
+            kind = "kernel" if is_of_attention(one) else "feed forward"
+            flops[kind] += times * float(estimate or 0) / samples_seen(one, samples)
             silent += estimate is None
     unknown = sum(loop.trips is None for loop in module.loops())
-    return Work(flops["product"], flops["batched"], flops["kernel"], silent, moved, cycles, unknown)
+    product, batched, kernel, feed_forward_flops = flops.values()
+    return Work(product, batched, kernel, silent, moved, cycles, unknown, feed_forward_flops)
 
 
 def hbm_bytes(module: Module, computation: Computation, one: Instruction, samples: int = 1) -> float:
@@ -148,7 +153,19 @@ def hbm_bytes(module: Module, computation: Computation, one: Instruction, sample
     noted = noted_number(one, "bytes_accessed") if "tpu_custom_call" in one.attributes else None
     if noted is None:
         return moved
-    return kernel_bytes(float(noted), moved, samples) if noted_number(one, "flops") else min(moved, float(noted))
+    if not noted_number(one, "flops"):
+        return min(moved, float(noted))
+    return kernel_bytes(float(noted), moved, samples) if is_of_attention(one) else float(noted)
+
+
+def is_of_attention(kernel: Instruction) -> bool:
+    """Whether a kernel computes attention, and not the products of a feed-forward."""
+    return feed_forward.NAME not in kernel.name
+
+
+def samples_seen(kernel: Instruction, samples: int) -> int:
+    """The `samples` of a row by which the FLOPs of a kernel are divided: tokens of others do not see each other."""
+    return samples if is_of_attention(kernel) else 1
 
 
 def kernel_bytes(noted: float, arrays: float, samples: int) -> float:

@@ -44,7 +44,7 @@ class Arguments:
     """Check the fit only: compile with the least effort, several times faster. Speeds are then too low."""
     search: bool = False
     """Try meshes, remat policies and micro-batches, and recommend one."""
-    compiles: int = 4
+    compiles: int = 5
     """Candidates of a search that are compiled; that of the least expected time is recommended."""
     vae_factor: int = 8
     """Pixels along one side of a value of the latent, if vae.path names an autoencoder."""

@@ -134,10 +134,10 @@ class ModelConfig(Section):
     # Computation; a run may change these settings when it resumes
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations, and of weights where they are used; parameters are float32."""
-    remat: Literal["none", "full", "dots", "attention", "offload"] = "full"
+    remat: Literal["none", "full", "dots", "feed_forward", "attention", "offload"] = "full"
     """What the backward pass recomputes. none: nothing. full: each layer from its input. attention: all but the
-    attention of a fused kernel. dots: all but that and matrix products. offload: as full, with the inputs in host
-    memory (TPU)."""
+    attention of a fused kernel. feed_forward: all but that and the last product of the feed-forward. dots: all but
+    attention and matrix products. offload: as full, with the inputs in host memory (TPU)."""
     unroll: int = 1
     """Layers in one iteration of the scan over layers. With all of them there is no scan: the time to compile grows
     with the layers, and a step on CPU is a little faster. Where weights are divided over TPUs, 2 save copies of the

@@ -12,6 +12,11 @@ HIDDEN = -1e30
 every other logit, and finite."""
 
 
+def may_be_kernels(implementation: Implementation) -> bool:
+    """Whether kernels of TPUs may run, where they can."""
+    return implementation in ("auto", "pallas")
+
+
 class GatedText(NamedTuple):
     """Text to attend to, by all heads or by the first ones.
 

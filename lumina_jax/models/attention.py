@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.kernels.arguments import Attend, GatedText, Implementation
+from lumina_jax.kernels.arguments import Attend, GatedText, Implementation, may_be_kernels
 from lumina_jax.kernels.attention import attend, attend_text
 from lumina_jax.kernels.flash.call import refusal_here
 from lumina_jax.kernels.rotary import HeadsAffine, RotaryLanes, refusal, rotary_lanes, turned_heads
@@ -201,7 +201,7 @@ def with_text(
 def lanes_for_kernel(config: ModelConfig, tensor: Tensor, by: Rotation) -> RotaryLanes | None:
     """The angles for the kernel for QK-norm and rotary embedding; None where it cannot run, or is not wanted."""
     widths = [heads * config.head_width // tensor.size for heads in (config.heads, config.key_heads)]
-    if config.attention not in ("auto", "pallas") or refusal_here(auto=config.attention == "auto"):
+    if not may_be_kernels(config.attention) or refusal_here(auto=config.attention == "auto"):
         return None
     return None if refusal(widths, config.head_width) else rotary_lanes(*by)
 

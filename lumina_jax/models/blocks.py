@@ -8,10 +8,11 @@ read the text: Flag-DiT and Next-DiT beside the self-attention, DiT after it.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.kernels.arguments import Attend
+from lumina_jax.kernels.arguments import Attend, may_be_kernels
 from lumina_jax.models.attention import (
     Attention,
     CrossAttention,
@@ -45,6 +46,12 @@ def branch_norm(rngs: nnx.Rngs, config: ModelConfig) -> RMSNorm | PlainLayerNorm
     return RMSNorm(rngs, config.width, config.norm_eps, weight=config.norm_weights)
 
 
+def keepable(y: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
+    """The output of the feed-forward, by the name with which `model.remat` keeps it. The gradients of its gate, or of
+    the norm after it, need it, and its last product is among the dearest to compute again."""
+    return checkpoint_name(y, "feed_forward")
+
+
 class FlagBlock(nnx.Module):
     """A layer of Flag-DiT: attention, then the feed-forward. The input of each is normed, scaled and shifted, and its
     output is gated and added."""
@@ -55,7 +62,7 @@ class FlagBlock(nnx.Module):
         self.attention = Attention(rngs, config)
         self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
         self.mlp_norm = branch_norm(rngs, config)
-        self.mlp = SwiGLU(rngs, config.width, config.mlp_width)
+        self.mlp = SwiGLU(rngs, config.width, config.mlp_width, kernels=may_be_kernels(config.attention))
 
     def __call__(
         self,
@@ -69,7 +76,7 @@ class FlagBlock(nnx.Module):
         y = self.attention_norm(x) * (1 + scale) + shift
         x = x + gate * self.attention(y, tokens, gated(self.text, text), attend)
         y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * self.mlp(y)
+        return x + mlp_gate * keepable(self.mlp(y))
 
 
 class NextBlock(nnx.Module):
@@ -84,7 +91,7 @@ class NextBlock(nnx.Module):
         self.attention_out_norm = RMSNorm(rngs, width, eps)
         self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
         self.mlp_norm = branch_norm(rngs, config)
-        self.mlp = SwiGLU(rngs, width, config.mlp_width)
+        self.mlp = SwiGLU(rngs, width, config.mlp_width, kernels=may_be_kernels(config.attention))
         self.mlp_out_norm = RMSNorm(rngs, width, eps)
 
     def __call__(
@@ -98,7 +105,7 @@ class NextBlock(nnx.Module):
         scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
         y = self.attention(self.attention_norm(x) * (1 + scale), tokens, gated(self.text, text), attend)
         x = x + jnp.tanh(gate) * self.attention_out_norm(y)
-        y = self.mlp(self.mlp_norm(x) * (1 + mlp_scale))
+        y = keepable(self.mlp(self.mlp_norm(x) * (1 + mlp_scale)))
         return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
 
 
@@ -133,7 +140,7 @@ class DiTBlock(nnx.Module):
         if self.text_attention is not None and text is not None:
             x = x + self.text_attention(x, tokens, text)
         y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * self.mlp(y)
+        return x + mlp_gate * keepable(self.mlp(y))
 
 
 Block = FlagBlock | NextBlock | DiTBlock

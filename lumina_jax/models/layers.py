@@ -15,6 +15,8 @@ from flax import nnx
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int, Key
 
+from lumina_jax.kernels import feed_forward
+from lumina_jax.kernels.flash.call import refusal_here
 from lumina_jax.parallel.tensor import ALONE, Tensor
 
 Initializer = Callable[..., Array]
@@ -144,15 +146,19 @@ def normalize(x: Float[Array, "*b m"], eps: float, tensor: Tensor = ALONE) -> Fl
 
 
 class SwiGLU(Divisible):
-    """silu(x W_gate) * (x W_up) W_down."""
+    """silu(x W_gate) * (x W_up) W_down; by kernels where they may run and are faster (`kernels/feed_forward.py`)."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int):
+    def __init__(self, rngs: nnx.Rngs, width: int, hidden: int, *, kernels: bool):
         self.gate = Linear(rngs, width, hidden, axes=("embed", "mlp"))
         self.up = Linear(rngs, width, hidden, axes=("embed", "mlp"))
         self.down = Linear(rngs, hidden, width, axes=("mlp", "embed"))
+        self.kernels = kernels
 
     def __call__(self, x: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
         x = self.tensor.share(x)
+        weights = [linear.kernel[...].astype(x.dtype) for linear in (self.gate, self.up, self.down)]
+        if self.kernels and refusal_here(auto=True) is None and feed_forward.refusal(x, weights) is None:
+            return self.tensor.join(feed_forward.gated_feed_forward(x, *weights))
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x), self.tensor)
 
 

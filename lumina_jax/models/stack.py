@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.kernels import cudnn
@@ -30,11 +31,13 @@ _ATTENTION = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
     lambda primitive, *_, **__: primitive.name == cudnn.FORWARD,
 )
+_FEED_FORWARD = jax.checkpoint_policies.save_only_these_names("feed_forward")
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(_DOTS, _ATTENTION),
+    "feed_forward": jax.checkpoint_policies.save_from_both_policies(_FEED_FORWARD, _ATTENTION),
     "attention": _ATTENTION,
     "offload": jax.checkpoint_policies.nothing_saveable,
 }
@@ -58,7 +61,7 @@ def run_layers(
       layer: closes over no traced value.
       stack: parameters of all layers; with `weights`, this device's shares of them.
       shared, fixed: further arguments of every layer; only `shared` gets a gradient.
-      remat: "none", "full", "dots", "attention" or "offload", see `config.ModelConfig`.
+      remat: "none", "full", "dots", "feed_forward", "attention" or "offload", see `config.ModelConfig`.
       unroll: layers computed in one iteration of the scan; with all of them there is no scan, unless there are
         `weights`, for which 2 layers in an iteration save copies of what is gathered in advance.
       weights: how a layer is gathered; None: each device has all parameters.
@@ -153,6 +156,8 @@ def _forward_keeping(
         def call(x: Activations, given: list[Array], shared: Any) -> Activations:
             return layer(x, chosen.put(layer_weights, given), shared, fixed)
 
+        x = _by_rows(x)
+
         out, pullback = jax.vjp(call, x, chosen.of(layer_weights), shared)
         kept, restore = _without(pullback, (layer_weights, shared, fixed))
         restores.append(restore)
@@ -232,6 +237,15 @@ def _without(pullback: Any, arguments: Any) -> tuple[list[Array], Callable[[list
         return jax.tree.unflatten(structure, [next(rest) if index is None else again[index] for index in sources])
 
     return [leaf for leaf, index in zip(leaves, sources) if index is None], restore
+
+
+def _by_rows(x: Activations) -> Activations:
+    """The activations, values of a token side by side in memory.
+
+    XLA may choose another order for the forward pass on TPUs, and then transposes what each layer keeps before it goes
+    back through the layer.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _count(stack: Any) -> int:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.kernels.arguments import Attend
+from lumina_jax.kernels.arguments import Attend, may_be_kernels
 from lumina_jax.models.attention import Attention, TokenContext
 from lumina_jax.models.layers import LayerNorm, Linear, RMSNorm, SwiGLU, zeros
 from lumina_jax.models.rope import RopeScaling, rotation
@@ -39,7 +39,7 @@ class TextLayer(nnx.Module):
         self.attention_norm = RMSNorm(rngs, config.width, config.norm_eps)
         self.attention = Attention(rngs, config)
         self.mlp_norm = RMSNorm(rngs, config.width, config.norm_eps)
-        self.mlp = SwiGLU(rngs, config.width, config.mlp_width)
+        self.mlp = SwiGLU(rngs, config.width, config.mlp_width, kernels=may_be_kernels(config.attention))
 
     def __call__(self, x: Float[Array, "b t m"], tokens: TokenContext, attend: Attend) -> Float[Array, "b t m"]:
         x = x + self.attention(self.attention_norm(x), tokens, None, attend)

@@ -24,7 +24,13 @@ def test_a_base_in_fewer_bits_leaves_memory_for_rows():
     found = {(one.base, one.remat): one.rows for one in capacities(LARGE, 16.9e9)}
     assert found["float32", "offload"] == 0
     assert 0 < found["int8", "full"] < found["nf4", "full"]
-    assert found["int8", "dots"] < found["int8", "attention"] < found["int8", "full"] < found["int8", "offload"]
+    assert (
+        found["int8", "dots"]
+        < found["int8", "feed_forward"]
+        < found["int8", "attention"]
+        < found["int8", "full"]
+        < found["int8", "offload"]
+    )
     assert recommended(capacities(LARGE, 16.9e9), 1)[:2] == ("bfloat16", "none")
     assert recommended(capacities(LARGE, 4e9), 1) is None
     rows = found["nf4", "full"]
@@ -61,7 +67,7 @@ def test_the_command_says_what_fits_without_a_compiler(monkeypatch):
     words = ["t2i_5b_512", "--memory", "24GB", "--finetune.rank", "16", "--rows", "8"]
     done = here(aot.main, *words)
     assert done.returncode == 0, done.stderr
-    assert "for 8 rows: --finetune.base bfloat16 --model.remat attention --data.batch-rows 8" in done.stdout
+    assert "for 8 rows: --finetune.base bfloat16 --model.remat feed_forward --data.batch-rows 8" in done.stdout
     done = here(aot.main, "t2i_5b_512", "--memory", "8GB")
     assert done.returncode == 1
     assert "1 rows do not fit; train adapters, --finetune.rank 16, or fewer" in done.stdout

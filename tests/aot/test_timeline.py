@@ -166,6 +166,14 @@ def test_of_a_packed_row_a_kernel_counts_the_products_and_the_fetches_of_each_sa
     assert hbm_bytes(moves_only, moves_only.entry, moving, samples=8) == arrays
 
 
+def test_a_kernel_of_the_feed_forward_fills_the_matrix_units_whatever_the_heads_and_the_samples_of_a_row():
+    text = RECORDED.replace("jvp_lumina_flash_forward_", "jvp_lumina_feed_forward_")
+    done = work(read_hlo(text), samples=8)
+    assert (done.feed_forward_flops, done.kernel_flops) == (225888436224, 0)
+    assert done.hbm_bytes == work(read_hlo(text)).hbm_bytes
+    assert seconds(text, samples=8)["jvp_lumina_feed_forward_.11"] == pytest.approx(225888436224 / PEAK)
+
+
 def test_a_kernel_waits_for_its_first_blocks_and_writes_its_last():
     """For all cores of a device at once: two on v5p, which share its bandwidth."""
     edges = {"lumina_flash_forward": KernelEdges(8e6, 2e6), "lumina_flash": KernelEdges(1e9, 1e9)}

@@ -1,6 +1,7 @@
 """Layers one after another: gathered ahead or not, kept or computed again, they give the same gradients."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -19,7 +20,8 @@ EVERY = Differentiated((True, True))
 
 def layer(x, parameters, shared, fixed):
     turned = checkpoint_name(jnp.sin(x * fixed), "attention_out")
-    return x + jnp.tanh(turned @ parameters["kernel"] + parameters["bias"]) * shared
+    output = checkpoint_name(jnp.tanh(turned @ parameters["kernel"] + parameters["bias"]), "feed_forward")
+    return x + output * shared
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,9 @@ def test_recomputed_and_unrolled_layers_give_the_gradients_of_a_plain_scan(input
     chex.assert_trees_all_close(gradients(inputs, remat, None, unroll), plain_gradients, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 2), ("attention", 1)])
+@pytest.mark.parametrize(
+    ("remat", "extra"), [("full", 0), ("offload", 0), ("dots", 2), ("feed_forward", 2), ("attention", 1)]
+)
 def test_a_policy_keeps_of_each_layer_its_input_and_what_it_names_and_never_weights(inputs, remat, extra):
     keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False, 1, EVERY)
     _, residuals = jax.eval_shape(keeping, *inputs)
@@ -67,3 +71,11 @@ def test_without_a_policy_everything_is_kept_but_weights(inputs):
     (kept,) = residuals[-1].args
     assert (3, 5, 5) not in {leaf.shape for leaf in kept}
     assert len(kept) > 2
+
+
+def test_the_input_that_a_layer_keeps_lies_by_rows_in_memory(inputs):
+    """On TPUs XLA would choose another order for the forward pass, and transpose each of them for the backward pass."""
+    keeping = functools.partial(_forward_keeping, recomputed(layer, "full"), ALONE, False, 1, EVERY)
+    constraints = re.findall(r"custom_call @LayoutConstraint\(.*", jax.jit(keeping).lower(*inputs).as_text())
+    assert len(constraints) == 1
+    assert "dense<[2, 1, 0]>" in constraints[0]
