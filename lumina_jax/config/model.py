@@ -1,8 +1,8 @@
 """The network of an experiment: its settings, and the rules that they must follow."""
 
-import functools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from lumina_jax.config.section import Section, require, require_between
@@ -139,9 +139,8 @@ class ModelConfig(Section):
     attention of a fused kernel. feed_forward: all but that and the last product of the feed-forward. dots: all but
     attention and matrix products. offload: as full, with the inputs in host memory (TPU)."""
     unroll: int = 1
-    """Layers in one iteration of the scan over layers. With all of them there is no scan: the time to compile grows
-    with the layers, and a step on CPU is a little faster. Where weights are divided over TPUs, 2 save copies of the
-    weights that are gathered in advance."""
+    """Layers in one iteration of the scan over layers. All of them: no scan, a longer time to compile, and a slightly
+    faster step on CPU. Where weights are divided over TPUs, 2 save copies of weights that are gathered in advance."""
     attention: Literal["auto", "reference", "xla", "pallas", "cudnn"] = "auto"
     """Implementation of attention. pallas, cudnn: the fused kernel of TPUs, of GPUs; auto: that if it runs, or XLA."""
 
@@ -324,7 +323,7 @@ class ModelConfig(Section):
             hidden = int(self.mlp_multiplier * hidden)
         return self.mlp_multiple_of * -(-hidden // self.mlp_multiple_of)
 
-    @functools.cached_property
+    @cached_property
     def modalities(self) -> tuple[ModalityConfig, ...]:
         """All of them, model.modality first."""
         return (ModalityConfig(name=self.modality, patch_size=self.patch_size, channels=self.channels), *self.others)
