@@ -5,7 +5,7 @@ request for its samples has.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,35 @@ RUNS_FOLDER = Path("runs")
 
 @dataclass(frozen=True)
 class ShownRun:
-    """A run that the page draws with."""
+    """A run that the page draws with, and which of its modalities is drawn."""
 
     name: str
     """What the page calls it, which differs from those of its other runs."""
     folder: Path
-
-    @cached_property
-    def config(self) -> Config:
-        """Its settings when the page was started. Raises ValueError: it is no run, or they are damaged."""
-        return read_run(self.folder)
+    config: Config = field(repr=False)
+    """Its settings when the page was started."""
+    modality_name: str
 
     @cached_property
     def modality(self) -> Modality:
-        """What it draws; of several modalities, the first."""
-        return modality_of(self.config, None)
+        """What is drawn."""
+        return modality_of(self.config, self.modality_name)
+
+    @property
+    def modalities(self) -> list[str]:
+        """The names of all that it draws, in the order of the model."""
+        return names_of_modalities(self.config)
+
+    def drawing(self, modality: str | None) -> "ShownRun":
+        """The run where another of its modalities is drawn; None: the first.
+
+        Raises:
+          ValueError: it has no such modality.
+        """
+        name = modality or self.modalities[0]
+        if name not in self.modalities:
+            raise ValueError(f"choose one of the modalities {', '.join(self.modalities)} of the run {self.name}")
+        return self if name == self.modality_name else replace(self, modality_name=name)
 
     @property
     def trained_shape(self) -> Shape:
@@ -95,10 +109,22 @@ def shown_runs(folders: Sequence[str]) -> list[ShownRun]:
     for folder in dict.fromkeys(chosen):
         name = folder.resolve().name
         names[folder] = name if name not in names.values() else str(folder)
-    runs = [ShownRun(name, folder) for folder, name in names.items()]
+    runs = [_shown_run(name, folder) for folder, name in names.items()]
     for run in runs:
-        _ = run.config, run.steps(), run.modality
+        _ = run.steps(), [run.drawing(name).modality for name in run.modalities]
     return runs
+
+
+def _shown_run(name: str, folder: Path) -> ShownRun:
+    config = read_run(folder)
+    return ShownRun(name, folder, config, names_of_modalities(config)[0])
+
+
+def names_of_modalities(config: Config) -> list[str]:
+    """The names of those modalities of the model that a source of its data has, in the order of the model."""
+    model = config.model
+    indices = {model.modality_index(part.modality) for part in config.data.parts}
+    return [model.modalities[index].name for index in sorted(indices)]
 
 
 def _latest() -> list[Path]:

@@ -39,7 +39,7 @@ def studio(run_folder, folders):
 def new_form(**changes):
     """What a user has typed."""
     settings = {name: getattr(SampleConfig(), name) for name in LABELS}
-    form = Form("pictures", 2, "", 1.0, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0, "", settings)
+    form = Form("pictures", None, 2, "3", "", SIDE, SIDE, 1, None, 8, "5", 2, "euler", 4.0, "", settings, {})
     return form._replace(**changes)
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
-from lumina_jax.demo.form import PictureSettings, restored, settings_of, sized
+from lumina_jax.demo.form import sized
 from lumina_jax.demo.history import MOST_PICTURES, History
 from lumina_jax.demo.more_settings import GROUPS, LABELS
+from lumina_jax.demo.picture_settings import PictureSettings, restored, settings_of
 from lumina_jax.demo.runs import shown_runs
 from lumina_jax.demo.shown import drawn_html, state_html
 from lumina_jax.demo.uploads import settings_in, sources_of, uploaded
