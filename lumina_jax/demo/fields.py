@@ -5,7 +5,7 @@ or the settings of a picture are restored.
 """
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -94,7 +94,7 @@ def new_fields(studio: Studio) -> Fields:
     return Fields([*found, also, *more, chosen, *each], strengths, aspect, new_seed, fold, rows)
 
 
-def _adapter_fields(offered: Sequence[str]) -> list[Any]:
+def _adapter_fields(offered: Mapping[str, float]) -> list[Any]:
     """The choice of adapters, the row of their strengths, and the strength of each one that is offered."""
     chosen = gr.Dropdown(
         list(offered), value=[], multiselect=True, label="Adapters", visible=bool(offered), elem_id="adapters"
@@ -102,10 +102,10 @@ def _adapter_fields(offered: Sequence[str]) -> list[Any]:
     with gr.Row(visible=False) as row:
         each = [
             gr.Number(
-                1.0, label=f"Strength of {name}", step=0.1, visible=False, elem_id=f"strength-of-{index}",
+                strength, label=f"Strength of {name}", step=0.1, visible=False, elem_id=f"strength-of-{index}",
                 min_width=140,
             )
-            for index, name in enumerate(short_names(offered))
+            for index, (name, strength) in enumerate(zip(short_names(list(offered)), offered.values()))
         ]  # fmt: skip
     return [chosen, row, *each]
 
@@ -116,7 +116,7 @@ def short_names(folders: Sequence[str]) -> list[str]:
     return [name if last.count(name) == 1 else folder for name, folder in zip(last, folders)]
 
 
-def strengths_shown(fields: Fields, chosen: Collection[str], offered: Sequence[str]) -> dict[Any, Any]:
+def strengths_shown(fields: Fields, chosen: Collection[str], offered: Collection[str]) -> dict[Any, Any]:
     """What the strengths of adapters become where some are chosen."""
     each = zip(fields.adapters[1:], offered)
     shown = {component: gr.update(visible=folder in chosen) for component, folder in each}
@@ -216,11 +216,11 @@ def with_modality(run: ShownRun, now: Form) -> Form:
     return now._replace(settings=settings, **sizes)
 
 
-def updates(fields: Fields, run: ShownRun, form: Form, offered: Sequence[str]) -> dict[Any, Any]:
+def updates(fields: Fields, run: ShownRun, form: Form, offered: Mapping[str, float]) -> dict[Any, Any]:
     """What the components become for a form of a run.
 
     Args:
-      offered: the adapters of the page.
+      offered: the adapters of the page, each with the strength that it begins with.
     """
     is_long = bool(run.fields & {"video_frames", "views"})
     more: dict[str, dict[str, Any]] = {
@@ -236,9 +236,9 @@ def updates(fields: Fields, run: ShownRun, form: Form, offered: Sequence[str]) -
     found = {fields.named(name): gr.update(value=value, **more.get(name, {})) for name, value in form.values().items()}
     chosen, *each = fields.adapters
     found[chosen] = list(form.adapters)
-    for component, folder in zip(each, offered):
+    for component, (folder, strength) in zip(each, offered.items()):
         is_chosen = folder in form.adapters
-        found[component] = gr.update(value=form.adapters.get(folder, 1.0), visible=is_chosen)
+        found[component] = gr.update(value=form.adapters.get(folder, strength), visible=is_chosen)
     usual = defaults(run)
     is_special = bool(form.also) or form.settings != usual.settings
     return {

@@ -4,7 +4,7 @@ In: what a user has typed and chosen, as it comes from the browser. Out: an `Arg
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -47,7 +47,7 @@ class Form(NamedTuple):
     """Their strengths by their folders, in the order of the page."""
 
     @classmethod
-    def of(cls, values: Sequence[Any], offered: Sequence[str]) -> "Form":
+    def of(cls, values: Sequence[Any], offered: Collection[str]) -> "Form":
         """From a value for each of `FIELDS`, the adapters that are chosen, and a strength for each that is offered."""
         found = dict(zip(FIELDS, values))
         chosen, *strengths = values[len(FIELDS) :]

@@ -1,4 +1,4 @@
-"""The runs of a page: which they are, and what each of them draws.
+"""The runs and the adapters of a page: which they are, and what each run draws.
 
 In: folders as a user names them, or none. Out: for each run its configuration, its checkpoints and the fields that a
 request for its samples has.
@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lumina_jax.config import Config
+from lumina_jax.interop.kohya import kohya_file
+from lumina_jax.interop.peft import is_peft
 from lumina_jax.modalities import Asked, Modality, Shape, modality_of
 from lumina_jax.run import CONFIG_FILE, checkpoints_of, is_shipped, read_run, shipped_models
-from lumina_jax.training.checkpoint import Checkpoints
+from lumina_jax.trained import strength_of
+from lumina_jax.training.checkpoint import Checkpoints, located
 
 RUNS_FOLDER = Path("runs")
 
@@ -113,6 +116,28 @@ def shown_runs(folders: Sequence[str]) -> list[ShownRun]:
     for run in runs:
         _ = run.steps(), [run.drawing(name).modality for name in run.modalities]
     return runs
+
+
+def shown_adapters(words: Sequence[str]) -> dict[str, float]:
+    """The strengths with which adapters begin, by their folders, of FOLDER or FOLDER:STRENGTH.
+
+    Raises:
+      ValueError: a folder holds no adapter.
+    """
+    found = dict(map(strength_of, words))
+    for folder in found:
+        if not holds_adapter(folder):
+            raise ValueError(
+                f"--adapter {folder} holds no adapter; name a run that trained one, a folder with adapter_config.json, "
+                "or a .safetensors file with kohya's names"
+            )
+    return found
+
+
+def holds_adapter(folder: str) -> bool:
+    """Whether there is something that may be an adapter; whether it fits a model is known when both are opened."""
+    file = Path(folder)
+    return is_peft(file) or kohya_file(file) is not None or located(checkpoints_of(folder)).is_dir()
 
 
 def _shown_run(name: str, folder: Path) -> ShownRun:

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class DemoServer:
 
     Args:
       runs: in the order of the page.
-      adapters: folders of adapters that may be chosen.
+      adapters: folders of adapters that may be chosen, each with the strength that it begins with.
       access: who may open the page.
       port: 0 chooses a free one.
 
@@ -51,7 +51,7 @@ class DemoServer:
       OSError: the port is taken, or nothing can be written to the folder of the first run.
     """
 
-    def __init__(self, runs: Sequence[ShownRun], adapters: Sequence[str], access: PageAccess, port: int):
+    def __init__(self, runs: Sequence[ShownRun], adapters: Mapping[str, float], access: PageAccess, port: int):
         self._uploads = Path(tempfile.mkdtemp(prefix="uploads-", dir=_own_folder(runs[0])))
         try:
             self._socket = socket.create_server((access.host, port), family=_family(access.host))
@@ -121,7 +121,7 @@ async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": f"{refusal.reason}\n".encode()})
 
 
-def _app(runs: Sequence[ShownRun], adapters: Sequence[str], uploads: Path) -> Any:
+def _app(runs: Sequence[ShownRun], adapters: Mapping[str, float], uploads: Path) -> Any:
     """The application; Gradio is imported here, after its environment was settled."""
     import fastapi
     import gradio as gr

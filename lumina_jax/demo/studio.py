@@ -7,7 +7,7 @@ and one `PageView` after another of how they get on.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,14 +43,16 @@ class Studio:
 
     Args:
       runs: by their order on the page.
-      adapters: folders of adapters that may be chosen.
+      adapters: folders of adapters that may be chosen, each with the strength that it begins with.
       uploads: the folder of uploaded files.
     """
 
-    def __init__(self, runs: Sequence[ShownRun], adapters: Sequence[str], uploads: Path):
-        self.runs, self.adapters, self.uploads = list(runs), list(adapters), uploads
+    def __init__(self, runs: Sequence[ShownRun], adapters: Mapping[str, float], uploads: Path):
+        self.runs, self.adapters, self.uploads = list(runs), dict(adapters), uploads
         self.history = History()
-        self._queue = DrawingQueue(self.adapters, lambda drawing: self.history.add(drawing.browser, drawing.files))
+        self._queue = DrawingQueue(
+            list(self.adapters), lambda drawing: self.history.add(drawing.browser, drawing.files)
+        )
 
     def run(self, name: str | None, modality: str | None = None) -> ShownRun:
         """A run where it draws a modality; None: its first.

@@ -20,7 +20,6 @@ from lumina_jax.demo.shown import drawn_html, state_html
 from lumina_jax.demo.uploads import settings_in, sources_of, uploaded
 from lumina_jax.modalities.files.png import read_png_metadata
 from tests.demo.conftest import drawn, last_view, new_form
-from tests.demo.saved_runs import random_adapter
 
 
 def pixels(file):
@@ -105,18 +104,6 @@ def test_new_prompts_seeds_steps_of_training_and_strengths_compile_nothing(studi
     assert "draw" not in names
 
 
-def test_an_adapter_changes_what_is_drawn_and_leaves_it_again_and_comes_back_from_a_picture(studio, monkeypatch):
-    monkeypatch.setattr("lumina_jax.demo.models.open_adapter", lambda folder, model: random_adapter())
-    plain = drawn(studio, "adapted", new_form(seed="21")).files[0]
-    with_it = drawn(studio, "adapted", new_form(seed="21", adapter="adapters/style", adapter_strength=2.5)).files[0]
-    again = drawn(studio, "adapted", new_form(seed="21")).files[0]
-    assert (pixels(plain) != pixels(with_it)).any()
-    np.testing.assert_array_equal(pixels(again), pixels(plain))
-    form, missing = restored(settings_in(with_it), studio.runs, studio.adapters, new_form())
-    assert (form.adapter, form.adapter_strength, missing) == ("adapters/style", 2.5, [])
-    assert restored(settings_in(plain), studio.runs, studio.adapters, form)[0].adapter == ""
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -143,7 +130,8 @@ def test_an_adapter_changes_what_is_drawn_and_leaves_it_again_and_comes_back_fro
         ({"settings": {"loop": True}}, "what is drawn has one frame"),
         ({"settings": {"negative_scale": 2}}, "the scale of sample.negative, but that is empty"),
         ({"run": "../../etc"}, "choose one of the runs pictures, clips"),
-        ({"adapter": "/etc"}, "choose one of the adapters"),
+        ({"modality": "speech"}, "choose one of the modalities"),
+        ({"adapters": {"/etc": 1.0}}, "choose adapters among"),
         ({"prompt": "cat"}, "label from 0 to 47"),
         ({"prompt": "1" * 20_000}, "shorten it"),
     ],
@@ -165,11 +153,11 @@ def test_settings_of_a_picture_come_back_and_what_is_missing_is_said(studio):
     assert "done" in view.state, view.state
     settings = settings_in(view.files[0])
     form, missing = restored(settings, studio.runs, [], new_form(seed="1"))
-    assert form == new_form(seed=f"{2**63}", guidance=2.5, width=24, step=1)
+    assert form == new_form(seed=f"{2**63}", guidance=2.5, width=24, step=1, modality="image")
     assert missing == []
     other = PictureSettings(run="elsewhere", step=9, adapter=["/secret/style:0.5"])
-    form, missing = restored(other, studio.runs, [], new_form())
-    assert form == new_form()
+    form, missing = restored(other, studio.runs, [], new_form(modality="image"))
+    assert form == new_form(modality="image")
     assert "'elsewhere'" in missing[0]
     assert "'style'" in missing[1]
 
@@ -196,10 +184,10 @@ def test_every_setting_of_sampling_has_a_field_and_comes_back(studio):
     assert about["also"] == ["0.5: 6", "2: 7"]
     assert {name: about[name] for name in given} == given
     again, missing = restored(settings_in(view.files[0]), studio.runs, [], new_form())
-    assert again == form._replace(also="0.5: 6\n2: 7")
+    assert again == form._replace(also="0.5: 6\n2: 7", modality="image")
     assert missing == []
     plain = drawn(studio, "settings").files[0]
-    assert restored(settings_in(plain), studio.runs, [], form)[0] == new_form()
+    assert restored(settings_in(plain), studio.runs, [], form)[0] == new_form(modality="image")
 
 
 def test_several_labels_are_drawn_by_a_solver_with_a_time_for_each_sample(studio):
