@@ -150,7 +150,7 @@ def _laid_out(run: ShownRun) -> EditParts:
         is_normalized = gr.Checkbox(label="Normalise the channels, so that colours do not stay", elem_id="normalize")
         resamplings = gr.Number(
             run.config.sample.resamplings, precision=0, minimum=1, elem_id="resamplings",
-            label="Times that each step is taken: more fit what is drawn to what is kept",
+            label="Times that each step is taken: with more, the drawn part fits the kept part better",
         )  # fmt: skip
         button = gr.Button("Draw the edit", variant="primary", elem_id="draw-edit")
     options = (is_inverted, shown, is_normalized, resamplings)

@@ -72,10 +72,12 @@ def new_fields(studio: Studio) -> Fields:
         )  # fmt: skip
         step = gr.Dropdown(first.steps(), value=start.step, label="Checkpoint step", elem_id="step")
     adapters = _adapter_fields(studio.adapters)
-    prompt = gr.Textbox(label="Prompt", lines=1, max_lines=6, elem_id="prompt", autofocus=True)
+    prompt = gr.Textbox(
+        label="Prompt", lines=1, max_lines=6, placeholder=example(first), elem_id="prompt", autofocus=True
+    )
     negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, elem_id="negative")
     size = _size_fields(first, start)
-    with gr.Row():
+    with gr.Row(equal_height=True):
         seed = gr.Textbox(start.seed, label="Seed", max_lines=1, elem_id="seed", min_width=100)
         new_seed = gr.Button("New seed", elem_id="new-seed", min_width=80)
     with gr.Row():
@@ -200,6 +202,12 @@ def defaults(run: ShownRun) -> Form:
     )
 
 
+def example(run: ShownRun) -> str:
+    """A prompt that a run has drawn while it trained, or nothing."""
+    prompts = run.config.run.sample_prompts
+    return f"such as: {prompts[0]}" if prompts and len(run.modalities) == 1 else ""
+
+
 def solvers(run: ShownRun) -> list[str]:
     """The solvers that a model of this run can follow."""
     is_ddpm = run.config.flow.path == "ddpm"
@@ -224,6 +232,7 @@ def updates(fields: Fields, run: ShownRun, form: Form, offered: Mapping[str, flo
     """
     is_long = bool(run.fields & {"video_frames", "views"})
     more: dict[str, dict[str, Any]] = {
+        "prompt": {"placeholder": example(run)},
         "modality": {"choices": run.modalities, "visible": has_choice(run)},
         "step": {"choices": run.steps()},
         "solver": {"choices": solvers(run)},

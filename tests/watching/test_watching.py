@@ -18,6 +18,7 @@ from lumina_jax.commands.watch import Arguments, opened
 from lumina_jax.page_access import PageFlags
 from lumina_jax.training.metrics import MetricWriter
 from lumina_jax.watching.runs import MOST_POINTS, WatchedRun
+from lumina_jax.watching.server import WatchServer
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -103,6 +104,49 @@ def test_a_line_that_cannot_be_read_is_left_out_and_said(tmp_path):
     assert run.problems[1] == "line 3 of metrics.jsonl has no step"
 
 
+DAMAGED = {
+    "infinite": '{"step": 1e999}',
+    "no number": '{"step": NaN, "loss": 1}',
+    "half": '{"step": 3.5}',
+    "negative": '{"step": -5}',
+    "long": '{"step": 1e17}',
+    "deep": "[" * 10_000,
+    "zeros": "\0" * 50,
+    "two in one": '{"step": 3}{"step": 4}',
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_costs_no_other_line(tmp_path, line):
+    last = '{"step": 9, "loss": 1, "samples": 4}'
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 2, "samples": 4}}\n{line}\n{last}\n')
+    server = WatchServer([WatchedRun(str(tmp_path))], PageFlags(port=0).access(), 0)
+    server.server_close()
+    [run] = json.loads(server.state())["runs"]
+    assert (run["curves"]["loss"]["steps"], run["curves"]["loss"]["seen"]) == ([1, 9], [4, 36])
+    [problem] = run["problems"]
+    assert problem.startswith("line 2 of metrics.jsonl")
+    assert len(problem) < 200
+
+
+def test_numbers_that_are_too_large_leave_the_page_readable(tmp_path):
+    lines = ['{"step": 1, "samples": 4}', '{"step": 9, "samples": 1e308, "loss": 1e999}', '{"step": 10, "samples": -4}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = WatchedRun(str(tmp_path))
+    run.read()
+    assert run.curves()["samples"]["seen"] == [4, 4, 4]
+    assert run.curves()["loss"]["values"] == [None]
+
+
+def test_of_many_damaged_lines_the_first_are_said(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("x\n" * 100)
+    run = WatchedRun(str(tmp_path))
+    run.read()
+    assert len(run.problems) == 4
+    assert run.problems[-1] == "97 more lines of metrics.jsonl cannot be read"
+
+
 def test_a_long_curve_is_drawn_by_means(tmp_path):
     count = 2 * MOST_POINTS + 6
     lines = [json.dumps({"step": step, "loss": float(step)}) for step in range(1, count + 1)]
@@ -149,11 +193,20 @@ def test_what_is_no_run_is_refused(runs, message):
 
 def test_a_damaged_configuration_is_said_and_the_other_run_is_shown(served, runs, tmp_path):
     (tmp_path / "config.json").write_text("{")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 1}\n')
     server = opened(Arguments(runs=(str(tmp_path), runs[0]), page=PageFlags(port=0)))
     first, second = json.loads(server.state())["runs"]
     server.server_close()
     assert "config.json" in first["problems"][0]
+    assert first["curves"]["loss"]["steps"] == [3], "what can be read is shown"
     assert second["curves"]["loss"]["steps"] == [10, 20, 30, 40]
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    folders = [new_run(tmp_path / name / "emoji") for name in ("first", "second")]
+    server = opened(Arguments(runs=tuple(map(str, folders)), page=PageFlags(port=0)))
+    server.server_close()
+    assert [run["name"] for run in json.loads(server.state())["runs"]] == [str(folder) for folder in folders]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a browser")
