@@ -152,7 +152,7 @@ def _step_of(value: float | None, origin: str) -> int:
     if value is None:
         raise ValueError(f"{origin} has no step")
     if not 0 <= value <= MOST_STEPS or value != int(value):
-        raise ValueError(f"{origin} has the step {value}, which is no whole number from 0 to 2**53")
+        raise ValueError(f"{origin} has the step {value:g}, which must be a whole number and at least 0")
     return int(value)
 
 

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from lumina_jax.page_access import GUESS_SECONDS, PageAccess, Refusal
+from lumina_jax.page_access import GUESS_SECONDS, PageAccess, Refusal, address_of, family_of
 from lumina_jax.watching.runs import WatchedRun
 
 STATIC = {
@@ -46,12 +46,12 @@ class WatchServer(ThreadingHTTPServer):
     def __init__(self, runs: Sequence[WatchedRun], access: PageAccess, port: int):
         self.runs, self.access = runs, access
         self._reading = threading.Lock()
+        self.address_family = family_of(access.host)
         super().__init__((access.host, port), _Page)
 
     @property
     def address(self) -> str:
-        host, port = self.server_address[0], self.server_address[1]
-        return f"http://{host!s}:{port}"
+        return address_of(self.access.host, self.server_port)
 
     def state(self) -> bytes:
         """All that the page shows besides sheets, as JSON."""

@@ -191,6 +191,14 @@ def test_what_is_no_run_is_refused(runs, message):
         opened(Arguments(runs=runs, page=PageFlags(port=0)))
 
 
+def test_the_page_answers_at_an_address_of_ipv6(runs):
+    server = opened(Arguments(runs=tuple(runs), page=PageFlags(host="::1", port=0)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert answer(f"{server.address}/state")[0] == 200
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_damaged_configuration_is_said_and_the_other_run_is_shown(served, runs, tmp_path):
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 1}\n')

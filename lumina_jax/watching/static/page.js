@@ -83,7 +83,7 @@ function drawCharts() {
       title: { text: plain(title), font: { size: 15 }, x: 0.02 },
       margin: { l: 60, r: 15, t: 40, b: 40 },
       xaxis: { title: { text: find("over").value === "seen" ? "samples" : "steps", standoff: 5 } },
-      yaxis: { type: isLog ? "log" : "linear", exponentformat: "power" },
+      yaxis: { type: isLog ? "log" : "linear", exponentformat: "power", rangemode: title.startsWith("Samples") ? "tozero" : "normal" },
       showlegend: title.startsWith("Loss"), // elsewhere colors say which run it is
       legend: { orientation: "h", y: -0.15 },
       hovermode: "x unified",
@@ -164,7 +164,9 @@ function drawSettings() {
     row.append(element("td", name), ...runs.map((run) => element("td", run.settings[name] ?? "")));
     return row;
   });
-  find("settings").replaceChildren(head, ...rows);
+  const none = element("tr");
+  none.append(element("td", "the settings are the same", { colSpan: runs.length + 1 }));
+  find("settings").replaceChildren(head, ...(rows.length > 0 || runs.length < 2 ? rows : [none]));
 }
 
 function draw() {
