@@ -16,6 +16,9 @@ from lumina_jax.demo.runs import ShownRun
 from lumina_jax.documents import parse_json
 from lumina_jax.trained import strength_of
 
+MOST_NAMED = 5
+"""Adapters that are missing and named."""
+
 
 @dataclass(frozen=True)
 class PictureSettings:
@@ -124,5 +127,8 @@ def _offered_again(words: Iterable[str], adapters: Collection[str]) -> tuple[Map
     """The strengths of those adapters of a picture that the page offers, in its order, and what is missing."""
     asked = {os.path.abspath(folder): strength for folder, strength in map(strength_of, words)}
     found = {one: asked.pop(path) for one in adapters if (path := os.path.abspath(one)) in asked}
-    missing = [f"it was drawn with the adapter {Path(one).name!r}, which this page does not have" for one in asked]
+    names = ", ".join(repr(Path(one).name) for one in [*asked][:MOST_NAMED]) + (
+        ", ..." if len(asked) > MOST_NAMED else ""
+    )
+    missing = [f"it was drawn with adapters that this page does not have: {names}"] if asked else []
     return {one: strength if math.isfinite(strength) else 1.0 for one, strength in found.items()}, missing

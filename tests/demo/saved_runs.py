@@ -70,12 +70,14 @@ def several_config(root):
 
 def saved_adapters(run, root):
     """The folders of two runs that have trained adapters of a run of pictures at step 2, of different ranks."""
-    return [_saved_adapter(run, root, name, rank) for name, rank in (("bold", 2), ("pale", 3))]
+    return [saved_adapter(run, root, name, rank) for name, rank in (("bold", 2), ("pale", 3))]
 
 
-def _saved_adapter(run, root, name, rank):
+def saved_adapter(run, root, name, rank, *, sample=None, **finetune):
+    """The folder of a run that has trained an adapter of a run of pictures at step 2."""
     settings = label_config(root).replace(
-        finetune={"rank": rank, "parameters": ("attention",)},
+        finetune={"rank": rank, "parameters": ("attention",), **finetune},
+        sample=sample or {},
         run={"name": name, "root": str(root), "init_from": str(run)},
     )
     base = random_weights(settings.model, 2)

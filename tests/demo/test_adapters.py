@@ -5,11 +5,13 @@ import pytest
 
 from lumina_jax.commands import sample
 from lumina_jax.demo.picture_settings import PictureSettings, restored
-from lumina_jax.demo.runs import shown_adapters
+from lumina_jax.demo.runs import shown_adapters, shown_runs
+from lumina_jax.demo.studio import Studio
 from lumina_jax.demo.uploads import settings_in
 from lumina_jax.modalities.files.png import read_png_metadata
 from tests.compiled import compiled
 from tests.demo.conftest import drawn, new_form
+from tests.demo.saved_runs import saved_adapter
 from tests.demo.test_studio import pixels
 
 
@@ -62,13 +64,15 @@ def test_adapters_and_strengths_come_back_from_a_picture_and_those_that_are_miss
     assert (form.adapters, missing) == ({one: 0.8, other: 0.25}, [])
     form, missing = restored(both, studio.runs, [other], new_form())
     assert form.adapters == {other: 0.25}
-    assert missing == ["it was drawn with the adapter 'bold', which this page does not have"]
+    assert missing == ["it was drawn with adapters that this page does not have: 'bold'"]
     plain = settings_in(drawn_with(studio, {}))
     assert restored(plain, studio.runs, studio.adapters, form)[0].adapters == {}
     odd = PictureSettings(adapter=[f"{one}/../bold:nan", "\0:1"])
     form, missing = restored(odd, studio.runs, studio.adapters, new_form())
     assert form.adapters == {one: 1.0}
     assert len(missing) == 1
+    many = PictureSettings(adapter=[f"a{index}" for index in range(100)])
+    assert restored(many, studio.runs, studio.adapters, new_form())[1][0].endswith("'a4', ...")
 
 
 def test_an_adapter_of_other_weights_is_refused_and_another_one_is_not(studio, offered):
@@ -89,3 +93,23 @@ def test_a_page_offers_adapters_with_strengths_and_refuses_what_is_none(adapters
     assert list(shown_adapters([*adapters, adapters[0]]).values()) == [1.0, 0.5]
     with pytest.raises(ValueError, match=r"nowhere holds no adapter; name a run that trained one"):
         shown_adapters([str(tmp_path / "nowhere")])
+
+
+def test_an_adapter_of_the_kind_dora_draws_alone_and_keeps_no_other_from_drawing(run_folder, adapters, tmp_path):
+    direction = str(saved_adapter(run_folder, tmp_path, "direction", 2, dora=True))
+    plain = adapters[0]
+    studio = Studio(shown_runs([str(run_folder)]), {plain: 1.0, direction: 1.0}, tmp_path)
+    drawn_with(studio, {plain: 1.0})
+    drawn_with(studio, {direction: 1.0})
+    view = drawn(studio, "adapted", new_form(adapters={plain: 1.0, direction: 1.0}))
+    assert "adapter of the kind DoRA cannot have another one" in view.state
+    assert "has no strength but 1" in drawn(studio, "adapted", new_form(adapters={direction: 0.5})).state
+
+
+def test_a_run_that_trained_adapters_of_quantised_weights_takes_no_others(run_folder, adapters, tmp_path):
+    folder = saved_adapter(run_folder, tmp_path, "quantised", 2, base="int8", sample={"weights": "int8"})
+    studio = Studio(shown_runs([str(folder)]), {adapters[0]: 1.0}, tmp_path)
+    form = new_form(run="quantised", step=1)
+    assert "done" in drawn(studio, "quantised", form).state
+    view = drawn(studio, "quantised", form._replace(adapters={adapters[0]: 1.0}))
+    assert "trained adapters of quantised weights, to which others cannot be added" in view.state

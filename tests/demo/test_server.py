@@ -268,14 +268,17 @@ def test_ten_pages_that_draw_at_once_all_get_their_sample(served):
 
 
 @pytest.mark.slow
-def test_the_command_serves_and_leaves_no_uploads_when_it_is_ended(run_folder, tmp_path):
+def test_the_command_ends_quietly_with_an_open_page_and_leaves_no_uploads(run_folder, tmp_path):
     words = [sys.executable, "-P", "-m", "lumina_jax", "demo", str(run_folder), "--port", "0"]
     before = set((run_folder / "samples").glob("uploads-*"))
-    command = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         address = command.stdout.readline().split()[2]
         assert answer(address)[0] == 200
+        listening = urllib.request.urlopen(f"{address}/gradio_api/heartbeat/abc", timeout=60)
     finally:
         command.terminate()
-        command.wait(timeout=30)
+        _, said = command.communicate(timeout=30)
+    listening.close()
+    assert "Traceback" not in said, said
     assert set((run_folder / "samples").glob("uploads-*")) == before

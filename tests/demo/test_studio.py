@@ -12,9 +12,10 @@ from PIL import Image
 from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
 from lumina_jax.demo.form import sized
-from lumina_jax.demo.history import MOST_PICTURES, History
+from lumina_jax.demo.history import MOST_BROWSERS, MOST_PICTURES, History
 from lumina_jax.demo.more_settings import GROUPS, LABELS
 from lumina_jax.demo.picture_settings import PictureSettings, restored, settings_of
+from lumina_jax.demo.queue import MOST_WAITING
 from lumina_jax.demo.runs import shown_runs
 from lumina_jax.demo.shown import drawn_html, state_html
 from lumina_jax.demo.uploads import settings_in, sources_of, uploaded
@@ -240,6 +241,27 @@ def test_a_history_is_that_of_one_browser_and_keeps_the_newest(tmp_path):
     assert history.of("other") == []
     with pytest.raises(ValueError, match="no longer in the history"):
         history.chosen("one", -1)
+
+
+def test_of_many_browsers_the_histories_that_changed_last_are_kept(tmp_path):
+    history, file = History(), tmp_path / "a.png"
+    file.write_bytes(b"")
+    for index in range(MOST_BROWSERS):
+        history.add(f"{index}", [file])
+    history.add("0", [file])
+    history.add("new", [file])
+    assert (history.of("0"), history.of("1"), history.of("new")) == ([file], [], [file])
+
+
+def test_too_many_drawings_that_wait_are_refused(studio):
+    studio.submit("long", "browser", [new_form(steps=5000)])
+    for index in range(MOST_WAITING):
+        studio.submit(f"waits{index}", "browser", [new_form()])
+    with pytest.raises(ValueError, match="drawings are waiting, which are too many; try again later"):
+        studio.submit("last", "browser", [new_form(), new_form()])
+    for page in ("long", *(f"waits{index}" for index in range(MOST_WAITING))):
+        studio.cancel(page)
+    assert "cancelled" in last_view(studio, "long").state
 
 
 def test_aspects_keep_the_number_of_pixels_in_whole_patches(studio):

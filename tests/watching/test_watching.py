@@ -64,7 +64,8 @@ def served(runs):
 def answer(address, **headers):
     """The status and the content of an answer."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as opened_page:
+        given = {name.replace("_", "-"): text for name, text in headers.items()}
+        with urllib.request.urlopen(urllib.request.Request(address, headers=given)) as opened_page:
             return opened_page.status, opened_page.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -159,6 +160,25 @@ def test_a_long_curve_is_drawn_by_means(tmp_path):
     np.testing.assert_array_equal(curve["values"], np.arange(2, count, 3)[: len(curve["values"])])
 
 
+def test_sheets_are_in_the_order_of_their_steps_and_old_names_of_metrics_are_read(tmp_path):
+    new_run(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "images_per_second": 7}\n')
+    (tmp_path / "run" / "samples" / "step_1.png").write_bytes(b"")
+    (tmp_path / "run" / "samples" / "step_x.png").write_bytes(b"")
+    run = WatchedRun(str(tmp_path / "run"))
+    assert steps_of(run, "samples_per_second") == [50]
+    assert [sheet.step for sheet in run.sheets()] == [1, 20, 40]
+
+
+def test_a_browser_that_has_the_newest_state_is_told_so(served):
+    address = f"{served()}/state"
+    with urllib.request.urlopen(address) as page:
+        version = page.headers["ETag"]
+    assert answer(address, If_None_Match=version) == (304, b"")
+    assert answer(address, If_None_Match='"other"')[0] == 200
+
+
 def test_only_sheets_that_a_run_lists_are_served(served, runs):
     address = served()
     status, content = answer(f"{address}/sheet/1/step_0000040.png")
@@ -226,5 +246,6 @@ def test_a_browser_shows_curves_sheets_and_the_settings_that_differ(served):
     assert ["optimizer.learning_rate", "0.001", "0.002"] in rows
     assert not any("run.steps" in row for row in rows), "settings that are the same are not shown"
     assert "two &amp; &lt;i&gt;" in shown, "names are text, never HTML"
+    assert ">two &amp; &lt;i&gt;: loss</text>" in shown, "in the legend of Plotly, too"
     assert '<img src="/sheet/1/step_0000040.png"' in shown
     assert "one: held out loss" in html.unescape(shown), "Plotly drew the legend"
