@@ -56,7 +56,7 @@ def test_a_drawing_is_seen_on_its_way_and_stops_when_it_is_cancelled(studio):
     view = last_view(studio, "slow")
     assert "cancelled" in view.state
     assert not view.files
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert studio._queue._follower.seen().calls < 4000, "the network was called no more"
     assert shares == sorted(shares)
     assert shares[-1] > 0

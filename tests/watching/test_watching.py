@@ -87,6 +87,7 @@ def test_a_run_is_followed_while_it_trains_and_after_it_resumed(tmp_path):
         assert steps_of(run) == [1], "half a line waits for its other half"
         file.write(', "samples": 8}\n')
     assert steps_of(run) == [1, 2]
+    assert steps_of(run) == [1, 2], "nothing is new"
     writer.close()
     resumed = MetricWriter(tmp_path, resumed_step=1)
     resumed.write(2, {"loss": float("nan"), "samples": 8})
@@ -133,10 +134,10 @@ def test_a_damaged_line_costs_no_other_line(tmp_path, line):
 
 def test_numbers_that_are_too_large_leave_the_page_readable(tmp_path):
     lines = ['{"step": 1, "samples": 4}', '{"step": 9, "samples": 1e308, "loss": 1e999}', '{"step": 10, "samples": -4}']
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "samples": 4}']) + "\n")
     run = WatchedRun(str(tmp_path))
     run.read()
-    assert run.curves()["samples"]["seen"] == [4, 4, 4]
+    assert run.curves()["samples"]["seen"] == [4, 4, 4, 4], "what was seen never becomes less or infinite"
     assert run.curves()["loss"]["values"] == [None]
 
 
