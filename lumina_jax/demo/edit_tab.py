@@ -137,7 +137,7 @@ def _laid_out(run: ShownRun) -> EditParts:
             elem_id="strength",
         )  # fmt: skip
         corner = gr.Textbox(
-            label="Outpaint: left and top pixel of a smaller picture in what is drawn, such as 16,0", max_lines=1,
+            label="Outpaint: where the left and top edge of a smaller picture are to be, such as 16,0", max_lines=1,
             elem_id="outpaint",
         )  # fmt: skip
         with gr.Row():

@@ -82,7 +82,7 @@ def new_fields(studio: Studio) -> Fields:
         new_seed = gr.Button("New seed", elem_id="new-seed", min_width=80)
     with gr.Row():
         steps = gr.Number(start.steps, label="Steps", precision=0, minimum=1, elem_id="steps", min_width=100)
-        solver = gr.Dropdown(solvers(first), value=start.solver, label="Solver", elem_id="solver", min_width=120)
+        solver = gr.Dropdown(solvers(first), value=start.solver, label="Solver", elem_id="solver", min_width=170)
         guidance = gr.Number(start.guidance, label="Guidance", step=0.5, elem_id="guidance", min_width=100)
     aspect, *sizes = size
     found = [run, modality, step, prompt, negative, *sizes, seed, steps, solver, guidance]
@@ -160,7 +160,7 @@ def _size_fields(run: ShownRun, start: Form) -> list[Any]:
         is_long = bool(run.fields & {"video_frames", "views"})
         aspect = gr.Dropdown(
             [AS_TRAINED, *ASPECTS], value=AS_TRAINED, label="Aspect", elem_id="aspect", visible=shown["width"],
-            min_width=140,
+            min_width=170,
         )  # fmt: skip
         numbers: dict[str, Any] = {"precision": 0, "min_width": 90}
         width = gr.Number(start.width, label="Width", visible=shown["width"], elem_id="width", **numbers)

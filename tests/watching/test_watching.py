@@ -248,5 +248,6 @@ def test_a_browser_shows_curves_sheets_and_the_settings_that_differ(served):
     assert not any("run.steps" in row for row in rows), "settings that are the same are not shown"
     assert "two &amp; &lt;i&gt;" in shown, "names are text, never HTML"
     assert ">two &amp; &lt;i&gt;: loss</text>" in shown, "in the legend of Plotly, too"
+    assert "<h3>two &amp; &lt;i&gt;, step 40</h3>" in shown
     assert '<img src="/sheet/1/step_0000040.png"' in shown
     assert "one: held out loss" in html.unescape(shown), "Plotly drew the legend"
