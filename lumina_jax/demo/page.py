@@ -37,7 +37,7 @@ def new_page(studio: Studio, tabs: Sequence[Callable[[Page], TabParts]]) -> gr.B
                 output.files.render()
                 output.gallery.render()
                 dropped = gr.File(
-                    label="Drop a drawn PNG here to restore its settings", elem_id="dropped", height=140
+                    label="Drop a drawn PNG: its settings come back", elem_id="dropped", height=140
                 )  # fmt: skip
         _wire_fields(page, all_tabs, made)
         _wire_history(page, all_tabs, made, dropped)
@@ -55,7 +55,7 @@ def _new_output() -> Output:
             label="Files", file_count="multiple", interactive=False, visible=False, elem_id="files", render=False
         ),
         gallery=gr.Gallery(
-            label="History: choose a picture to restore its settings", columns=4, height=240, fit_columns=False,
+            label="History: choose one, its settings come back", columns=4, height=240, fit_columns=False,
             allow_preview=False, buttons=[], interactive=False, elem_id="history", render=False, object_fit="contain",
         ),
         page=gr.Textbox(visible="hidden", render=True),
