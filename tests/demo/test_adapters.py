@@ -77,6 +77,7 @@ def test_adapters_and_strengths_come_back_from_a_picture_and_those_that_are_miss
 
 def test_an_adapter_of_other_weights_is_refused_and_another_one_is_not(studio, offered):
     one = offered[0]
+    drawn_with(studio, {one: 1.0})
     view = drawn(studio, "refused", new_form(step=1, adapters={one: 1.0}))
     assert "weights they were trained for" in view.state
     view = drawn(studio, "refused", new_form(run="several", adapters={one: 1.0}))

@@ -3,9 +3,11 @@
 import pytest
 
 from lumina_jax.demo.picture_settings import PictureSettings, restored
+from lumina_jax.demo.runs import names_of_modalities
 from lumina_jax.demo.uploads import settings_in
 from lumina_jax.modalities.files.png import read_png_metadata
 from tests.demo.conftest import drawn, new_form
+from tests.demo.saved_runs import several_config
 
 
 def test_what_a_run_draws_is_in_the_order_of_the_model(studio):
@@ -14,6 +16,12 @@ def test_what_a_run_draws_is_in_the_order_of_the_model(studio):
     assert [run.drawing(name).modality.plural for name in run.modalities] == ["pictures", "clips", "sounds"]
     assert run.drawing(None) is run
     assert len(studio.run("pictures").modalities) == 1
+
+
+def test_a_modality_that_no_source_has_is_not_offered(tmp_path):
+    config = several_config(tmp_path)
+    mixture = tuple(part for part in config.data.mixture if part.modality != "video")
+    assert names_of_modalities(config.replace(data={"mixture": mixture})) == ["image", "speech"]
 
 
 @pytest.mark.parametrize(
