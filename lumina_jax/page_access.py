@@ -8,6 +8,7 @@ computer.
 import base64
 import os
 import secrets
+import socket
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple
@@ -85,8 +86,19 @@ class PageFlags:
     the processes of this computer."""
 
     def access(self) -> PageAccess:
-        """Who may open the page. Errors as `PageAccess`."""
-        return PageAccess(self.host, self.password if self.password is not None else os.environ.get(PASSWORD))
+        """Who may open the page; an empty password is none. Errors as `PageAccess`."""
+        password = self.password if self.password is not None else os.environ.get(PASSWORD)
+        return PageAccess(self.host, password or None)
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Whether an address is one of IPv6."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def address_of(host: str, port: int) -> str:
+    """What a browser opens."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def not_served(host: str, port: int, error: OSError) -> OSError:

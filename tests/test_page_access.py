@@ -4,7 +4,7 @@ import pytest
 import tyro
 
 from lumina_jax.commands import demo, watch
-from lumina_jax.page_access import PASSWORD, PageAccess
+from lumina_jax.page_access import PASSWORD, PageAccess, address_of
 
 
 @pytest.mark.parametrize(("command", "port"), [(demo, 6008), (watch, 6007)])
@@ -21,3 +21,16 @@ def test_a_password_of_the_environment_is_that_of_the_page_unless_a_flag_says_an
     monkeypatch.setenv(PASSWORD, "hidden")
     assert demo.Arguments().page.access().password == "hidden"
     assert tyro.cli(demo.Arguments, args=["--password", "shown"]).page.access().password == "shown"
+
+
+@pytest.mark.parametrize("words", [["--password", ""], []])
+def test_an_empty_password_is_none(words, monkeypatch):
+    monkeypatch.setenv(PASSWORD, "")
+    assert tyro.cli(demo.Arguments, args=words).page.access().password is None
+    with pytest.raises(ValueError, match="needs a password"):
+        tyro.cli(demo.Arguments, args=["--host", "0.0.0.0", *words]).page.access()
+
+
+def test_an_address_of_ipv6_is_in_brackets():
+    assert address_of("::1", 6008) == "http://[::1]:6008"
+    assert address_of("127.0.0.1", 6008) == "http://127.0.0.1:6008"

@@ -25,7 +25,7 @@ class Arguments:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Folders of runs; default: the one below ./runs that was written to last, or else the model in the package."""
     adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Folder of an adapter that may be chosen; may be given several times."""
+    """An adapter that may be chosen, as FOLDER or FOLDER:STRENGTH; may be given several times."""
     page: Annotated[PageFlags, tyro.conf.arg(name="")] = PageFlags(port=6008)  # noqa: RUF009 (an immutable value)
 
 
@@ -49,7 +49,8 @@ def opened(arguments: Arguments) -> "DemoServer":
     access = arguments.page.access()
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("demo draws its page with Gradio; pip install 'lumina_jax[demo]'")
-    from lumina_jax.demo.runs import shown_runs
+    from lumina_jax.demo.runs import shown_adapters, shown_runs
     from lumina_jax.demo.server import DemoServer
 
-    return DemoServer(shown_runs(arguments.runs), arguments.adapter, access, arguments.page.port)
+    runs, adapters = shown_runs(arguments.runs), shown_adapters(arguments.adapter)
+    return DemoServer(runs, adapters, access, arguments.page.port)

@@ -20,10 +20,13 @@ def compare_tab(page: Page) -> TabParts:
         button = gr.Button("Draw both", variant="primary", elem_id="draw-both")
 
     def asked(form: Form, name: str, step: Any) -> Asking:
-        second = form._replace(run=studio.run(name).name, step=None if step is None else whole_of("step", step))
+        other = studio.run(name)
+        modality = form.modality if form.modality in other.modalities else other.modalities[0]
+        chosen = None if step is None else whole_of("step", step)
+        second = form._replace(run=other.name, modality=modality, step=chosen)
         if (second.run, second.step) == (form.run, form.step):
             raise ValueError("both are the same; choose another run or another step")
-        if studio.run(form.run).fields != studio.run(name).fields:
+        if studio.run_of(form).fields != studio.run_of(second).fields:
             raise ValueError("the two runs draw different kinds of samples; choose runs of one kind")
         return Asking([form, second], {})
 

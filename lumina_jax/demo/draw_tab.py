@@ -6,7 +6,8 @@ import gradio as gr
 
 from lumina_jax.demo.drawn import Asking, Page, TabParts, Updates, draws
 from lumina_jax.demo.field_values import lines_in, whole_of
-from lumina_jax.demo.form import Form, PictureSettings
+from lumina_jax.demo.form import Form
+from lumina_jax.demo.picture_settings import PictureSettings
 from lumina_jax.demo.runs import ShownRun
 
 
@@ -24,7 +25,7 @@ def draw_tab(page: Page) -> TabParts:
         button = gr.Button("Draw", variant="primary", elem_id="draw")
 
     def asked(form: Form, scenes: str | None, blend: Any) -> Asking:
-        run = page.studio.run(form.run)
+        run = page.studio.run_of(form)
         lines = lines_in(scenes)
         if not lines or not has_scenes(run):
             return Asking([form], {})

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lumina_jax.demo.fields import Fields
-from lumina_jax.demo.form import FIELDS, Form, PictureSettings
+from lumina_jax.demo.form import Form
+from lumina_jax.demo.picture_settings import PictureSettings
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import state_html
 from lumina_jax.demo.studio import Studio
@@ -95,11 +96,11 @@ def draws(page: Page, triggers: Sequence[Any], asked: Callable[..., Asking], inp
     Args:
       asked: from the form and the values of `inputs` to what is drawn; a ValueError is shown.
     """
-    output = page.output
+    output, count = page.output, len(page.fields.of_form)
 
     async def draw(name: str, browser: str, *values: Any) -> AsyncIterator[Updates]:
         def submitted() -> None:
-            asking = asked(Form.of(values[: len(FIELDS)]), *values[len(FIELDS) :])
+            asking = asked(Form.of(values[:count], page.studio.adapters), *values[count:])
             page.studio.submit(name, browser, asking.forms, **asking.more)
 
         try:

@@ -7,7 +7,8 @@ import gradio as gr
 
 from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
 from lumina_jax.demo.field_values import number_of, whole_of
-from lumina_jax.demo.form import Form, PictureSettings
+from lumina_jax.demo.form import Form
+from lumina_jax.demo.picture_settings import PictureSettings
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import state_html
 from lumina_jax.demo.uploads import (
@@ -65,16 +66,16 @@ def edit_tab(page: Page) -> TabParts:
     """Lay the tab out."""
     studio, output, parts = page.studio, page.output, _laid_out(page.studio.runs[0])
 
-    def taken(path: str | None, run_name: str) -> Updates:
+    def taken(path: str | None, run_name: str, modality: str | None) -> Updates:
         try:
-            kept, notices = kept_source(path, studio.uploads, studio.run(run_name))
+            kept, notices = kept_source(path, studio.uploads, studio.run(run_name, modality))
             words = "; ".join(["the picture is here: paint over what is to change", *notices])
             return {**_editor_of(parts, kept), output.state: state_html(words)}
         except (ValueError, OSError) as error:
             return {**_editor_of(parts, None), output.state: state_html(message(error), is_problem=True)}
 
     def asked(form: Form, *values: Any) -> Asking:
-        edited, run = Edited(*values), studio.run(form.run)
+        edited, run = Edited(*values), studio.run_of(form)
         if not edited.source:
             raise ValueError("choose the picture to edit first")
         file = found_again(edited.source, sources_of(run))
@@ -110,7 +111,8 @@ def edit_tab(page: Page) -> TabParts:
     def of_run(run: ShownRun) -> Updates:
         return {parts.resamplings: run.config.sample.resamplings}
 
-    parts.upload.upload(taken, [parts.upload, page.fields.run], [parts.source, parts.editor, output.state], **HIDDEN)
+    asked_of = [parts.upload, page.fields.run, page.fields.modality]
+    parts.upload.upload(taken, asked_of, [parts.source, parts.editor, output.state], **HIDDEN)
     parts.is_inverted.input(lambda on: gr.update(visible=on), parts.is_inverted, parts.shown, **HIDDEN)
     draws(page, [parts.button.click], asked, parts.inputs)
     return TabParts(parts.tab, can_edit, parts.inputs, of_run, of_settings)
@@ -135,7 +137,7 @@ def _laid_out(run: ShownRun) -> EditParts:
             elem_id="strength",
         )  # fmt: skip
         corner = gr.Textbox(
-            label="Outpaint: left and top pixel of a smaller picture in what is drawn, such as 16,0", max_lines=1,
+            label="Outpaint: where the left and top edge of a smaller picture are to be, such as 16,0", max_lines=1,
             elem_id="outpaint",
         )  # fmt: skip
         with gr.Row():
@@ -148,7 +150,7 @@ def _laid_out(run: ShownRun) -> EditParts:
         is_normalized = gr.Checkbox(label="Normalise the channels, so that colours do not stay", elem_id="normalize")
         resamplings = gr.Number(
             run.config.sample.resamplings, precision=0, minimum=1, elem_id="resamplings",
-            label="Times that each step is taken: more fit what is drawn to what is kept",
+            label="Times that each step is taken: with more, the drawn part fits the kept part better",
         )  # fmt: skip
         button = gr.Button("Draw the edit", variant="primary", elem_id="draw-edit")
     options = (is_inverted, shown, is_normalized, resamplings)

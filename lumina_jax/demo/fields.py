@@ -5,6 +5,8 @@ or the settings of a picture are restored.
 """
 
 import secrets
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import gradio as gr
@@ -22,7 +24,9 @@ class Fields(NamedTuple):
     """Components."""
 
     of_form: list[Any]
-    """One for each of `FIELDS`."""
+    """One for each of `FIELDS`, then the choice of adapters, then the strength of each that is offered."""
+    strengths: Any
+    """The row of the strengths."""
     aspect: Any
     new_seed: Any
     fold: Any
@@ -35,6 +39,15 @@ class Fields(NamedTuple):
         return self.named("run")
 
     @property
+    def modality(self) -> Any:
+        return self.named("modality")
+
+    @property
+    def adapters(self) -> list[Any]:
+        """The choice of adapters, and the strength of each."""
+        return self.of_form[len(FIELDS) :]
+
+    @property
     def prompt(self) -> Any:
         return self.named("prompt")
 
@@ -44,7 +57,7 @@ class Fields(NamedTuple):
     @property
     def changing(self) -> list[Any]:
         """What changes with the run."""
-        return [*self.of_form, self.aspect, self.fold, *self.groups]
+        return [*self.of_form, self.strengths, self.aspect, self.fold, *self.groups]
 
 
 def new_fields(studio: Studio) -> Fields:
@@ -53,31 +66,68 @@ def new_fields(studio: Studio) -> Fields:
     start = defaults(first)
     with gr.Row():
         run = gr.Dropdown([one.name for one in studio.runs], value=first.name, label="Run", elem_id="run")
+        modality = gr.Dropdown(
+            first.modalities, value=start.modality, label="What is drawn", visible=has_choice(first),
+            elem_id="modality",
+        )  # fmt: skip
         step = gr.Dropdown(first.steps(), value=start.step, label="Checkpoint step", elem_id="step")
-    with gr.Row(visible=bool(studio.adapters)):
-        adapter = gr.Dropdown(
-            [("none", ""), *((one, one) for one in studio.adapters)], value="", label="Adapter", elem_id="adapter"
-        )
-        adapter_strength = gr.Number(1.0, label="Strength of the adapter", step=0.1, elem_id="adapter-strength")
-    prompt = gr.Textbox(label="Prompt", lines=1, max_lines=6, elem_id="prompt", autofocus=True)
+    adapters = _adapter_fields(studio.adapters)
+    prompt = gr.Textbox(
+        label="Prompt", lines=1, max_lines=6, placeholder=example(first), elem_id="prompt", autofocus=True
+    )
     negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, elem_id="negative")
     size = _size_fields(first, start)
-    with gr.Row():
+    with gr.Row(equal_height=True):
         seed = gr.Textbox(start.seed, label="Seed", max_lines=1, elem_id="seed", min_width=100)
         new_seed = gr.Button("New seed", elem_id="new-seed", min_width=80)
     with gr.Row():
         steps = gr.Number(start.steps, label="Steps", precision=0, minimum=1, elem_id="steps", min_width=100)
-        solver = gr.Dropdown(solvers(first), value=start.solver, label="Solver", elem_id="solver", min_width=120)
+        solver = gr.Dropdown(solvers(first), value=start.solver, label="Solver", elem_id="solver", min_width=170)
         guidance = gr.Number(start.guidance, label="Guidance", step=0.5, elem_id="guidance", min_width=100)
     aspect, *sizes = size
-    found = [run, step, adapter, adapter_strength, prompt, negative, *sizes, seed, steps, solver, guidance]
+    found = [run, modality, step, prompt, negative, *sizes, seed, steps, solver, guidance]
     with gr.Accordion("More settings", open=False, elem_id="more-settings") as fold:
         also = gr.Textbox(
             label="Further captions with weights, one a line; the prompt has the weight 1", lines=2,
             placeholder="0.5: a watercolour", elem_id="also",
         )  # fmt: skip
         rows, more = _more_fields(first, start)
-    return Fields([*found, also, *more], aspect, new_seed, fold, rows)
+    chosen, strengths, *each = adapters
+    return Fields([*found, also, *more, chosen, *each], strengths, aspect, new_seed, fold, rows)
+
+
+def _adapter_fields(offered: Mapping[str, float]) -> list[Any]:
+    """The choice of adapters, the row of their strengths, and the strength of each one that is offered."""
+    chosen = gr.Dropdown(
+        list(offered), value=[], multiselect=True, label="Adapters", visible=bool(offered), elem_id="adapters"
+    )
+    with gr.Row(visible=False) as row:
+        each = [
+            gr.Number(
+                strength, label=f"Strength of {name}", step=0.1, visible=False, elem_id=f"strength-of-{index}",
+                min_width=140,
+            )
+            for index, (name, strength) in enumerate(zip(short_names(list(offered)), offered.values()))
+        ]  # fmt: skip
+    return [chosen, row, *each]
+
+
+def short_names(folders: Sequence[str]) -> list[str]:
+    """The last part of each path, or all of it where two have the same."""
+    last = [Path(folder).name for folder in folders]
+    return [name if last.count(name) == 1 else folder for name, folder in zip(last, folders)]
+
+
+def strengths_shown(fields: Fields, chosen: Collection[str], offered: Collection[str]) -> dict[Any, Any]:
+    """What the strengths of adapters become where some are chosen."""
+    each = zip(fields.adapters[1:], offered)
+    shown = {component: gr.update(visible=folder in chosen) for component, folder in each}
+    return {fields.strengths: gr.update(visible=bool(chosen)), **shown}
+
+
+def has_choice(run: ShownRun) -> bool:
+    """Whether a run draws several modalities."""
+    return len(run.modalities) > 1
 
 
 def _more_fields(run: ShownRun, start: Form) -> tuple[list[Any], list[Any]]:
@@ -110,7 +160,7 @@ def _size_fields(run: ShownRun, start: Form) -> list[Any]:
         is_long = bool(run.fields & {"video_frames", "views"})
         aspect = gr.Dropdown(
             [AS_TRAINED, *ASPECTS], value=AS_TRAINED, label="Aspect", elem_id="aspect", visible=shown["width"],
-            min_width=140,
+            min_width=170,
         )  # fmt: skip
         numbers: dict[str, Any] = {"precision": 0, "min_width": 90}
         width = gr.Number(start.width, label="Width", visible=shown["width"], elem_id="width", **numbers)
@@ -133,9 +183,8 @@ def defaults(run: ShownRun) -> Form:
     settings = run.config.sample
     return Form(
         run=run.name,
+        modality=run.modality_name,
         step=run.steps()[0],
-        adapter="",
-        adapter_strength=1.0,
         prompt="",
         negative=settings.negative,
         width=width,
@@ -149,7 +198,14 @@ def defaults(run: ShownRun) -> Form:
         guidance=settings.guidance,
         also="",
         settings={name: getattr(settings, name) for name in LABELS},
+        adapters={},
     )
+
+
+def example(run: ShownRun) -> str:
+    """A prompt that a run has drawn while it trained, or nothing."""
+    prompts = run.config.run.sample_prompts
+    return f"such as: {prompts[0]}" if prompts and len(run.modalities) == 1 else ""
 
 
 def solvers(run: ShownRun) -> list[str]:
@@ -158,10 +214,26 @@ def solvers(run: ShownRun) -> list[str]:
     return [name for name in get_args(SolverName) if is_ddpm or name not in ANCESTRAL]
 
 
-def updates(fields: Fields, run: ShownRun, form: Form) -> dict[Any, Any]:
-    """What the components become for a form of a run."""
+def with_modality(run: ShownRun, now: Form) -> Form:
+    """The form of a run where another of its modalities was chosen: sizes are those of training, and settings that do
+    not matter to it those of the run."""
+    usual = defaults(run)
+    matter = {name for group in GROUPS if group.matters(run, now.solver or "") for name in group.labels}
+    settings = {name: value if name in matter else usual.settings[name] for name, value in now.settings.items()}
+    sizes = {name: getattr(usual, name) for name in ("modality", "width", "height", "frames", "seconds")}
+    return now._replace(settings=settings, **sizes)
+
+
+def updates(fields: Fields, run: ShownRun, form: Form, offered: Mapping[str, float]) -> dict[Any, Any]:
+    """What the components become for a form of a run.
+
+    Args:
+      offered: the adapters of the page, each with the strength that it begins with.
+    """
     is_long = bool(run.fields & {"video_frames", "views"})
     more: dict[str, dict[str, Any]] = {
+        "prompt": {"placeholder": example(run)},
+        "modality": {"choices": run.modalities, "visible": has_choice(run)},
         "step": {"choices": run.steps()},
         "solver": {"choices": solvers(run)},
         "width": {"visible": "width" in run.fields},
@@ -171,10 +243,16 @@ def updates(fields: Fields, run: ShownRun, form: Form) -> dict[Any, Any]:
         "frame_rate": {"visible": is_long},
     }
     found = {fields.named(name): gr.update(value=value, **more.get(name, {})) for name, value in form.values().items()}
+    chosen, *each = fields.adapters
+    found[chosen] = list(form.adapters)
+    for component, (folder, strength) in zip(each, offered.items()):
+        is_chosen = folder in form.adapters
+        found[component] = gr.update(value=form.adapters.get(folder, strength), visible=is_chosen)
     usual = defaults(run)
     is_special = bool(form.also) or form.settings != usual.settings
     return {
         **found,
+        fields.strengths: gr.update(visible=bool(form.adapters)),
         **groups_shown(fields, run, form.solver or ""),
         fields.aspect: gr.update(value=AS_TRAINED, visible="width" in run.fields),
         fields.fold: gr.update(open=is_special),

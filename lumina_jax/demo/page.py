@@ -11,7 +11,8 @@ import gradio as gr
 
 from lumina_jax.demo import fields as of_form
 from lumina_jax.demo.drawn import HIDDEN, NAMED, Output, Page, TabParts, Updates, gallery_of, shown_views
-from lumina_jax.demo.form import Form, PictureSettings, restored
+from lumina_jax.demo.form import Form
+from lumina_jax.demo.picture_settings import PictureSettings, restored
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import EMPTY, companions, drawn_html, state_html
 from lumina_jax.demo.studio import Studio
@@ -36,7 +37,7 @@ def new_page(studio: Studio, tabs: Sequence[Callable[[Page], TabParts]]) -> gr.B
                 output.files.render()
                 output.gallery.render()
                 dropped = gr.File(
-                    label="Drop a drawn PNG here to restore its settings", elem_id="dropped", height=140
+                    label="Drop a drawn PNG: its settings come back", elem_id="dropped", height=140
                 )  # fmt: skip
         _wire_fields(page, all_tabs, made)
         _wire_history(page, all_tabs, made, dropped)
@@ -54,7 +55,7 @@ def _new_output() -> Output:
             label="Files", file_count="multiple", interactive=False, visible=False, elem_id="files", render=False
         ),
         gallery=gr.Gallery(
-            label="History: choose a picture to restore its settings", columns=4, height=240, fit_columns=False,
+            label="History: choose one, its settings come back", columns=4, height=240, fit_columns=False,
             allow_preview=False, buttons=[], interactive=False, elem_id="history", render=False, object_fit="contain",
         ),
         page=gr.Textbox(visible="hidden", render=True),
@@ -66,22 +67,36 @@ def _wire_fields(page: Page, all_tabs: Any, tabs: Sequence[TabParts]) -> None:
     """What the fields do to each other."""
     studio, fields = page.studio, page.fields
 
-    def chosen(name: str, *values: Any) -> dict[Any, Any]:
-        run, now = studio.run(name), Form.of(values)
+    def chosen(*values: Any) -> dict[Any, Any]:
+        now = Form.of(values, studio.adapters)
+        run = studio.run(now.run)
         form = of_form.defaults(run)._replace(prompt=now.prompt, negative=now.negative, seed=now.seed)
-        return of_form.updates(fields, run, form) | _of_run(all_tabs, tabs, run)
+        return of_form.updates(fields, run, form, studio.adapters) | _of_run(all_tabs, tabs, run)
 
-    def groups(name: str, solver: str) -> dict[Any, Any]:
-        return of_form.groups_shown(fields, studio.run(name), solver)
+    def chosen_modality(*values: Any) -> dict[Any, Any]:
+        now = Form.of(values, studio.adapters)
+        run = studio.run_of(now)
+        form = of_form.with_modality(run, now)
+        return of_form.updates(fields, run, form, studio.adapters) | _of_run(all_tabs, tabs, run)
 
-    def size(name: str, aspect: str) -> tuple[int, int]:
-        return of_form.asked_size(studio.run(name), aspect)
+    def chosen_adapters(names: Sequence[str] | None) -> dict[Any, Any]:
+        return of_form.strengths_shown(fields, names or [], studio.adapters)
+
+    def groups(name: str, modality: str | None, solver: str) -> dict[Any, Any]:
+        return of_form.groups_shown(fields, studio.run(name, modality), solver)
+
+    def size(name: str, modality: str | None, aspect: str) -> tuple[int, int]:
+        return of_form.asked_size(studio.run(name, modality), aspect)
 
     changed = [*fields.changing, *_changing(all_tabs, tabs)]
-    fields.run.input(chosen, [fields.run, *fields.of_form], changed, **HIDDEN)
-    fields.named("solver").change(groups, [fields.run, fields.named("solver")], fields.groups, **HIDDEN)
+    fields.run.input(chosen, fields.of_form, changed, **HIDDEN)
+    fields.modality.input(chosen_modality, fields.of_form, changed, **HIDDEN)
+    adapters, *strengths = fields.adapters
+    adapters.input(chosen_adapters, adapters, [fields.strengths, *strengths], **HIDDEN)
+    solver, drawn = fields.named("solver"), [fields.run, fields.modality]
+    solver.change(groups, [*drawn, solver], fields.groups, **HIDDEN)
     sizes = [fields.named("width"), fields.named("height")]
-    fields.aspect.input(size, [fields.run, fields.aspect], sizes, **HIDDEN)
+    fields.aspect.input(size, [*drawn, fields.aspect], sizes, **HIDDEN)
     fields.new_seed.click(of_form.random_seed, None, fields.named("seed"), **HIDDEN)
 
 
@@ -90,11 +105,12 @@ def _wire_history(page: Page, all_tabs: Any, tabs: Sequence[TabParts], dropped: 
     studio, fields, output = page.studio, page.fields, page.output
 
     def taken(settings: PictureSettings, values: Sequence[Any]) -> dict[Any, Any]:
-        form, missing = restored(settings, studio.runs, studio.adapters, Form.of(values))
-        run = studio.run(form.run)
+        now = Form.of(values, studio.adapters)
+        form, missing = restored(settings, studio.runs, studio.adapters, now)
+        run = studio.run_of(form)
         if settings.source and found_again(settings.source, sources_of(run)) is None:
             missing.append("what it was made from is not here; choose it again")
-        found = of_form.updates(fields, run, form) | _of_run(all_tabs, tabs, run)
+        found = of_form.updates(fields, run, form, studio.adapters) | _of_run(all_tabs, tabs, run)
         found[all_tabs] = gr.update(selected=_tab_of(settings))
         for tab in tabs:
             found |= tab.of_settings(settings, run)

@@ -7,7 +7,7 @@ cancelled while it waits, and between two calls of the network while it is drawn
 import itertools
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -60,12 +60,13 @@ class DrawingQueue:
     """Draws requests one after another in a thread of its own, which ends with the process.
 
     Args:
+      adapters: folders of adapters that may be chosen.
       done: is told of each drawing that is done.
     """
 
-    def __init__(self, done: Callable[[QueuedDrawing], None]) -> None:
+    def __init__(self, adapters: Sequence[str], done: Callable[[QueuedDrawing], None]) -> None:
         self._done, self._follower = done, Follower()
-        self._models = OpenedModels(self._follower)
+        self._models = OpenedModels(adapters, self._follower)
         self._waiting: deque[QueuedDrawing] = deque()
         self._current: QueuedDrawing | None = None
         self._pipeline: Pipeline | None = None

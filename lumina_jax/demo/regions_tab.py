@@ -8,7 +8,8 @@ import gradio as gr
 from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
 from lumina_jax.demo.field_values import lines_in, whole_of
 from lumina_jax.demo.fields import defaults
-from lumina_jax.demo.form import Form, PictureSettings
+from lumina_jax.demo.form import Form
+from lumina_jax.demo.picture_settings import PictureSettings
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.sample_requests.captions import box_of, split_at_colon
 

@@ -1,40 +1,60 @@
-"""The runs of a page: which they are, and what each of them draws.
+"""The runs and the adapters of a page: which they are, and what each run draws.
 
 In: folders as a user names them, or none. Out: for each run its configuration, its checkpoints and the fields that a
 request for its samples has.
 """
 
+import importlib.util
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lumina_jax.config import Config
+from lumina_jax.encoders.text import PACKAGES
+from lumina_jax.interop.kohya import kohya_file
+from lumina_jax.interop.peft import is_peft
 from lumina_jax.modalities import Asked, Modality, Shape, modality_of
 from lumina_jax.run import CONFIG_FILE, checkpoints_of, is_shipped, read_run, shipped_models
-from lumina_jax.training.checkpoint import Checkpoints
+from lumina_jax.trained import strength_of
+from lumina_jax.training.checkpoint import Checkpoints, located
 
 RUNS_FOLDER = Path("runs")
 
 
 @dataclass(frozen=True)
 class ShownRun:
-    """A run that the page draws with."""
+    """A run that the page draws with, and which of its modalities is drawn."""
 
     name: str
     """What the page calls it, which differs from those of its other runs."""
     folder: Path
-
-    @cached_property
-    def config(self) -> Config:
-        """Its settings when the page was started. Raises ValueError: it is no run, or they are damaged."""
-        return read_run(self.folder)
+    config: Config = field(repr=False)
+    """Its settings when the page was started."""
+    modality_name: str
 
     @cached_property
     def modality(self) -> Modality:
-        """What it draws; of several modalities, the first."""
-        return modality_of(self.config, None)
+        """What is drawn."""
+        return modality_of(self.config, self.modality_name)
+
+    @property
+    def modalities(self) -> list[str]:
+        """The names of all that it draws, in the order of the model."""
+        return names_of_modalities(self.config)
+
+    def drawing(self, modality: str | None) -> "ShownRun":
+        """The run where another of its modalities is drawn; None: the first.
+
+        Raises:
+          ValueError: it has no such modality.
+        """
+        name = modality or self.modalities[0]
+        if name not in self.modalities:
+            raise ValueError(f"choose one of the modalities {', '.join(self.modalities)} of the run {self.name}")
+        return self if name == self.modality_name else replace(self, modality_name=name)
 
     @property
     def trained_shape(self) -> Shape:
@@ -95,10 +115,56 @@ def shown_runs(folders: Sequence[str]) -> list[ShownRun]:
     for folder in dict.fromkeys(chosen):
         name = folder.resolve().name
         names[folder] = name if name not in names.values() else str(folder)
-    runs = [ShownRun(name, folder) for folder, name in names.items()]
+    runs = [_shown_run(name, folder) for folder, name in names.items()]
     for run in runs:
-        _ = run.config, run.steps(), run.modality
+        check_encoder(run.config)
+        _ = run.steps(), [run.drawing(name).modality for name in run.modalities]
     return runs
+
+
+def check_encoder(config: Config) -> None:
+    """Raises ValueError: the text encoder needs a package that is not installed."""
+    names = re.split("[,+]", config.text.encoder) if config.model.conditioning == "text" else []
+    for name in {name.partition(":")[0] for name in names} & set(PACKAGES):
+        package, _, command = PACKAGES[name]
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"the text encoder {name!r} of the run {config.run.name} needs the package {package}; run: {command}"
+            )
+
+
+def shown_adapters(words: Sequence[str]) -> dict[str, float]:
+    """The strengths with which adapters begin, by their folders, of FOLDER or FOLDER:STRENGTH.
+
+    Raises:
+      ValueError: a folder holds no adapter.
+    """
+    found = dict(map(strength_of, words))
+    for folder in found:
+        if not holds_adapter(folder):
+            raise ValueError(
+                f"--adapter {folder} holds no adapter; name a run that trained one, a folder with adapter_config.json, "
+                "or a .safetensors file with kohya's names"
+            )
+    return found
+
+
+def holds_adapter(folder: str) -> bool:
+    """Whether there is something that may be an adapter; whether it fits a model is known when both are opened."""
+    file = Path(folder)
+    return is_peft(file) or kohya_file(file) is not None or located(checkpoints_of(folder)).is_dir()
+
+
+def _shown_run(name: str, folder: Path) -> ShownRun:
+    config = read_run(folder)
+    return ShownRun(name, folder, config, names_of_modalities(config)[0])
+
+
+def names_of_modalities(config: Config) -> list[str]:
+    """The names of those modalities of the model that a source of its data has, in the order of the model."""
+    model = config.model
+    indices = {model.modality_index(part.modality) for part in config.data.parts}
+    return [model.modalities[index].name for index in sorted(indices)]
 
 
 def _latest() -> list[Path]:

@@ -5,6 +5,7 @@ its use. What browsers upload lies in a folder of the first run until the server
 """
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.generation.gallery import writable
-from lumina_jax.page_access import GUESS_SECONDS, PageAccess, Refusal, not_served
+from lumina_jax.page_access import GUESS_SECONDS, PageAccess, Refusal, address_of, family_of, not_served
 from lumina_jax.run import samples_folder
 
 Scope = MutableMapping[str, Any]
@@ -43,7 +44,7 @@ class DemoServer:
 
     Args:
       runs: in the order of the page.
-      adapters: folders of adapters that may be chosen.
+      adapters: folders of adapters that may be chosen, each with the strength that it begins with.
       access: who may open the page.
       port: 0 chooses a free one.
 
@@ -51,21 +52,26 @@ class DemoServer:
       OSError: the port is taken, or nothing can be written to the folder of the first run.
     """
 
-    def __init__(self, runs: Sequence[ShownRun], adapters: Sequence[str], access: PageAccess, port: int):
+    def __init__(self, runs: Sequence[ShownRun], adapters: Mapping[str, float], access: PageAccess, port: int):
         self._uploads = Path(tempfile.mkdtemp(prefix="uploads-", dir=_own_folder(runs[0])))
         try:
-            self._socket = socket.create_server((access.host, port), family=_family(access.host))
+            self._socket = socket.create_server((access.host, port), family=family_of(access.host))
         except OSError as error:
             self._uploads.rmdir()
             raise not_served(access.host, port, error) from error
         self.port: int = self._socket.getsockname()[1]
-        self.address = f"http://{access.host}:{self.port}"
+        self.address = address_of(access.host, self.port)
         os.environ |= WITHOUT_CALLS | {"GRADIO_TEMP_DIR": str(self._uploads.resolve())}
         import uvicorn
 
         app = Guarded(_app(runs, adapters, self._uploads), access)
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")
         self._server = uvicorn.Server(settings)
+        logging.getLogger("uvicorn.error").addFilter(self._is_told)
+
+    def _is_told(self, record: logging.LogRecord) -> bool:
+        """Whether the terminal shows a message: pages that are still open when the server ends are no errors."""
+        return not self._server.should_exit
 
     def serve(self) -> None:
         """Answer until Ctrl-C, SIGTERM or `end`; uploads are removed then."""
@@ -74,6 +80,7 @@ class DemoServer:
         try:
             self._server.run(sockets=[self._socket])
         finally:
+            logging.getLogger("uvicorn.error").removeFilter(self._is_told)
             shutil.rmtree(self._uploads, ignore_errors=True)
 
     def end(self) -> None:
@@ -121,7 +128,7 @@ async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": f"{refusal.reason}\n".encode()})
 
 
-def _app(runs: Sequence[ShownRun], adapters: Sequence[str], uploads: Path) -> Any:
+def _app(runs: Sequence[ShownRun], adapters: Mapping[str, float], uploads: Path) -> Any:
     """The application; Gradio is imported here, after its environment was settled."""
     import fastapi
     import gradio as gr
@@ -160,7 +167,3 @@ def _own_folder(run: ShownRun) -> Path:
                 "name another folder with --out", "copy the run to a folder of yours"
             )
         ) from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -7,7 +7,7 @@ and one `PageView` after another of how they get on.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,21 +43,31 @@ class Studio:
 
     Args:
       runs: by their order on the page.
-      adapters: folders of adapters that may be chosen.
+      adapters: folders of adapters that may be chosen, each with the strength that it begins with.
       uploads: the folder of uploaded files.
     """
 
-    def __init__(self, runs: Sequence[ShownRun], adapters: Sequence[str], uploads: Path):
-        self.runs, self.adapters, self.uploads = list(runs), list(adapters), uploads
+    def __init__(self, runs: Sequence[ShownRun], adapters: Mapping[str, float], uploads: Path):
+        self.runs, self.adapters, self.uploads = list(runs), dict(adapters), uploads
         self.history = History()
-        self._queue = DrawingQueue(lambda drawing: self.history.add(drawing.browser, drawing.files))
+        self._queue = DrawingQueue(
+            list(self.adapters), lambda drawing: self.history.add(drawing.browser, drawing.files)
+        )
 
-    def run(self, name: str | None) -> ShownRun:
-        """Raises ValueError: the page has no such run."""
+    def run(self, name: str | None, modality: str | None = None) -> ShownRun:
+        """A run where it draws a modality; None: its first.
+
+        Raises:
+          ValueError: the page has no such run, or the run no such modality.
+        """
         for run in self.runs:
             if run.name == name:
-                return run
+                return run.drawing(modality)
         raise ValueError(f"choose one of the runs {', '.join(run.name for run in self.runs)}")
+
+    def run_of(self, form: Form) -> ShownRun:
+        """The run that a form draws with. Raises ValueError: as `run`."""
+        return self.run(form.run, form.modality)
 
     def submit(self, page: str, browser: str, forms: Sequence[Form], **more: Any) -> None:
         """Let samples of these forms be drawn one after another, for a page.
@@ -70,9 +80,9 @@ class Studio:
         """
         drawings = []
         for form in forms:
-            run = self.run(form.run)
-            if form.adapter and form.adapter not in self.adapters:
-                raise ValueError(f"choose one of the adapters {', '.join(self.adapters)}")
+            run = self.run_of(form)
+            if not set(form.adapters) <= set(self.adapters):
+                raise ValueError(f"choose adapters among {', '.join(self.adapters)}")
             notices: list[str] = []
             request = prepared(arguments_of(form, run, **more), notices.append)
             _check_size(run, request.shapes)

@@ -6,7 +6,8 @@ import gradio as gr
 
 from lumina_jax.demo.drawn import HIDDEN, Asking, Page, TabParts, Updates, draws
 from lumina_jax.demo.field_values import lines_in, number_of, seed_of, seeds_after
-from lumina_jax.demo.form import Form, PictureSettings
+from lumina_jax.demo.form import Form
+from lumina_jax.demo.picture_settings import PictureSettings
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.demo.shown import state_html
 from lumina_jax.demo.uploads import found_again, kept_source, sources_of
@@ -29,15 +30,15 @@ def style_tab(page: Page) -> TabParts:
         strength = gr.Slider(0, 1, 1, step=0.05, label="Strength of the style", elem_id="style-strength")
         button = gr.Button("Draw the set", variant="primary", elem_id="draw-style")
 
-    def taken(path: str | None, run_name: str) -> Updates:
+    def taken(path: str | None, run_name: str, modality: str | None) -> Updates:
         try:
-            kept, notices = kept_source(path, studio.uploads, studio.run(run_name))
+            kept, notices = kept_source(path, studio.uploads, studio.run(run_name, modality))
             return {source: str(kept), output.state: state_html("; ".join(["the picture gives the style", *notices]))}
         except (ValueError, OSError) as error:
             return {source: None, output.state: state_html(message(error), is_problem=True)}
 
     def asked(form: Form, words: str | None, kept: str | None, caption: str | None, strength: Any) -> Asking:
-        run = studio.run(form.run)
+        run = studio.run_of(form)
         lines = lines_in(words)
         if not 0 < len(lines) <= MOST_PROMPTS:
             raise ValueError(f"a set has 1 to {MOST_PROMPTS} prompts, one a line, but there are {len(lines)}")
@@ -58,7 +59,7 @@ def style_tab(page: Page) -> TabParts:
         found = {source: None if kept is None else str(kept), caption: settings.style_caption or "", strength: share}
         return {**found, **({prompts: settings.prompt or ""} if settings.style_of else {})}
 
-    upload.upload(taken, [upload, page.fields.run], [source, output.state], **HIDDEN)
+    upload.upload(taken, [upload, page.fields.run, page.fields.modality], [source, output.state], **HIDDEN)
     upload.clear(lambda: None, None, source, **HIDDEN)
     draws(page, [button.click], asked, [prompts, source, caption, strength])
     return TabParts(tab, lambda run: True, [prompts, source, caption, strength], of_run, of_settings)

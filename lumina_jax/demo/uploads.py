@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageColor
 
-from lumina_jax.demo.form import PictureSettings, settings_of
+from lumina_jax.demo.picture_settings import PictureSettings, settings_of
 from lumina_jax.demo.runs import ShownRun
 from lumina_jax.failures import message
 from lumina_jax.modalities.decoding.edited import is_still

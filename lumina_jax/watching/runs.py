@@ -22,6 +22,10 @@ SAMPLES_FOLDER = "samples"
 SHEETS = "step_*.png"
 MOST_POINTS = 4000
 """Points of a curve on the page; of a longer one, each point is the mean of several."""
+MOST_PROBLEMS = 3
+"""Lines that cannot be read of which the page says why."""
+MOST_STEPS = 2**53
+"""The largest whole number that the page reads without rounding."""
 OVERLAP = 256
 """Bytes before the end of the last reading that must be the same at the next one."""
 
@@ -58,7 +62,7 @@ class WatchedRun:
                 "such as runs/emoji"
             )
         self.points: list[Point] = []
-        self.problems: list[str] = []
+        self._unread: list[str] = []
         self._offset, self._tail, self._lines = 0, b"", 0
 
     @property
@@ -75,7 +79,7 @@ class WatchedRun:
             opened.seek(start)
             content = opened.read()
             if not content.startswith(self._tail):
-                self.points, self.problems = [], []
+                self.points, self._unread = [], []
                 self._offset, self._tail, self._lines, start = 0, b"", 0, 0
                 opened.seek(0)
                 content = opened.read()
@@ -86,6 +90,13 @@ class WatchedRun:
             self._take(line)
         self._offset += len(whole)
         self._tail = (self._tail + whole)[-OVERLAP:]
+
+    @property
+    def problems(self) -> list[str]:
+        """Which lines could not be read, and why; of many, the first ones and how many more."""
+        more = len(self._unread) - MOST_PROBLEMS
+        rest = [f"{more} more lines of {METRICS_FILE} cannot be read"] if more > 0 else []
+        return self._unread[:MOST_PROBLEMS] + rest
 
     def curves(self) -> dict[str, dict[str, Any]]:
         """For each metric its steps, the samples seen until then and its values, None where not finite.
@@ -125,16 +136,28 @@ class WatchedRun:
     def _take(self, line: bytes) -> None:
         origin = f"line {self._lines} of {METRICS_FILE}"
         try:
-            values = parse_json(line, dict[str, float | None], origin)
-            step = values.pop("step", None)
-            if step is None:
-                raise ValueError(f"{origin} has no step")
+            found = parse_json(line, dict[str, float | None], origin)
+            step = _step_of(found.pop("step", None), origin)
         except ValueError as error:
-            self.problems.append(str(error))
+            self._unread.append(str(error))
             return
+        values = {RENAMED.get(name, name): _finite(value) for name, value in found.items()}
         last = self.points[-1] if self.points else Point(0, 0.0, {})
-        seen = last.seen + (values.get("samples") or 0.0) * max(step - last.step, 0)
-        self.points.append(Point(int(step), seen, {RENAMED.get(name, name): value for name, value in values.items()}))
+        seen = last.seen + max(values.get("samples") or 0.0, 0.0) * max(step - last.step, 0)
+        self.points.append(Point(step, seen if math.isfinite(seen) else last.seen, values))
+
+
+def _step_of(value: float | None, origin: str) -> int:
+    """The step of a line. Raises ValueError: it is none."""
+    if value is None:
+        raise ValueError(f"{origin} has no step")
+    if not 0 <= value <= MOST_STEPS or value != int(value):
+        raise ValueError(f"{origin} has the step {value:g}, which must be a whole number and at least 0")
+    return int(value)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _curve(points: list[Point], name: str) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from lumina_jax.page_access import GUESS_SECONDS, PageAccess, Refusal
+from lumina_jax.page_access import GUESS_SECONDS, PageAccess, Refusal, address_of, family_of
 from lumina_jax.watching.runs import WatchedRun
 
 STATIC = {
@@ -46,34 +46,43 @@ class WatchServer(ThreadingHTTPServer):
     def __init__(self, runs: Sequence[WatchedRun], access: PageAccess, port: int):
         self.runs, self.access = runs, access
         self._reading = threading.Lock()
+        self.address_family = family_of(access.host)
         super().__init__((access.host, port), _Page)
 
     @property
     def address(self) -> str:
-        host, port = self.server_address[0], self.server_address[1]
-        return f"http://{host!s}:{port}"
+        return address_of(self.access.host, self.server_port)
 
     def state(self) -> bytes:
         """All that the page shows besides sheets, as JSON."""
         with self._reading:
-            return json.dumps({"runs": [_state(run) for run in self.runs]}).encode()
+            names = [run.name for run in self.runs]
+            shown = [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, self.runs)]
+            states = [{"name": name, **_state(run)} for name, run in zip(shown, self.runs)]
+            return json.dumps({"runs": states}, allow_nan=False).encode()
 
 
 def _state(run: WatchedRun) -> dict[str, Any]:
-    try:
-        run.read()
-        return {
-            "name": run.name,
-            "folder": str(run.folder),
-            "steps": run.steps(),
-            "curves": run.curves(),
-            "sheets": [{"step": sheet.step, "name": sheet.name} for sheet in run.sheets()],
-            "settings": run.settings(),
-            "problems": run.problems[:3],
-        }
-    except (OSError, ValueError) as error:
-        empty: dict[str, Any] = {"steps": None, "curves": {}, "sheets": [], "settings": {}}
-        return {"name": run.name, "folder": str(run.folder), **empty, "problems": [str(error)]}
+    """What is known of a run; where a file of it cannot be read, the rest and why."""
+    problems: list[str] = []
+
+    def read(part: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return part()
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            return otherwise
+
+    read(run.read, None)
+    sheets = read(run.sheets, [])
+    return {
+        "folder": str(run.folder),
+        "steps": run.steps(),
+        "curves": run.curves(),
+        "sheets": [{"step": sheet.step, "name": sheet.name} for sheet in sheets],
+        "settings": read(run.settings, {}),
+        "problems": [*problems, *run.problems],
+    }
 
 
 class _Page(BaseHTTPRequestHandler):

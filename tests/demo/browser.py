@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 class Browser:
@@ -44,8 +44,14 @@ class Browser:
 
     def find(self, selector):
         """The first element that is shown, or None."""
-        found = [one for one in self.driver.find_elements("css selector", selector) if one.is_displayed()]
-        return found[0] if found else None
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        while True:
+            try:
+                found = [one for one in self.driver.find_elements("css selector", selector) if one.is_displayed()]
+            except StaleElementReferenceException:  # the page replaced it in between
+                continue
+            return found[0] if found else None
 
     def until(self, condition, what):
         """Wait for a condition; returns what it gives."""

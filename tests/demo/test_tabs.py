@@ -210,3 +210,83 @@ def test_a_sound_has_its_player_and_spectrogram(page):
     assert page.find("#picture audio")
     assert page.find("#picture img")
     assert titles(page) == ["Sounds", "One style", "Compare"]
+
+
+def test_a_run_of_several_modalities_draws_the_chosen_one_and_it_comes_back_from_the_history(page):
+    assert not page.find("#modality"), "a run of one has nothing to choose"
+    page.choose("run", "several")
+    page.until(lambda: page.find("#modality"), "there is a choice")
+    page.choose("modality", "video")
+    page.until(lambda: titles(page)[0] == "Clips", "the tab is called after what is drawn")
+    draw(page, "4")
+    page.until_state("done")
+    assert page.find("#picture video")
+    page.choose_tab("Compare")
+    page.choose("other-run", "several")
+    page.choose("other-step", "1")
+    page.press("draw-both")
+    page.until(lambda: len(page.driver.find_elements("css selector", "#picture video")) == 2, "clips are compared")
+    page.until_state("done")
+    page.choose("modality", "speech")
+    page.until(lambda: page.find("#seconds"), "it has seconds")
+    page.choose_tab("Sounds")
+    assert page.value("prompt") == "4"
+    draw(page, "5")
+    page.until_state("done")
+    assert page.find("#picture audio")
+    page.choose("run", "pictures")
+    page.until(lambda: not page.find("#modality"), "there is no choice any more")
+    page.until(lambda: len(page.driver.find_elements("css selector", "#history img")) == 3, "all are in the history")
+    page.driver.find_elements("css selector", "#history .thumbnail-item, #history button img")[-1].click()
+    page.until(lambda: page.find("#modality"), "the run is chosen again")
+    page.until(lambda: page.value("modality") == "video", "its modality is chosen again")
+    page.until(lambda: page.find("#frames"), "its fields are shown")
+    assert titles(page)[0] == "Clips"
+
+
+def test_the_picture_to_edit_is_one_of_the_chosen_modality(page, red, folders):
+    several = folders[-2]
+    page.choose("run", "several")
+    page.until(lambda: page.find("#modality"), "there is a choice")
+    page.choose("modality", "video")
+    page.until(lambda: titles(page)[0] == "Clips", "clips are drawn")
+    page.choose_tab("Edit")
+    page.upload("edit-source", red)
+    page.until_state("the picture is here")
+    field = page.find("#strength input[type=number]")
+    field.clear()
+    field.send_keys("0.5\t")
+    page.fill("prompt", "3")
+    page.press("draw-edit")
+    page.until_state("done")
+    about = read_png_metadata(newest(several))
+    assert (about["modality"], about["strength"]) == ("video", 0.5)
+    page.choose("modality", "speech")
+    page.until(lambda: titles(page) == ["Sounds", "One style", "Compare"], "sounds are not painted on")
+
+
+def test_adapters_have_strengths_are_drawn_together_and_come_back(page, run_folder, adapters):
+    assert not page.find("#strength-of-0")
+    page.choose("adapters", "bold")
+    page.until(lambda: page.find("#strength-of-0"), "it has a strength")
+    assert not page.find("#strength-of-1")
+    page.choose("adapters", "pale")
+    page.until(lambda: page.find("#strength-of-1"), "it has one, too")
+    assert (page.value("strength-of-0"), page.value("strength-of-1")) == ("1", "0.5")
+    page.fill("strength-of-0", "0.8")
+    draw(page, "3")
+    page.until_state("done")
+    file = newest(run_folder)
+    assert read_png_metadata(file)["adapter"] == [f"{adapters[0]}:0.8", adapters[1]]
+    page.driver.refresh()
+    page.until(lambda: page.find("#draw"), "the page is loaded again")
+    assert not page.find("#strength-of-0")
+    page.upload("dropped", file)
+    page.until_state("its settings are restored")
+    page.until(lambda: page.find("#strength-of-1"), "both are chosen")
+    assert (page.value("strength-of-0"), page.value("strength-of-1")) == ("0.8", "0.5")
+    page.find("#adapters button.token-remove, #adapters .token-remove").click()
+    page.until(lambda: not page.find("#strength-of-0"), "the first is not chosen any more")
+    page.press("draw")
+    page.until_state("done")
+    assert read_png_metadata(newest(run_folder))["adapter"] == [adapters[1]]

@@ -20,6 +20,7 @@ let atNewest = true; // the slider of the sheets follows the newest
 
 const find = (id) => document.getElementById(id);
 const element = (tag, text = "", attributes = {}) => Object.assign(document.createElement(tag), { textContent: text }, attributes);
+const plain = (text) => text.replace(/[&<>]/g, (letter) => `&#${letter.charCodeAt(0)};`); // Plotly reads HTML in names
 const color = (index) => COLORS[index % COLORS.length];
 const shown = () => state.runs.map((run, index) => ({ ...run, index })).filter((run) => !hidden.has(run.folder));
 
@@ -27,7 +28,7 @@ const shown = () => state.runs.map((run, index) => ({ ...run, index })).filter((
 function chartOf(metric) {
   if (/(^|_)loss(_middle)?$/.test(metric)) return "Loss";
   if (/loss(_middle)?\//.test(metric)) return "Loss by kind of data";
-  return TITLES[metric] ?? metric.replaceAll("_", " ");
+  return (Object.hasOwn(TITLES, metric) && TITLES[metric]) || metric.replaceAll("_", " ");
 }
 
 /** An exponential moving average that starts without bias, and leaves gaps where values are missing. */
@@ -46,7 +47,7 @@ function traces(run, metric, curve) {
   const x = curve[find("over").value];
   const weight = SMOOTHED.test(metric) ? Number(find("smoothing").value) : 0;
   const label = metric === "loss" || chartOf(metric) !== "Loss" ? metric : metric.replaceAll("_", " ");
-  const name = state.runs.length > 1 ? `${run.name}: ${label}` : label;
+  const name = plain(state.runs.length > 1 ? `${run.name}: ${label}` : label);
   const line = { color: color(run.index), width: 2 };
   if (HELD_OUT.test(metric)) {
     const error_y = { type: "data", array: run.curves[`${metric}_error`]?.values ?? [], thickness: 1 };
@@ -79,10 +80,10 @@ function drawCharts() {
     }
     const isLog = title.startsWith("Loss") && find("log").checked;
     const layout = {
-      title: { text: title, font: { size: 15 }, x: 0.02 },
+      title: { text: plain(title), font: { size: 15 }, x: 0.02 },
       margin: { l: 60, r: 15, t: 40, b: 40 },
       xaxis: { title: { text: find("over").value === "seen" ? "samples" : "steps", standoff: 5 } },
-      yaxis: { type: isLog ? "log" : "linear", exponentformat: "power" },
+      yaxis: { type: isLog ? "log" : "linear", exponentformat: "power", rangemode: title.startsWith("Samples") ? "tozero" : "normal" },
       showlegend: title.startsWith("Loss"), // elsewhere colors say which run it is
       legend: { orientation: "h", y: -0.15 },
       hovermode: "x unified",
@@ -163,7 +164,9 @@ function drawSettings() {
     row.append(element("td", name), ...runs.map((run) => element("td", run.settings[name] ?? "")));
     return row;
   });
-  find("settings").replaceChildren(head, ...rows);
+  const none = element("tr");
+  none.append(element("td", "the settings are the same", { colSpan: runs.length + 1 }));
+  find("settings").replaceChildren(head, ...(rows.length > 0 || runs.length < 2 ? rows : [none]));
 }
 
 function draw() {
