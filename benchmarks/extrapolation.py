@@ -40,6 +40,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "NTK, proportional": {},
     "frequency-aware, proportional": {"rope_frequency_aware": True},
     "time-aware, proportional": {"rope_watershed": 0.3},
+    "time-aware to 0.7, proportional": {"rope_watershed": 0.7},
     "NTK, proportional, time shift": {"time_shift": None},
 }
 """Settings of drawing; the factor of the rotary embedding follows the ratio of the sizes, and so does a time shift of

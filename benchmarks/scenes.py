@@ -33,6 +33,8 @@ class Arguments:
     """Frames across the seam, as --scene-blend."""
     whole: bool = False
     """Draw clips at once instead of in windows of the length of training."""
+    loops: bool = True
+    """Draw clips of one caption, too."""
     solver: SolverName = "midpoint"
     steps: int = 20
     out: Path | None = None
@@ -57,7 +59,7 @@ def main(arguments: Arguments) -> None:
         ratios = [seam(clip, blend) for clip in clips]
         print(f"blend {blend}: seams {words(ratios)}; {found} of {2 * len(clips)} scenes nearest", flush=True)
         save(arguments.out, f"blend-{blend}", clips)
-    for loop in (False, True):
+    for loop in (False, True) if arguments.loops else ():
         clips = pipeline(captions, dataclasses.replace(settings, loop=loop), seed=0, batch=1)
         ratios = [difference(clip[-1:], clip[:1])[0] / difference(clip[1:], clip[:-1]).max() for clip in clips]
         found = sum(nearest_clip(clip, samples.true) == index for index, clip in enumerate(clips))
@@ -75,8 +77,7 @@ def seam(clip: UInt8[np.ndarray, "f h w 3"], blend: int) -> float:
     With a blend, all neighbours of which it changes the shares are at the seam.
     """
     differences, middle = difference(clip[1:], clip[:-1]), len(clip) // 2
-    reach = max(1, (blend + 1) // 2)
-    is_at_seam = np.abs(np.arange(1, len(clip)) - middle) < reach
+    is_at_seam = np.abs(np.arange(1, len(clip)) - middle) <= (blend + 1) // 2
     return float(differences[is_at_seam].max() / differences[~is_at_seam].max())
 
 
