@@ -28,23 +28,24 @@ from lumina_jax.evaluation.picture_report import picture_features
 from lumina_jax.modalities import Shape
 from lumina_jax.trained import open_run
 
+ROOT = "root"
+"""Stands for the root of the ratio of the numbers of pixels, which is that of the sides of a square."""
 ALONE: dict[str, Any] = {"proportional_attention": False}
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "none": {"rope_factor": 1.0, **ALONE},
     "proportional attention": {"rope_factor": 1.0},
-    "linear": {"rope_watershed": 2.0, **ALONE},
+    "linear": {"rope_watershed": 2.0, "rope_factor": ROOT, **ALONE},
     "NTK": ALONE,
     "frequency-aware": {"rope_frequency_aware": True, **ALONE},
     "time-aware": {"rope_watershed": 0.3, **ALONE},
-    "linear, proportional": {"rope_watershed": 2.0},
+    "linear, proportional": {"rope_watershed": 2.0, "rope_factor": ROOT},
     "NTK, proportional": {},
     "frequency-aware, proportional": {"rope_frequency_aware": True},
     "time-aware, proportional": {"rope_watershed": 0.3},
     "time-aware to 0.7, proportional": {"rope_watershed": 0.7},
-    "NTK, proportional, time shift": {"time_shift": None},
+    "NTK, proportional, time shift": {"time_shift": ROOT},
 }
-"""Settings of drawing; the factor of the rotary embedding follows the ratio of the sizes, and so does a time shift of
-None, which is the root of the ratio of the numbers of pixels (Esser et al., arXiv 2403.03206, section 5.3.2)."""
+"""Settings of drawing. The time shift is that of Esser et al., arXiv 2403.03206, section 5.3.2."""
 NEUTRAL: dict[str, Any] = {
     "rope_factor": None, "rope_watershed": 0.0, "rope_frequency_aware": False, "proportional_attention": True,
     "time_shift": 1.0,
@@ -80,10 +81,9 @@ def main(arguments: Arguments) -> None:
         rows = []
         # At the size of training they all do nothing.
         for name in arguments.techniques if height != side or width != side else ("none",):
-            changes = dict(TECHNIQUES[name])
-            if "time_shift" in changes:
-                changes["time_shift"] = math.sqrt(height * width) / side
-            asked = dataclasses.replace(settings, **{**NEUTRAL, **changes})
+            root = math.sqrt(height * width) / side
+            changes = {key: root if value == ROOT else value for key, value in (NEUTRAL | TECHNIQUES[name]).items()}
+            asked = dataclasses.replace(settings, **changes)
             drawn = [one[0] for one in pipeline(judge.prompts, asked, seed=0, shape=Shape(height, width))]
             numbers = "{:.0%} | {:.1f} | {:.2f}".format(*judge(drawn))
             print(f"| {height} x {width} | {name} | {numbers} |", flush=True)

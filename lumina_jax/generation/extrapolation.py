@@ -29,14 +29,17 @@ def rope_factor(settings: SampleConfig, model: ModelConfig, size: Extent, traine
     `sample.rope_factor`, or when that is None: where rotary embeddings turn by the position in the sequence, the ratio
     of the volumes; where they turn by row and column, that of the sides, sqrt(area / trained area); where they turn by
     frame as well, the larger of that and the ratio of the frames. Samples smaller than those of training keep 1.
+
+    Where positions are squeezed at all times, the sides are the shorter ones: squeezing shows a thing larger, and by
+    the area it would not fit into a wide picture any more (docs/extrapolation.md).
     """
     if settings.rope_factor is not None:
         return settings.rope_factor
-    frames = size.frames / trained.frames
-    area = size.height * size.width / (trained.height * trained.width)
+    frames, rows, columns = (extent / of_training for extent, of_training in zip(size, trained))
     if model.position_axes == 1:
-        return max(1.0, frames * area)
-    return max(1.0, math.sqrt(area), frames if model.position_axes == 3 else 1.0)
+        return max(1.0, frames * rows * columns)
+    sides = min(rows, columns) if settings.rope_watershed >= 1 else math.sqrt(rows * columns)
+    return max(1.0, sides, frames if model.position_axes == 3 else 1.0)
 
 
 def rope_target(settings: SampleConfig, model: ModelConfig, modality: ModalityConfig, trained: Extent) -> float | None:

@@ -33,6 +33,22 @@ def test_the_factor_is_how_much_longer_coordinates_are_than_in_training(model, s
     assert rope_factor(SETTINGS, model, Extent(*size), Extent(4, 1024, 1024)) == pytest.approx(factor)
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "factor"),
+    [
+        (NEXT, (4, 2048, 1024), 1.0),  # a panorama
+        (NEXT, (4, 3072, 2048), 2.0),
+        (NEXT, (4, 512, 4096), 1.0),
+        (VIDEO, (12, 2048, 2048), 3.0),
+        (FLAG, (4, 2048, 1024), 2.0),  # tokens have no sides
+    ],
+)
+def test_positions_that_are_squeezed_at_all_times_follow_the_shorter_side(model, size, factor):
+    for watershed in (1.0, 2.0):
+        settings = SampleConfig(rope_watershed=watershed)
+        assert rope_factor(settings, model, Extent(*size), Extent(4, 1024, 1024)) == pytest.approx(factor)
+
+
 def test_a_given_factor_is_used_as_it_is():
     assert rope_factor(SampleConfig(rope_factor=1.5), NEXT, Extent(1, 64, 64), Extent(1, 64, 64)) == 1.5
 
