@@ -29,7 +29,7 @@ from lumina_jax.modalities import Shape
 from lumina_jax.trained import open_run
 
 ROOT = "root"
-"""Stands for the root of the ratio of the numbers of pixels, which is that of the sides of a square."""
+"""Stands for the root of the ratio of the numbers of pixels; as a factor of positions in a sequence, for the ratio."""
 ALONE: dict[str, Any] = {"proportional_attention": False}
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "none": {"rope_factor": 1.0, **ALONE},
@@ -75,15 +75,14 @@ def main(arguments: Arguments) -> None:
     settings = dataclasses.replace(pipeline.config.sample, solver=arguments.solver, steps=arguments.steps)
     judge = Judge(true_samples(pipeline.config, arguments.pictures), arguments.captions)
     side = pipeline.modality().trained_shape.height
+    is_sequence = pipeline.config.model.position_axes == 1
     print("| size | technique | nearest | Frechet distance | things |\n|---|---|---|---|---|")
     for size in arguments.sizes:
         height, width = (round(side * float(multiple)) for multiple in size.split("x"))
         rows = []
         # At the size of training they all do nothing.
         for name in arguments.techniques if height != side or width != side else ("none",):
-            root = math.sqrt(height * width) / side
-            changes = {key: root if value == ROOT else value for key, value in (NEUTRAL | TECHNIQUES[name]).items()}
-            asked = dataclasses.replace(settings, **changes)
+            asked = dataclasses.replace(settings, **settings_of(name, math.sqrt(height * width) / side, is_sequence))
             drawn = [one[0] for one in pipeline(judge.prompts, asked, seed=0, shape=Shape(height, width))]
             numbers = "{:.0%} | {:.1f} | {:.2f}".format(*judge(drawn))
             print(f"| {height} x {width} | {name} | {numbers} |", flush=True)
@@ -91,6 +90,16 @@ def main(arguments: Arguments) -> None:
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.concatenate(rows)).save(arguments.out / f"{height}x{width}.png")
+
+
+def settings_of(technique: str, root: float, is_sequence: bool) -> dict[str, Any]:
+    """Those of a technique, at a size of which `root` is the root of the ratio of the numbers of pixels.
+
+    Positions in a sequence are as much longer as there are more pixels.
+    """
+    ratios = {"rope_factor": root**2 if is_sequence else root, "time_shift": root}
+    settings = NEUTRAL | TECHNIQUES[technique]
+    return {name: ratios[name] if value == ROOT else value for name, value in settings.items()}
 
 
 class Judge:
