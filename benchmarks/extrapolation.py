@@ -1,13 +1,15 @@
-"""What each technique buys at sizes that a model was not trained at: python benchmarks/extrapolation.py emoji
+"""What each technique buys at sizes that a model was not trained at: python benchmarks/extrapolation.py RUN
 
-Draws the same captions with the same noise at multiples of the size of training, without any technique and with each,
-and prints for each size and technique: the share of pictures that are nearest to their own true picture, of all those
-of its style, by features of EfficientNet-lite0 (a wide picture counts if one of its squares is); the Frechet distance
-of these features (of the middle squares) to those of the true pictures; and the number of separate things in a picture
-over that in the true one, each covering at least one hundredth of a square, which is above 1 where things are repeated.
+Draws the same captions with the same noise at multiples of the size of training, without any technique and with each
+(docs/extrapolation.md), and prints for each size and technique: the share of pictures that are nearest to their own
+true picture, of all those of its style, by features of EfficientNet-lite0 (a wide picture counts if one of its squares
+is); the Frechet distance of these features (of the middle squares) to those of the true pictures; and the number of
+separate things in a picture over that in the true one, each covering at least one hundredth of a square, which is above
+1 where things are repeated.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,16 +28,29 @@ from lumina_jax.evaluation.picture_report import picture_features
 from lumina_jax.modalities import Shape
 from lumina_jax.trained import open_run
 
+ROOT = "root"
+"""Stands for the root of the ratio of the numbers of pixels; as a factor of positions in a sequence, for the ratio."""
+ALONE: dict[str, Any] = {"proportional_attention": False}
 TECHNIQUES: dict[str, dict[str, Any]] = {
-    "none": {"rope_factor": 1.0, "proportional_attention": False},
+    "none": {"rope_factor": 1.0, **ALONE},
     "proportional attention": {"rope_factor": 1.0},
-    "linear": {"rope_watershed": 1.0, "proportional_attention": False},
-    "NTK": {"proportional_attention": False},
-    "time-aware": {"rope_watershed": 0.3, "proportional_attention": False},
+    "linear": {"rope_watershed": 2.0, "rope_factor": ROOT, **ALONE},
+    "NTK": ALONE,
+    "frequency-aware": {"rope_frequency_aware": True, **ALONE},
+    "time-aware": {"rope_watershed": 0.3, **ALONE},
+    "linear, proportional": {"rope_watershed": 2.0, "rope_factor": ROOT},
     "NTK, proportional": {},
+    "frequency-aware, proportional": {"rope_frequency_aware": True},
     "time-aware, proportional": {"rope_watershed": 0.3},
+    "time-aware to 0.7, proportional": {"rope_watershed": 0.7},
+    "NTK, proportional, time shift": {"time_shift": ROOT},
 }
-"""Settings of drawing; those of the rotary embedding follow the ratio of the sizes."""
+"""Settings of drawing. The time shift is that of Esser et al., arXiv 2403.03206, section 5.3.2."""
+NEUTRAL: dict[str, Any] = {
+    "rope_factor": None, "rope_watershed": 0.0, "rope_frequency_aware": False, "proportional_attention": True,
+    "time_shift": 1.0,
+}  # fmt: skip
+"""What techniques change, whatever the run says."""
 WHITE, LEAST_AREA = 240, 0.01
 
 
@@ -48,8 +63,7 @@ class Arguments:
     """True pictures, the first of the data, among which a drawn one must find its own."""
     sizes: tuple[str, ...] = ("1x1", "1.5x1.5", "2x2", "1x2", "3x3", "1x6")
     """Heights and widths as multiples of those of training."""
-    shifts: tuple[float, ...] = (1.0,)
-    """Values of sample.time_shift."""
+    techniques: tuple[str, ...] = tuple(TECHNIQUES)
     solver: SolverName = "midpoint"
     steps: int = 20
     out: Path | None = None
@@ -61,22 +75,31 @@ def main(arguments: Arguments) -> None:
     settings = dataclasses.replace(pipeline.config.sample, solver=arguments.solver, steps=arguments.steps)
     judge = Judge(true_samples(pipeline.config, arguments.pictures), arguments.captions)
     side = pipeline.modality().trained_shape.height
-    print("| size | technique | time shift | nearest | Frechet distance | things |\n|---|---|---|---|---|---|")
+    is_sequence = pipeline.config.model.position_axes == 1
+    print("| size | technique | nearest | Frechet distance | things |\n|---|---|---|---|---|")
     for size in arguments.sizes:
         height, width = (round(side * float(multiple)) for multiple in size.split("x"))
         rows = []
-        for shift in arguments.shifts:
-            for name, changes in TECHNIQUES.items():
-                if height == width == side and name != "none":
-                    continue  # at the size of training they all do nothing
-                asked = dataclasses.replace(settings, time_shift=shift, **changes)
-                drawn = [one[0] for one in pipeline(judge.prompts, asked, seed=0, shape=Shape(height, width))]
-                numbers = "{:.0%} | {:.1f} | {:.2f}".format(*judge(drawn))
-                print(f"| {height} x {width} | {name} | {shift:g} | {numbers} |", flush=True)
-                rows.append(np.concatenate(drawn[:8], axis=1))
+        # At the size of training they all do nothing.
+        for name in arguments.techniques if height != side or width != side else ("none",):
+            asked = dataclasses.replace(settings, **settings_of(name, math.sqrt(height * width) / side, is_sequence))
+            drawn = [one[0] for one in pipeline(judge.prompts, asked, seed=0, shape=Shape(height, width))]
+            numbers = "{:.0%} | {:.1f} | {:.2f}".format(*judge(drawn))
+            print(f"| {height} x {width} | {name} | {numbers} |", flush=True)
+            rows.append(np.concatenate(drawn[:8], axis=1))
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.concatenate(rows)).save(arguments.out / f"{height}x{width}.png")
+
+
+def settings_of(technique: str, root: float, is_sequence: bool) -> dict[str, Any]:
+    """Those of a technique, at a size of which `root` is the root of the ratio of the numbers of pixels.
+
+    Positions in a sequence are as much longer as there are more pixels.
+    """
+    ratios = {"rope_factor": root**2 if is_sequence else root, "time_shift": root}
+    settings = NEUTRAL | TECHNIQUES[technique]
+    return {name: ratios[name] if value == ROOT else value for name, value in settings.items()}
 
 
 class Judge:

@@ -41,6 +41,7 @@ GROUPS = (
         {
             "rope_factor": "Rotary scaling (empty: as the size needs)",
             "rope_watershed": "Time until which positions are squeezed",
+            "rope_frequency_aware": "Slow all waves that are longer than pictures of training",
             "proportional_attention": "Sharpen attention to more tokens than in training",
         },
     ),

@@ -141,6 +141,7 @@ def _network(
     windows = windows_of(settings, size.frames, length)
     seen, of_row = (size, 1) if windows is None else (size._replace(frames=windows.frames), len(windows.starts))
     factor = extrapolation.rope_factor(settings, config.model, seen, task.trained)
+    target = extrapolation.rope_target(settings, config.model, task.modality, task.trained)
     base_length = extrapolation.base_length(settings, config.model, task.modality, seen, task.trained)
 
     def call(
@@ -153,7 +154,7 @@ def _network(
             shown = shown._replace(positions=turned(tokens, size.frames, length, settings.steps, t))
         rows = _rows([shown] * copies)
         rows = rows if windows is None else windows.cut(rows)
-        rope = extrapolation.rope_scaling(factor, settings.rope_watershed, row_t)
+        rope = extrapolation.rope_scaling(factor, settings.rope_watershed, row_t, target)
         times = jnp.broadcast_to(jnp.reshape(path.network_time(row_t), (-1, 1)), (len(rows.patches), segments))
         shared = None if sharing is None else _rows([sharing] * copies)
         asked: dict[str, Any] = {"rope": rope, "base_length": base_length, "keep_sigma": keep_sigma, "sharing": shared}
