@@ -41,7 +41,7 @@ class Released(NamedTuple):
 def _until_changed(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
     """Flag-DiT and the label-conditional Next-DiT: an argument replaces a factor for this and all later calls."""
     given = map(golden.calls[case]["kwargs"].get, ("rope_scaling_factor", "ntk_factor"))
-    return RopeScaling(*(old if new is None else new for new, old in zip(given, current)))
+    return RopeScaling(*(old if new is None else new for new, old in zip(given, current[:2])))
 
 
 def _time_aware(golden: Golden, case: str, current: RopeScaling) -> RopeScaling:
