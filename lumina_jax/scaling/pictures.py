@@ -64,7 +64,5 @@ def note_pictures(run_folder: Path, settings: PictureSettings, evaluation: Path)
         f"a run needs the distances of its pictures from the true ones, but {evaluation} has none, because there are "
         f"too few pictures ({samples['drawn']}) or no network; raise --limit, and pip install 'lumina_jax[eval]'",
     )
-    found = RunPictures(
-        settings=settings, drawn=samples["drawn"], frechet=samples["frechet"], kernel=samples["kernel"]
-    )
+    found = RunPictures(settings=settings, drawn=samples["drawn"], frechet=samples["frechet"], kernel=samples["kernel"])
     write_whole(run_folder / PICTURES_FILE, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
