@@ -17,7 +17,7 @@ PICTURES_FILE = "pictures.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PictureSettings:
+class DrawingSettings:
     """What is drawn, so that runs can be compared."""
 
     split: str | None
@@ -32,7 +32,7 @@ class PictureSettings:
 class RunPictures:
     """How near the pictures that a run draws are to the true ones of the same captions."""
 
-    settings: PictureSettings
+    settings: DrawingSettings
     drawn: int
     """Pictures that were drawn."""
     frechet: float
@@ -52,7 +52,7 @@ def read_pictures(run_folder: Path) -> RunPictures | None:
     return found
 
 
-def note_pictures(run_folder: Path, settings: PictureSettings, evaluation: Path) -> None:
+def note_pictures(run_folder: Path, settings: DrawingSettings, evaluation: Path) -> None:
     """Note in the folder of a run what `lumina evaluate --json` has written into the file `evaluation`.
 
     Raises:

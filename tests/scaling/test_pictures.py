@@ -6,7 +6,7 @@ import pytest
 
 from lumina_jax.commands import evaluate as one_run
 from lumina_jax.commands.scaling import evaluate, run
-from lumina_jax.scaling.pictures import PictureSettings, note_pictures, read_pictures
+from lumina_jax.scaling.pictures import DrawingSettings, note_pictures, read_pictures
 from tests.scaling.tiny_grid import tiny_grid
 from tests.training.processes import here
 from tests.training.tiny import label_config
@@ -49,7 +49,7 @@ def test_what_was_drawn_with_the_same_flags_is_not_drawn_again(drawn):
     assert (folder / "pictures.json").stat().st_mtime_ns == before
     assert (file.parent / "RUNS.jsonl").read_bytes() == table
     assert here(evaluate.main, file, *FLAGS, "--seed", "2").returncode == 0
-    assert read_pictures(folder).settings == PictureSettings(split=None, limit=8, seed=2)
+    assert read_pictures(folder).settings == DrawingSettings(split=None, limit=8, seed=2)
     assert (file.parent / "RUNS.jsonl").read_bytes() != table
 
 
@@ -62,5 +62,5 @@ def test_runs_that_are_not_over_cannot_draw(drawn):
 def test_pictures_without_distances_are_refused(tmp_path):
     (tmp_path / "found.json").write_text(json.dumps({"samples": {"drawn": 3}}))
     with pytest.raises(ValueError, match=r"has none, because there are too few pictures \(3\) or no network"):
-        note_pictures(tmp_path, PictureSettings(split=None, limit=3, seed=1), tmp_path / "found.json")
+        note_pictures(tmp_path, DrawingSettings(split=None, limit=3, seed=1), tmp_path / "found.json")
     assert read_pictures(tmp_path) is None

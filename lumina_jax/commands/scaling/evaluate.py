@@ -54,11 +54,11 @@ def evaluate(arguments: Arguments) -> int:
     from lumina_jax.commands import evaluate as one_run
     from lumina_jax.commands.scaling.run import chosen
     from lumina_jax.scaling.grid import read_grid
-    from lumina_jax.scaling.pictures import PictureSettings, note_pictures, read_pictures
+    from lumina_jax.scaling.pictures import DrawingSettings, note_pictures, read_pictures
     from lumina_jax.scaling.results import read_result, run_folder_of, write_tables
 
     grid, folder, status = read_grid(arguments.grid), arguments.grid.parent, 0
-    settings = PictureSettings(split=arguments.split, limit=arguments.limit, seed=arguments.seed)
+    settings = DrawingSettings(split=arguments.split, limit=arguments.limit, seed=arguments.seed)
     over = [
         run_folder_of(folder, cell)
         for cell in chosen(grid, arguments.only, arguments.but)
