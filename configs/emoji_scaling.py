@@ -1,4 +1,5 @@
-"""The grid of docs/scaling-laws.md: every emoji of both styles, 32 x 32 pixels, for models of 30K to 3M parameters.
+"""The grids of docs/scaling-laws.md and docs/recipe.md: every emoji of both styles, 32 x 32 pixels, for models of 30K
+to 3M parameters.
 
 3,122 pictures from their captions, one in eight of them held out. The model is that of configs/emoji.py, of which
 `lumina scaling plan` changes the size, with heads of 8 values. The learning rate decays to 0 at the end of each run: of

@@ -3,7 +3,7 @@
 In: a grid, its folder, and what a run has logged. Out: `result.json` of the run, which exists exactly when the run is
 over, and RUNS.jsonl, which is made anew from these files in the order of the grid. So a run is never counted twice, and
 the lines depend on nothing but the grid and the numbers that were computed. Runs whose loss was not finite are in
-FAILED.jsonl instead.
+FAILED.jsonl instead; those that have drawn have further columns (`pictures`).
 
     {"name": "flag-4x128-1e13-s0", "recipe": "flag", "parameters": 1743040, "samples": 14432, "flops": 9.98e12,
      "loss": 0.31, "seed": 0, "standard_error": 0.02, "middle_loss": 0.27, "training_loss": 0.28,
@@ -25,6 +25,7 @@ from lumina_jax.config.section import require
 from lumina_jax.documents import read_json
 from lumina_jax.run import CONFIG_FILE, read_run
 from lumina_jax.scaling.grid import RUNS_FILE, RUNS_FOLDER, GridCell, ScalingGrid, write_whole
+from lumina_jax.scaling.pictures import read_pictures
 from lumina_jax.training.metrics import HELD_OUT_LOSS, TRAINED_ON_LOSS, read_metrics
 
 RESULT_FILE, FAILED_FILE, LOG_FILE = "result.json", "FAILED.jsonl", "log.txt"
@@ -147,7 +148,11 @@ def _curve(cell: GridCell, reports: Sequence[dict[str, Any]]) -> list[list[float
 
 def write_tables(grid: ScalingGrid, folder: Path) -> list[RunResult]:
     """Write RUNS.jsonl and FAILED.jsonl from the results of all runs that are over; returns these results."""
-    results = [result for cell in grid.cells if (result := read_result(grid, cell, folder)) is not None]
+    results = [
+        _with_pictures(result, run_folder_of(folder, cell))
+        for cell in grid.cells
+        if (result := read_result(grid, cell, folder)) is not None
+    ]
     for name, lines in (
         (RUNS_FILE, [one.line for one in results if one.failed is None]),
         (FAILED_FILE, [one.line for one in results if one.failed is not None]),
@@ -156,3 +161,11 @@ def write_tables(grid: ScalingGrid, folder: Path) -> list[RunResult]:
         if lines or file.exists():
             write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
     return results
+
+
+def _with_pictures(result: RunResult, run_folder: Path) -> RunResult:
+    """The result with the columns of the pictures that the run has drawn, if it has."""
+    pictures = read_pictures(run_folder)
+    if result.failed is not None or pictures is None:
+        return result
+    return dataclasses.replace(result, line=result.line | pictures.columns())

@@ -2,6 +2,7 @@
 
 plan CONFIG               a grid of sizes, budgets, seeds and recipes, and what it costs
 run GRID                  train every run of a grid; the same command goes on after a stop
+evaluate GRID             draw held-out captions with every run, and note how well
 fit RUNS.jsonl            the law of a grid of runs, and what it predicts
 compare RUNS.jsonl        by what factor one recipe needs less compute than another
 report RUNS.jsonl         a page with the figures and tables of a study
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from lumina_jax.commands import run_command
 
-COMMANDS: tuple[str, ...] = ("plan", "run", "fit", "compare", "report", "coordinate-check")
+COMMANDS: tuple[str, ...] = ("plan", "run", "evaluate", "fit", "compare", "report", "coordinate-check")
 
 
 def main(words: Sequence[str]) -> int:

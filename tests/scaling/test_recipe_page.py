@@ -1,0 +1,102 @@
+"""The factors of docs/recipe.md repeat from the runs that are recorded beside it."""
+
+import math
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from lumina_jax.aot.flops import step_flops
+from lumina_jax.aot.plan import batch_load
+from lumina_jax.config_files import load_config
+from lumina_jax.models.flag_dit import abstract_model
+from lumina_jax.models.parametrization import ParameterRule, parameter_rules
+from lumina_jax.scaling.comparison import compare
+from lumina_jax.scaling.recipes import read_recipes, recipe_configs
+from lumina_jax.scaling.sizes import parse_size, with_size
+from lumina_jax.scaling.table import read_runs
+
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "docs/scaling/ladder"
+PAGE = (ROOT / "docs/recipe.md").read_text()
+NEWTON_SCHULZ = 5
+
+
+def rows(heading):
+    """The cells of each row of the first table under a heading of the page whose second cell is a recipe."""
+    part = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
+    return {cells[1].strip("`"): cells for cells in found if re.fullmatch(r"`\w+`", cells[1])}
+
+
+def shown(value, low, high):
+    """A factor and its interval; above 1,000 there is no bound."""
+    return f"{value:.2f} ({low:.2f} to {'no bound' if high > 1000 else f'{high:.2f}'})"
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Runs by recipe: those of this study, and the recorded ones of the four recipes below them."""
+    files = (ROOT / "docs/scaling/recipes/RUNS.jsonl", STUDY / "RUNS.jsonl")
+    found = {}
+    for run in (run for file in files for run in read_runs(file)):
+        found.setdefault(run.recipe, []).append(run)
+    return found
+
+
+def of_width(runs, width):
+    return [run for run in runs if run.model_extra["width"] == width]
+
+
+def test_the_factors_of_the_ladder_repeat_from_the_recorded_runs(runs):
+    table = rows("By held-out loss")
+    assert list(table) == ["dit", "sit", "flag_dit", "next_dit", "muon"]
+    for recipe in list(table)[1:]:
+        whole = compare(runs[recipe], runs["dit"], "middle_loss")
+        million = compare(of_width(runs[recipe], 104), of_width(runs["dit"], 104), "middle_loss")
+        cells = table[recipe]
+        assert cells[2].strip("*") == shown(*whole.factor), recipe
+        assert cells[3].strip("*") == shown(*million.factor), recipe
+
+
+def test_the_factors_by_frechet_distance_repeat_from_the_recorded_runs():
+    drawn = {}
+    for run in read_runs(STUDY / "pictures.jsonl"):
+        drawn.setdefault(run.recipe, []).append(run)
+    found = compare(drawn["muon"], drawn["dit"], "frechet")
+    assert shown(*found.factor) in PAGE
+    for run in [*drawn["dit"], *drawn["muon"]]:
+        assert run.metric("drawn") == 192
+        assert f"{run.metric('frechet'):.1f}" in PAGE
+
+
+def test_the_retrained_baseline_has_the_losses_of_the_recorded_one(runs):
+    recorded = {(run.parameters, run.budget, run.seed): run for run in runs["dit"]}
+    again = [run for run in read_runs(STUDY / "pictures.jsonl") if run.recipe == "dit"]
+    for run in again:
+        before = recorded[(run.parameters, run.budget, run.seed)]
+        assert run.metric("middle_loss") == pytest.approx(before.metric("middle_loss"), rel=1e-4)
+        assert (run.samples, run.flops) == (before.samples, before.flops)
+
+
+def muon_products(model):
+    """Multiplications and additions of Newton-Schulz iterations in a step: A = X X', B = b A + c A A, a X + B X."""
+    _, variables, *_ = abstract_model(model)
+    rules = parameter_rules(variables, model)
+    is_rule = lambda node: isinstance(node, ParameterRule)  # noqa: E731
+    total = 0
+    for rule, value in zip(jax.tree.leaves(rules, is_leaf=is_rule), jax.tree.leaves(variables), strict=True):
+        if rule.matrix is not None:
+            *stack, one, other = value.shape
+            small, large = sorted((one, other))
+            total += math.prod(stack) * NEWTON_SCHULZ * (4 * small**2 * large + 2 * small**3)
+    return total
+
+
+def test_the_products_of_muon_that_no_count_contains_are_what_the_page_says():
+    config = recipe_configs(load_config("emoji_scaling"), read_recipes(STUDY / "recipes.yaml"))["muon"]
+    for word, size in (("100K", "1x40"), ("300K", "2x64"), ("1M", "3x104")):
+        whole = with_size(config, parse_size(size, config.model))
+        share = muon_products(whole.model) / step_flops(whole.model, batch_load(whole)).total
+        assert f"{share:.0%} at {word}" in PAGE.replace(" %", "%")
