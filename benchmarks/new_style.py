@@ -42,7 +42,7 @@ class Arguments:
     """True pictures of the new style, the next ones, among which a drawn one must find its own."""
     drawn: int = 40
     """Captions of them that are drawn, and of each old style, evenly over them."""
-    steps: int = 10
+    steps: int = 20
     seed: int = 1
     out: Path | None = None
     """Folder for sheets: rows of the pictures drawn without and with the adapter, and the true ones."""
