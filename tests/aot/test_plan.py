@@ -115,7 +115,7 @@ def chips(*extent):
 
 @pytest.mark.parametrize(
     ("flags", "fsdp"),
-    [(["--sampler"], 1), (["--sampler", "--mesh.tensor", "2"], None), (["--sampler", "--mesh.fsdp", "4"], 4), ([], None)],
+    [(["--sampler"], 1), (["--sampler", "--mesh.tensor", "2"], None), (["--sampler", "--mesh.fsdp=4"], 4), ([], None)],
 )
 def test_without_flags_a_batch_is_drawn_with_all_weights_on_every_device_as_by_the_command_that_draws(
     monkeypatch, flags, fsdp
