@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from lumina_jax.chips import parse_topology
-from lumina_jax.config import Config
+from lumina_jax.config import Config, MeshConfig
 from lumina_jax.config_files import recommended_flags
 from lumina_jax.failures import reported
 from lumina_jax.flags import parse_config
@@ -39,7 +39,8 @@ class Arguments:
     rows: int | None = None
     """Rows of a batch; default: data.batch_rows."""
     sampler: bool = False
-    """Compile the drawing of a batch instead of the train step."""
+    """Compile the drawing of a batch instead of the train step, on the mesh of `lumina sample`: without flags --mesh.*
+    every device has all weights."""
     quick: bool = False
     """Check the fit only: compile with the least effort, several times faster. Speeds are then too low."""
     search: bool = False
@@ -63,6 +64,8 @@ def main(words: Sequence[str]) -> int:
     )  # fmt: skip
     with reported():
         config = parse_config([*words[:1], *rest], __doc__ or "", command="aot", on_cpu=False)
+        if arguments.sampler and not any(word.startswith("--mesh.") for word in rest):
+            config = config.replace(mesh=dataclasses.asdict(MeshConfig()))  # as `lumina sample`, not as the run trained
         for name in ("vae_factor", "compiles"):
             if getattr(arguments, name) < 1:
                 raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")

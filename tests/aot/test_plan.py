@@ -21,6 +21,7 @@ from lumina_jax.aot.memory import Memory
 from lumina_jax.aot.plan import DoesNotFitError, Plan, abstract_batch, devices_of, needed_bytes, plan_mesh
 from lumina_jax.aot.report import plan_words, remedies
 from lumina_jax.chips import parse_topology
+from lumina_jax.commands import aot
 from lumina_jax.config import Config, ModelConfig
 from lumina_jax.config_files import load_config
 from lumina_jax.data.batches import row_tokens
@@ -110,6 +111,20 @@ def chips(*extent):
     return [
         Chip(number, (*coordinates, *[0] * (3 - len(extent)))) for number, coordinates in enumerate(np.ndindex(*extent))
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "fsdp"),
+    [(["--sampler"], 1), (["--sampler", "--mesh.tensor", "2"], None), (["--sampler", "--mesh.fsdp=4"], 4), ([], None)],
+)
+def test_without_flags_a_batch_is_drawn_with_all_weights_on_every_device_as_by_the_command_that_draws(
+    monkeypatch, flags, fsdp
+):
+    compiled = []
+    monkeypatch.setattr(aot, "run", lambda arguments, config, name: compiled.append(config) or 0)
+    monkeypatch.setattr(aot.os, "environ", dict(os.environ))
+    assert aot.main([str(ROOT / "configs" / "next_dit_2b.py"), "--topology", "v6e:2x2", *flags]) == 0
+    assert compiled[0].mesh.fsdp == fsdp
 
 
 @pytest.mark.parametrize(

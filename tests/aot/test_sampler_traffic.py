@@ -22,7 +22,8 @@ OTHERS = 6_000_000
 def test_each_network_call_gathers_the_weights_once_in_bfloat16_and_sends_no_activations(tmp_path):
     file = tmp_path / "found.json"
     command = [sys.executable, "-m", "lumina_jax", "aot", "configs/imagenet_600m.py", "--topology", "v5e:4x4"]
-    command += ["--sampler", "--quick", "--sample.solver", "euler", "--sample.steps", str(STEPS), "--json", str(file)]
+    command += ["--mesh.fsdp", str(CHIPS), "--sampler", "--quick", "--json", str(file)]
+    command += ["--sample.solver", "euler", "--sample.steps", str(STEPS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     print("\n".join(line for line in done.stdout.splitlines() if " of bf16 " in line or "GB" in line))
