@@ -1,4 +1,4 @@
-"""Whether a model has learned a style from a few pictures, and forgotten nothing: python benchmarks/new_style.py emoji
+"""Whether a model has learned a style from a few pictures, and forgotten nothing: python benchmarks/new_style.py RUN ADAPTER NEW
 
 In: a model with its data, an adapter, and a prepared folder in the new style, whose first pictures the adapter learned.
 Draws other names of the folder with the caption that the adapter learned the style by, and captions that the model was
@@ -30,9 +30,9 @@ from lumina_jax.trained import open_run, strength_of
 @dataclass(frozen=True)
 class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
-    adapter: str
+    adapter: Annotated[str, tyro.conf.Positional]
     """FOLDER or FOLDER:STRENGTH."""
-    new: Path
+    new: Annotated[Path, tyro.conf.Positional]
     """The prepared folder of the new style."""
     caption: str = "{name}, {style} style"
     """Of the new style, as the adapter learned it; {style} is the word that the folder has for it."""
