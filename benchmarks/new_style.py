@@ -1,4 +1,4 @@
-"""Whether a model has learned a style from a few pictures, and forgotten nothing: python benchmarks/new_style.py RUN ADAPTER NEW
+"""Has a model learned a style from a few pictures, and forgotten none? python benchmarks/new_style.py RUN ADAPTER NEW
 
 In: a model with its data, an adapter, and a prepared folder in the new style, whose first pictures the adapter learned.
 Draws other names of the folder with the caption that the adapter learned the style by, and captions that the model was
