@@ -17,7 +17,7 @@ install = if [ -t 1 ]; then \
 .PHONY: help setup aot-setup demo test slow aot lint site bench clean
 
 help:
-	@echo "make demo    draw with the model in the package, then train on captioned emoji and draw a sheet (15 minutes)"
+	@echo "make demo    draw with the model in the package, then train on captioned emoji and draw a sheet (10 minutes)"
 	@echo "make test    run the tests"
 	@echo "make slow    run the long tests: fuzzing, a hundred kills, several hosts, races in kernels (hours)"
 	@echo "make aot     compile train steps and kernels for TPUs that are not here"

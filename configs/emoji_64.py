@@ -61,4 +61,5 @@ def get_config() -> Config:
         evaluate_every=1000,
     )
     flow = FlowConfig(prediction="data", loss_weight="velocity", times="lognorm", time_shift=2.0)
-    return dataclasses.replace(base, model=model, flow=flow, data=data, optimizer=optimizer, run=run)
+    sample = base.sample.replace(solver="dpmpp_2m")  # which ends at a picture that the network has predicted
+    return dataclasses.replace(base, model=model, flow=flow, data=data, optimizer=optimizer, sample=sample, run=run)

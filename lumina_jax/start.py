@@ -1,8 +1,9 @@
 """The model of a run that starts from trained weights: theirs, whatever the configuration file describes.
 
 In: a configuration with run.init_from, and the words of the command line. Out: the configuration with the model of that
-folder. How a model is computed (`EXECUTION_FIELDS`) stays as it is configured; a flag that asks for another model is an
-error that names it.
+folder, and with what its outputs mean (`MEANING`). How a model is computed (`EXECUTION_FIELDS`) stays as it is
+configured; a flag that asks for another model is an error that names it. A flag that gives the outputs another meaning
+is followed, as the weights can learn it.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ from lumina_jax.config.model import EXECUTION_FIELDS
 from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, found_model, read_model, read_run, run_folder
 
 LEARNED_WITH = (("text", "encoder"), ("vae", "path"), ("flow", "path"), ("flow", "prediction"))
+MEANING = ("path", "prediction", "loss_weight")
+"""Settings of the flow which say what the outputs of a network are, and which of their errors count."""
 FLAG = re.compile(r"--model\.(no[-_])?([\w-]+)")
 
 
@@ -44,6 +47,7 @@ def with_started_model(config: Config, words: Sequence[str]) -> Config:
     if names := sorted(_differing(config.model, model)):
         said = ", ".join(f"model.{name}={getattr(model, name)!r}" for name in names)
         print(f"the model is the one in {folder}, not that of the configuration: {said}", flush=True)
+    config = _with_meaning(folder, config, words)
     if folder == Path(config.run.init_from):
         for line in _trained_otherwise(folder, config):
             print(line, flush=True)
@@ -63,17 +67,38 @@ def model_folder(config: Config) -> Path | None:
     return None if has_begun and not found_model(start).exists() else Path(start)
 
 
-def _trained_otherwise(folder: Path, config: Config) -> list[str]:
-    """What the weights are used to, and this run does otherwise; a converted folder does not tell."""
+def _with_meaning(folder: Path, config: Config, words: Sequence[str]) -> Config:
+    """The configuration with the meaning of outputs that the folder tells of, unless flags say it."""
+    flags = tuple(f"--flow.{name.replace('_', '-')}" for name in MEANING)
+    if any(word.replace("_", "-").startswith(flags) for word in words) or not (before := _told(folder)):
+        return config
+    meaning = {name: getattr(before.flow, name) for name in MEANING}
+    if names := [name for name in MEANING if getattr(config.flow, name) != meaning[name]]:
+        said = ", ".join(f"flow.{name}={meaning[name]!r}" for name in names)
+        print(f"the outputs of the model mean what they do in {folder}: {said}", flush=True)
+    return config.replace(flow=meaning)
+
+
+def _told(folder: Path) -> Config | None:
+    """The settings of the run whose weights are in a folder; a converted folder does not tell."""
     try:
-        before = read_run(folder)
+        return read_run(folder)
     except ValueError:
-        return []
-    return [
-        f"{folder} was trained with {section}.{name}={old!r}; this run has {new!r}"
-        for section, name in LEARNED_WITH
-        if (old := getattr(getattr(before, section), name)) != (new := getattr(getattr(config, section), name))
-    ]
+        return None
+
+
+def _trained_otherwise(folder: Path, config: Config) -> list[str]:
+    """What the weights are used to, and this run does otherwise."""
+    before = _told(folder)
+    return (
+        []
+        if before is None
+        else [
+            f"{folder} was trained with {section}.{name}={old!r}; this run has {new!r}"
+            for section, name in LEARNED_WITH
+            if (old := getattr(getattr(before, section), name)) != (new := getattr(getattr(config, section), name))
+        ]
+    )
 
 
 def _differing(one: ModelConfig, other: ModelConfig) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lumina_jax.config import Config, MeshConfig, ModelConfig
+from lumina_jax.config import Config, FinetuneConfig, MeshConfig, ModelConfig
 from lumina_jax.config.sample import WeightsName
 from lumina_jax.encoders.configured import encoder_of
 from lumina_jax.generation.pipeline import Pipeline, new_pipeline
@@ -26,7 +26,6 @@ from lumina_jax.models.adapters import (
     adapted,
     adapted_shardings,
     check_base,
-    has_adapters,
     identity,
     joined,
     merged,
@@ -36,7 +35,7 @@ from lumina_jax.models.adapters import (
 )
 from lumina_jax.models.division import one_device_shardings, parameter_shardings
 from lumina_jax.models.precision import abstract_parameters, device_bytes, matrix_type, memory_words, quantised
-from lumina_jax.models.quantised import QuantisedWeight, is_quantised
+from lumina_jax.models.quantised import FORMATS, QuantisedWeight, is_quantised
 from lumina_jax.parallel.mesh import axes_of, check_heads, local_mesh, make_mesh
 from lumina_jax.run import CHECKPOINTS, CONFIG_FILE, checkpoints_of, found_model, read_run, write_config
 from lumina_jax.training.checkpoint import EXECUTION_FIELDS, Checkpoints, changed_fields, check_same_model, located
@@ -85,13 +84,13 @@ def open_run(
         shardings = parameter_shardings(config.model, devices)
     abstract = abstract_parameters(config.model, weights, shardings)
     check_room(abstract)
-    opened = [(open_adapter(one, config.model), strength) for one, strength in adapters]
-    parameters, step = trained_parameters(folder, config, abstract, step)
-    if opened and has_adapters(parameters):
+    if adapters and weights in FORMATS and finetuning_of(folder).has_adapters:
         raise ValueError(
             f"{folder} trained adapters of quantised weights, to which others cannot be added; draw with its base and "
             f"all adapters instead, --adapter {folder} among them"
         )
+    opened = [(open_adapter(one, config.model), strength) for one, strength in adapters]
+    parameters, step = trained_parameters(folder, config, abstract, step)
     parameters = with_adapters(parameters, opened, folder) if opened else parameters
     pipeline = new_pipeline(config, parameters, encoder_of(config), load_autoencoders(config), devices)
     pipeline.step = step
@@ -164,12 +163,12 @@ def check_trained(folder: str | Path, config: Config) -> None:
     check_same_model(read_model(folder), config.model, rule, remedy)
 
 
-def trained_a_part(folder: str | Path) -> bool:
-    """Whether the folder is of a run that trained some parameters of others; a converted one is not."""
+def finetuning_of(folder: str | Path) -> FinetuneConfig:
+    """Which parameters the run in a folder trained; a converted folder does not tell, and counts as all of them."""
     try:
-        return read_run(folder).finetune.is_partial
+        return read_run(folder).finetune
     except ValueError:
-        return False
+        return FinetuneConfig()
 
 
 def check_room(parameters: dict[str, Any]) -> None:

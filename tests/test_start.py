@@ -49,11 +49,26 @@ def test_a_start_with_the_model_of_the_configuration_needs_no_words(folder, caps
 def test_what_the_weights_are_used_to_is_said_where_this_run_differs(folder, capsys):
     before = configured(folder, init_from="").replace(text={"encoder": "google/gemma-2b"}, flow={"prediction": "noise"})
     (folder / "start/config.json").write_text(before.to_json())
-    with_started_model(configured(folder), [])
+    config = configured(folder)
+    assert with_started_model(config, ["--flow.prediction=velocity"]).flow == config.flow
     said = capsys.readouterr().out
     assert "start was trained with text.encoder='google/gemma-2b'; this run has 'minilm'" in said
     assert "start was trained with flow.prediction='noise'; this run has 'velocity'" in said
     assert "vae.path" not in said
+
+
+def test_outputs_mean_what_they_do_where_the_weights_are_from(folder, capsys):
+    learned = {"path": "gvp", "prediction": "data", "loss_weight": "velocity"}
+    before = configured(folder, init_from="").replace(flow={**learned, "time_shift": 2.0})
+    (folder / "start/config.json").write_text(before.to_json())
+    started = with_started_model(configured(folder), ["--model.remat", "none"])
+    assert started.flow == configured(folder).replace(flow=learned).flow  # times are the new run's
+    said = capsys.readouterr().out
+    assert "start: flow.path='gvp', flow.prediction='data', flow.loss_weight='velocity'\n" in said
+    assert "was trained with" not in said
+    begin(started)
+    shutil.rmtree(folder / "start")
+    assert with_started_model(configured(folder), []) == started  # resumed
 
 
 @pytest.mark.parametrize(

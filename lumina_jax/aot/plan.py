@@ -32,6 +32,7 @@ from lumina_jax.chips import Topology
 from lumina_jax.config import Config, MeshConfig
 from lumina_jax.data.batches import row_tokens
 from lumina_jax.flow.ancestral import ANCESTRAL
+from lumina_jax.flow.dpm_solver import DPM_SOLVERS
 from lumina_jax.flow.sde import STOCHASTIC
 from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.generation.extrapolation import Extent
@@ -345,4 +346,4 @@ def drawing_flops(config: Config, load: Load) -> float:
 
 def _calls(solver: str) -> int:
     """Predictions of the network in a step of the solver."""
-    return SOLVERS[solver].calls if solver in SOLVERS else (STOCHASTIC | ANCESTRAL)[solver]
+    return SOLVERS[solver].calls if solver in SOLVERS else (STOCHASTIC | ANCESTRAL | DPM_SOLVERS)[solver]

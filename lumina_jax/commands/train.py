@@ -128,13 +128,13 @@ def metric_writer(config: Config, resumed_step: int) -> Any:
 def check_start(config: Config, *, is_new: bool) -> None:
     """Raises ValueError unless `run.init_from` holds the model of the run, if it is named, or is needed."""
     from lumina_jax.models.quantised import FORMATS
-    from lumina_jax.trained import check_trained, trained_a_part
+    from lumina_jax.trained import check_trained, finetuning_of
 
     if config.finetune.is_partial and not config.run.init_from:
         raise ValueError(
             "finetune trains some parameters of trained weights, but there are none; name them with run.init_from"
         )
-    if config.finetune.base in FORMATS and trained_a_part(config.run.init_from):
+    if config.finetune.base in FORMATS and finetuning_of(config.run.init_from).is_partial:
         raise ValueError(
             f"finetune.base={config.finetune.base!r} quantises whole weights, but run.init_from="
             f"{config.run.init_from!r} holds changes of others; write the whole, lumina convert "

@@ -65,8 +65,10 @@ class FinetuneConfig(Section):
             f"finetune.base={self.base!r} is for a base that does not train, but all parameters do; set finetune.rank "
             "for adapters, or leave it out",
         )
-        has_rank = self.rank is not None or any(":" in entry for entry in self.parameters)
-        require(has_rank or not self.dora, "finetune.dora is a kind of adapters, which need a rank: set finetune.rank")
+        require(
+            self.has_adapters or not self.dora,
+            "finetune.dora is a kind of adapters, which need a rank: set finetune.rank",
+        )
         require(
             not self.dora or self.base in ("float32", "bfloat16"),
             f"finetune.dora needs the lengths of the columns of the base, which finetune.base={self.base!r} does not "
@@ -74,7 +76,7 @@ class FinetuneConfig(Section):
         )
         require(0 <= self.dropout < 1, f"finetune.dropout={self.dropout} must be at least 0 and below 1")
         require(
-            has_rank or not self.dropout,
+            self.has_adapters or not self.dropout,
             f"finetune.dropout={self.dropout} is for adapters, which need a rank: set finetune.rank",
         )
         require(self.alpha is None or self.alpha > 0, f"finetune.alpha={self.alpha} must be positive, or None")
@@ -90,6 +92,11 @@ class FinetuneConfig(Section):
     def is_partial(self) -> bool:
         """Whether some parameters do not train."""
         return bool(self.parameters) or self.rank is not None or self.last_layers is not None
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether any parameters train through adapters."""
+        return self.rank is not None or any(":" in entry for entry in self.parameters)
 
     def scale(self, rank: int) -> float:
         """The factor of adapters of this rank."""

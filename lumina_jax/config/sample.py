@@ -8,7 +8,7 @@ from lumina_jax.config.section import Section, require, require_between
 SolverName = Literal[
     "euler", "midpoint", "heun", "heun3", "rk4", "explicit_adams", "implicit_adams",
     "adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8",
-    "euler_maruyama", "sde_heun", "ddpm", "ddim",
+    "dpmpp_2m", "euler_maruyama", "sde_heun", "ddpm", "ddim",
 ]  # fmt: skip
 DiffusionName = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
 LastStepName = Literal["none", "mean", "tweedie", "euler"]
@@ -28,8 +28,9 @@ class SampleConfig(Section):
     called: ClassVar[str] = "sample."
 
     solver: SolverName = "midpoint"
-    """euler to implicit_adams take sample.steps steps; adaptive_heun to dopri8 choose their steps; euler_maruyama and
-    sde_heun are stochastic; ddpm and ddim are for flow.path='ddpm'. docs/flow-matching.md compares them."""
+    """euler to implicit_adams and dpmpp_2m take sample.steps steps; adaptive_heun to dopri8 choose their steps;
+    euler_maruyama and sde_heun are stochastic; ddpm and ddim are for flow.path='ddpm'. docs/flow-matching.md compares
+    them."""
     steps: int = 30
     """Intervals of the time grid; the adaptive solvers choose their steps and ignore it. Of ddpm and ddim, how many of
     the 1000 steps are taken."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from lumina_jax.config import Config, SampleConfig
 from lumina_jax.encoders.phonemes import check_pitch
-from lumina_jax.flow.ancestral import ANCESTRAL
 from lumina_jax.flow.sde import STOCHASTIC
+from lumina_jax.flow.solvers import SOLVERS
 from lumina_jax.modalities import Shape
 from lumina_jax.seeds import check_seed
 
@@ -124,7 +124,7 @@ def label_of(prompt: str, classes: int) -> int:
 
 def check_reversible(settings: SampleConfig) -> None:
     """Refuse a solver whose path can't be walked back."""
-    if settings.solver in (*STOCHASTIC, *ANCESTRAL):
+    if settings.solver not in SOLVERS:
         kind = "stochastic" if settings.solver in STOCHASTIC else "for denoising alone"
         raise ValueError(
             f"only the probability flow can be walked back, but solver={settings.solver!r} is {kind}; choose an "

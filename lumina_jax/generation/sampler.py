@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.flow import ancestral, ode, paths, sde
+from lumina_jax.flow import ancestral, dpm_solver, ode, paths, sde
 from lumina_jax.flow.adams import Mean
 from lumina_jax.flow.adaptive import SampleNorms, mean_of_rows
 from lumina_jax.flow.likelihood import log_likelihood
@@ -117,7 +117,10 @@ def _walked(
         velocity, times = flow(output, task.config, settings, prompt.time_shift, known)
         times = times[::-1] if backwards else times
         x = tokens.patches if known is None else known.start(times[0])
-        end = ode.integrate(velocity, x, times, **means, **solver_settings(settings))
+        if settings.solver in dpm_solver.DPM_SOLVERS:
+            end = dpm_solver.integrate(velocity, x, times, path=paths.path(task.config.flow.path))
+        else:
+            end = ode.integrate(velocity, x, times, **means, **solver_settings(settings))
         return end if known is None else known.end(end)
 
     return latents_of_patches(_shared(task, local, parameters, tokens, of_samples, prompt), grid, task)

@@ -228,12 +228,6 @@ def unadapted(parameters: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(one, parameters, is_leaf=lambda node: isinstance(node, LowRank))
 
 
-def has_adapters(parameters: dict[str, Any]) -> bool:
-    """Whether a network's tree has adapters beside some of its weights."""
-    is_adapted = lambda node: isinstance(node, LowRank)  # noqa: E731
-    return any(map(is_adapted, jax.tree.leaves(parameters, is_leaf=is_adapted)))
-
-
 def without_adapters(parameters: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """The base as a tree of the same form as a network's, whose adapters change nothing: both need one program."""
 

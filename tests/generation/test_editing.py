@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.flow import paths
+from lumina_jax.flow import dpm_solver, paths
 from lumina_jax.flow.ancestral import spaced_steps
 from lumina_jax.generation.editing import KnownPath
 from lumina_jax.generation.originals import normalized_channels, originals
@@ -73,6 +73,8 @@ def test_what_is_kept_leads_what_is_drawn_along_its_path():
     np.testing.assert_array_equal(found[..., 0], SOURCE[..., 0])
     expected = NOISE + (SOURCE + NOISE)[..., :1] / 2
     np.testing.assert_allclose(found[..., 1:], expected[..., 1:], rtol=1e-5, atol=1e-5)
+    by_data = dpm_solver.integrate(drift, known.start(times[0]), times, path=known.path)
+    np.testing.assert_allclose(by_data[..., 0], SOURCE[..., 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(drift(jnp.float32(0.3), found, None)[..., 0], (SOURCE - NOISE)[..., 0], rtol=1e-6)
 
 

@@ -35,7 +35,8 @@ def pair():
 
 
 SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("midpoint", "bosh3", "euler_maruyama", "explicit_adams")
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("midpoint", "bosh3", "euler_maruyama", "explicit_adams", "dpmpp_2m")
 ]
 
 

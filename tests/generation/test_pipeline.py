@@ -161,6 +161,7 @@ def test_guidance_one_is_the_network_without_guidance(pipeline):
         ("heun", "vp", "velocity"),
         ("rk4", "linear", "noise"),
         ("dopri5", "linear", "velocity"),
+        ("dpmpp_2m", "linear", "data"),
         ("euler_maruyama", "vp", "score"),
         ("sde_heun", "linear", "velocity"),
     ],
@@ -202,9 +203,10 @@ def test_the_density_of_an_untrained_model_is_that_of_its_noise():
     np.testing.assert_allclose(found, -0.5 * (x**2 + np.log(2 * np.pi)).sum(axis=(1, 2, 3, 4)), rtol=1e-5)
 
 
-def test_a_stochastic_path_cannot_be_walked_back(pipeline):
-    with pytest.raises(ValueError, match="solver='sde_heun' is stochastic; choose an ODE solver"):
-        pipeline.invert(np.zeros((1, *LATENTS)), ["cat"], SampleConfig(solver="sde_heun"))
+@pytest.mark.parametrize(("solver", "kind"), [("sde_heun", "stochastic"), ("dpmpp_2m", "for denoising alone")])
+def test_a_path_of_noise_or_of_predicted_data_cannot_be_walked_back(pipeline, solver, kind):
+    with pytest.raises(ValueError, match=f"solver='{solver}' is {kind}; choose an ODE solver"):
+        pipeline.invert(np.zeros((1, *LATENTS)), ["cat"], SampleConfig(solver=solver))
 
 
 def test_pictures_of_other_sizes_than_those_of_training_are_drawn_with_scaled_rotary_embedding(pipeline):
