@@ -12,6 +12,7 @@ from lumina_jax.config.flow import LossWeightName, PathName, PredictionName, Tim
 from lumina_jax.config.sample import EVEN_GRID, DiffusionName, LastStepName, SolverName
 from lumina_jax.flow import paths, sde, timesteps
 from lumina_jax.flow.ancestral import ANCESTRAL
+from lumina_jax.flow.dpm_solver import DPM_SOLVERS
 from lumina_jax.flow.losses import WEIGHTINGS
 from lumina_jax.flow.solvers import SOLVERS
 
@@ -19,7 +20,8 @@ from lumina_jax.flow.solvers import SOLVERS
 def test_every_solver_can_be_chosen_under_one_name():
     aliases = {"heun2": "heun", "fixed_adams": "implicit_adams"}
     assert all(SOLVERS[alias] == SOLVERS[name] for alias, name in aliases.items())
-    assert set(get_args(SolverName)) == (SOLVERS.keys() - aliases.keys()) | sde.STOCHASTIC.keys() | ANCESTRAL.keys()
+    others = sde.STOCHASTIC.keys() | ANCESTRAL.keys() | DPM_SOLVERS.keys()
+    assert set(get_args(SolverName)) == (SOLVERS.keys() - aliases.keys()) | others
     assert set(config_sample.ANCESTRAL) == ANCESTRAL.keys()
     assert set(EVEN_GRID) == {name for name in get_args(SolverName) if name in SOLVERS and SOLVERS[name].method is None}
 
