@@ -1,5 +1,6 @@
 """Headless Chromium that uses the page as a person does."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -54,11 +55,14 @@ class Browser:
             return found[0] if found else None
 
     def until(self, condition, what):
-        """Wait for a condition; returns what it gives."""
+        """Wait for a condition; returns what it gives. It may look at elements that the page replaces meanwhile."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            if found := condition():
-                return found
+            with contextlib.suppress(StaleElementReferenceException):
+                if found := condition():
+                    return found
             time.sleep(0.05)
         raise AssertionError(f"waited {PATIENCE:.0f} s for this: {what}; the state is {self.state()!r}")
 
