@@ -6,6 +6,7 @@ of the runs every few seconds and writes nothing. Other computers see it only wi
 """
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,7 @@ class Arguments:
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=words, prog="lumina watch", description=__doc__)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors come back as exceptions, which we report
     with reported():
         server = opened(arguments)
         print(f"watching {len(arguments.runs)} runs at {server.address} (Ctrl-C ends)", flush=True)

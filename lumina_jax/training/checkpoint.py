@@ -264,10 +264,10 @@ def located(folder: str | Path) -> epath.Path:
         return epath.Path(Path(folder).absolute())
     if scheme not in FILE_SYSTEMS:
         known = " or ".join(f"{name}://" for name in FILE_SYSTEMS)
-        raise ValueError(f"checkpoints go into a local folder, or to {known}, but not to {str(folder)!r}")
+        raise ValueError(f"folders are local, or URLs that begin with {known}, but {str(folder)!r} is neither")
     package, command = FILE_SYSTEMS[scheme]
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"checkpoints in {folder} need {package}; {command}")
+        raise ValueError(f"{folder} needs the package {package}; {command}")
     return epath.Path(folder)
 
 

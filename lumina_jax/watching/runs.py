@@ -6,6 +6,7 @@ writes, and a line that cannot be read is left out and said.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,11 +16,11 @@ from jaxtyping import Float
 from lumina_jax.config import Config
 from lumina_jax.documents import parse_json
 from lumina_jax.run import CONFIG_FILE
-from lumina_jax.training.checkpoint import located
 from lumina_jax.training.metrics import METRICS_FILE, RENAMED
+from lumina_jax.watching.files import RunFiles
 
 SAMPLES_FOLDER = "samples"
-SHEETS = "step_*.png"
+SHEET = re.compile(r"step_(\d+)\.png", re.ASCII)
 MOST_POINTS = 4000
 """Points of a curve on the page; of a longer one, each point is the mean of several."""
 MOST_PROBLEMS = 3
@@ -51,12 +52,13 @@ class WatchedRun:
     """The folder of a run that is read while it trains.
 
     Raises:
-      ValueError: the folder has neither config.json nor metrics.jsonl, or its URL cannot be read.
+      ValueError: the folder has neither config.json nor metrics.jsonl, or nothing reads such URLs.
+      OSError: a bucket does not answer, or not without other credentials.
     """
 
     def __init__(self, folder: str):
-        self.folder = located(folder)
-        if not any((self.folder / name).exists() for name in (CONFIG_FILE, METRICS_FILE)):
+        self._files = RunFiles(folder)
+        if not any(self._files.has(name) for name in (CONFIG_FILE, METRICS_FILE)):
             raise ValueError(
                 f"{folder} is not the folder of a run: it has neither {CONFIG_FILE} nor {METRICS_FILE}; name a run, "
                 "such as runs/emoji"
@@ -64,25 +66,25 @@ class WatchedRun:
         self.points: list[Point] = []
         self._unread: list[str] = []
         self._offset, self._tail, self._lines = 0, b"", 0
+        self._config: bytes | None = None
+
+    @property
+    def folder(self) -> str:
+        return self._files.folder
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.rpartition("/")[2]
 
-    def read(self) -> None:
+    def read_metrics(self) -> None:
         """Read what was appended to metrics.jsonl; the last line only when it is whole."""
-        file = self.folder / METRICS_FILE
-        if not file.exists():
+        content = self._files.end(METRICS_FILE, self._offset - len(self._tail))
+        if content is not None and not content.startswith(self._tail):
+            self.points, self._unread = [], []
+            self._offset, self._tail, self._lines = 0, b"", 0
+            content = self._files.end(METRICS_FILE, 0)
+        if content is None:
             return
-        start = self._offset - len(self._tail)
-        with file.open("rb") as opened:
-            opened.seek(start)
-            content = opened.read()
-            if not content.startswith(self._tail):
-                self.points, self._unread = [], []
-                self._offset, self._tail, self._lines, start = 0, b"", 0, 0
-                opened.seek(0)
-                content = opened.read()
         added = content[len(self._tail) :]
         whole = added[: added.rfind(b"\n") + 1]
         for line in whole.splitlines():
@@ -108,29 +110,31 @@ class WatchedRun:
 
     def sheets(self) -> list[Sheet]:
         """The sheets of samples by step."""
-        names = [file.name for file in (self.folder / SAMPLES_FOLDER).glob(SHEETS)]
-        numbered = [(name.removeprefix("step_").removesuffix(".png"), name) for name in names]
-        sheets = [Sheet(int(number), name) for number, name in numbered if number.isdecimal()]
+        found = map(SHEET.fullmatch, self._files.names(SAMPLES_FOLDER))
+        sheets = [Sheet(int(match[1]), match[0]) for match in found if match]
         return sorted(sheets, key=lambda sheet: sheet.step)
 
     def sheet(self, name: str) -> bytes | None:
         """The PNG file of a sheet; None: there is none of this name."""
         if name not in {sheet.name for sheet in self.sheets()}:
             return None
-        content: bytes = (self.folder / SAMPLES_FOLDER / name).read_bytes()
-        return content
+        return self._files.content(f"{SAMPLES_FOLDER}/{name}")
+
+    def read_config(self) -> None:
+        """Read config.json, if it is there."""
+        self._config = self._files.content(CONFIG_FILE)
 
     def settings(self) -> dict[str, str]:
-        """The settings of config.json by dotted names, as text."""
-        file = self.folder / CONFIG_FILE
-        return _flat(parse_json(file.read_bytes(), dict[str, Any], str(file))) if file.exists() else {}
+        """The settings of config.json by dotted names, as text. Raises ValueError: it is damaged."""
+        if self._config is None:
+            return {}
+        return _flat(parse_json(self._config, dict[str, Any], f"{self.folder}/{CONFIG_FILE}"))
 
     def steps(self) -> int | None:
         """The steps after which the run ends; None: its configuration cannot be read."""
-        file = self.folder / CONFIG_FILE
         try:
-            return Config.from_json(file.read_bytes(), str(file)).run.steps
-        except (ValueError, OSError):
+            return Config.from_json(self._config or b"").run.steps
+        except ValueError:
             return None
 
     def _take(self, line: bytes) -> None:

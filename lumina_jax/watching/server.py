@@ -57,7 +57,7 @@ class WatchServer(ThreadingHTTPServer):
         """All that the page shows besides sheets, as JSON."""
         with self._reading:
             names = [run.name for run in self.runs]
-            shown = [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, self.runs)]
+            shown = [name if names.count(name) == 1 else run.folder for name, run in zip(names, self.runs)]
             states = [{"name": name, **_state(run)} for name, run in zip(shown, self.runs)]
             return json.dumps({"runs": states}, allow_nan=False).encode()
 
@@ -73,10 +73,11 @@ def _state(run: WatchedRun) -> dict[str, Any]:
             problems.append(str(error))
             return otherwise
 
-    read(run.read, None)
+    read(run.read_metrics, None)
+    read(run.read_config, None)
     sheets = read(run.sheets, [])
     return {
-        "folder": str(run.folder),
+        "folder": run.folder,
         "steps": run.steps(),
         "curves": run.curves(),
         "sheets": [{"step": sheet.step, "name": sheet.name} for sheet in sheets],
@@ -102,10 +103,8 @@ class _Page(BaseHTTPRequestHandler):
             self._send(_plotly(), "text/javascript; charset=utf-8")
         elif path == "/state":
             self._send(self.server.state(), "application/json")
-        elif (sheet := self._sheet(path)) is not None:
-            self._send(sheet, "image/png")
         else:
-            self._refuse(Refusal(HTTPStatus.NOT_FOUND, "there is no such page"))
+            self._send_sheet(path)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Requests are not printed."""
@@ -119,6 +118,17 @@ class _Page(BaseHTTPRequestHandler):
             time.sleep(GUESS_SECONDS)
         self._refuse(refusal)
         return False
+
+    def _send_sheet(self, path: str) -> None:
+        try:
+            sheet = self._sheet(path)
+        except OSError as error:
+            self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+            return
+        if sheet is None:
+            self._refuse(Refusal(HTTPStatus.NOT_FOUND, "there is no such page"))
+        else:
+            self._send(sheet, "image/png")
 
     def _sheet(self, path: str) -> bytes | None:
         """The sheet of /sheet/RUN/NAME, where RUN is the number of a run."""

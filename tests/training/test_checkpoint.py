@@ -242,7 +242,7 @@ def test_a_step_or_folder_that_is_not_there_is_refused(tmp_path):
 
 def test_a_url_needs_what_reads_it_and_a_run_may_keep_its_checkpoints_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"gs://bucket/run need gcsfs; pip install 'lumina_jax\[gcs\]'"):
+    with pytest.raises(ValueError, match=r"gs://bucket/run needs the package gcsfs; pip install 'lumina_jax\[gcs\]'"):
         Checkpoints("gs://bucket/run")
     assert checkpoints_of(tmp_path) == str(tmp_path / "checkpoints")
     (tmp_path / "config.json").write_text(CONFIG.to_json())
@@ -302,10 +302,10 @@ def test_settings_of_execution_and_training_may_change_on_resume():
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("foo://bucket/run", r"to gs:// or s3://, but not to 'foo://bucket/run'"),
-        ("file:///tmp/run", "but not to 'file:///tmp/run'"),
-        ("gs://bucket/run", r"need gcsfs; pip install 'lumina_jax\[gcs\]'"),
-        ("s3://bucket/run", "need s3fs; pip install s3fs"),
+        ("foo://bucket/run", r"begin with gs:// or s3://, but 'foo://bucket/run' is neither"),
+        ("file:///tmp/run", "but 'file:///tmp/run' is neither"),
+        ("gs://bucket/run", r"needs the package gcsfs; pip install 'lumina_jax\[gcs\]'"),
+        ("s3://bucket/run", "needs the package s3fs; pip install s3fs"),
     ],
 )
 def test_urls_that_nothing_reads_are_refused(url, reason, monkeypatch):

@@ -72,7 +72,7 @@ def answer(address, **headers):
 
 
 def steps_of(run, metric="loss"):
-    run.read()
+    run.read_metrics()
     return run.curves().get(metric, {"steps": []})["steps"]
 
 
@@ -93,7 +93,7 @@ def test_a_run_is_followed_while_it_trains_and_after_it_resumed(tmp_path):
     resumed.write(2, {"loss": float("nan"), "samples": 8})
     resumed.write(5, {"loss": 1.0, "samples": 4})
     resumed.close()
-    run.read()
+    run.read_metrics()
     assert run.curves()["loss"] == {"steps": [1, 2, 5], "seen": [8, 16, 28], "values": [3.0, None, 1.0], "every": 1}
     assert run.problems == []
 
@@ -136,7 +136,7 @@ def test_numbers_that_are_too_large_leave_the_page_readable(tmp_path):
     lines = ['{"step": 1, "samples": 4}', '{"step": 9, "samples": 1e308, "loss": 1e999}', '{"step": 10, "samples": -4}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "samples": 4}']) + "\n")
     run = WatchedRun(str(tmp_path))
-    run.read()
+    run.read_metrics()
     assert run.curves()["samples"]["seen"] == [4, 4, 4, 4], "what was seen never becomes less or infinite"
     assert run.curves()["loss"]["values"] == [None]
 
@@ -144,7 +144,7 @@ def test_numbers_that_are_too_large_leave_the_page_readable(tmp_path):
 def test_of_many_damaged_lines_the_first_are_said(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("x\n" * 100)
     run = WatchedRun(str(tmp_path))
-    run.read()
+    run.read_metrics()
     assert len(run.problems) == 4
     assert run.problems[-1] == "97 more lines of metrics.jsonl cannot be read"
 
@@ -154,7 +154,7 @@ def test_a_long_curve_is_drawn_by_means(tmp_path):
     lines = [json.dumps({"step": step, "loss": float(step)}) for step in range(1, count + 1)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     run = WatchedRun(str(tmp_path))
-    run.read()
+    run.read_metrics()
     curve = run.curves()["loss"]
     assert curve["every"] == 3
     assert curve["steps"][:2] == [3, 6]
