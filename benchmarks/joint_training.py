@@ -20,7 +20,7 @@ from lumina_jax.config_files import load_config
 from lumina_jax.data.batches import Stream
 from lumina_jax.data.sources import open_source
 from lumina_jax.run import run_folder
-from lumina_jax.training.metrics import MODALITY_LOSS, read_metrics
+from lumina_jax.training.jsonl import read_metrics
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 COUNTED = 50
@@ -85,7 +85,7 @@ def train(config: Config) -> None:
 def last_loss(config: Config, name: str) -> float:
     """Mean over the last tenth of the steps."""
     lines = [line for line in read_metrics(run_folder(config)) if line["step"] > 0.9 * config.run.steps]
-    return float(np.mean([line[MODALITY_LOSS + name] for line in lines]))
+    return float(np.mean([line[f"loss/{name}"] for line in lines]))
 
 
 if __name__ == "__main__":

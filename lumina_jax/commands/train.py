@@ -122,7 +122,7 @@ def metric_writer(config: Config, resumed_step: int) -> Any:
     folder = run_folder(config)
     with written_to(folder, "metrics", "run.root"):
         folder.mkdir(parents=True, exist_ok=True)
-    return MetricWriter(folder, resumed_step=resumed_step, trackers=new_trackers(config, folder, resumed_step))
+    return MetricWriter(new_trackers(config, folder, resumed_step))
 
 
 def check_start(config: Config, *, is_new: bool) -> None:

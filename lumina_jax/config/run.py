@@ -19,7 +19,7 @@ class RunConfig(Section):
     name: str = "run"
     """Folder of the run in run.root."""
     root: str = "runs"
-    """The run writes to root/name: config.json, checkpoints/, metrics.jsonl, samples/, and what run.trackers write."""
+    """The run writes to root/name: config.json, checkpoints/, samples/, and what run.jsonl and run.trackers ask for."""
     checkpoints: str = ""
     """Another folder for the checkpoints, such as gs://bucket/name; nothing: in the run's folder."""
     init_from: str = ""
@@ -48,6 +48,8 @@ class RunConfig(Section):
     patience: int | None = None
     """Stop when the held-out loss was not lower than before at this number of measurements, one after another; the
     checkpoint of the lowest loss is kept, and what is drawn from the run comes from it. None: never."""
+    jsonl: bool = True
+    """Write metrics.jsonl, the curves that `lumina watch` shows. A run resumes without it."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Programs that show the run besides its folder: tensorboard, wandb (Weights & Biases), or none of them."""
     profile: str = ""

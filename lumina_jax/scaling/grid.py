@@ -118,6 +118,7 @@ class ScalingGrid:
             "name": cell.name, "root": str(folder / RUNS_FOLDER), "steps": cell.steps, "seed": cell.seed,
             "log_every": -(-cell.steps // REPORTS), "checkpoint_every": -(-cell.steps // CHECKPOINTS_OF_A_RUN),
             "keep_checkpoints": 1, "keep_every": None, "checkpoints": "", "sample_every": None, "profile": "",
+            "jsonl": True,  # from which the results are read
             "evaluate_every": -(-cell.steps // max(1, self.curve)),
         }  # fmt: skip
         return config.replace(

@@ -26,7 +26,8 @@ from lumina_jax.documents import read_json
 from lumina_jax.run import CONFIG_FILE, read_run
 from lumina_jax.scaling.grid import RUNS_FILE, RUNS_FOLDER, GridCell, ScalingGrid, write_whole
 from lumina_jax.scaling.pictures import read_pictures
-from lumina_jax.training.metrics import HELD_OUT_LOSS, TRAINED_ON_LOSS, read_metrics
+from lumina_jax.training.jsonl import read_metrics
+from lumina_jax.training.metrics import HELD_OUT_LOSS, TRAINED_ON_LOSS
 
 RESULT_FILE, FAILED_FILE, LOG_FILE = "result.json", "FAILED.jsonl", "log.txt"
 LAST_REPORTS = 5
@@ -54,7 +55,7 @@ def run_folder_of(folder: Path, cell: GridCell) -> Path:
 def settings_digest(config: Config) -> str:
     """A digest of what is trained, wherever the grid lies."""
     sections = {name: value for name, value in dataclasses.asdict(config).items() if name not in EXECUTION}
-    sections["run"] = {name: value for name, value in sections["run"].items() if name != "root"}
+    sections["run"] = {name: value for name, value in sections["run"].items() if name not in ("root", "jsonl")}
     return hashlib.blake2b(json.dumps(sections, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -1,31 +1,21 @@
-"""Metrics of a run: curves on disk, progress on the terminal.
+"""Metrics of a run: what its trackers get, and progress on the terminal.
 
-In: the metrics of a step. Out: `metrics.jsonl` (one JSON object a line), what the trackers show, and a progress bar, or
-plain lines if the output is not a terminal. A run that resumes continues its curves: lines of later
-steps than the one from which it resumes are removed first, so that no step appears twice.
+In: the metrics of a step. Out: what the trackers record and show (`trackers.py`), and a progress bar, or plain lines if
+the output is not a terminal.
 """
 
-import json
-import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsFloat
 
 import numpy as np
 from jaxtyping import UInt8
 
-from lumina_jax.failures import written_to
 from lumina_jax.progress import duration
-from lumina_jax.training.logs import GrowingFile
 from lumina_jax.training.trackers import Tracker
 
-METRICS_FILE = "metrics.jsonl"
 SAMPLES_PER_SECOND = "samples_per_second"
-RENAMED = {"images_per_second": SAMPLES_PER_SECOND}
-"""Names in the files of older runs, and the names that they have now."""
 HELD_OUT_LOSS, TRAINED_ON_LOSS = "held_out_loss", "trained_on_loss"
 """The loss at fixed times and noise, of samples held out, or of samples trained on where none is held out."""
 LABELS = {"loss": "loss", "gradient_norm": "gradient", HELD_OUT_LOSS: "held out", TRAINED_ON_LOSS: "trained on"}
@@ -39,45 +29,21 @@ ESTIMATE_AFTER, LONG = 5.0, 60.0
 
 
 class MetricWriter:
-    """Appends the metrics of a run to metrics.jsonl in `folder`, and hands them to trackers.
+    """Tells the trackers of a run what it measures and draws."""
 
-    Once the file is open, no error of the disk stops it (`logs.py`).
-
-    Args:
-      folder: the folder of the run; created if missing.
-      resumed_step: the step from which the run continues; lines of later steps are removed.
-      trackers: what else shows the run (`trackers.py`).
-
-    Raises:
-      ValueError: a line of metrics.jsonl before the last is not JSON.
-      OSError: the folder cannot be written to.
-    """
-
-    def __init__(self, folder: str | Path, *, resumed_step: int = 0, trackers: Sequence[Tracker] = ()):
-        folder = Path(folder)
-        path = folder / METRICS_FILE
-        with written_to(folder, "metrics", "run.root"):
-            folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                _drop_after(path, resumed_step)
-        self._lines = GrowingFile(path, "metrics")
+    def __init__(self, trackers: Sequence[Tracker]):
         self._trackers = trackers
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Write a line, in which a number that is not finite is null, and tell the trackers."""
         numbers = {name: float(value) for name, value in metrics.items()}
-        line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._lines.write((json.dumps({"step": step, **line}) + "\n").encode())
         for tracker in self._trackers:
             tracker.write(step, numbers)
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Show a picture in the trackers."""
         for tracker in self._trackers:
             tracker.image(step, name, pixels)
 
     def close(self) -> None:
-        self._lines.close()
         for tracker in self._trackers:
             tracker.close()
 
@@ -214,38 +180,6 @@ class Progress:
         left = time_per_step * (self._total - step)
         if left >= LONG:
             self.note(f"{time_per_step:.2g} s a step: about {duration(left)} to step {self._total}")
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl as dictionaries, with the names that metrics have now."""
-    lines = map(json.loads, (Path(folder) / METRICS_FILE).read_text().splitlines())
-    return [{RENAMED.get(name, name): value for name, value in line.items()} for line in lines]
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Remove lines of later steps and an incomplete last line from the file, atomically. If they are its end, as usual,
-    that needs no space on the disk."""
-    text = path.read_text()
-    lines = text.splitlines()
-    kept = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            line_step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            if number == len(lines):  # the process was killed while it wrote
-                continue
-            raise ValueError(
-                f"each line of {path} must be a JSON object with a step, but line {number} is {line[:80]!r}; "
-                "correct or delete that line"
-            ) from error
-        if line_step <= step:
-            kept.append(line + "\n")
-    if text.startswith("".join(kept)):
-        os.truncate(path, len("".join(kept).encode()))
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
 
 
 def _bar(console: Any) -> Any:

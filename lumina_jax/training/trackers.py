@@ -1,7 +1,7 @@
-"""Programs that show a run besides the files of its own folder: TensorBoard, Weights & Biases.
+"""What records and shows a run besides its samples: metrics.jsonl, TensorBoard, Weights & Biases, each or none of them.
 
 In: the metrics of a step, or a picture. A new one is a class with the methods of `Tracker` and a line in
-`new_trackers`. metrics.jsonl is no tracker: a run that resumes, `lumina watch` and `lumina scaling` read it.
+`new_trackers`.
 """
 
 import importlib.util
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lumina_jax.config import Config
+from lumina_jax.training.jsonl import Jsonl
 from lumina_jax.training.logs import GrowingFile, record
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -26,7 +27,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What shows a run. No error of the disk or the network in these methods stops the training."""
+    """What records or shows a run. No error of the disk or the network in these methods stops the training."""
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Metrics of a step; numbers may be NaN or infinite."""
@@ -43,17 +44,19 @@ def check_trackers(config: Config) -> None:
 
 
 def new_trackers(config: Config, folder: Path, resumed_step: int) -> list[Tracker]:
-    """The trackers that `run.trackers` names.
+    """The trackers for which `run.jsonl` and `run.trackers` ask.
 
     Args:
       folder: the folder of the run.
       resumed_step: the step from which the run continues.
     """
     made: dict[str, Any] = {
+        "jsonl": lambda: Jsonl(folder, resumed_step=resumed_step),
         "tensorboard": lambda: TensorBoard(folder, resumed_step=resumed_step),
         "wandb": lambda: WeightsAndBiases(config, folder),
     }
-    return [made[name]() for name in dict.fromkeys(config.run.trackers)]
+    jsonl = ("jsonl",) if config.run.jsonl else ()
+    return [made[name]() for name in dict.fromkeys((*jsonl, *config.run.trackers))]
 
 
 class TensorBoard:

@@ -1,8 +1,8 @@
 """The files in the folder of a run, local or in a bucket, as they are at this moment.
 
-In: a folder, or a URL such as gs://bucket/runs/emoji. Out: names, whole files, and ends of files. fsspec reads buckets. It
-would remember listings, in which no file grows and no new one appears, so it is told not to. Whatever the storage's
-client raises is an OSError here. Nothing here writes.
+In: a folder, or a URL such as gs://bucket/runs/emoji. Out: names, whole files, and ends of files. fsspec reads them. Of
+a bucket it would remember listings, in which no file grows and no new one appears, so it is told not to. Whatever the
+client of a bucket raises is an OSError here. Nothing here writes.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ class RunFiles:
         except Exception as error:
             if "://" not in self.folder:
                 raise
-            reason = f"{error}".strip() or type(error).__name__
+            reason = " ".join(f"{error}".split()) or type(error).__name__
             raise OSError(
                 f"{self._path(name)} cannot be read ({reason}); check the URL, the network and the credentials "
                 "(docs/watching.md says which)"

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lumina_jax.config import Config
+from lumina_jax.config import Config, RunConfig
 from lumina_jax.documents import parse_json
 from lumina_jax.run import CONFIG_FILE
-from lumina_jax.training.metrics import METRICS_FILE, RENAMED
+from lumina_jax.training.jsonl import METRICS_FILE, RENAMED
 from lumina_jax.watching.files import RunFiles
 
 SAMPLES_FOLDER = "samples"
@@ -95,10 +95,12 @@ class WatchedRun:
 
     @property
     def problems(self) -> list[str]:
-        """Which lines could not be read, and why; of many, the first ones and how many more."""
+        """Why there are no curves; which lines could not be read, and why; of many, the first and how many more."""
+        run = self._run()
+        off = [f"run.jsonl is off: this run writes no {METRICS_FILE}, from which the curves are read"]
         more = len(self._unread) - MOST_PROBLEMS
         rest = [f"{more} more lines of {METRICS_FILE} cannot be read"] if more > 0 else []
-        return self._unread[:MOST_PROBLEMS] + rest
+        return (off if run is not None and not run.jsonl else []) + self._unread[:MOST_PROBLEMS] + rest
 
     def curves(self) -> dict[str, dict[str, Any]]:
         """For each metric its steps, the samples seen until then and its values, None where not finite.
@@ -132,8 +134,12 @@ class WatchedRun:
 
     def steps(self) -> int | None:
         """The steps after which the run ends; None: its configuration cannot be read."""
+        run = self._run()
+        return None if run is None else run.steps
+
+    def _run(self) -> RunConfig | None:
         try:
-            return Config.from_json(self._config or b"").run.steps
+            return Config.from_json(self._config or b"").run
         except ValueError:
             return None
 

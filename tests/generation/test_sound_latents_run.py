@@ -33,7 +33,7 @@ from lumina_jax.modalities import Shape, load_autoencoders, modalities_of_source
 from lumina_jax.modalities.decoding.media import LatentDistribution
 from lumina_jax.modalities.sound_latents import SoundLatents
 from lumina_jax.models.flag_dit import abstract_model
-from lumina_jax.training.metrics import read_metrics
+from lumina_jax.training.jsonl import read_metrics
 from tests.data.numbered import Lookup
 from tests.encoders.sound_layout import CHANNELS, random_tensors, random_vocoder
 from tests.encoders.sound_layout import VAE as SOME_VAE

@@ -25,7 +25,7 @@ from lumina_jax.modalities import MODALITY_OF_MEDIA, modality_of
 from lumina_jax.modalities.decoding.media import Sound
 from lumina_jax.modalities.files.png import read_png_metadata
 from lumina_jax.run import read_run
-from lumina_jax.training.metrics import read_metrics
+from lumina_jax.training.jsonl import read_metrics
 
 ROOT = Path(__file__).parents[2]
 MODULE, _, SCRIPT = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add-a-modality.md").read_text(), re.DOTALL)

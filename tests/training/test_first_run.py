@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lumina_jax.training.metrics import read_metrics
+from lumina_jax.training.jsonl import read_metrics
 from tests.training.processes import training, training_here
 from tests.training.tiny import label_config
 

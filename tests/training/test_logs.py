@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lumina_jax.failures import written_to
+from lumina_jax.training.jsonl import Jsonl, read_metrics
 from lumina_jax.training.logs import GrowingFile
-from lumina_jax.training.metrics import MetricWriter, read_metrics
 from tests.training.test_metrics import events, with_tensorboard
 
 
@@ -50,7 +50,7 @@ def test_metrics_go_on_over_a_full_disk_and_are_whole_when_there_is_space_again(
 
 
 def test_a_run_that_ends_while_the_disk_is_full_says_what_is_lost(tmp_path, capsys):
-    writer = MetricWriter(tmp_path)
+    writer = Jsonl(tmp_path, resumed_step=0)
     with Limited(0):
         writer.write(1, {"loss": 1.0})
         writer.close()
@@ -58,12 +58,12 @@ def test_a_run_that_ends_while_the_disk_is_full_says_what_is_lost(tmp_path, caps
 
 
 def test_a_run_resumes_its_curves_on_a_full_disk(tmp_path, capsys):
-    writer = MetricWriter(tmp_path)
+    writer = Jsonl(tmp_path, resumed_step=0)
     for step in (1, 2, 3):
         writer.write(step, {"loss": 1.0})
     writer.close()
     with Limited(0):
-        MetricWriter(tmp_path, resumed_step=2).close()
+        Jsonl(tmp_path, resumed_step=2).close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lumina_jax.progress import duration
-from lumina_jax.training import metrics
-from lumina_jax.training.metrics import MetricWriter, Progress, Speed, read_metrics
+from lumina_jax.training.jsonl import METRICS_FILE, Jsonl, read_metrics
+from lumina_jax.training.metrics import MetricWriter, Progress, Speed
 from lumina_jax.training.trackers import TENSORBOARD_FOLDER, TensorBoard
 
 
@@ -37,8 +37,7 @@ def events(folder):
 
 
 def with_tensorboard(folder, resumed_step=0):
-    trackers = [TensorBoard(folder, resumed_step=resumed_step)]
-    return MetricWriter(folder, resumed_step=resumed_step, trackers=trackers)
+    return MetricWriter([Jsonl(folder, resumed_step=resumed_step), TensorBoard(folder, resumed_step=resumed_step)])
 
 
 def write_steps(folder, steps, resumed_step=0, offset=0.0):
@@ -49,7 +48,7 @@ def write_steps(folder, steps, resumed_step=0, offset=0.0):
 
 
 def test_metrics_are_lines_of_json_with_their_step(tmp_path):
-    writer = MetricWriter(tmp_path)
+    writer = MetricWriter([Jsonl(tmp_path, resumed_step=0)])
     writer.write(10, {"loss": np.float32(0.5), "learning_rate": 1e-4})
     assert read_metrics(tmp_path) == [{"step": 10, "loss": 0.5, "learning_rate": 1e-4}], "must be there before close"
     writer.close()
@@ -72,7 +71,7 @@ def test_a_run_that_starts_again_at_step_0_drops_the_old_curve(tmp_path):
 
 def test_a_line_torn_by_a_kill_is_dropped(tmp_path):
     write_steps(tmp_path, [10, 20])
-    with (tmp_path / metrics.METRICS_FILE).open("a") as file:
+    with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 30, "lo')
     write_steps(tmp_path, [30], resumed_step=20)
     assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20, 30]
@@ -80,17 +79,17 @@ def test_a_line_torn_by_a_kill_is_dropped(tmp_path):
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     write_steps(tmp_path, [10, 20])
-    path = tmp_path / metrics.METRICS_FILE
+    path = tmp_path / METRICS_FILE
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(ValueError, match=r"metrics.jsonl must be a JSON object with a step, but line 1 is 'nonsense'"):
-        MetricWriter(tmp_path, resumed_step=20)
+        Jsonl(tmp_path, resumed_step=20)
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    writer = MetricWriter(tmp_path)
+    writer = MetricWriter([Jsonl(tmp_path, resumed_step=0)])
     writer.write(1, {"loss": float("nan"), "gradient_norm": float("inf")})
     writer.close()
-    line = (tmp_path / metrics.METRICS_FILE).read_text()
+    line = (tmp_path / METRICS_FILE).read_text()
     assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "loss": None, "gradient_norm": None}
 
 
@@ -201,7 +200,7 @@ def test_the_last_line_of_a_bar_stays_with_its_loss(monkeypatch, capsys):
 
 
 def test_metrics_of_older_runs_are_read_under_their_names_of_now(tmp_path):
-    (tmp_path / metrics.METRICS_FILE).write_text('{"step": 1, "images_per_second": 32.0}\n')
+    (tmp_path / METRICS_FILE).write_text('{"step": 1, "images_per_second": 32.0}\n')
     write_steps(tmp_path, [2], resumed_step=1)
     assert read_metrics(tmp_path)[0] == {"step": 1, "samples_per_second": 32.0}
 

@@ -8,9 +8,11 @@ import types
 import numpy as np
 import pytest
 
+from lumina_jax.config import Config
 from lumina_jax.config_files import load_config
+from lumina_jax.training.jsonl import Jsonl
 from lumina_jax.training.metrics import MetricWriter
-from lumina_jax.training.trackers import TensorBoard, check_trackers, new_trackers
+from lumina_jax.training.trackers import TensorBoard, Tracker, check_trackers, new_trackers
 
 
 class Recorder:
@@ -50,7 +52,7 @@ def config_of(*trackers):
 def test_weights_and_biases_gets_finite_metrics_and_pictures_of_a_run_that_continues(wandb, tmp_path):
     config = config_of("wandb")
     for _ in range(2):
-        writer = MetricWriter(tmp_path, trackers=new_trackers(config, tmp_path, 0))
+        writer = MetricWriter(new_trackers(config, tmp_path, 0))
         writer.write(3, {"loss": 0.5, "gradient_norm": float("nan")})
         writer.image(3, "sheet", np.zeros((2, 4, 3), np.uint8))
         writer.close()
@@ -62,7 +64,7 @@ def test_weights_and_biases_gets_finite_metrics_and_pictures_of_a_run_that_conti
 
 
 def test_a_tracker_that_fails_says_so_once_and_stops_nothing(wandb, tmp_path, capsys):
-    writer = MetricWriter(tmp_path, trackers=new_trackers(config_of("wandb"), tmp_path, 0))
+    writer = MetricWriter(new_trackers(config_of("wandb"), tmp_path, 0))
     wandb.fails = True
     for step in (1, 2):
         writer.write(step, {"loss": 1.0})
@@ -73,8 +75,22 @@ def test_a_tracker_that_fails_says_so_once_and_stops_nothing(wandb, tmp_path, ca
 
 
 def test_a_run_has_the_trackers_that_it_names(tmp_path):
-    assert [type(tracker) for tracker in new_trackers(config_of("tensorboard"), tmp_path, 0)] == [TensorBoard]
-    assert new_trackers(config_of(), tmp_path, 0) == []
+    def kinds(config):
+        trackers = new_trackers(config, tmp_path, 0)
+        assert all(isinstance(tracker, Tracker) for tracker in trackers)
+        return [type(tracker) for tracker in trackers]
+
+    assert kinds(config_of("tensorboard", "tensorboard")) == [Jsonl, TensorBoard]
+    assert kinds(config_of()) == [Jsonl]
+    assert kinds(config_of().replace(run={"jsonl": False})) == []
+    assert kinds(config_of("tensorboard").replace(run={"jsonl": False})) == [TensorBoard]
+
+
+@pytest.mark.parametrize("trackers", [("tensorboard",), ()])
+def test_a_configuration_of_before_run_jsonl_writes_it(trackers):
+    saved = json.loads(config_of(*trackers).to_json())
+    del saved["run"]["jsonl"]
+    assert Config.from_json(json.dumps(saved)).run.jsonl
 
 
 def test_a_tracker_without_its_package_is_refused_before_training(monkeypatch):
@@ -92,7 +108,7 @@ def test_the_package_of_weights_and_biases_keeps_a_run_offline(tmp_path):
         "from lumina_jax.training.trackers import new_trackers\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "config = lumina.load_config('emoji').replace(run={'trackers': ('wandb',)})\n"
-        "(tracker,) = new_trackers(config, folder, 0)\n"
+        "_, tracker = new_trackers(config, folder, 0)\n"
         "tracker.write(1, {'loss': 0.25})\n"
         "summary = dict(tracker._run.summary)\n"
         "tracker.close()\n"

@@ -47,7 +47,7 @@ class FolderBucket:
 
             def ls(self, path, detail=False, **kwargs):
                 path = self._strip_protocol(path)
-                found = self.dircache[path] if path in self.dircache else None
+                found = self.dircache.get(path)
                 if found is None:
                     self._ask()
                     found = self.dircache[path] = super().ls(path, detail=True)
@@ -235,7 +235,10 @@ def test_a_bucket_that_does_not_answer_at_first_is_one_error(failing, capsys):
     ("url", "reason"),
     [
         ("gs://bucket/run", r"gs://bucket/run needs the package gcsfs; pip install 'lumina_jax\[gcs\]'"),
-        ("http://host/run", "folders are local, or URLs that begin with gs:// or s3://, but 'http://host/run' is neither"),
+        (
+            "http://host/run",
+            "folders are local, or URLs that begin with gs:// or s3://, but 'http://host/run' is neither",
+        ),
     ],
 )
 def test_urls_that_nothing_here_reads_are_refused(url, reason, monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lumina_jax.commands.watch import Arguments, opened
 from lumina_jax.page_access import PageFlags
-from lumina_jax.training.metrics import MetricWriter
+from lumina_jax.training.jsonl import Jsonl
 from lumina_jax.watching.runs import MOST_POINTS, WatchedRun
 from lumina_jax.watching.server import WatchServer
 
@@ -25,7 +25,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 def new_run(folder, *, rate=0.001):
     """A run of 40 steps that has drawn two sheets; its names are HTML."""
-    writer = MetricWriter(folder)
+    writer = Jsonl(folder, resumed_step=0)
     for step in range(10, 41, 10):
         writer.write(step, {"loss": 10 / step, "samples": 4, "bad_samples": 0, "learning_rate": rate})
     writer.write(40, {"held_out_loss": 0.5})
@@ -77,7 +77,7 @@ def steps_of(run, metric="loss"):
 
 
 def test_a_run_is_followed_while_it_trains_and_after_it_resumed(tmp_path):
-    writer = MetricWriter(tmp_path)
+    writer = Jsonl(tmp_path, resumed_step=0)
     writer.write(1, {"loss": 3.0, "samples": 8})
     run = WatchedRun(str(tmp_path))
     assert steps_of(run) == [1]
@@ -89,7 +89,7 @@ def test_a_run_is_followed_while_it_trains_and_after_it_resumed(tmp_path):
     assert steps_of(run) == [1, 2]
     assert steps_of(run) == [1, 2], "nothing is new"
     writer.close()
-    resumed = MetricWriter(tmp_path, resumed_step=1)
+    resumed = Jsonl(tmp_path, resumed_step=1)
     resumed.write(2, {"loss": float("nan"), "samples": 8})
     resumed.write(5, {"loss": 1.0, "samples": 4})
     resumed.close()
