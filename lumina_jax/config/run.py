@@ -49,7 +49,7 @@ class RunConfig(Section):
     """Stop when the held-out loss was not lower than before at this number of measurements, one after another; the
     checkpoint of the lowest loss is kept, and what is drawn from the run comes from it. None: never."""
     jsonl: bool = True
-    """Write metrics.jsonl, the curves that `lumina watch` shows. A run resumes without it."""
+    """Write metrics.jsonl, from which `lumina watch` reads its curves; a run resumes without it."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Programs that show the run besides its folder: tensorboard, wandb (Weights & Biases), or none of them."""
     profile: str = ""

@@ -67,6 +67,7 @@ class WatchedRun:
         self._unread: list[str] = []
         self._offset, self._tail, self._lines = 0, b"", 0
         self._config: bytes | None = None
+        self.sheets: list[Sheet] = []
 
     @property
     def folder(self) -> str:
@@ -110,15 +111,17 @@ class WatchedRun:
         names = dict.fromkeys(name for point in self.points for name in point.values)
         return {name: _curve([point for point in self.points if name in point.values], name) for name in names}
 
-    def sheets(self) -> list[Sheet]:
-        """The sheets of samples by step."""
+    def read_sheets(self) -> None:
+        """Find the sheets of samples, by step."""
         found = map(SHEET.fullmatch, self._files.names(SAMPLES_FOLDER))
         sheets = [Sheet(int(match[1]), match[0]) for match in found if match]
-        return sorted(sheets, key=lambda sheet: sheet.step)
+        self.sheets = sorted(sheets, key=lambda sheet: sheet.step)
 
     def sheet(self, name: str) -> bytes | None:
         """The PNG file of a sheet; None: there is none of this name."""
-        if name not in {sheet.name for sheet in self.sheets()}:
+        if name not in {sheet.name for sheet in self.sheets}:
+            self.read_sheets()
+        if name not in {sheet.name for sheet in self.sheets}:
             return None
         return self._files.content(f"{SAMPLES_FOLDER}/{name}")
 

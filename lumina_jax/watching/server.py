@@ -73,14 +73,13 @@ def _state(run: WatchedRun) -> dict[str, Any]:
             problems.append(str(error))
             return otherwise
 
-    read(run.read_metrics, None)
-    read(run.read_config, None)
-    sheets = read(run.sheets, [])
+    for part in (run.read_metrics, run.read_config, run.read_sheets):
+        read(part, None)
     return {
         "folder": run.folder,
         "steps": run.steps(),
         "curves": run.curves(),
-        "sheets": [{"step": sheet.step, "name": sheet.name} for sheet in sheets],
+        "sheets": [{"step": sheet.step, "name": sheet.name} for sheet in run.sheets],
         "settings": read(run.settings, {}),
         "problems": [*problems, *run.problems],
     }

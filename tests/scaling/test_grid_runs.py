@@ -19,7 +19,7 @@ from lumina_jax.aot.plan import batch_load
 from lumina_jax.commands.scaling import run as command
 from lumina_jax.scaling.grid import read_grid
 from lumina_jax.scaling.progress import GridProgress
-from lumina_jax.scaling.results import read_result, write_tables
+from lumina_jax.scaling.results import read_result, settings_digest, write_tables
 from lumina_jax.scaling.sizes import with_size
 from tests.scaling.tiny_grid import LARGE, SMALL, tiny_grid
 from tests.training.processes import ENVIRONMENT, ROOT, here
@@ -108,6 +108,14 @@ def test_a_folder_that_was_trained_for_another_grid_is_refused(trained):
         read_result(changed, changed.cells[0], file.parent)
     moved = dataclasses.replace(grid, recipes={"tiny": CONFIG.replace(mesh={"fsdp": None})})
     assert read_result(moved, moved.cells[0], file.parent) is not None
+
+
+def test_the_runs_of_a_grid_write_metrics_jsonl_whatever_the_recipe_says(trained):
+    grid, file = trained
+    recipe = CONFIG.replace(run={"jsonl": False})
+    silent = dataclasses.replace(grid, recipes={"tiny": recipe})
+    assert silent.config(grid.cells[0], file.parent).run.jsonl
+    assert settings_digest(recipe) == settings_digest(CONFIG), "as before there was run.jsonl"
 
 
 def test_a_run_that_diverges_is_over_and_stands_in_a_table_of_its_own(tmp_path):

@@ -85,6 +85,11 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
         Jsonl(tmp_path, resumed_step=20)
 
 
+def test_a_run_without_the_file_is_named_where_its_metrics_are_needed(tmp_path):
+    with pytest.raises(ValueError, match=r"must have metrics.jsonl, which a run writes unless run.jsonl is off"):
+        read_metrics(tmp_path)
+
+
 def test_numbers_that_are_not_finite_become_null(tmp_path):
     writer = MetricWriter([Jsonl(tmp_path, resumed_step=0)])
     writer.write(1, {"loss": float("nan"), "gradient_norm": float("inf")})

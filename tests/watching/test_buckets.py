@@ -136,19 +136,24 @@ def steps_of(run):
     return [point.step for point in run.points]
 
 
+def sheets_of(run):
+    run.read_sheets()
+    return [sheet.step for sheet in run.sheets]
+
+
 def test_a_run_in_a_bucket_is_followed_while_it_grows(bucket):
     bucket.put(f"{RUN}/config.json", b'{"run": {"steps": 50}}')
     [run] = watched(RUN)
     assert run.name == "a run, 50 % & [x]"
-    assert (steps_of(run), run.sheets()) == ([], [])
+    assert (steps_of(run), sheets_of(run)) == ([], [])
     bucket.put(f"{RUN}/metrics.jsonl", lines(1) + b'{"step": 2, "lo')
     bucket.put(f"{RUN}/samples/step_0000001.png", PNG)
     assert steps_of(run) == [1], "half a line waits for its other half"
-    assert [sheet.step for sheet in run.sheets()] == [1]
+    assert sheets_of(run) == [1]
     bucket.put(f"{RUN}/metrics.jsonl", lines(1, 2, 3))
     bucket.put(f"{RUN}/samples/step_0000003.png", PNG + b"3")
     assert steps_of(run) == [1, 2, 3]
-    assert [sheet.step for sheet in run.sheets()] == [1, 3]
+    assert sheets_of(run) == [1, 3]
     assert run.sheet("step_0000003.png") == PNG + b"3"
     assert run.sheet("step_0000004.png") is None
     bucket.put(f"{RUN}/metrics.jsonl", lines(1, 5))
@@ -213,6 +218,7 @@ def test_a_bucket_that_does_not_answer_is_said_and_what_was_read_stays(failing):
     assert "gs://bucket/run/metrics.jsonl cannot be read (no network); check the URL, the network" in run["problems"][0]
     assert run["curves"]["loss"]["steps"] == [1, 2]
     assert run["settings"] == {"optimizer.learning_rate": "1"}
+    assert [sheet["step"] for sheet in run["sheets"]] == [1]
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{server.address}/sheet/0/step_0000001.png")
     assert (refused.value.code, b"no network" in refused.value.read()) == (503, True)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from lumina_jax.commands.watch import Arguments, opened
+from lumina_jax.config_files import load_config
 from lumina_jax.page_access import PageFlags
 from lumina_jax.training.jsonl import Jsonl
 from lumina_jax.watching.runs import MOST_POINTS, WatchedRun
@@ -169,7 +170,8 @@ def test_sheets_are_in_the_order_of_their_steps_and_old_names_of_metrics_are_rea
     (tmp_path / "run" / "samples" / "step_x.png").write_bytes(b"")
     run = WatchedRun(str(tmp_path / "run"))
     assert steps_of(run, "samples_per_second") == [50]
-    assert [sheet.step for sheet in run.sheets()] == [1, 20, 40]
+    run.read_sheets()
+    assert [sheet.step for sheet in run.sheets] == [1, 20, 40]
 
 
 def test_a_browser_that_has_the_newest_state_is_told_so(served):
@@ -229,6 +231,22 @@ def test_a_damaged_configuration_is_said_and_the_other_run_is_shown(served, runs
     assert "config.json" in first["problems"][0]
     assert first["curves"]["loss"]["steps"] == [3], "what can be read is shown"
     assert second["curves"]["loss"]["steps"] == [10, 20, 30, 40]
+
+
+def test_a_run_without_metrics_jsonl_is_shown_with_the_reason_for_the_missing_curves(tmp_path):
+    for name, jsonl in (("without", False), ("early", True)):
+        config = load_config("emoji").replace(run={"jsonl": jsonl, "steps": 50})
+        (tmp_path / name / "samples").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(config.to_json())
+        (tmp_path / name / "samples" / "step_7.png").write_bytes(b"")
+    runs = [WatchedRun(str(tmp_path / name)) for name in ("without", "early")]
+    server = WatchServer(runs, PageFlags(port=0).access(), 0)
+    server.server_close()
+    without, early = json.loads(server.state())["runs"]
+    assert without["problems"] == ["run.jsonl is off: this run writes no metrics.jsonl, from which the curves are read"]
+    assert early["problems"] == [], "its first metrics may come"
+    assert [sheet["step"] for sheet in without["sheets"]] == [7]
+    assert (without["steps"], without["settings"]["run.jsonl"]) == (50, "False")
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
