@@ -249,6 +249,14 @@ def test_a_run_without_metrics_jsonl_is_shown_with_the_reason_for_the_missing_cu
     assert (without["steps"], without["settings"]["run.jsonl"]) == (50, "False")
 
 
+def test_a_file_here_that_cannot_be_read_is_said_without_words_on_networks(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    server = WatchServer([WatchedRun(str(tmp_path))], PageFlags(port=0).access(), 0)
+    server.server_close()
+    [run] = json.loads(server.state())["runs"]
+    assert run["problems"] == [f"[Errno 21] Is a directory: '{tmp_path}/metrics.jsonl'"]
+
+
 def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
     folders = [new_run(tmp_path / name / "emoji") for name in ("first", "second")]
     server = opened(Arguments(runs=tuple(map(str, folders)), page=PageFlags(port=0)))
