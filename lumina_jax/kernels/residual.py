@@ -34,7 +34,7 @@ WITH_KERNELS = ("v6e",)
 CHUNK, SUBLANES = 16, 8
 """Tokens that are in registers at a time, and rows of a register of float32."""
 ROWS = (256, 128, 64, 32, CHUNK)
-"""Tokens of a grid step: the first that divides the row and for which blocks fit, or else the first that fits."""
+"""Tokens of a grid step, the first for which blocks fit."""
 MOST_ARRAYS = 6
 """Arrays of tokens that the backward kernel reads and writes."""
 
@@ -243,8 +243,11 @@ class _Grid:
         arrays = jax.tree.leaves((inputs, results))
         self.batch, self.length, self.width = arrays[0].shape
         self.itemsize, self.arrays, self.chip = arrays[0].dtype.itemsize, len(arrays), known_chip() or UNKNOWN
-        fit = [rows for rows in ROWS if rows == ROWS[-1] or self._bytes(rows) <= self.chip.vmem // 8]
-        self.rows = next((rows for rows in fit if self.length % rows == 0), fit[0])
+        self.rows = next(
+            rows
+            for rows in ROWS
+            if rows == ROWS[-1] or (self._bytes(rows) <= self.chip.vmem // 8 and rows < self.length + CHUNK)
+        )
         blocks = pl.cdiv(self.length, self.rows)
         parts = 1 if blocks % 2 else 2
         self.steps = (self.batch, parts, blocks // parts)

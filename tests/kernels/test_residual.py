@@ -97,13 +97,13 @@ def test_what_the_next_branch_reads_is_the_norm_of_the_activations_as_they_are_w
     )
 
 
-def test_blocks_divide_the_rows_of_the_large_configurations():
-    """So that no token is computed that a row has not."""
-    for length, width in ((4096, 2304), (4160, 3072), (4224, 3072), (4224, 4096)):
+def test_blocks_are_as_large_as_an_eighth_of_the_vector_memory_allows(monkeypatch):
+    monkeypatch.setattr(residual, "known_chip", lambda: CHIPS["v6e"])
+    for length, width, rows in ((4096, 2304, 256), (4160, 3072, 128), (40, 2304, 32), (16, 2304, 16)):
         x = jax.ShapeDtypeStruct((2, length, width), jnp.bfloat16)
         grid = residual._Grid([x] * residual.MOST_ARRAYS, [])
-        assert length % grid.rows == 0
-        assert grid.steps[1] * grid.steps[2] * grid.rows == length
+        assert grid.rows == rows
+        assert 0 <= grid.steps[1] * grid.steps[2] * grid.rows - length < rows
 
 
 def test_the_kernel_serves_wide_activations_on_the_chips_where_it_is_faster(monkeypatch):
