@@ -22,10 +22,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from lumina_jax.chips import LANES
-from lumina_jax.kernels.flash.blocks import UNKNOWN, known_chip
+from lumina_jax.chips import LANES, MIB
+from lumina_jax.kernels.flash.blocks import known_chip
 from lumina_jax.kernels.flash.heads import Span
-from lumina_jax.kernels.flash.plan import Interpret, asked_vmem
+from lumina_jax.kernels.flash.plan import Interpret
 
 NAME = "lumina_residual"
 """With which the names of the kernels begin."""
@@ -35,8 +35,9 @@ CHUNK, SUBLANES = 16, 8
 """Tokens that are in registers at a time, and rows of a register of float32."""
 ROWS = (256, 128, 64, 32, CHUNK)
 """Tokens of a grid step, the first for which blocks fit."""
-MOST_ARRAYS = 6
-"""Arrays of tokens that the backward kernel reads and writes."""
+MOST_BYTES, ASKED = 12 * MIB, 16 * MIB
+"""Vector memory of the blocks of a grid step, and what a kernel asks for, as much as libtpu gives to any: the rest holds
+arrays of the program around it."""
 
 Tokens = Float[Array, "b l m"]
 OfRows = Float[Array, "b m"]
@@ -112,8 +113,6 @@ def refusal(x: Tokens) -> str | None:
         return f"activations are {x.dtype}"
     if width % LANES:
         return f"tokens have {width} values, no multiple of {LANES}"
-    if _step_bytes(ROWS[-1], width, x.dtype.itemsize, MOST_ARRAYS) > chip.vmem // 8:
-        return f"tokens of {width} values are too wide for the chip's vector memory"
     return None
 
 
@@ -242,18 +241,19 @@ class _Grid:
     def __init__(self, inputs: Any, results: Any):
         arrays = jax.tree.leaves((inputs, results))
         self.batch, self.length, self.width = arrays[0].shape
-        self.itemsize, self.arrays, self.chip = arrays[0].dtype.itemsize, len(arrays), known_chip() or UNKNOWN
+        self.itemsize, self.arrays = arrays[0].dtype.itemsize, len(arrays)
         self.rows = next(
             rows
             for rows in ROWS
-            if rows == ROWS[-1] or (self._bytes(rows) <= self.chip.vmem // 8 and rows < self.length + CHUNK)
+            if rows == ROWS[-1] or (self._bytes(rows) <= MOST_BYTES and rows < self.length + CHUNK)
         )
         blocks = pl.cdiv(self.length, self.rows)
         parts = 1 if blocks % 2 else 2
         self.steps = (self.batch, parts, blocks // parts)
 
     def _bytes(self, rows: int) -> int:
-        return _step_bytes(rows, self.width, self.itemsize, self.arrays)
+        """Vector memory of a grid step of so many tokens, two copies of each block."""
+        return 2 * rows * self.width * self.itemsize * self.arrays
 
     def each_chunk(self, work: Callable[[Span, Array | None], None]) -> None:
         """Call `work` for some tokens of a block after others, with which of them exist; None: all."""
@@ -296,7 +296,7 @@ class _Grid:
             out_shape=shapes,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary" if with_sums else "parallel"),
-                vmem_limit_bytes=asked_vmem(self._bytes(self.rows), self.chip),
+                vmem_limit_bytes=ASKED,
             ),
             cost_estimate=pl.CostEstimate(
                 flops=0,
@@ -310,8 +310,3 @@ class _Grid:
 
 def _shape(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def _step_bytes(rows: int, width: int, itemsize: int, arrays: int) -> int:
-    """Bytes of vector memory of a grid step, two copies of each block."""
-    return 2 * rows * width * itemsize * arrays
