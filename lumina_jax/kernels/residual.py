@@ -36,8 +36,8 @@ CHUNK, SUBLANES = 16, 8
 ROWS = (256, 128, 64, 32, CHUNK)
 """Tokens of a grid step, the first for which blocks fit."""
 MOST_BYTES, ASKED = 12 * MIB, 16 * MIB
-"""Vector memory of the blocks of a grid step, and what a kernel asks for: as much as libtpu gives to any. The rest holds
-arrays of the program around it."""
+"""Vector memory of the blocks of a grid step, and what a kernel asks for: as much as libtpu gives to any. The rest
+holds arrays of the program around it."""
 
 Tokens = Float[Array, "b l m"]
 OfRows = Float[Array, "b m"]
