@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from lumina_jax.chips import LANES, MIB
 from lumina_jax.kernels.flash.blocks import known_chip
 from lumina_jax.kernels.flash.heads import Span
-from lumina_jax.kernels.flash.plan import Interpret
+from lumina_jax.kernels.flash.plan import Interpret, from_hbm
 
 NAME = "lumina_residual"
 """With which the names of the kernels begin."""
@@ -288,7 +288,7 @@ class _Grid:
         if with_sums:
             specs.append(jax.tree.map(lambda _: total, vectors))
             shapes.append(jax.tree.map(lambda _: total_shape, vectors))
-        return pl.pallas_call(
+        call = pl.pallas_call(
             kernel,
             grid=self.steps,
             in_specs=(jax.tree.map(lambda _: tokens, inputs), jax.tree.map(lambda _: row, vectors)),
@@ -305,7 +305,9 @@ class _Grid:
             ),
             interpret=plan.interpret,
             name=name,
-        )(inputs, jax.tree.map(lambda vector: vector.astype(jnp.float32)[:, None], vectors))
+        )
+        vectors = jax.tree.map(lambda vector: vector.astype(jnp.float32)[:, None], vectors)
+        return from_hbm(lambda vectors, inputs: call(inputs, vectors), interpret=plan.interpret)(vectors, inputs)
 
 
 def _shape(x: Array) -> jax.ShapeDtypeStruct:

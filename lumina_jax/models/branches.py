@@ -6,12 +6,14 @@ activations [b l m] for both. One kernel for TPUs computes them (`kernels/residu
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lumina_jax.kernels import residual
 from lumina_jax.kernels.flash.call import refusal_here
 from lumina_jax.models.layers import PlainLayerNorm, RMSNorm, normed
+from lumina_jax.parallel.mesh import axis_size
 
 OfSamples = Float[Array, "b _ m"]
 """A vector for each token, or one for all tokens of a row."""
@@ -58,7 +60,10 @@ def _served(x: Float[Array, "b l m"], output: Output | None, reading: Reading | 
     is_of_rows = all(
         one.shape[1] == 1 for one in (output and output.gate, reading and reading.scale) if one is not None
     )
-    return is_rms and is_of_rows and refusal_here(auto=True) is None and residual.refusal(x) is None
+    if not (is_rms and is_of_rows) or refusal_here(auto=True) or residual.refusal(x):
+        return False
+    # libtpu 0.0.42 has no program of 7B for v6e with the kernel and tokens that are divided: 64 KB of VMEM are missing.
+    return axis_size(jax.sharding.get_abstract_mesh(), "sequence") == 1
 
 
 def _leaving(output: Output | None) -> residual.Leaving | None:

@@ -157,9 +157,14 @@ def test_a_layer_has_the_same_values_by_the_kernel(served, parts, block):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
 
 
-def test_packed_rows_and_other_norms_are_left_to_xla(served):
+def test_packed_rows_divided_rows_and_other_norms_are_left_to_xla(served):
     x, y, gate, scale, _ = case(32, 256, ["y", "left", "entered"])
     of_tokens = jnp.broadcast_to(gate[:, None], x.shape)
     between(x, Output(y, of_tokens), Reading(a_norm(1), scale[:, None]), kernels=True)
     between(x, Output(y, gate[:, None]), Reading(PlainLayerNorm(EPS), scale[:, None]), kernels=True)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("sequence",))):
+        between(x, Output(y, gate[:, None]), None, kernels=True)
     assert not served
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1), ("fsdp", "sequence"))):
+        between(x, Output(y, gate[:, None]), None, kernels=True)
+    assert len(served) == 1
