@@ -21,6 +21,7 @@ from lumina_jax.models.attention import (
     TokenContext,
     gated,
 )
+from lumina_jax.models.branches import Output, Reading, between
 from lumina_jax.models.layers import GeluMLP, Linear, PlainLayerNorm, RMSNorm, SwiGLU, zeros
 from lumina_jax.tokens import spread
 
@@ -62,7 +63,8 @@ class FlagBlock(nnx.Module):
         self.attention = Attention(rngs, config)
         self.text = TextProjection(rngs, config) if config.conditioning == "text" else None
         self.mlp_norm = branch_norm(rngs, config)
-        self.mlp = SwiGLU(rngs, config.width, config.mlp_width, kernels=may_be_kernels(config.attention))
+        self.kernels = may_be_kernels(config.attention)
+        self.mlp = SwiGLU(rngs, config.width, config.mlp_width, kernels=self.kernels)
 
     def __call__(
         self,
@@ -73,10 +75,10 @@ class FlagBlock(nnx.Module):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        y = self.attention_norm(x) * (1 + scale) + shift
-        x = x + gate * self.attention(y, tokens, gated(self.text, text), attend)
-        y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * keepable(self.mlp(y))
+        x, z = between(x, None, Reading(self.attention_norm, scale, shift), kernels=self.kernels)
+        y = self.attention(z, tokens, gated(self.text, text), attend)
+        x, z = between(x, Output(y, gate), Reading(self.mlp_norm, mlp_scale, mlp_shift), kernels=self.kernels)
+        return between(x, Output(keepable(self.mlp(z)), mlp_gate), None, kernels=self.kernels)[0]
 
 
 class NextBlock(nnx.Module):
@@ -93,6 +95,7 @@ class NextBlock(nnx.Module):
         self.mlp_norm = branch_norm(rngs, config)
         self.mlp = SwiGLU(rngs, width, config.mlp_width, kernels=may_be_kernels(config.attention))
         self.mlp_out_norm = RMSNorm(rngs, width, eps)
+        self.kernels = may_be_kernels(config.attention)
 
     def __call__(
         self,
@@ -103,10 +106,12 @@ class NextBlock(nnx.Module):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        y = self.attention(self.attention_norm(x) * (1 + scale), tokens, gated(self.text, text), attend)
-        x = x + jnp.tanh(gate) * self.attention_out_norm(y)
-        y = keepable(self.mlp(self.mlp_norm(x) * (1 + mlp_scale)))
-        return x + jnp.tanh(mlp_gate) * self.mlp_out_norm(y)
+        x, z = between(x, None, Reading(self.attention_norm, scale), kernels=self.kernels)
+        y = self.attention(z, tokens, gated(self.text, text), attend)
+        output = Output(y, jnp.tanh(gate), self.attention_out_norm)
+        x, z = between(x, output, Reading(self.mlp_norm, mlp_scale), kernels=self.kernels)
+        output = Output(keepable(self.mlp(z)), jnp.tanh(mlp_gate), self.mlp_out_norm)
+        return between(x, output, None, kernels=self.kernels)[0]
 
 
 class DiTBlock(nnx.Module):

@@ -20,8 +20,8 @@ from typing import Any
 from lumina_jax.chips import MIB, Chip, chip_of_kind
 
 VARIABLE = "LUMINA_TPU_OPTIONS"
-FUSION_VMEM = {64 * MIB: 32 * MIB, 128 * MIB: 56 * MIB}
-"""The vector memory that a fusion may take in training, by that of a core; other cores keep libtpu's limit."""
+FUSION_VMEM = {"v5e": 32 * MIB, "v5p": 32 * MIB, "v6e": 56 * MIB, "tpu7x": 32 * MIB}
+"""The vector memory that a fusion may take in training; other chips keep libtpu's limit."""
 ASYNCHRONOUS = {
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
@@ -64,9 +64,9 @@ def compiler_options(
 def usual_options(chip: Chip, *, trains: bool) -> dict[str, Any]:
     """The options for a chip, without those of the environment."""
     collectives = ASYNCHRONOUS | SPARSE_CORES if trains and chip.name in WITH_SPARSE_CORES else ASYNCHRONOUS
-    if chip.vmem not in FUSION_VMEM:
+    if chip.name not in FUSION_VMEM:
         return collectives
-    room = FUSION_VMEM[chip.vmem] if trains else chip.vmem // 2
+    room = FUSION_VMEM[chip.name] if trains else chip.vmem // 2
     return {"xla_tpu_scoped_vmem_limit_kib": str(room // 1024)} | collectives
 
 

@@ -1,0 +1,88 @@
+"""Between two branches of a layer: what one adds to the activations, and what the next one reads of them.
+
+In: activations [b l m], the output of a branch with its gate, and the norm, scale and shift of the next. Out:
+activations [b l m] for both. One kernel for TPUs computes them (`kernels/residual.py`) where each row is one sample.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lumina_jax.kernels import residual
+from lumina_jax.kernels.flash.call import refusal_here
+from lumina_jax.models.layers import PlainLayerNorm, RMSNorm, normed
+from lumina_jax.parallel.mesh import axis_size
+
+OfSamples = Float[Array, "b _ m"]
+"""A vector for each token, or one for all tokens of a row."""
+
+
+class Output(NamedTuple):
+    """What a branch adds: gate * y, or gate * norm(y)."""
+
+    y: Float[Array, "b l m"]
+    gate: OfSamples
+    norm: RMSNorm | None = None
+
+
+class Reading(NamedTuple):
+    """What a branch computes from: norm(x) * (1 + scale) + shift."""
+
+    norm: RMSNorm | PlainLayerNorm
+    scale: OfSamples
+    shift: OfSamples | None = None
+
+
+def between(
+    x: Float[Array, "b l m"], output: Output | None, reading: Reading | None, *, kernels: bool
+) -> tuple[Float[Array, "b l m"], Float[Array, "b l m"]]:
+    """The activations with what a branch adds, and what the next one computes from; None: there is no such branch.
+
+    Args:
+      kernels: those for TPUs may run.
+    """
+    if kernels and _served(x, output, reading):
+        out, z = residual.between_branches(x, _leaving(output), _entering(reading))
+        return out, out if z is None else z
+    if output is not None:
+        x = x + output.gate * normed(output.y, output.norm)
+    if reading is None:
+        return x, x
+    z = reading.norm(x) * (1 + reading.scale)
+    return x, z if reading.shift is None else z + reading.shift
+
+
+def _served(x: Float[Array, "b l m"], output: Output | None, reading: Reading | None) -> bool:
+    """Whether the kernel computes it where this is traced."""
+    is_rms = reading is None or isinstance(reading.norm, RMSNorm)
+    is_of_rows = all(
+        one.shape[1] == 1 for one in (output and output.gate, reading and reading.scale) if one is not None
+    )
+    if not (is_rms and is_of_rows) or refusal_here(auto=True) or residual.refusal(x):
+        return False
+    # libtpu 0.0.42 has no program of 7B for v6e with the kernel and tokens that are divided: 64 KB of VMEM are missing.
+    return axis_size(jax.sharding.get_abstract_mesh(), "sequence") == 1
+
+
+def _leaving(output: Output | None) -> residual.Leaving | None:
+    if output is None:
+        return None
+    norm = output.norm
+    return residual.Leaving(output.y, _weighted(output.gate, norm), None if norm is None else norm.eps)
+
+
+def _entering(reading: Reading | None) -> residual.Entering | None:
+    if reading is None:
+        return None
+    norm, shift = reading.norm, reading.shift
+    assert isinstance(norm, RMSNorm)
+    factor = _weighted(1 + reading.scale.astype(jnp.float32), norm)
+    return residual.Entering(factor, None if shift is None else shift[:, 0].astype(jnp.float32), norm.eps)
+
+
+def _weighted(factor: Float[Array, "b 1 m"], norm: RMSNorm | None) -> Float[Array, "b m"]:
+    """The factor, float32, times the weight that a norm may have."""
+    factor = factor[:, 0].astype(jnp.float32)
+    return factor if norm is None or norm.weight is None else factor * norm.weight[...].astype(jnp.float32)
