@@ -3,7 +3,8 @@
 In: a model with its data, an adapter, and a prepared folder in the new style, whose first pictures the adapter learned.
 Draws other names of the folder with the caption that the adapter learned the style by, and captions that the model was
 trained on, with and without the adapter. Prints how often a drawn picture is nearer to its own true one than to 50
-others of its style, by features of EfficientNet-lite0: the mean over all ways to choose the others.
+others of its style, by features of EfficientNet-lite0: the mean over all ways to choose the others. And how often one
+that is drawn in the new style is nearer, by pixels, to its own true one than to those of the same name in old styles.
 """
 
 import dataclasses
@@ -18,13 +19,15 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from scipy.special import comb
 
-from lumina_jax.commands.evaluate import true_samples
+from lumina_jax.commands.evaluate import TrueSamples, true_samples
 from lumina_jax.config import PreparedConfig
 from lumina_jax.evaluation.features import feature_network
 from lumina_jax.evaluation.picture_report import picture_features
 from lumina_jax.evaluation.retrieval import DISTRACTORS
 from lumina_jax.generation.pipeline import Pipeline
 from lumina_jax.trained import open_run, strength_of
+
+WITHOUT_AND_WITH = "{:.1%} without the adapter, {:.1%} with it"
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,11 @@ def main(arguments: Arguments) -> None:
             words = [prompt.rpartition(", ")[::2] for prompt in prompts]
             prompts = [arguments.caption.format(name=name, style=style.removesuffix(" style")) for name, style in words]
         rows = [drawn_with(pipeline, prompts, arguments) for pipeline in (base, adapted)]
-        shares = "{:.1%} without the adapter, {:.1%} with it".format(*(true.found(row, own) for row in rows))
-        print(f"{title}: {len(prompts)} of {len(true.prompts)} captions, {shares}", flush=True)
+        found = WITHOUT_AND_WITH.format(*(true.found(row, own) for row in rows))
+        print(f"{title}: {len(prompts)} of {len(true.prompts)} captions, {found}", flush=True)
+        if title == "new style":
+            nearer = WITHOUT_AND_WITH.format(*(share_in_style(row, true, own, old) for row in rows))
+            print(f"nearer to their own true picture than to those of old styles: {nearer}", flush=True)
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
             pictures = np.concatenate([np.concatenate(row[:16], axis=1) for row in [*rows, true.pictures(own)]])
@@ -89,6 +95,25 @@ class Pictures:
         nearer = (distances < distances[np.arange(len(own)), own][:, None]).sum(axis=1)
         others = len(self.prompts) - 1
         return float((comb(others - nearer, DISTRACTORS) / comb(others, DISTRACTORS)).mean())
+
+
+def share_in_style(drawn: list[np.ndarray], true: Pictures, own: np.ndarray, old: TrueSamples) -> float:
+    """The share of drawn pictures whose pixels are nearer to their true one than to those of their name in old styles.
+
+    Names that no old style has do not count.
+    """
+    is_nearer = []
+    for picture, index, wanted in zip(drawn, own, true.pictures(own), strict=True):
+        name = name_of(true.prompts[index])
+        rivals = [other[0] for prompt, other in zip(old.prompts, old.true, strict=True) if name_of(prompt) == name]
+        if rivals:
+            distances = [np.square(picture.astype(float) - other).mean() for other in [wanted, *rivals]]
+            is_nearer.append(int(np.argmin(distances)) == 0)
+    return float(np.mean(is_nearer))
+
+
+def name_of(prompt: str) -> str:
+    return prompt.rpartition(", ")[0]
 
 
 def style_of(prompt: str) -> str:
