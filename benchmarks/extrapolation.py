@@ -44,11 +44,13 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "time-aware, proportional": {"rope_watershed": 0.3},
     "time-aware to 0.7, proportional": {"rope_watershed": 0.7},
     "NTK, proportional, time shift": {"time_shift": ROOT},
+    "merged": {"rope_factor": 1.0, "merge_tokens": 2, **ALONE},
+    "linear, merged": {"rope_watershed": 2.0, "rope_factor": ROOT, "merge_tokens": 2, **ALONE},
 }
 """Settings of drawing. The time shift is that of Esser et al., arXiv 2403.03206, section 5.3.2."""
 NEUTRAL: dict[str, Any] = {
     "rope_factor": None, "rope_watershed": 0.0, "rope_frequency_aware": False, "proportional_attention": True,
-    "time_shift": 1.0,
+    "time_shift": 1.0, "merge_tokens": 1, "merge_until": 0.5,
 }  # fmt: skip
 """What techniques change, whatever the run says."""
 WHITE, LEAST_AREA = 240, 0.01

@@ -57,6 +57,11 @@ class SampleConfig(Section):
     proportional_attention: bool = True
     """Scale the logits of pictures of other sizes than those of training by sqrt(log length / log trained length):
     more tokens, a sharper softmax."""
+    merge_tokens: int = 1
+    """Side of the squares of neighbouring patches that attention sees as one, which saves time in large pictures: token
+    merging, or context drop; 1: each patch is seen."""
+    merge_until: float = 0.5
+    """Time up to which it does; afterwards, where details are drawn, each patch is seen."""
     rtol: float = 1e-3
     """Relative tolerance of the adaptive solvers."""
     atol: float = 1e-6
@@ -114,6 +119,8 @@ class SampleConfig(Section):
         remedy = "1 means no scaling, None as the size needs"
         require_between("sample.rope_factor", self.rope_factor, 1e-3, 1e4, remedy)
         require_between("sample.rope_watershed", self.rope_watershed, 0, 2, "it is a time, and times end at 1")
+        require_between("sample.merge_tokens", self.merge_tokens, 1, 64, "1 merges nothing")
+        require_between("sample.merge_until", self.merge_until, 0, 2, "it is a time, and times end at 1")
         require_between("sample.rtol", self.rtol, 1e-7, 1, "float32 has 7 digits")
         require_between("sample.atol", self.atol, 1e-12, 1)
         require_between("sample.window_frames", self.window_frames, 2, 100_000, "None: the network sees whole clips")

@@ -43,6 +43,8 @@ GROUPS = (
             "rope_watershed": "Time until which positions are squeezed",
             "rope_frequency_aware": "Slow all waves that are longer than pictures of training",
             "proportional_attention": "Sharpen attention to more tokens than in training",
+            "merge_tokens": "Side of the squares of patches that attention sees as one (1: each patch)",
+            "merge_until": "Time until which it does",
         },
     ),
     Group(

@@ -24,6 +24,8 @@ from lumina_jax.generation.extrapolation import Extent
 from lumina_jax.generation.following import Follower, followed
 from lumina_jax.models.division import Division
 from lumina_jax.models.flag_dit import Condition, FlagDiT
+from lumina_jax.models.merged_attention import Merging, square_groups
+from lumina_jax.parallel.mesh import axis_size
 from lumina_jax.tokens import Grid, Kind, TextFeatures, Tokens, latent_grid, unpatchify
 
 Rows = TypeVar("Rows")
@@ -143,6 +145,7 @@ def _network(
     factor = extrapolation.rope_factor(settings, config.model, seen, task.trained)
     target = extrapolation.rope_target(settings, config.model, task.modality, task.trained)
     base_length = extrapolation.base_length(settings, config.model, task.modality, seen, task.trained)
+    of_devices = 1 if task.division is None else axis_size(task.division.mesh, "sequence")
 
     def call(
         t: Float[Array, ""] | Float[Array, " n"], x: Float[Array, "n l p"], condition: Condition, copies: int
@@ -158,6 +161,10 @@ def _network(
         times = jnp.broadcast_to(jnp.reshape(path.network_time(row_t), (-1, 1)), (len(rows.patches), segments))
         shared = None if sharing is None else _rows([sharing] * copies)
         asked: dict[str, Any] = {"rope": rope, "base_length": base_length, "keep_sigma": keep_sigma, "sharing": shared}
+        if settings.merge_tokens > 1:
+            row_length = rows.patches.shape[1] * of_devices
+            groups = square_groups(latent_grid_of(task, seen), row_length, settings.merge_tokens)
+            asked["merging"] = Merging(row_t < settings.merge_until, groups)
         found = model(rows, times, condition, **asked)
         return jnp.split(found if windows is None else windows.joined(found), copies)
 

@@ -63,6 +63,11 @@ def check_reference(
         check_reversible(settings)
     if style is None:
         return
+    if settings.merge_tokens > 1:
+        raise ValueError(
+            f"samples in one style see each patch of a reference, but sample.merge_tokens={settings.merge_tokens} "
+            "merges patches; set it to 1"
+        )
     if not 0 <= style.strength <= 1:  # also of what is no number
         raise ValueError(f"the strength of a style must be between 0 and 1, but is {style.strength}")
     if len(set(shapes)) > 1:

@@ -149,6 +149,35 @@ def attend_text(
     return softmax_attention(q, keys, values, same_segment(segment_ids, text_ids), scale)
 
 
+def attend_merged(
+    q: Float[Array, "b l h d"],
+    keys: Float[Array, "b g k d"],
+    values: Float[Array, "b g k d"],
+    *,
+    segment_ids: Int[Array, "b l"],
+    key_ids: Int[Array, "b g"],
+    sizes: Int[Array, " g"],
+    scale: float,
+) -> Float[Array, "b l h d"]:
+    """softmax(log sizes + scale q k^T) v within segments: each key counts as often as it stands for tokens.
+
+    Plain matrix products, some queries at a time where the logits of all would take too much memory.
+    """
+
+    def some(queries: tuple[Float[Array, "b n h d"], Int[Array, "b n"]]) -> Float[Array, "b n h d"]:
+        q, ids = queries
+        return _xla(q, keys, values, same_segment(ids, key_ids), scale, jnp.log(sizes.astype(jnp.float32)))
+
+    at_once = blockwise.queries_at_once(q, keys)
+    if q.shape[1] <= at_once:
+        return some((q, segment_ids))
+    parts = -(-q.shape[1] // at_once)
+    missing = parts * at_once - q.shape[1]
+    padded = jnp.pad(q, ((0, 0), (0, missing), (0, 0), (0, 0))), jnp.pad(segment_ids, ((0, 0), (0, missing)))
+    out = jax.lax.map(some, tuple(rearrange(x, "b (p n) ... -> p b n ...", p=parts) for x in padded))
+    return rearrange(out, "p b n h d -> b (p n) h d")[:, : q.shape[1]]
+
+
 def _reference(
     q: Float[Array, "b l h d"],
     k: Float[Array, "b n k d"],
@@ -174,6 +203,7 @@ def _xla(
     v: Float[Array, "b n k d"],
     visible: Bool[Array, "b l n"],
     scale: float,
+    bias: Float[Array, " n"] | None = None,
 ) -> Float[Array, "b l h d"]:
     """Two batched matrix products with heads in front; queries that share a key head are rows of one product.
 
@@ -183,7 +213,7 @@ def _xla(
     q = rearrange(q, "b l (k g) d -> b k (g l) d", g=group)
     k, v = rearrange(k, "b n k d -> b k n d"), rearrange(v, "b n k d -> b k n d")
     logits = jnp.einsum("bkld,bknd->bkln", q, k, preferred_element_type=jnp.float32) * scale
-    hidden = jnp.where(visible, 0.0, HIDDEN)[:, None, None]
+    hidden = jnp.where(visible, 0.0 if bias is None else bias, HIDDEN)[:, None, None]
     logits = rearrange(logits, "b k (g l) n -> b k g l n", g=group) + hidden
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     total = rearrange(jnp.sum(weights, axis=-1), "b k g l -> b k (g l) 1")

@@ -20,6 +20,7 @@ from lumina_jax.kernels.attention import attend, attend_text
 from lumina_jax.kernels.flash.call import refusal_here
 from lumina_jax.kernels.rotary import HeadsAffine, RotaryLanes, refusal, rotary_lanes, turned_heads
 from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, zeros
+from lumina_jax.models.merged_attention import Merging
 from lumina_jax.models.rope import Rotation, turned
 from lumina_jax.models.shared_attention import Sharing
 from lumina_jax.parallel.tensor import Tensor
@@ -37,6 +38,8 @@ class TokenContext(NamedTuple):
     """`rotation` as the kernel for QK-norm and rotary embedding reads it; None: XLA computes both."""
     sharing: Sharing | None = None
     """How the first sample of each row attends to the second; None: samples see themselves alone."""
+    merging: Merging | None = None
+    """Which keys are merged; None: each token has its own."""
 
 
 class TextKeys(NamedTuple):
@@ -104,6 +107,7 @@ class Attention(Divisible):
         has_text_norm = has_text_query and config.qk_norm
         self.text_query_norm = HeadsNorm(rngs, heads_width, axis="heads") if has_text_norm else None
         self.head_width, self.query_factor = config.head_width, config.query_factor
+        self.implementation = config.attention
 
     def __call__(
         self,
@@ -124,7 +128,10 @@ class Attention(Divisible):
         if tokens.key_scale is not None:
             k = k * tokens.key_scale.astype(k.dtype)
         asked: dict[str, Any] = {"segment_ids": tokens.segment_ids, "scale": 1 / math.sqrt(self.head_width)}
-        if tokens.sharing is None:
+        if tokens.merging is not None:
+            out = tokens.merging.attended(lambda: attend(q, k, v, **asked), q, k, v, **asked)
+            out = out if text is None else with_text(out, q, text, tokens.segment_ids, self.implementation)
+        elif tokens.sharing is None:
             out = attend(q, k, v, **asked, text=text)
         else:
             alone = attend(q, k, v, **asked)

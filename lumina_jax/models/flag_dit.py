@@ -44,6 +44,7 @@ from lumina_jax.models.layers import (
     small_normal,
     zeros,
 )
+from lumina_jax.models.merged_attention import Merging
 from lumina_jax.models.parametrization import scale_initial_values
 from lumina_jax.models.rope import RopeScaling, rotation, sine_positions
 from lumina_jax.models.shared_attention import Sharing
@@ -141,6 +142,7 @@ class FlagDiT(nnx.Module):
         base_length: int | None = None,
         keep_sigma: bool = False,
         sharing: Float[Array, " b"] | None = None,
+        merging: Merging | None = None,
     ) -> Float[Array, "b l p"]:
         """The prediction for each patch, float32.
 
@@ -153,6 +155,7 @@ class FlagDiT(nnx.Module):
           keep_sigma: return the second half of the channels too, which `model.predict_sigma` adds.
           sharing: how strongly the first sample of each row attends to the second, its reference, from 0 to 1
             (`shared_attention.py`); None: samples see themselves alone.
+          merging: which keys are merged, and when (`merged_attention.py`); None: each token has its own.
         """
         chex.assert_rank([tokens.patches, tokens.positions, t], [3, 3, 2])
         chex.assert_equal_shape_prefix([tokens.patches, tokens.positions, t], 1)
@@ -174,7 +177,8 @@ class FlagDiT(nnx.Module):
         else:
             x = x + sine_positions(where, width=config.width, theta=config.rope_theta, scaling=rope)
         shared = None if sharing is None else Sharing(sharing, self.parallel.row, config.attention)
-        context = TokenContext(tokens.segment_ids, turns, scale, lanes, shared)
+        merging = None if merging is None else dataclasses.replace(merging, row=self.parallel.row)
+        context = TokenContext(tokens.segment_ids, turns, scale, lanes, shared, merging)
         conditioning = (self.time_embedding(config.time_scale * t) + self._pooled(condition, segments)).astype(dtype)
         x = self._run_blocks(x.astype(dtype), conditioning, context, condition)
         outputs = self.final_layer(x, conditioning, tokens.segment_ids)

@@ -220,8 +220,11 @@ CASES = {
     "styles of labels by stochastic steps, on a ring": Case(
         styled, {"sequence": 4, "ring": 2}, {"solver": "euler_maruyama"}, LABEL
     ),
-    "scenes in windows, on fsdp and tensor": Case(
-        in_windows, {"fsdp": 2, "tensor": 2}, {"window_frames": 2, "steps": 2}
+    "merged patches on fsdp, sequence and tensor": Case(
+        drawn, {"fsdp": 2, "sequence": 2, "tensor": 2}, {"merge_tokens": 2}
+    ),
+    "scenes in windows of merged patches, on fsdp and tensor": Case(
+        in_windows, {"fsdp": 2, "tensor": 2}, {"window_frames": 2, "steps": 2, "merge_tokens": 2}
     ),
     "an edit by stochastic steps, on data and sequence": Case(edited, {"sequence": 4}, {"solver": "sde_heun"}, LABEL),
     "heads without text, ring and heads exchanged": Case(drawn, {"fsdp": 2, "sequence": 4, "ring": 2}, {}, PRUNED),
