@@ -21,7 +21,7 @@ from lumina_jax.models.attention import (
     TokenContext,
     gated,
 )
-from lumina_jax.models.branches import Output, Reading, between
+from lumina_jax.models.branches import BranchInput, BranchOutput, between
 from lumina_jax.models.layers import GeluMLP, Linear, PlainLayerNorm, RMSNorm, SwiGLU, zeros
 from lumina_jax.tokens import spread
 
@@ -75,10 +75,10 @@ class FlagBlock(nnx.Module):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        x, z = between(x, None, Reading(self.attention_norm, scale, shift), kernels=self.kernels)
+        x, z = between(x, None, BranchInput(self.attention_norm, scale, shift), kernels=self.kernels)
         y = self.attention(z, tokens, gated(self.text, text), attend)
-        x, z = between(x, Output(y, gate), Reading(self.mlp_norm, mlp_scale, mlp_shift), kernels=self.kernels)
-        return between(x, Output(keepable(self.mlp(z)), mlp_gate), None, kernels=self.kernels)[0]
+        x, z = between(x, BranchOutput(y, gate), BranchInput(self.mlp_norm, mlp_scale, mlp_shift), kernels=self.kernels)
+        return between(x, BranchOutput(keepable(self.mlp(z)), mlp_gate), None, kernels=self.kernels)[0]
 
 
 class NextBlock(nnx.Module):
@@ -106,11 +106,11 @@ class NextBlock(nnx.Module):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
-        x, z = between(x, None, Reading(self.attention_norm, scale), kernels=self.kernels)
+        x, z = between(x, None, BranchInput(self.attention_norm, scale), kernels=self.kernels)
         y = self.attention(z, tokens, gated(self.text, text), attend)
-        output = Output(y, jnp.tanh(gate), self.attention_out_norm)
-        x, z = between(x, output, Reading(self.mlp_norm, mlp_scale), kernels=self.kernels)
-        output = Output(keepable(self.mlp(z)), jnp.tanh(mlp_gate), self.mlp_out_norm)
+        output = BranchOutput(y, jnp.tanh(gate), self.attention_out_norm)
+        x, z = between(x, output, BranchInput(self.mlp_norm, mlp_scale), kernels=self.kernels)
+        output = BranchOutput(keepable(self.mlp(z)), jnp.tanh(mlp_gate), self.mlp_out_norm)
         return between(x, output, None, kernels=self.kernels)[0]
 
 

@@ -19,7 +19,7 @@ OfSamples = Float[Array, "b _ m"]
 """A vector for each token, or one for all tokens of a row."""
 
 
-class Output(NamedTuple):
+class BranchOutput(NamedTuple):
     """What a branch adds: gate * y, or gate * norm(y)."""
 
     y: Float[Array, "b l m"]
@@ -27,7 +27,7 @@ class Output(NamedTuple):
     norm: RMSNorm | None = None
 
 
-class Reading(NamedTuple):
+class BranchInput(NamedTuple):
     """What a branch computes from: norm(x) * (1 + scale) + shift."""
 
     norm: RMSNorm | PlainLayerNorm
@@ -36,49 +36,48 @@ class Reading(NamedTuple):
 
 
 def between(
-    x: Float[Array, "b l m"], output: Output | None, reading: Reading | None, *, kernels: bool
+    x: Float[Array, "b l m"], output: BranchOutput | None, following: BranchInput | None, *, kernels: bool
 ) -> tuple[Float[Array, "b l m"], Float[Array, "b l m"]]:
     """The activations with what a branch adds, and what the next one computes from; None: there is no such branch.
 
     Args:
       kernels: those for TPUs may run.
     """
-    if kernels and _served(x, output, reading):
-        out, z = residual.between_branches(x, _leaving(output), _entering(reading))
+    if kernels and _served(x, output, following):
+        out, z = residual.between_branches(x, _leaving(output), _entering(following))
         return out, out if z is None else z
     if output is not None:
         x = x + output.gate * normed(output.y, output.norm)
-    if reading is None:
+    if following is None:
         return x, x
-    z = reading.norm(x) * (1 + reading.scale)
-    return x, z if reading.shift is None else z + reading.shift
+    z = following.norm(x) * (1 + following.scale)
+    return x, z if following.shift is None else z + following.shift
 
 
-def _served(x: Float[Array, "b l m"], output: Output | None, reading: Reading | None) -> bool:
+def _served(x: Float[Array, "b l m"], output: BranchOutput | None, following: BranchInput | None) -> bool:
     """Whether the kernel computes it where this is traced."""
-    is_rms = reading is None or isinstance(reading.norm, RMSNorm)
-    is_of_rows = all(
-        one.shape[1] == 1 for one in (output and output.gate, reading and reading.scale) if one is not None
-    )
+    is_rms = following is None or isinstance(following.norm, RMSNorm)
+    vectors = [None if output is None else output.gate, None if following is None else following.scale]
+    is_of_rows = all(vector.shape[1] == 1 for vector in vectors if vector is not None)
     if not (is_rms and is_of_rows) or refusal_here(auto=True) or residual.refusal(x):
         return False
     # libtpu 0.0.42 has no program of 7B for v6e with the kernel and tokens that are divided: 64 KB of VMEM are missing.
     return axis_size(jax.sharding.get_abstract_mesh(), "sequence") == 1
 
 
-def _leaving(output: Output | None) -> residual.Leaving | None:
+def _leaving(output: BranchOutput | None) -> residual.Leaving | None:
     if output is None:
         return None
     norm = output.norm
     return residual.Leaving(output.y, _weighted(output.gate, norm), None if norm is None else norm.eps)
 
 
-def _entering(reading: Reading | None) -> residual.Entering | None:
-    if reading is None:
+def _entering(following: BranchInput | None) -> residual.Entering | None:
+    if following is None:
         return None
-    norm, shift = reading.norm, reading.shift
+    norm, shift = following.norm, following.shift
     assert isinstance(norm, RMSNorm)
-    factor = _weighted(1 + reading.scale.astype(jnp.float32), norm)
+    factor = _weighted(1 + following.scale.astype(jnp.float32), norm)
     return residual.Entering(factor, None if shift is None else shift[:, 0].astype(jnp.float32), norm.eps)
 
 

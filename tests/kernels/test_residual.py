@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lumina_jax.chips import CHIPS
 from lumina_jax.kernels import residual
 from lumina_jax.kernels.residual import Entering, Leaving, between_branches
-from lumina_jax.models.branches import Output, Reading, between
+from lumina_jax.models.branches import BranchInput, BranchOutput, between
 from lumina_jax.models.layers import ParameterKeys, PlainLayerNorm, RMSNorm
 
 EPS = 1e-3
@@ -142,16 +142,16 @@ def served(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("parts", ["output reading", "output", "reading"])
+@pytest.mark.parametrize("parts", ["output following", "output", "following"])
 @pytest.mark.parametrize("block", ["flag", "next"])
 def test_a_layer_has_the_same_values_by_the_kernel(served, parts, block):
     x, y, gate, scale, shift = case(32, 256, ["y", "left", "entered", "shift"])
     gate, scale, shift = gate[:, None], scale[:, None], shift[:, None]
-    output = Output(y, gate, a_norm(1) if block == "next" else None) if "output" in parts else None
-    reading = Reading(a_norm(2), scale, shift if block == "flag" else None) if "reading" in parts else None
-    found = between(x, output, reading, kernels=True)
+    output = BranchOutput(y, gate, a_norm(1) if block == "next" else None) if "output" in parts else None
+    following = BranchInput(a_norm(2), scale, shift if block == "flag" else None) if "following" in parts else None
+    found = between(x, output, following, kernels=True)
     assert len(served) == 1
-    wanted = between(x, output, reading, kernels=False)
+    wanted = between(x, output, following, kernels=False)
     assert len(served) == 1
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
@@ -160,11 +160,11 @@ def test_a_layer_has_the_same_values_by_the_kernel(served, parts, block):
 def test_packed_rows_divided_rows_and_other_norms_are_left_to_xla(served):
     x, y, gate, scale, _ = case(32, 256, ["y", "left", "entered"])
     of_tokens = jnp.broadcast_to(gate[:, None], x.shape)
-    between(x, Output(y, of_tokens), Reading(a_norm(1), scale[:, None]), kernels=True)
-    between(x, Output(y, gate[:, None]), Reading(PlainLayerNorm(EPS), scale[:, None]), kernels=True)
+    between(x, BranchOutput(y, of_tokens), BranchInput(a_norm(1), scale[:, None]), kernels=True)
+    between(x, BranchOutput(y, gate[:, None]), BranchInput(PlainLayerNorm(EPS), scale[:, None]), kernels=True)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("sequence",))):
-        between(x, Output(y, gate[:, None]), None, kernels=True)
+        between(x, BranchOutput(y, gate[:, None]), None, kernels=True)
     assert not served
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1), ("fsdp", "sequence"))):
-        between(x, Output(y, gate[:, None]), None, kernels=True)
+        between(x, BranchOutput(y, gate[:, None]), None, kernels=True)
     assert len(served) == 1
