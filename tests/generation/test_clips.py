@@ -75,7 +75,7 @@ def test_windows_overlap_by_half_and_their_shares_sum_to_1():
 def test_scenes_share_frames_and_give_way_to_each_other_linearly():
     pictures = modality_of(config())
     scenes = [Scene("a", 3), Scene("b", 4), Scene("c", 2)]
-    found = composition(pictures, Shape(16, 24, 9), scenes=scenes)
+    found = composition(pictures, Shape(16, 24, 9), scenes=scenes, scene_blend=0)
     assert found.captions == ("a", "b", "c")
     assert found.shares.shape == (3, 9, 16, 24)
     np.testing.assert_array_equal(found.shares[:, :, 5, 7], np.repeat(np.eye(3), [3, 4, 2], axis=1))
