@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -12,9 +13,11 @@ from PIL import Image
 
 import lumina_jax.trained
 from lumina_jax.commands import sample, train
+from lumina_jax.config import SampleConfig
 from lumina_jax.generation import pipeline as pipeline_module
 from lumina_jax.modalities.files.png import read_png_metadata
 from lumina_jax.models.precision import parameter_types
+from lumina_jax.sample_requests.preparation import prepared
 from lumina_jax.trained import open_run, save
 from tests.training.tiny import label_config
 
@@ -142,6 +145,22 @@ def test_scenes_that_cannot_be_drawn_are_refused(draw, scenes, reason):
     assert "bug in lumina_jax" not in said
 
 
+@pytest.mark.parametrize(("flags", "written"), [((), 3), (("--scene-blend", "0"), 0), (("--scene-blend", "4"), 4)])
+def test_the_frames_in_which_scenes_blend_are_written_as_a_number_that_repeats_them(trained, flags, written):
+    """By default three quarters of the 4 frames of the shortest scene."""
+
+    def request(*words):
+        scenes = [f"{trained}", "--scenes", "4 @ 1", "5 @ 0.5"]
+        return prepared(sample.parse([*scenes, *words], sample.Arguments(run=trained, sample=SampleConfig())), print)
+
+    asked = request(*flags)
+    about = asked.settings(SimpleNamespace(step=1, parameters={}))
+    assert about["scene_blend"] == written
+    assert asked.parts["scene_blend"] == request("--scene-blend", f"{written}").parts["scene_blend"] == written
+    alone = prepared(sample.Arguments(run=trained, prompts=("4",), sample=SampleConfig()), print)
+    assert "scene_blend" not in alone.settings(SimpleNamespace(step=1, parameters={}))
+
+
 @pytest.mark.slow
 def test_scenes_and_styles_are_written_into_the_picture(draw, tmp_path):
     flags = ["--scenes", "4 @ 0.5", "5 @ 0.25", "--scene-blend", 2, "--window-frames", 4, "--seeds", "3,4"]
@@ -196,6 +215,7 @@ def test_scenes_and_styles_are_written_into_the_picture(draw, tmp_path):
         (["--style-caption", "4"], "--style-caption and --style-strength are for a style"),
         (["--scenes", "4 @ 1"], "--scenes are the captions of clips; leave out other captions"),
         (["--scene-blend", 1], "--scene-blend 1 is for the seams of scenes"),
+        (["--scene-blend", 0], "--scene-blend 0 is for the seams of scenes"),
         (["--loop"], "sample.loop=True joins the ends of clips, but what is drawn has one frame"),
         (["--loop", "--window-frames", 4], "sample.loop=True turns whole clips, but sample.window_frames=4"),
         (["--negative", "cat"], "label from 0 to 47, but got prompt='cat'"),
