@@ -180,7 +180,7 @@ def test_the_blend_of_scenes_comes_back_as_it_was_drawn_also_where_a_picture_doe
 
 def test_an_empty_field_leaves_the_blend_of_scenes_to_their_lengths():
     assert [whole_or_none("frames", value) for value in ("", None, " 0 ", "6")] == [None, None, 0, 6]
-    with pytest.raises(ValueError, match="frames must be a whole number, but is 1.5"):
+    with pytest.raises(ValueError, match="frames must be a whole number, but is"):
         whole_or_none("frames", "1.5")
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -153,12 +152,12 @@ def test_the_frames_in_which_scenes_blend_are_written_as_a_number_that_repeats_t
         scenes = [f"{trained}", "--scenes", "4 @ 1", "5 @ 0.5"]
         return prepared(sample.parse([*scenes, *words], sample.Arguments(run=trained, sample=SampleConfig())), print)
 
-    asked = request(*flags)
-    about = asked.settings(SimpleNamespace(step=1, parameters={}))
+    asked, pipeline = request(*flags), open_run(trained)
+    about = asked.settings(pipeline)
     assert about["scene_blend"] == written
     assert asked.parts["scene_blend"] == request("--scene-blend", f"{written}").parts["scene_blend"] == written
     alone = prepared(sample.Arguments(run=trained, prompts=("4",), sample=SampleConfig()), print)
-    assert "scene_blend" not in alone.settings(SimpleNamespace(step=1, parameters={}))
+    assert "scene_blend" not in alone.settings(pipeline)
 
 
 @pytest.mark.slow
