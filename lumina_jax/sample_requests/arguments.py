@@ -123,9 +123,8 @@ def given_parts(arguments: Arguments) -> dict[str, Any]:
     """The flags of editing, styles, further captions and adapters that are given, by their names; not the blend of
     scenes, which `what_has_captions` finds."""
     found = given_edit(arguments) | given_style(arguments)
-    found |= {
-        name: list(given) for name in ("also", "region", "scenes", "adapter") if (given := getattr(arguments, name))
-    }
+    lists = ("also", "region", "scenes", "adapter")
+    found |= {name: list(given) for name in lists if (given := getattr(arguments, name))}
     return found | ({"region_blend": arguments.region_blend} if arguments.region else {})
 
 

@@ -144,20 +144,12 @@ def test_scenes_that_cannot_be_drawn_are_refused(draw, scenes, reason):
     assert "bug in lumina_jax" not in said
 
 
-@pytest.mark.parametrize(("flags", "written"), [((), 3), (("--scene-blend", "0"), 0), (("--scene-blend", "4"), 4)])
-def test_the_frames_in_which_scenes_blend_are_written_as_a_number_that_repeats_them(trained, flags, written):
+@pytest.mark.parametrize(("given", "written"), [(None, 3), (3, 3), (0, 0), (4, 4)])
+def test_the_frames_in_which_scenes_blend_are_drawn_and_written_as_a_number(trained, given, written):
     """By default three quarters of the 4 frames of the shortest scene."""
-
-    def request(*words):
-        scenes = [f"{trained}", "--scenes", "4 @ 1", "5 @ 0.5"]
-        return prepared(sample.parse([*scenes, *words], sample.Arguments(run=trained, sample=SampleConfig())), print)
-
-    asked, pipeline = request(*flags), open_run(trained)
-    about = asked.settings(pipeline)
-    assert about["scene_blend"] == written
-    assert asked.parts["scene_blend"] == request("--scene-blend", f"{written}").parts["scene_blend"] == written
-    alone = prepared(sample.Arguments(run=trained, prompts=("4",), sample=SampleConfig()), print)
-    assert "scene_blend" not in alone.settings(pipeline)
+    scenes = {"scenes": ("4 @ 1", "5 @ 0.5"), "scene_blend": given}
+    asked = prepared(sample.Arguments(run=trained, sample=SampleConfig(), **scenes), print)
+    assert asked.parts["scene_blend"] == asked.settings(open_run(trained))["scene_blend"] == written
 
 
 @pytest.mark.slow
