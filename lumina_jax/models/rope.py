@@ -39,7 +39,7 @@ def time_aware(
     """Positions squeezed by `factor` before the time `watershed`, low frequencies slowed by it from then on.
 
     Early steps decide the composition of the picture, late ones its detail (Lumina-Next, arXiv 2406.18583). Its report
-    goes from one to the other gradually; its released code changes at one time, as here. With a watershed of 0 this is
+    goes from one to the other gradually; its later code changes at one time, as here. With a watershed of 0 this is
     NTK-aware scaling, with one above 1 it is position interpolation. As in the released code, a float32 time is
     compared with a watershed in double precision: float32(0.45) is less than 0.45.
     """
