@@ -52,8 +52,8 @@ class SampleConfig(Section):
     """Time up to which positions are squeezed by that factor; afterwards low frequencies are slowed by it (NTK). The
     released Next-DiT: 0.3. From 1 on they are squeezed at all times, by default by the ratio of the shorter sides."""
     rope_frequency_aware: bool = False
-    """Slow all waves that are longer than the coordinates of training by the whole factor, and shorter ones less;
-    False: only the longest by the whole factor."""
+    """Slow all waves that are longer than the coordinates of training by the whole factor, and shorter ones less
+    (Lumina-Next, docs/extrapolation.md); False: only the longest by the whole factor."""
     proportional_attention: bool = True
     """Scale the logits of pictures of other sizes than those of training by sqrt(log length / log trained length):
     more tokens, a sharper softmax."""

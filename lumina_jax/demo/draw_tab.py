@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from lumina_jax.demo.drawn import Asking, Page, TabParts, Updates, draws
-from lumina_jax.demo.field_values import lines_in, whole_of
+from lumina_jax.demo.field_values import lines_in, whole_or_none
 from lumina_jax.demo.form import Form
 from lumina_jax.demo.picture_settings import PictureSettings
 from lumina_jax.demo.runs import ShownRun
@@ -19,9 +19,10 @@ def draw_tab(page: Page) -> TabParts:
             label='Scenes instead of the prompt, one a line, such as "a sunrise @ 2" for two seconds',
             lines=2, visible=has_scenes(first), elem_id="scenes",
         )  # fmt: skip
-        blend = gr.Number(
-            0, label="Frames from one scene to the next", precision=0, visible=has_scenes(first), elem_id="scene-blend"
-        )
+        blend = gr.Textbox(
+            label="Frames from one scene to the next; empty: three quarters of the shortest scene",
+            max_lines=1, visible=has_scenes(first), elem_id="scene-blend",
+        )  # fmt: skip
         button = gr.Button("Draw", variant="primary", elem_id="draw")
 
     def asked(form: Form, scenes: str | None, blend: Any) -> Asking:
@@ -30,7 +31,7 @@ def draw_tab(page: Page) -> TabParts:
         if not lines or not has_scenes(run):
             return Asking([form], {})
         whole = form._replace(frames=None)  # scenes say how long a clip is
-        more = {"prompts": (), "scenes": tuple(lines), "scene_blend": whole_of("frames between scenes", blend)}
+        more = {"prompts": (), "scenes": tuple(lines), "scene_blend": whole_or_none("frames between scenes", blend)}
         return Asking([whole], more)
 
     def of_run(run: ShownRun) -> Updates:
@@ -44,11 +45,18 @@ def draw_tab(page: Page) -> TabParts:
         shown = has_scenes(run)
         return {
             scenes: gr.update(value="\n".join(settings.scenes or []), visible=shown),
-            blend: gr.update(value=settings.scene_blend or 0, visible=shown),
+            blend: gr.update(value=blend_words(settings), visible=shown),
         }
 
     draws(page, [button.click, page.fields.prompt.submit], asked, [scenes, blend])
     return TabParts(tab, lambda run: True, [scenes, blend], of_run, of_settings)
+
+
+def blend_words(settings: PictureSettings) -> str:
+    """What draws the scenes of a picture again: one that says nothing of their blend was drawn with cuts."""
+    if not settings.scenes:
+        return ""
+    return f"{settings.scene_blend or 0}"
 
 
 def title_of(run: ShownRun) -> str:

@@ -33,6 +33,12 @@ def number_or_none(name: str, value: Any) -> float | None:
         raise ValueError(f"{name} must be a number or empty, but is {repr(value)[:40]}") from None
 
 
+def whole_or_none(name: str, value: Any) -> int | None:
+    """A whole number of a field for text; empty is None."""
+    number = number_or_none(name, value)
+    return None if number is None else whole_of(name, number)
+
+
 def seed_of(words: str | None) -> int:
     """A seed; empty is 0."""
     text = (words or "").strip() or "0"

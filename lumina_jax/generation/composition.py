@@ -72,7 +72,7 @@ def composition(
     also: Sequence[tuple[str, float]] = (),
     regions: Sequence[PictureRegion] = (),
     scenes: Sequence[Scene] = (),
-    scene_blend: int = 0,
+    scene_blend: int | None = None,
 ) -> Composition | None:
     """The captions of samples of this shape and their shares; None: their prompts alone.
 
@@ -80,7 +80,8 @@ def composition(
       also: captions and their weights; the prompt has the weight 1.
       regions: those that come later cover earlier ones; the prompt and `also` have what no region covers.
       scenes: one after the other, instead of the prompt, `also` and `regions`.
-      scene_blend: frames across the seam of two scenes in which one gives way to the other.
+      scene_blend: frames across the seam of two scenes in which one gives way to the other; None: three quarters of
+        the shortest scene, rounded down.
 
     Raises:
       ValueError: a weight is not positive, a box or a mask does not fit the shape, nothing of a region is left, or

@@ -1,8 +1,8 @@
 """Samples of other sizes than those of training.
 
 In: the extent of a sample and of those trained on. Out: the scaling of the rotary embedding at each time of the path,
-and the training length that proportional attention needs (Lumina-T2X, arXiv 2405.05945, section 2.3; the schedule over
-time: Lumina-Next, arXiv 2406.18583, section 2.2).
+and the training length that proportional attention needs (Lumina-T2X, arXiv 2405.05945, section 2.3; frequencies and
+the schedule over time: Lumina-Next, arXiv 2406.18583, and its released code).
 """
 
 import math
@@ -46,7 +46,8 @@ def rope_target(settings: SampleConfig, model: ModelConfig, modality: ModalityCo
     """The exponent of theta from which on frequencies are slowed by the whole factor (`models/rope.py`).
 
     With `sample.rope_frequency_aware` that of the wave that is as long as the coordinates of training: longer waves
-    never came round there, so that a model has only seen a part of their angles. Else None: that of the longest wave.
+    never came round there, so that a model has only seen a part of their angles. It is log(L / 2 pi) to the base theta
+    for L coordinates, as in Lumina-Next, but at most 1. Else None: that of the longest wave.
     """
     if not settings.rope_frequency_aware or model.rope_theta == 1:
         return None

@@ -61,7 +61,7 @@ class DrawingOptions(TypedDict, total=False):
     also: Sequence[tuple[str, float]]
     regions: Sequence[PictureRegion]
     scenes: Sequence[Scene]
-    scene_blend: int
+    scene_blend: int | None
     invert: str | Sequence[str] | None
     normalized: bool
     style: StyleOf | None
@@ -157,7 +157,7 @@ class Pipeline:
         also: Sequence[tuple[str, float]] = (),
         regions: Sequence[PictureRegion] = (),
         scenes: Sequence[Scene] = (),
-        scene_blend: int = 0,
+        scene_blend: int | None = None,
         invert: str | Sequence[str] | None = None,
         normalized: bool = False,
         style: StyleOf | None = None,
@@ -177,7 +177,7 @@ class Pipeline:
           strength: how much is drawn anew: the path begins at 1 - strength. None: 1, for a mask or a short source.
           also: further captions of every sample and their weights; the prompt has the weight 1.
           regions: parts of every sample with captions of their own; later ones cover earlier ones.
-          scenes: of every clip, one after the other, instead of its prompt; across seams they blend over `scene_blend`.
+          scenes, scene_blend: of every clip, instead of its prompt, and frames across seams, see `composition`.
           invert: what the source shows, one caption or one for each: samples begin with the noise that leads to it.
           normalized: each channel of the source's latents gets the mean 0 and the deviation 1: its colours go.
           style: what all samples are to look like, one of them or a source.

@@ -22,11 +22,19 @@ class Scene(NamedTuple):
     frames: int
 
 
-def scene_shares(modality: Modality, shape: Shape, scenes: Sequence[Scene], blend: int) -> Float[np.ndarray, "n f h w"]:
+def frames_of_blend(scenes: Sequence[Scene], blend: int | None) -> int:
+    """The frames across a seam in which one scene gives way to the next: `blend`, or when that is None three quarters
+    of the frames of the shortest scene, rounded down (docs/scenes.md)."""
+    return 3 * min(scene.frames for scene in scenes) // 4 if blend is None else blend
+
+
+def scene_shares(
+    modality: Modality, shape: Shape, scenes: Sequence[Scene], scene_blend: int | None
+) -> Float[np.ndarray, "n f h w"]:
     """The share of each scene in each value of the latents.
 
     Args:
-      blend: frames across a seam, half of them on either side.
+      scene_blend: frames across a seam, half of them on either side; None: as `frames_of_blend`.
 
     Raises:
       ValueError: the modality has no clips, the frames of the scenes are not those of the shape, or the blend is longer
@@ -40,6 +48,7 @@ def scene_shares(modality: Modality, shape: Shape, scenes: Sequence[Scene], blen
             f"the scenes have {' + '.join(map(str, counts))} = {sum(counts)} frames, but each needs one, and "
             f"{shape.frames} are drawn"
         )
+    blend = frames_of_blend(scenes, scene_blend)
     if not isinstance(blend, int) or not 0 <= blend <= min(counts):
         raise ValueError(f"scene_blend={blend!r} must be from 0 to the {min(counts)} frames of the shortest scene")
     scene_of = np.repeat(np.arange(len(counts)), counts)

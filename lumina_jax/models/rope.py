@@ -4,7 +4,8 @@ A token has n coordinates p_0 ... p_(n-1): its index in the sample (n = 1, Flag-
 Next-DiT), or its frame, row and column (n = 3). Pair j = n i + a of a head of width d turns by coordinate a, by the
 angle (p_a / linear) * (theta * ntk) ** (-2 n i / d): `linear` squeezes positions (position interpolation), `ntk` slows
 the low frequencies (NTK-aware scaling; Lumina-T2X, section 2.3). With a `target`, the frequency theta ** -e is
-slowed by ntk ** min(1, e / target) instead of ntk ** e (frequency-aware; Lumina-Next, arXiv 2406.18583, section 2.2).
+slowed by ntk ** min(1, e / target) instead of ntk ** e. That is the frequency-aware scaling of Lumina-Next (arXiv
+2406.18583), max((theta * ntk ** (1 / target)) ** -e, theta ** -e / ntk).
 
 `sine_positions` are what DiT adds to its tokens instead: sines and cosines of the same coordinates, fixed.
 """
@@ -37,9 +38,10 @@ def time_aware(
 ) -> RopeScaling:
     """Positions squeezed by `factor` before the time `watershed`, low frequencies slowed by it from then on.
 
-    Early steps decide the composition of the picture, late ones its detail (Lumina-Next, section 2.2). With a watershed
-    of 0 this is NTK-aware scaling, with one above 1 it is position interpolation. As in the released code, a float32
-    time is compared with a watershed in double precision: float32(0.45) is less than 0.45.
+    Early steps decide the composition of the picture, late ones its detail (Lumina-Next, arXiv 2406.18583). Its report
+    goes from one to the other gradually; its later code changes at one time, as here. With a watershed of 0 this is
+    NTK-aware scaling, with one above 1 it is position interpolation. As in the released code, a float32 time is
+    compared with a watershed in double precision: float32(0.45) is less than 0.45.
     """
     early = jnp.asarray(t, jnp.float32) < _least_float32(watershed)
     return RopeScaling(linear=jnp.where(early, factor, 1.0), ntk=jnp.where(early, 1.0, factor), target=target)

@@ -71,8 +71,9 @@ class Arguments:
     """Pixels across the edges of regions in which one caption gives way to the other."""
     scenes: tuple[str, ...] = ()
     """Captions of the parts of a clip and their seconds, instead of prompts: "a sunrise @ 2" "a storm @ 1.5"."""
-    scene_blend: int = 0
-    """Frames across the seam of two scenes in which one caption gives way to the other."""
+    scene_blend: int | None = None
+    """Frames across the seam of two scenes in which one caption gives way to the other; 0: a cut. Default: three
+    quarters of the frames of the shortest scene, rounded down."""
     size: int | None = None
     """Height and width in pixels; default: those of training."""
     height: int | None = None
@@ -119,11 +120,11 @@ def seeds_of(arguments: Arguments) -> list[int] | None:
 
 
 def given_parts(arguments: Arguments) -> dict[str, Any]:
-    """The flags of editing, styles, further captions and adapters that are given, by their names."""
+    """The flags of editing, styles, further captions and adapters that are given, by their names; not the blend of
+    scenes, which `what_has_captions` finds."""
     found = given_edit(arguments) | given_style(arguments)
-    found |= {name: list(given) for name in ("also", "region", "adapter") if (given := getattr(arguments, name))}
-    if arguments.scenes:
-        found |= {"scenes": list(arguments.scenes), "scene_blend": arguments.scene_blend}
+    lists = ("also", "region", "scenes", "adapter")
+    found |= {name: list(given) for name in lists if (given := getattr(arguments, name))}
     return found | ({"region_blend": arguments.region_blend} if arguments.region else {})
 
 

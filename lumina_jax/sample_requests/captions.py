@@ -23,6 +23,7 @@ def what_has_captions(
       ValueError: a flag cannot be read, a file of a mask is missing, or the captions do not fit what is drawn.
     """
     from lumina_jax.generation.composition import PictureRegion, check_captions, composition
+    from lumina_jax.generation.scenes import frames_of_blend
     from lumina_jax.modalities.decoding.edited import read_white
 
     if arguments.region_blend and not arguments.region:
@@ -41,7 +42,8 @@ def what_has_captions(
         regions.append(PictureRegion(caption, where, arguments.region_blend))
     found: dict[str, Any] = {"also": also, "regions": regions, "scenes": scenes_of(arguments)}
     check_captions(config, **found)
-    found["scene_blend"] = arguments.scene_blend
+    if found["scenes"]:
+        found["scene_blend"] = frames_of_blend(found["scenes"], arguments.scene_blend)
     for shape in dict.fromkeys(shapes):
         composition(modality, shape, **found)
     return found
@@ -56,7 +58,7 @@ def scenes_of(arguments: "Arguments") -> "list[Scene]":
     from lumina_jax.generation.scenes import Scene
 
     if not arguments.scenes:
-        if arguments.scene_blend:
+        if arguments.scene_blend is not None:
             raise ValueError(
                 f"--scene-blend {arguments.scene_blend} is for the seams of scenes; name some with --scenes"
             )

@@ -71,6 +71,8 @@ class Prepared:
     def settings(self, pipeline: Pipeline) -> dict[str, Any]:
         """All that draws the samples again, as JSON."""
         given = given_parts(self.arguments)
+        if self.parts["scenes"]:
+            given["scene_blend"] = self.parts["scene_blend"]
         return {
             "run": self.config.run.name,
             "step": pipeline.step,

@@ -11,6 +11,8 @@ from PIL import Image
 
 from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
+from lumina_jax.demo.draw_tab import blend_words
+from lumina_jax.demo.field_values import whole_or_none
 from lumina_jax.demo.form import sized
 from lumina_jax.demo.history import MOST_BROWSERS, MOST_PICTURES, History
 from lumina_jax.demo.more_settings import GROUPS, LABELS
@@ -161,6 +163,25 @@ def test_settings_of_a_picture_come_back_and_what_is_missing_is_said(studio):
     assert form == new_form(modality="image")
     assert "'elsewhere'" in missing[0]
     assert "'style'" in missing[1]
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ('{"scenes": ["a @ 1", "b @ 1"], "scene_blend": 6}', "6"),
+        ('{"scenes": ["a @ 1", "b @ 1"], "scene_blend": 0}', "0"),
+        ('{"scenes": ["a @ 1", "b @ 1"]}', "0"),
+        ("{}", ""),
+    ],
+)
+def test_the_blend_of_scenes_comes_back_as_it_was_drawn_also_where_a_picture_does_not_say_it(about, words):
+    assert blend_words(settings_of(about, "a.png")) == words
+
+
+def test_an_empty_field_leaves_the_blend_of_scenes_to_their_lengths():
+    assert [whole_or_none("frames", value) for value in ("", None, " 0 ", "6")] == [None, None, 0, 6]
+    with pytest.raises(ValueError, match="frames must be a whole number, but is"):
+        whole_or_none("frames", "1.5")
 
 
 def test_lengths_and_numbers_of_views_come_back(studio):

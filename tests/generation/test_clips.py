@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh
 from lumina_jax.config import SampleConfig
 from lumina_jax.generation.clips import Windows, check_clips, stride_around, turned, windows_of
 from lumina_jax.generation.composition import composition
-from lumina_jax.generation.scenes import Scene
+from lumina_jax.generation.scenes import Scene, frames_of_blend
 from lumina_jax.modalities import Shape, modality_of
 from lumina_jax.models.flag_dit import abstract_model
 from lumina_jax.tokens import tokens_of
@@ -75,13 +75,27 @@ def test_windows_overlap_by_half_and_their_shares_sum_to_1():
 def test_scenes_share_frames_and_give_way_to_each_other_linearly():
     pictures = modality_of(config())
     scenes = [Scene("a", 3), Scene("b", 4), Scene("c", 2)]
-    found = composition(pictures, Shape(16, 24, 9), scenes=scenes)
+    found = composition(pictures, Shape(16, 24, 9), scenes=scenes, scene_blend=0)
     assert found.captions == ("a", "b", "c")
     assert found.shares.shape == (3, 9, 16, 24)
     np.testing.assert_array_equal(found.shares[:, :, 5, 7], np.repeat(np.eye(3), [3, 4, 2], axis=1))
     soft = composition(pictures, Shape(16, 24, 9), scenes=scenes, scene_blend=2).shares[:, :, 0, 0]
     np.testing.assert_allclose(soft[0], [1, 1, 0.75, 0.25, 0, 0, 0, 0, 0])
     np.testing.assert_allclose(soft.sum(axis=0), 1)
+
+
+@pytest.mark.parametrize(("shortest", "frames"), [(1, 0), (2, 1), (3, 2), (4, 3), (5, 3), (8, 6), (16, 12)])
+def test_scenes_blend_over_three_quarters_of_the_shortest_unless_a_number_is_given(shortest, frames):
+    """Rounded down. The 6 of 8 frames are those that docs/scenes.md measured."""
+    scenes = [Scene("a", shortest + 2), Scene("b", shortest), Scene("c", shortest + 1)]
+    assert frames_of_blend(scenes, None) == frames
+    assert [frames_of_blend(scenes, given) for given in (0, 1)] == [0, 1]
+    shape = Shape(16, 24, 3 * shortest + 3)
+    by_default, given = (
+        composition(modality_of(config()), shape, scenes=scenes, **asked).shares
+        for asked in ({}, {"scene_blend": frames})
+    )
+    np.testing.assert_array_equal(by_default, given)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from PIL import Image
 
 import lumina_jax.trained
 from lumina_jax.commands import sample, train
+from lumina_jax.config import SampleConfig
 from lumina_jax.generation import pipeline as pipeline_module
 from lumina_jax.modalities.files.png import read_png_metadata
 from lumina_jax.models.precision import parameter_types
+from lumina_jax.sample_requests.preparation import prepared
 from lumina_jax.trained import open_run, save
 from tests.training.tiny import label_config
 
@@ -142,6 +144,14 @@ def test_scenes_that_cannot_be_drawn_are_refused(draw, scenes, reason):
     assert "bug in lumina_jax" not in said
 
 
+@pytest.mark.parametrize(("given", "written"), [(None, 3), (3, 3), (0, 0), (4, 4)])
+def test_the_frames_in_which_scenes_blend_are_drawn_and_written_as_a_number(trained, given, written):
+    """By default three quarters of the 4 frames of the shortest scene."""
+    scenes = {"scenes": ("4 @ 1", "5 @ 0.5"), "scene_blend": given}
+    asked = prepared(sample.Arguments(run=trained, sample=SampleConfig(), **scenes), print)
+    assert asked.parts["scene_blend"] == asked.settings(open_run(trained))["scene_blend"] == written
+
+
 @pytest.mark.slow
 def test_scenes_and_styles_are_written_into_the_picture(draw, tmp_path):
     flags = ["--scenes", "4 @ 0.5", "5 @ 0.25", "--scene-blend", 2, "--window-frames", 4, "--seeds", "3,4"]
@@ -196,6 +206,7 @@ def test_scenes_and_styles_are_written_into_the_picture(draw, tmp_path):
         (["--style-caption", "4"], "--style-caption and --style-strength are for a style"),
         (["--scenes", "4 @ 1"], "--scenes are the captions of clips; leave out other captions"),
         (["--scene-blend", 1], "--scene-blend 1 is for the seams of scenes"),
+        (["--scene-blend", 0], "--scene-blend 0 is for the seams of scenes"),
         (["--loop"], "sample.loop=True joins the ends of clips, but what is drawn has one frame"),
         (["--loop", "--window-frames", 4], "sample.loop=True turns whole clips, but sample.window_frames=4"),
         (["--negative", "cat"], "label from 0 to 47, but got prompt='cat'"),
