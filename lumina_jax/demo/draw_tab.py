@@ -45,18 +45,11 @@ def draw_tab(page: Page) -> TabParts:
         shown = has_scenes(run)
         return {
             scenes: gr.update(value="\n".join(settings.scenes or []), visible=shown),
-            blend: gr.update(value=blend_words(settings), visible=shown),
+            blend: gr.update(value=settings.scene_blend_words, visible=shown),
         }
 
     draws(page, [button.click, page.fields.prompt.submit], asked, [scenes, blend])
     return TabParts(tab, lambda run: True, [scenes, blend], of_run, of_settings)
-
-
-def blend_words(settings: PictureSettings) -> str:
-    """What draws the scenes of a picture again: one that says nothing of their blend was drawn with cuts."""
-    if not settings.scenes:
-        return ""
-    return f"{settings.scene_blend or 0}"
 
 
 def title_of(run: ShownRun) -> str:

@@ -63,6 +63,11 @@ class PictureSettings:
         chosen = self.seed if self.seed is not None else self.seeds[0] if self.seeds else None
         return None if chosen is None else f"{chosen}"
 
+    @property
+    def scene_blend_words(self) -> str:
+        """What draws the scenes again, if there are some: where nothing is said of their blend, they were cut."""
+        return f"{self.scene_blend or 0}" if self.scenes else ""
+
 
 def settings_of(text: str, origin: str) -> PictureSettings:
     """The settings in a picture, which anybody may have written.

@@ -11,7 +11,6 @@ from PIL import Image
 
 from lumina_jax.commands import sample
 from lumina_jax.config import SampleConfig
-from lumina_jax.demo.draw_tab import blend_words
 from lumina_jax.demo.field_values import whole_or_none
 from lumina_jax.demo.form import sized
 from lumina_jax.demo.history import MOST_BROWSERS, MOST_PICTURES, History
@@ -175,7 +174,7 @@ def test_settings_of_a_picture_come_back_and_what_is_missing_is_said(studio):
     ],
 )
 def test_the_blend_of_scenes_comes_back_as_it_was_drawn_also_where_a_picture_does_not_say_it(about, words):
-    assert blend_words(settings_of(about, "a.png")) == words
+    assert settings_of(about, "a.png").scene_blend_words == words
 
 
 def test_an_empty_field_leaves_the_blend_of_scenes_to_their_lengths():
