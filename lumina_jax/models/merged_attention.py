@@ -1,5 +1,5 @@
-"""Attention in which neighbouring patches are one key: token merging, or context drop (Lumina-Next, arXiv 2406.18583),
-by means over squares (as ToDo, arXiv 2402.13573, has it for keys and values alone).
+"""Attention in which neighbouring patches are one key: token merging of keys and values alone (ToDo, arXiv 2402.13573),
+or context drop (Lumina-Next, arXiv 2406.18583; the authors' code pools keys after they were turned, as this does).
 
 In: queries, keys and values of the tokens of a sample, and the squares that its patches lie in. Out: attention of each
 token to squares instead of patches. A key is the mean of those of its square, after they were turned, so that a logit
@@ -77,9 +77,14 @@ class Merging:
             keys, values = self._means(k), self._means(v)
             return attend_merged(q, keys, values, segment_ids=segment_ids, key_ids=ids, sizes=sizes, scale=scale)
 
-        if self.is_on.ndim:
+        def of_rows() -> Float[Array, "b l h d"]:
             return jnp.where(self.is_on[:, None, None, None], merged(), whole())
-        return jax.lax.cond(self.is_on, merged, whole)
+
+        if not self.is_on.ndim:
+            return jax.lax.cond(self.is_on, merged, whole)
+        # Both are computed only where the times of rows lie on either side.
+        count = jnp.any(self.is_on).astype(jnp.int32) + jnp.all(self.is_on)
+        return jax.lax.switch(count, [whole, of_rows, merged])
 
     def _means(self, x: Float[Array, "b l k d"]) -> Float[Array, "b g k d"]:
         members = self._whole(x)[:, self.groups.tokens].astype(jnp.float32)

@@ -99,6 +99,10 @@ def test_groups_are_seen_only_while_they_are_on():
     of_rows = merged(q, k, v, groups, is_on=[False, True])
     assert (of_rows[0] == 7).all()
     np.testing.assert_allclose(of_rows[1], merged(q, k, v, groups)[1], rtol=1e-5, atol=1e-6)
+    assert (merged(q, k, v, groups, is_on=[False, False]) == 7).all()
+    np.testing.assert_allclose(
+        merged(q, k, v, groups, is_on=[True, True]), merged(q, k, v, groups), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_attention_to_squares_of_four_takes_a_quarter_of_the_products():
