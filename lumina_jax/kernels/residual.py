@@ -29,7 +29,7 @@ from lumina_jax.kernels.flash.plan import Interpret, from_hbm
 
 NAME = "lumina_residual"
 """With which the names of the kernels begin."""
-WITH_KERNELS = ("v6e",)
+WITH_KERNELS = ("v5p", "v6e")
 """Chips on which they are faster than XLA's program; others were not compared."""
 CHUNK, SUBLANES = 16, 8
 """Tokens that are in registers at a time, and rows of a register of float32."""

@@ -1,6 +1,6 @@
 """The layers that a network may consist of: those of Flag-DiT, Next-DiT and DiT.
 
-In: activations [b l m], the condition [b s c] of each sample for adaLN, and the text of each sample for attention. Out:
+In: activations [b l m], the vectors of adaLN of each sample [b s v], and the text of each sample for attention. Out:
 activations [b l m]. Each layer is attention, then a feed-forward; they differ in norms, adaLN, biases, and in how they
 read the text: Flag-DiT and Next-DiT beside the self-attention, DiT after it.
 """
@@ -23,6 +23,7 @@ from lumina_jax.models.attention import (
 )
 from lumina_jax.models.branches import BranchInput, BranchOutput, between
 from lumina_jax.models.layers import GeluMLP, Linear, PlainLayerNorm, RMSNorm, SwiGLU, zeros
+from lumina_jax.parallel.columns import DividedColumns
 from lumina_jax.tokens import spread
 
 
@@ -36,8 +37,27 @@ class Modulation(nnx.Module):
         self.parts = parts
 
     def __call__(self, condition: Float[Array, "b s c"], segment_ids: Int[Array, "b l"]) -> list[Float[Array, "b _ m"]]:
-        values = jnp.split(self.linear(jax.nn.silu(condition)), self.parts, axis=-1)
-        return [spread(value, segment_ids) for value in values]
+        return vectors(self.values(condition), self.parts, segment_ids)
+
+    def values(self, condition: Float[Array, "b s c"]) -> Float[Array, "b s v"]:
+        """The vectors of each sample, side by side."""
+        return self.linear(jax.nn.silu(condition))
+
+
+def values_across(
+    stacked: Modulation, condition: Float[Array, "b s c"], devices: DividedColumns
+) -> Float[Array, "k b s v"]:
+    """`Modulation.values` for each of the stacked layers, by the devices that divide their columns."""
+    x = jax.nn.silu(condition).reshape(-1, condition.shape[-1])
+    linear = stacked.linear
+    assert linear.bias is not None
+    y = devices.product(x, linear.kernel[...], linear.bias[...])
+    return y.reshape(-1, *condition.shape[:2], y.shape[-1])
+
+
+def vectors(values: Float[Array, "b s v"], parts: int, segment_ids: Int[Array, "b l"]) -> list[Float[Array, "b _ m"]]:
+    """Vectors that lie side by side, each for the tokens of its sample."""
+    return [spread(part, segment_ids) for part in jnp.split(values, parts, axis=-1)]
 
 
 def branch_norm(rngs: nnx.Rngs, config: ModelConfig) -> RMSNorm | PlainLayerNorm:
@@ -69,12 +89,12 @@ class FlagBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l m"],
-        condition: Float[Array, "b s c"],
+        modulation: Float[Array, "b s v"],
         tokens: TokenContext,
         text: LayerText | None,
         attend: Attend,
     ) -> Float[Array, "b l m"]:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = vectors(modulation, 6, tokens.segment_ids)
         x, z = between(x, None, BranchInput(self.attention_norm, scale, shift), kernels=self.kernels)
         y = self.attention(z, tokens, gated(self.text, text), attend)
         x, z = between(x, BranchOutput(y, gate), BranchInput(self.mlp_norm, mlp_scale, mlp_shift), kernels=self.kernels)
@@ -100,12 +120,12 @@ class NextBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l m"],
-        condition: Float[Array, "b s c"],
+        modulation: Float[Array, "b s v"],
         tokens: TokenContext,
         text: LayerText | None,
         attend: Attend,
     ) -> Float[Array, "b l m"]:
-        scale, gate, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
+        scale, gate, mlp_scale, mlp_gate = vectors(modulation, 4, tokens.segment_ids)
         x, z = between(x, None, BranchInput(self.attention_norm, scale), kernels=self.kernels)
         y = self.attention(z, tokens, gated(self.text, text), attend)
         output = BranchOutput(y, jnp.tanh(gate), self.attention_out_norm)
@@ -134,12 +154,12 @@ class DiTBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l m"],
-        condition: Float[Array, "b s c"],
+        modulation: Float[Array, "b s v"],
         tokens: TokenContext,
         text: LayerText | None,
         attend: Attend,
     ) -> Float[Array, "b l m"]:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition, tokens.segment_ids)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = vectors(modulation, 6, tokens.segment_ids)
         y = self.attention_norm(x) * (1 + scale) + shift
         x = x + gate * self.attention(y, tokens, None, attend)
         if self.text_attention is not None and text is not None:

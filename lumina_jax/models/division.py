@@ -16,6 +16,7 @@ from lumina_jax.config import Config, ModelConfig
 from lumina_jax.models.attention import attend_with
 from lumina_jax.models.flag_dit import FlagDiT, Parallel, abstract_model
 from lumina_jax.parallel.axes import FSDP_TENSOR, shardings
+from lumina_jax.parallel.columns import divided_columns
 from lumina_jax.parallel.gather import ShardedWeights, weights
 from lumina_jax.parallel.mesh import AnyMesh, axes_of, axis_size
 from lumina_jax.parallel.sequence import attend_across
@@ -23,6 +24,9 @@ from lumina_jax.parallel.tensor import Tensor
 
 BLOCKS_NAME = "blocks"
 """The name of the stacked layers among the parameters; they are gathered one by one, all others before the first."""
+
+MODULATION_NAME = "modulation"
+"""The name of the matrices of adaLN among those of the layers; they are not gathered (`parallel/columns.py`)."""
 
 
 class Division(NamedTuple):
@@ -85,10 +89,14 @@ def division(config: Config, mesh: Mesh, shardings: Any) -> Division | None:
     # Replicas, perhaps behind a slow network, need only agree once an update.
     late = axes_of(mesh, "data") if config.optimizer.accumulate > 1 else ()
     rest = {name: value for name, value in shardings.items() if name != BLOCKS_NAME}
-    row = axes_of(mesh, "sequence")
+    row, layers = axes_of(mesh, "sequence"), dict(shardings[BLOCKS_NAME])
+    modulation = divided_columns(layers[MODULATION_NAME]["linear"]["kernel"], mesh, late=late)
+    if modulation is not None:
+        del layers[MODULATION_NAME]
     parallel = Parallel(
         attend=attend_across(attend_with(config.model), mesh, config.model.attention),
-        layer=weights(shardings[BLOCKS_NAME], mesh, late=late, stacked=True, dtype=dtype, sum_dtype=sum_dtype),
+        layer=weights(layers, mesh, late=late, stacked=True, dtype=dtype, sum_dtype=sum_dtype),
+        modulation=modulation,
         tensor=Tensor(axes_of(mesh, "tensor"), axis_size(mesh, "tensor")),
         row=row,
     )

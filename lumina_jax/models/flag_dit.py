@@ -32,7 +32,7 @@ from lumina_jax.models.attention import (
     lanes_for_kernel,
     proportional_scale,
 )
-from lumina_jax.models.blocks import BLOCKS, Block, Modulation
+from lumina_jax.models.blocks import BLOCKS, Block, Modulation, values_across
 from lumina_jax.models.layers import (
     LabelEmbedding,
     Linear,
@@ -50,6 +50,7 @@ from lumina_jax.models.rope import RopeScaling, rotation, sine_positions
 from lumina_jax.models.shared_attention import Sharing
 from lumina_jax.models.stack import run_layers
 from lumina_jax.models.text_layers import CaptionPooling, TextLayers
+from lumina_jax.parallel.columns import DividedColumns
 from lumina_jax.parallel.gather import ShardedWeights
 from lumina_jax.parallel.tensor import ALONE, Tensor
 from lumina_jax.tokens import Kind, TextFeatures, Tokens
@@ -63,6 +64,9 @@ class Parallel:
     """Attention across the devices that share a row; None: the back end that the configuration names."""
     layer: ShardedWeights | None = None
     """How the weights of one layer are gathered; None: each device has all of them."""
+    modulation: DividedColumns | None = None
+    """How the vectors of adaLN are computed for all layers at once, by devices that divide their matrices, which are then
+    not among those of `layer`; None: each layer computes its own."""
     tensor: Tensor = ALONE
     """The devices that divide attention heads and the hidden width of the feed-forward."""
     row: tuple[str, ...] = ()
@@ -213,8 +217,17 @@ class FlagDiT(nnx.Module):
             assert block.text is not None
             return block.text(features)
 
-        keys = jax.lax.map(text_keys, self.blocks)
+        keys = jax.lax.map(text_keys, self._layers)
         return TextContext(self.caption_pooling(text, segments), keys, text.segment_ids)
+
+    @property
+    def _layers(self) -> Block:
+        """The stacked layers, without what `parallel.modulation` computes for all of them."""
+        if self.parallel.modulation is None:
+            return self.blocks
+        layers = jax.tree.map(lambda leaf: leaf, self.blocks)
+        layers.modulation = None
+        return layers
 
     def _through_text_layers(self, text: TextFeatures) -> TextFeatures:
         if self.text_layers is None:
@@ -234,19 +247,23 @@ class FlagDiT(nnx.Module):
         attend, gathering = self.parallel.attend or attend_with(self.config), self.parallel.layer
         attend = functools.partial(attend, segments=conditioning.shape[1])
 
-        def layer(x: Float[Array, "b l m"], inputs: tuple[Block, TextKeys | None], shared: Any, fixed: Any) -> Array:
-            (block, keys), (conditioning, features), (tokens, text_ids) = inputs, shared, fixed
+        def layer(x: Float[Array, "b l m"], inputs: tuple[Block, Any, Any], shared: Any, fixed: Any) -> Array:
+            (block, keys, modulation), (conditioning, features), (tokens, text_ids) = inputs, shared, fixed
             text = None
             if block.text is not None:
                 text = LayerText(block.text(features) if keys is None else keys, text_ids)
-            return block(x, conditioning, tokens, text, attend)
+            modulation = block.modulation.values(conditioning) if modulation is None else modulation
+            return block(x, modulation, tokens, text, attend)
 
         features = jnp.asarray(condition.features, x.dtype) if isinstance(condition, TextFeatures) else None
         given = condition.keys if isinstance(condition, TextContext) else None
         ids = jnp.asarray(condition.segment_ids) if isinstance(condition, TextFeatures | TextContext) else None
-        weights = None if gathering is None else gathering.beside(given)
+        modulation = None
+        if self.parallel.modulation is not None:
+            modulation = values_across(self.blocks.modulation, conditioning, self.parallel.modulation)
+        weights = None if gathering is None else gathering.beside((given, modulation))
         return run_layers(
-            layer, x, (self.blocks, given), (conditioning, features), (tokens, ids),
+            layer, x, (self._layers, given, modulation), (conditioning, features), (tokens, ids),
             remat=self.config.remat, unroll=self.config.unroll, weights=weights,
         )  # fmt: skip
 

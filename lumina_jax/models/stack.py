@@ -11,7 +11,7 @@ differentiates, such as those of a frozen base, have no gradient and no scatter.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from lumina_jax.kernels import cudnn
 from lumina_jax.parallel.gather import ShardedWeights
 
 Activations = Float[Array, "b l m"]
+Index = Int[Array, ""] | int
 Layer = Callable[[Any, Any, Any, Any], Any]
 """(activations, parameters of one layer, shared arguments, fixed arguments) -> activations; see `run_layers`."""
 
@@ -106,9 +107,9 @@ def _forward(
 ) -> Activations:
     """The activations after the last layer."""
 
-    def ahead(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], None]:
+    def ahead(carry: tuple[Activations, Any], index: Index, _: None) -> tuple[tuple[Activations, Any], None]:
         x, layer_weights = carry
-        following = weights.gather(_at(stack, jnp.minimum(index + 1, _count(stack) - 1)))
+        x, following = _gathered_after(x, weights, stack, jnp.minimum(index + 1, _count(stack) - 1))
         return (layer(x, layer_weights, shared, fixed), following), None
 
     def in_time(x: Activations, parameters: Any) -> tuple[Activations, None]:
@@ -117,7 +118,7 @@ def _forward(
     if weights.are_whole:  # to take them ahead would only copy them
         return jax.lax.scan(in_time, x, stack, unroll=unroll)[0]
     start = x, weights.gather(_at(stack, 0))
-    return jax.lax.scan(ahead, start, jnp.arange(_count(stack)), unroll=unroll)[0][0]
+    return _each_layer(ahead, start, _count(stack), None, unroll=unroll)[0][0]
 
 
 def _forward_of_primals(
@@ -149,9 +150,9 @@ def _forward_keeping(
     """The activations, and for each layer what its backward pass needs besides weights and arguments."""
     restores = []
 
-    def body(carry: tuple[Activations, Any], index: Int[Array, ""]) -> tuple[tuple[Activations, Any], list[Array]]:
+    def body(carry: tuple[Activations, Any], index: Index, _: None) -> tuple[tuple[Activations, Any], list[Array]]:
         x, layer_weights = carry
-        following = weights.gather(_at(stack, jnp.minimum(index + 1, _count(stack) - 1)))
+        x, following = _gathered_after(x, weights, stack, jnp.minimum(index + 1, _count(stack) - 1))
 
         def call(x: Activations, given: list[Array], shared: Any) -> Activations:
             return layer(x, chosen.put(layer_weights, given), shared, fixed)
@@ -164,7 +165,7 @@ def _forward_keeping(
         return (out, following), [jax.device_put(leaf, jax.memory.Space.Host) for leaf in kept] if offload else kept
 
     start = x, weights.gather(_at(stack, 0))
-    (x, last), kept = jax.lax.scan(body, start, jnp.arange(_count(stack)), unroll=unroll)
+    (x, last), kept = _each_layer(body, start, _count(stack), None, unroll=unroll)
     return x, (stack, shared, fixed, last, chosen, jax.tree_util.Partial(restores[-1], kept))
 
 
@@ -176,9 +177,9 @@ def _backward(
     layers, scatter = _count(stack), weights.only(chosen.leaves).scatter
     gradient = gradient.instantiate() if isinstance(gradient, SymbolicZero) else gradient
 
-    def body(carry: tuple, inputs: tuple[Int[Array, ""], list[Array]]) -> tuple[tuple, None]:
-        (gradient, shared_gradient, layer_weights, above, stack_gradient), (index, kept) = carry, inputs
-        below = weights.gather(_at(stack, jnp.maximum(index - 1, 0)))
+    def body(carry: tuple, index: Index, kept: list[Array]) -> tuple[tuple, None]:
+        gradient, shared_gradient, layer_weights, above, stack_gradient = carry
+        gradient, below = _gathered_after(gradient, weights, stack, jnp.maximum(index - 1, 0))
         # The first iteration has no layer above; the second overwrites what it writes.
         stack_gradient = _put(stack_gradient, scatter(above), jnp.minimum(index + 1, layers - 1))
         if offload:
@@ -187,10 +188,9 @@ def _backward(
         shared_gradient = jax.tree.map(lambda total, part: total + part.astype(total.dtype), shared_gradient, more)
         return (gradient, shared_gradient, below, layer_gradient, stack_gradient), None
 
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
     sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
-    carry = (gradient, sums, last, zeros(chosen.of(last)), zeros(chosen.of(stack)))
-    carry, _ = jax.lax.scan(body, carry, (jnp.arange(layers), kept), reverse=True, unroll=unroll)
+    carry = (gradient, sums, last, _unwritten(chosen.of(last)), _unwritten(chosen.of(stack)))
+    carry, _ = _each_layer(body, carry, layers, kept, unroll=unroll, reverse=True)
     gradient, shared_gradient, _, first, stack_gradient = carry
     stack_gradient = _put(stack_gradient, scatter(first), 0)
     shared_gradient = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), shared_gradient, shared)
@@ -248,15 +248,73 @@ def _by_rows(x: Activations) -> Activations:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
+def _gathered_after(
+    x: Activations, weights: ShardedWeights, stack: Any, index: Int[Array, ""]
+) -> tuple[Activations, Any]:
+    """x, and the weights of a layer, whose gathering does not begin before x is known.
+
+    So the weights that x was computed with are not needed any more, and the buffers of an iteration's first weights can
+    take the next iteration's, which would otherwise be copied there.
+    """
+    x, shares = jax.lax.optimization_barrier((x, _at(stack, index)))
+    return x, weights.gather(shares)
+
+
+def _each_layer(
+    body: Callable[[Any, Index, Any], tuple[Any, Any]],
+    carry: Any,
+    layers: int,
+    kept: Any,
+    *,
+    unroll: int,
+    reverse: bool = False,
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` over all layers, with `unroll` of them in an iteration.
+
+    What is kept has a stack for each layer of an iteration. With its own `unroll`, `jax.lax.scan` has one for all, takes
+    a block of layers from it and then a layer from the block, and so copies everything twice.
+
+    Args:
+      body: (carry, index of the layer, what is kept for it) -> (carry, what it keeps).
+      kept: by an earlier call; None: nothing.
+    """
+    loops = layers // unroll if unroll < layers else 0
+    rest = range(loops * unroll, layers)
+    of_loop, of_rest = (None, [None] * len(rest)) if kept is None else kept
+
+    def several(carry: Any, indices: Sequence[Index], kept: Sequence[Any]) -> tuple[Any, list[Any]]:
+        found = [None] * len(indices)
+        for k in reversed(range(len(indices))) if reverse else range(len(indices)):
+            carry, found[k] = body(carry, indices[k], kept[k])
+        return carry, found
+
+    def iteration(carry: Any, inputs: tuple[Int[Array, ""], Any]) -> tuple[Any, list[Any]]:
+        first, kept = inputs
+        return several(carry, [first + k for k in range(unroll)], [None] * unroll if kept is None else kept)
+
+    if reverse:
+        carry, of_rest = several(carry, rest, of_rest)
+    if loops:
+        carry, of_loop = jax.lax.scan(iteration, carry, (jnp.arange(0, rest.start, unroll), of_loop), reverse=reverse)
+    if not reverse:
+        carry, of_rest = several(carry, rest, of_rest)
+    return carry, (of_loop, of_rest)
+
+
+def _unwritten(tree: Any) -> Any:
+    """Arrays like these, of any values."""
+    return jax.tree.map(lambda leaf: jax.lax.empty(leaf.shape, leaf.dtype), tree)
+
+
 def _count(stack: Any) -> int:
     return jax.tree.leaves(stack)[0].shape[0]
 
 
-def _at(stack: Any, index: Int[Array, ""] | int) -> Any:
+def _at(stack: Any, index: Index) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack)
 
 
-def _put(stack: Any, layer: Any, index: Int[Array, ""] | int) -> Any:
+def _put(stack: Any, layer: Any, index: Index) -> Any:
     return jax.tree.map(
         lambda leaf, value: jax.lax.dynamic_update_index_in_dim(leaf, value.astype(leaf.dtype), index, 0), stack, layer
     )

@@ -116,6 +116,8 @@ def _suited_to_tpus(
     devices = axis_size(mesh, *LOGICAL["fsdp"])
     if devices == 1 or "fsdp" not in wanted[-1:]:
         return wanted
+    if axes[0] == "layers" and axes[-1] == "modulation" and len(axes) == 3:
+        return wanted  # neither gathered nor scattered: parallel/columns.py
     if sum(axis != "layers" for axis in axes) == 1:
         return [*wanted[:-1], None]
     free = [

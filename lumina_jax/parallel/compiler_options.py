@@ -7,7 +7,8 @@ In: jax's name of the kind of the devices. Out: `compiler_options` of `jax.jit`;
   peak where other arithmetic is fused to it. Half of a core's memory is allowed to programs that draw; those that
   train may have less, so that arrays around our attention kernels, whose limit is their own, have room.
 * asynchronous collectives: libtpu waits for each gather of weights unless it may run beside a matrix product.
-* SparseCores of a v6e: in training they gather weights and scatter gradients, beside everything else.
+* SparseCores of a v6e: in training they gather weights and scatter gradients, beside everything else. With queuing, a
+  kernel covers several gathers; without it, each product or kernel covers one.
 
 A flag that the environment variable LIBTPU_INIT_ARGS names is left to it. LUMINA_TPU_OPTIONS replaces all of them by
 other words, NAME=VALUE NAME=VALUE; "none" leaves every one to libtpu.
@@ -37,6 +38,7 @@ SPARSE_CORES = {
     "xla_tpu_enable_all_gather_offload_tracing": "true",
     "xla_tpu_enable_reduce_scatter_offload_tracing": "true",
     "xla_tpu_use_tc_device_shape_on_sc": "true",
+    "xla_tpu_enable_sparse_core_offload_queuing_in_lhs": "true",
 }
 """What differs where SparseCores gather and scatter."""
 WITH_SPARSE_CORES = ("v6e",)
