@@ -65,8 +65,8 @@ class Parallel:
     layer: ShardedWeights | None = None
     """How the weights of one layer are gathered; None: each device has all of them."""
     modulation: DividedColumns | None = None
-    """How the vectors of adaLN are computed for all layers at once, by devices that divide their matrices, which are then
-    not among those of `layer`; None: each layer computes its own."""
+    """How devices that divide the matrices of adaLN compute its vectors for all layers at once, so that those matrices
+    are not among what `layer` gathers; None: each layer computes its own."""
     tensor: Tensor = ALONE
     """The devices that divide attention heads and the hidden width of the feed-forward."""
     row: tuple[str, ...] = ()

@@ -271,8 +271,8 @@ def _each_layer(
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over all layers, with `unroll` of them in an iteration.
 
-    What is kept has a stack for each layer of an iteration. With its own `unroll`, `jax.lax.scan` has one for all, takes
-    a block of layers from it and then a layer from the block, and so copies everything twice.
+    What is kept has a stack for each layer of an iteration. `jax.lax.scan` with an `unroll` has one for all of them,
+    takes a block of layers from it and then a layer from the block, and so copies everything twice.
 
     Args:
       body: (carry, index of the layer, what is kept for it) -> (carry, what it keeps).

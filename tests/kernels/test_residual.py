@@ -113,7 +113,7 @@ def test_blocks_are_large_and_leave_room_in_what_libtpu_gives_every_kernel():
 def test_the_kernel_serves_wide_activations_on_the_chips_where_it_is_faster(monkeypatch):
     x = jnp.zeros((2, 64, 256), jnp.bfloat16)
     assert "v6e" in residual.refusal(x)
-    monkeypatch.setattr(residual, "known_chip", lambda: CHIPS["v5p"])
+    monkeypatch.setattr(residual, "known_chip", lambda: CHIPS["v5e"])
     assert "v6e" in residual.refusal(x)
     monkeypatch.setattr(residual, "known_chip", lambda: CHIPS["v6e"])
     assert residual.refusal(x) is None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
+import lumina_jax.models.stack
 from lumina_jax.models.stack import REMAT_POLICIES, Differentiated, _forward_keeping, recomputed, run_layers
 from lumina_jax.parallel.gather import Cut, ShardedWeights
 
@@ -45,9 +46,15 @@ def plain_gradients(inputs):
     return gradients(inputs, "none", None)
 
 
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
-def test_layers_gathered_ahead_give_the_gradients_of_a_plain_scan(inputs, plain_gradients, remat):
-    chex.assert_trees_all_close(gradients(inputs, remat, ALONE), plain_gradients, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(("remat", "unroll"), [*((name, 1) for name in REMAT_POLICIES), ("dots", 2), ("full", 3)])
+def test_layers_gathered_ahead_give_the_gradients_of_a_plain_scan(inputs, plain_gradients, remat, unroll):
+    chex.assert_trees_all_close(gradients(inputs, remat, ALONE, unroll), plain_gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_arrays_that_are_not_written_before_the_first_layer_leave_no_trace(inputs, plain_gradients, monkeypatch):
+    nan = functools.partial(jax.tree.map, lambda leaf: jnp.full_like(leaf, jnp.nan))
+    monkeypatch.setattr(lumina_jax.models.stack, "_unwritten", nan)
+    chex.assert_trees_all_close(gradients(inputs, "full", ALONE), plain_gradients, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("remat", "unroll"), [("full", 1), ("dots", 1), ("attention", 2), ("none", 3)])
@@ -60,15 +67,25 @@ def test_recomputed_and_unrolled_layers_give_the_gradients_of_a_plain_scan(input
 )
 def test_a_policy_keeps_of_each_layer_its_input_and_what_it_names_and_never_weights(inputs, remat, extra):
     keeping = functools.partial(_forward_keeping, recomputed(layer, remat), ALONE, False, 1, EVERY)
+    assert [leaf.shape for leaf in what_is_kept(keeping, inputs)] == [(3, 2, 4, 5)] * (1 + extra)
+
+
+def what_is_kept(keeping, inputs):
+    """For the backward pass, for each layer."""
     _, residuals = jax.eval_shape(keeping, *inputs)
-    (kept,) = residuals[-1].args
-    assert [leaf.shape for leaf in kept] == [(3, 2, 4, 5)] * (1 + extra)
+    return jax.tree.leaves(residuals[-1].args)
+
+
+def test_each_layer_of_an_iteration_has_a_stack_of_its_own(inputs):
+    keeping = functools.partial(_forward_keeping, recomputed(layer, "full"), ALONE, False, 2, EVERY)
+    five = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:2]]), inputs[1])
+    found = what_is_kept(keeping, (inputs[0], five, *inputs[2:]))
+    assert [leaf.shape for leaf in found] == [(2, 2, 4, 5), (2, 2, 4, 5), (2, 4, 5)]
 
 
 def test_without_a_policy_everything_is_kept_but_weights(inputs):
     keeping = functools.partial(_forward_keeping, recomputed(layer, "none"), ALONE, False, 1, EVERY)
-    _, residuals = jax.eval_shape(keeping, *inputs)
-    (kept,) = residuals[-1].args
+    kept = what_is_kept(keeping, inputs)
     assert (3, 5, 5) not in {leaf.shape for leaf in kept}
     assert len(kept) > 2
 

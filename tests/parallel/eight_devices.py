@@ -2,20 +2,23 @@
 
 Run by test_sharded_step.py in a new process, because the number of devices is fixed when jax starts:
 python eight_devices.py [mesh ...]; out: a JSON object, for each mesh the largest relative difference of each quantity,
-and that of the held-out loss.
+and those of the held-out loss and of products with divided columns.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from lumina_jax.generation.pipeline import new_pipeline
 from lumina_jax.held_out import held_out_loss
 from lumina_jax.models.division import parameter_shardings
+from lumina_jax.parallel.columns import DividedColumns
 from lumina_jax.parallel.mesh import make_mesh
 from lumina_jax.training.state import create_state, state_shardings
 from lumina_jax.training.step import batch_shardings, train_step
@@ -111,6 +114,31 @@ def held_out_difference():
     return {"loss": abs(together.loss / alone.loss - 1), "curve": max(differences)}
 
 
+def columns_difference():
+    """How far products with columns that four of eight devices divide, and their gradients, are from those of whole
+    matrices; none of the sizes is one."""
+    random = np.random.default_rng(0)
+    x, columns, bias = (random.standard_normal(shape).astype(np.float32) for shape in ((24, 5), (2, 5, 12), (2, 12)))
+    axes = ("fsdp_x", "fsdp_y")
+    mesh = make_mesh(fsdp=4, split={"fsdp": (2, 2)})
+    divided = DividedColumns(axes, (2, 2), ("data", *axes))
+
+    def gradients(product):
+        return jax.grad(lambda *arrays: jnp.sum(jnp.sin(product(*arrays))), argnums=(0, 1, 2))
+
+    specs = PartitionSpec(("data", *axes)), PartitionSpec(None, None, axes), PartitionSpec()
+    across = functools.partial(jax.shard_map, mesh=mesh, in_specs=specs, check_vma=False)
+    found = (
+        across(divided.product, out_specs=PartitionSpec(None, ("data", *axes)))(x, columns, bias),
+        *across(gradients(divided.product), out_specs=specs)(x, columns, bias),
+    )
+
+    def whole(x, columns, bias):
+        return jnp.einsum("ni,kio->kno", x, columns) + bias[:, None]
+
+    return distance(found, (whole(x, columns, bias), *gradients(whole)(x, columns, bias)))
+
+
 def main(names):
     found, begun = {}, {}
     for name in names or MESHES:
@@ -123,7 +151,7 @@ def main(names):
         assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(alone["gradients"]))
         together = trained(state, make_mesh(**mesh), optimizer, model)
         found[name] = {part: distance(together[part], alone[part]) for part in alone}
-    print(json.dumps(found | {"held-out loss": held_out_difference()}))
+    print(json.dumps(found | {"held-out loss": held_out_difference(), "divided columns": columns_difference()}))
 
 
 if __name__ == "__main__":

@@ -51,3 +51,7 @@ def test_eight_devices_measure_the_held_out_loss_of_one(differences):
     found = differences["held-out loss"]
     assert found["loss"] < 1e-6
     assert found["curve"] < 2e-6
+
+
+def test_products_with_divided_columns_and_their_gradients_are_those_of_whole_matrices(differences):
+    assert differences["divided columns"] < 1e-6
