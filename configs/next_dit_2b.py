@@ -6,7 +6,7 @@ Fine-tune the released checkpoint:
   lumina convert Alpha-VLLM/Lumina-Next-SFT-diffusers lumina_next --from diffusers --to jax
   lumina train next_dit_2b --data.path pictures.yaml --run.init-from lumina_next
 Draw from it as it is: lumina sample lumina_next "a painting of a whale" --config next_dit_2b
-Recommended on v6e:8x8: --mesh.fsdp 64 --model.remat feed_forward
+Recommended on v6e:8x8: --mesh.fsdp 64 --model.remat feed_forward --model.unroll 2
 Hardware: for training a TPU slice of 16 chips or more, or one device of 80 GB with --data.batch-rows 8, which
 takes 49 GB, and the encoders of pictures and captions 6; for drawing one chip.
 """
