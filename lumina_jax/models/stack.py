@@ -25,6 +25,7 @@ from lumina_jax.parallel.gather import ShardedWeights
 
 Activations = Float[Array, "b l m"]
 Index = Int[Array, ""] | int
+"""Of a layer."""
 Layer = Callable[[Any, Any, Any, Any], Any]
 """(activations, parameters of one layer, shared arguments, fixed arguments) -> activations; see `run_layers`."""
 
