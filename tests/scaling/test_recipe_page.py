@@ -74,9 +74,18 @@ def test_the_factors_of_a_constant_rate_repeat_from_the_recorded_runs(all_runs):
     part = PAGE.split("## A constant rate\n")[1].split("\n## ")[0]
     table = re.findall(r"^\| `(\w+)` \| `(\w+)` \| \**([^|*]*?)\** \|$", part, re.MULTILINE)
     assert len(table) == 5
+    for recipe in ("dit_constant", "next_constant", "muon_constant"):
+        for one, other in zip(*(sorted_by_budget(all_runs[recipe], seed) for seed in (0, 1)), strict=True):
+            assert f"{one:.3f}, {other:.3f}" in part, recipe
     for recipe, against, factor in table:
         found = compare(of_width(all_runs[recipe], 64), of_width(all_runs[against], 64), "middle_loss")
         assert factor == shown(*found.factor), (recipe, against)
+
+
+def sorted_by_budget(runs, seed):
+    """The losses of the middle times of a seed, of models smaller than 1M."""
+    chosen = [run for run in runs if run.seed == seed and run.model_extra["width"] != 104]
+    return [run.metric("middle_loss") for run in sorted(chosen, key=lambda run: run.budget)]
 
 
 def at_3e11(runs, recipe):
