@@ -24,10 +24,10 @@ NEWTON_SCHULZ = 5
 
 
 def rows(heading):
-    """The cells of each row of the first table under a heading of the page whose second cell is a recipe."""
+    """The cells of each row of the tables under a heading of the page whose second cell is a recipe, by that recipe."""
     part = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
-    return {cells[1].strip("`"): cells for cells in found if re.fullmatch(r"`\w+`", cells[1])}
+    return {cells[1].strip("`"): cells for cells in found if re.fullmatch(r"`[\w.]+`", cells[1])}
 
 
 def shown(value, low, high):
@@ -38,7 +38,16 @@ def shown(value, low, high):
 @pytest.fixture(scope="module")
 def runs():
     """Runs by recipe: those of this study, and the recorded ones of the four recipes below them."""
-    files = (ROOT / "docs/scaling/recipes/RUNS.jsonl", STUDY / "RUNS.jsonl")
+    return by_recipe(ROOT / "docs/scaling/recipes/RUNS.jsonl", STUDY / "RUNS.jsonl")
+
+
+@pytest.fixture(scope="module")
+def all_runs():
+    """These, and those of one change at a time, among which are further seeds of the study."""
+    return by_recipe(ROOT / "docs/scaling/recipes/RUNS.jsonl", STUDY / "RUNS.jsonl", STUDY / "levers.jsonl")
+
+
+def by_recipe(*files):
     found = {}
     for run in (run for file in files for run in read_runs(file)):
         found.setdefault(run.recipe, []).append(run)
@@ -49,15 +58,50 @@ def of_width(runs, width):
     return [run for run in runs if run.model_extra["width"] == width]
 
 
-def test_the_factors_of_the_ladder_repeat_from_the_recorded_runs(runs):
+def test_the_factors_of_the_ladder_repeat_from_the_recorded_runs(runs, all_runs):
     table = rows("By held-out loss")
-    assert list(table) == ["dit", "sit", "flag_dit", "next_dit", "muon"]
+    assert list(table) == ["dit", "sit", "flag_dit", "next_dit", "muon", "muon_constant"]
+    runs = runs | {"muon_constant": all_runs["muon_constant"]}
     for recipe in list(table)[1:]:
         whole = compare(runs[recipe], runs["dit"], "middle_loss")
-        million = compare(of_width(runs[recipe], 104), of_width(runs["dit"], 104), "middle_loss")
         cells = table[recipe]
         assert cells[2].strip("*") == shown(*whole.factor), recipe
+        million = compare(of_width(runs[recipe], 104), of_width(runs["dit"], 104), "middle_loss")
         assert cells[3].strip("*") == shown(*million.factor), recipe
+
+
+def test_the_factors_of_a_constant_rate_repeat_from_the_recorded_runs(all_runs):
+    part = PAGE.split("## A constant rate\n")[1].split("\n## ")[0]
+    table = re.findall(r"^\| `(\w+)` \| `(\w+)` \| \**([^|*]*?)\** \|$", part, re.MULTILINE)
+    assert len(table) == 5
+    for recipe in ("dit_constant", "next_constant", "muon_constant"):
+        for one, other in zip(*(sorted_by_budget(all_runs[recipe], seed) for seed in (0, 1)), strict=True):
+            assert f"{one:.3f}, {other:.3f}" in part, recipe
+    for recipe, against, factor in table:
+        found = compare(of_width(all_runs[recipe], 64), of_width(all_runs[against], 64), "middle_loss")
+        assert factor == shown(*found.factor), (recipe, against)
+
+
+def sorted_by_budget(runs, seed):
+    """The losses of the middle times of a seed, of models smaller than 1M."""
+    chosen = [run for run in runs if run.seed == seed and run.model_extra["width"] != 104]
+    return [run.metric("middle_loss") for run in sorted(chosen, key=lambda run: run.budget)]
+
+
+def at_3e11(runs, recipe):
+    """The losses of the middle times after 3e11 FLOPs, by seed, of models smaller than 1M."""
+    chosen = [run for run in runs[recipe] if run.budget == 3e11 and run.model_extra["width"] != 104]
+    return {run.seed: run.metric("middle_loss") for run in chosen}
+
+
+def test_each_change_has_the_losses_of_its_recorded_runs(all_runs):
+    table = rows("One change at a time")
+    assert len(table) > 20
+    for recipe, (_, _, against, losses, difference) in table.items():
+        ours, theirs = at_3e11(all_runs, recipe), at_3e11(all_runs, against.strip("`"))
+        assert losses == ", ".join(f"{ours[seed]:.3f}" for seed in (0, 1)), recipe
+        mean = sum(ours[seed] - theirs[seed] for seed in (0, 1)) / 2
+        assert difference.strip("*") == f"{round(mean, 3) + 0.0:+.3f}", recipe
 
 
 def test_the_factors_by_frechet_distance_repeat_from_the_recorded_runs():
