@@ -24,7 +24,7 @@ class DividedColumns:
     """A matrix for each layer, whose columns the devices along `axes` divide."""
 
     axes: tuple[str, ...]
-    """Mesh axes, slowest first; without any, each device has all columns."""
+    """Mesh axes, slowest first."""
     sizes: tuple[int, ...]
     """The number of devices along each."""
     summed: tuple[str, ...]
@@ -54,8 +54,8 @@ class DividedColumns:
 
 
 def divided_columns(sharding: Any, mesh: AnyMesh, *, late: tuple[str, ...]) -> DividedColumns | None:
-    """How products with a stacked matrix are computed; None: its columns are not what devices divide, or it has an
-    adapter or few bits, so that it is gathered like any other.
+    """How products with a stacked matrix are computed; None: devices do not divide its columns, or it has an adapter or
+    few bits, so that it is treated like any other.
 
     Args:
       sharding: of the matrices of all layers [k i o], as `parallel.axes.shardings` returns them.
@@ -63,10 +63,9 @@ def divided_columns(sharding: Any, mesh: AnyMesh, *, late: tuple[str, ...]) -> D
     """
     if not isinstance(sharding, NamedSharding):
         return None
-    spec = (*sharding.spec, *[None] * (3 - len(sharding.spec)))
-    if spec[1] is not None:
-        return None
-    columns = spec[2]
+    columns = (*sharding.spec, None, None, None)[2]
     axes = (columns,) if isinstance(columns, str) else tuple(columns or ())
+    if not axes:
+        return None
     summed = tuple(axis for axis in axes_of(mesh, "data", "fsdp", "sequence") if axis not in late)
     return DividedColumns(axes, tuple(mesh.shape[axis] for axis in axes), summed)

@@ -31,11 +31,13 @@ def test_gradients_are_added_up_over_replicas_unless_that_is_done_later():
 
 
 @pytest.mark.parametrize(
-    "other", [sharding(None, "fsdp_x", None), LowRank(sharding(None, None, "fsdp_x"), sharding(), sharding())]
+    "other",
+    [
+        sharding(),
+        sharding(None, "fsdp_x", None),
+        LowRank(sharding(None, None, "fsdp_x"), sharding(), sharding()),
+    ],
+    ids=["whole", "divided by rows", "with an adapter"],
 )
-def test_matrices_divided_by_rows_and_those_with_adapters_are_gathered(other):
+def test_other_matrices_are_treated_like_all_of_a_layer(other):
     assert divided_columns(other, MESH, late=()) is None
-
-
-def test_whole_matrices_need_no_exchange():
-    assert divided_columns(sharding(), MESH, late=()).axes == ()
