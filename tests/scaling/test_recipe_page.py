@@ -47,6 +47,13 @@ def all_runs():
     return by_recipe(ROOT / "docs/scaling/recipes/RUNS.jsonl", STUDY / "RUNS.jsonl", STUDY / "levers.jsonl")
 
 
+@pytest.fixture(scope="module")
+def longer_runs():
+    """These, and longer ones."""
+    names = ("RUNS.jsonl", "levers.jsonl", "longer.jsonl")
+    return by_recipe(ROOT / "docs/scaling/recipes/RUNS.jsonl", *(STUDY / name for name in names))
+
+
 def by_recipe(*files):
     found = {}
     for run in (run for file in files for run in read_runs(file)):
@@ -80,6 +87,43 @@ def test_the_factors_of_a_constant_rate_repeat_from_the_recorded_runs(all_runs):
     for recipe, against, factor in table:
         found = compare(of_width(all_runs[recipe], 64), of_width(all_runs[against], 64), "middle_loss")
         assert factor == shown(*found.factor), (recipe, against)
+
+
+def section(heading):
+    return PAGE.split(f"## {heading}\n")[1].split("\n## ")[0].replace("**", "")
+
+
+def test_the_factors_of_longer_runs_repeat_from_the_recorded_runs(longer_runs):
+    ours, theirs = longer_runs["muon_constant"], longer_runs["dit"]
+    for size, width in (("the best of each recipe", None), ("300K", 64), ("1M", 104), ("3M", 160)):
+        of, against = (runs if width is None else of_width(runs, width) for runs in (ours, theirs))
+        found = compare(of, against, "middle_loss")
+        (low, at_low), *_, (high, at_high) = found.at
+        ends = f"{at_high:.2f} at {high:.3f} | {at_low:.2f} at {low:.3f}"
+        assert f"| {size} | {shown(*found.factor)} | {ends} |" in section("Longer runs")
+
+
+def test_longer_runs_have_the_recorded_losses(longer_runs):
+    cells = {}
+    for recipe in ("dit", "muon", "muon_constant"):
+        for run in longer_runs[recipe]:
+            if run.budget >= 6e11 and run.model_extra["width"] >= 64:
+                cells.setdefault((recipe, run.parameters, run.budget), {})[run.seed] = run.metric("middle_loss")
+    assert len(cells) > 20
+    for cell, losses in cells.items():
+        assert f"| {', '.join(f'{losses[seed]:.3f}' for seed in sorted(losses))} |" in section("Longer runs"), cell
+
+
+def test_the_factors_of_longer_runs_by_frechet_distance_repeat_from_the_recorded_runs():
+    drawn = by_recipe(STUDY / "longer_pictures.jsonl")
+    for width in (None, 64):
+        of, against = (
+            runs if width is None else of_width(runs, width) for runs in (drawn["muon_constant"], drawn["dit"])
+        )
+        assert shown(*compare(of, against, "frechet").factor) in section("Longer runs"), width
+    for run in [*drawn["dit"], *drawn["muon_constant"]]:
+        assert run.metric("drawn") == 390
+        assert f"{run.metric('frechet'):.1f} ({run.metric('kernel'):.3f})" in section("Longer runs")
 
 
 def sorted_by_budget(runs, seed):
