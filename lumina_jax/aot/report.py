@@ -245,7 +245,7 @@ def _flops_lines(report: Report) -> Iterator[str]:
     parts = forward_flops(model, report.load) if plan.sampler else step_flops(model, report.load, frozen=frozen)
     shares = {name: value / parts.total for name, value in dataclasses.asdict(parts).items()}
     yield "  " + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in shares.items())
-    products = done.product_flops + done.feed_forward_flops
+    products = done.product_flops + done.token_product_flops
     total = products + done.batched_flops + done.kernel_flops
     yield (
         f"  the program does {total:.4g} a device, {total * devices / report.model_flops:.2f} times as many with what "

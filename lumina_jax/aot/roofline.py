@@ -88,12 +88,12 @@ def estimate_step(
     """
     chip, efficiency = topology.chip, attention_efficiency(head_width, topology)
     attention = (done.batched_flops + done.kernel_flops) / efficiency
-    arithmetic = (done.product_flops + done.feed_forward_flops + attention) / chip.flops
+    arithmetic = (done.product_flops + done.token_product_flops + attention) / chip.flops
     memory = done.hbm_bytes / chip.hbm_bandwidth
     of_each = [[one.times * seconds for seconds in link_seconds(one, coordinates, topology)] for one in collectives]
     links = sum(max(seconds) for seconds in of_each)
     busiest = max((sum(axis) for axis in zip(*of_each)), default=0.0)
-    compiled = done.cycles / chip.clock + (done.kernel_flops / efficiency + done.feed_forward_flops) / chip.flops
+    compiled = done.cycles / chip.clock + (done.kernel_flops / efficiency + done.token_product_flops) / chip.flops
     ideal = model_flops / (chip.flops * topology.devices)
     at_least = max(arithmetic, memory, links)
     expected = max(in_order, at_least)

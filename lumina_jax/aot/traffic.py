@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lumina_jax.aot.hlo import HBM, STARTS_OF_SEQUENCES, ArrayShape, Computation, Instruction, Module
-from lumina_jax.kernels import feed_forward
+from lumina_jax.kernels import feed_forward, projections
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 FREE = {
@@ -74,8 +74,8 @@ class Work(NamedTuple):
     """The compiler's estimates for its fusions; it has none for kernels and collectives."""
     unknown_loops: int
     """Loops whose trip count is decided while they run: those of a sampler over its steps, and of adaptive solvers."""
-    feed_forward_flops: float = 0.0
-    """Operations of kernels of the feed-forward, by their CostEstimate."""
+    token_product_flops: float = 0.0
+    """Operations of kernels that multiply tokens with matrices, by their CostEstimate."""
 
 
 def collectives(module: Module, assumed_trips: Sequence[int] = ()) -> list[Collective]:
@@ -108,7 +108,7 @@ def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) ->
     `samples` of a row: a kernel's CostEstimate cannot know of them and says what one sample would cost that fills the
     row, but what they cannot see of each other is not computed.
     """
-    flops = {"product": 0.0, "batched": 0.0, "kernel": 0.0, "feed forward": 0.0}
+    flops = {"product": 0.0, "batched": 0.0, "kernel": 0.0, "token product": 0.0}
     silent, moved, cycles = 0, 0.0, 0
     for computation, one, times in module.executed(assumed_trips):
         moved += times * hbm_bytes(module, computation, one, samples)
@@ -117,12 +117,12 @@ def work(module: Module, assumed_trips: Sequence[int] = (), samples: int = 1) ->
             flops[kind] += times * count
         if "tpu_custom_call" in one.attributes:
             estimate = noted_number(one, "flops")
-            kind = "kernel" if is_of_attention(one) else "feed forward"
+            kind = "kernel" if is_of_attention(one) else "token product"
             flops[kind] += times * float(estimate or 0) / samples_seen(one, samples)
             silent += estimate is None
     unknown = sum(loop.trips is None for loop in module.loops())
-    product, batched, kernel, feed_forward_flops = flops.values()
-    return Work(product, batched, kernel, silent, moved, cycles, unknown, feed_forward_flops)
+    product, batched, kernel, token_product_flops = flops.values()
+    return Work(product, batched, kernel, silent, moved, cycles, unknown, token_product_flops)
 
 
 def hbm_bytes(module: Module, computation: Computation, one: Instruction, samples: int = 1) -> float:
@@ -159,8 +159,8 @@ def hbm_bytes(module: Module, computation: Computation, one: Instruction, sample
 
 
 def is_of_attention(kernel: Instruction) -> bool:
-    """Whether a kernel computes attention, and not the products of a feed-forward."""
-    return feed_forward.NAME not in kernel.name
+    """Whether a kernel computes attention, and not products of tokens with matrices."""
+    return not any(name in kernel.name for name in (feed_forward.NAME, projections.NAME))
 
 
 def samples_seen(kernel: Instruction, samples: int) -> int:

@@ -27,35 +27,18 @@ from jaxtyping import Array, Float
 from lumina_jax.chips import Chip
 from lumina_jax.kernels.flash.blocks import UNKNOWN, known_chip
 from lumina_jax.kernels.flash.plan import Interpret, asked_vmem
+from lumina_jax.kernels.token_blocks import CHUNKS, TokenBlocks, Tokens, cut, joined_rows, long_rows, product
 
 NAME = "lumina_feed_forward"
 """With which the names of the kernels begin."""
 WITH_KERNELS = ("v6e",)
 """Chips on which they are faster than XLA's program; others were not compared."""
-MOST_ROWS, CHUNKS, COLUMNS = 1408, (192, 384), (512, 256, 128)
-"""The most tokens of a block; tokens that are multiplied together, from and to; hidden values of a block, the first of
-these that divides all."""
-SUBLANES = 16
-"""Rows of a register of bfloat16."""
-STEP = 32
-"""Tokens whose products take as long as what a block of tokens costs besides."""
+COLUMNS = (512, 256, 128)
+"""Hidden values of a block, the first of these that divides all."""
 
-Tokens = Float[Array, "b l m"]
 Hidden = Float[Array, "b l f"]
 Inwards = Float[Array, "m f"]
 Outwards = Float[Array, "f m"]
-
-
-class Blocks(NamedTuple):
-    """How a row and the hidden values are cut."""
-
-    chunk: int
-    chunks: int
-    columns: int
-
-    @property
-    def rows(self) -> int:
-        return self.chunk * self.chunks
 
 
 class _Arrays(NamedTuple):
@@ -85,9 +68,9 @@ def refusal(x: Tokens, weights: Sequence[Any]) -> str | None:
         return "a weight has an adapter, or few bits"
     if x.dtype != jnp.bfloat16:
         return f"activations are {x.dtype}"
-    (_, length, width), hidden = _long(x).shape, weights[0].shape[1]
-    if length < CHUNKS[1]:
-        return f"{length} tokens are fewer than {CHUNKS[1]}"
+    (_, length, width), hidden = long_rows(x).shape, weights[0].shape[1]
+    if length < CHUNKS[0]:
+        return f"{length} tokens are fewer than {CHUNKS[0]}"
     if hidden % COLUMNS[-1]:
         return f"{hidden} hidden values are no multiple of {COLUMNS[-1]}"
     if _cut(length, width, hidden, chip, _BACKWARD) is None:
@@ -98,34 +81,24 @@ def refusal(x: Tokens, weights: Sequence[Any]) -> str | None:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def gated_feed_forward(x: Tokens, gate: Inwards, up: Inwards, down: Outwards, interpret: Interpret = False) -> Tokens:
     """(silu(x gate) * (x up)) down; all arrays have the type of x, and hidden values are a multiple of 128."""
-    rows = _joined(x)
+    rows = joined_rows(x)
     return (jax.nn.silu(rows @ gate) * (rows @ up) @ down).reshape(x.shape)
 
 
 def _forward(x: Tokens, gate: Inwards, up: Inwards, down: Outwards, interpret: Interpret) -> tuple[Tokens, tuple]:
-    hidden = _hidden(_long(x), gate, up, interpret)
-    return (_joined(hidden) @ down).reshape(x.shape), (x, gate, up, down)
+    hidden = _hidden(long_rows(x), gate, up, interpret)
+    return (joined_rows(hidden) @ down).reshape(x.shape), (x, gate, up, down)
 
 
 def _backward(interpret: Interpret, saved: tuple, gradient: Tokens) -> tuple[Tokens, Inwards, Inwards, Outwards]:
     x, gate, up, down = saved
-    of_x, *rest = _gradients(_long(x), _long(gradient), gate, up, down, interpret)
-    hidden, of_gate, of_up = map(_joined, rest)
-    rows = _joined(x)
-    return of_x.reshape(x.shape), rows.T @ of_gate, rows.T @ of_up, hidden.T @ _joined(gradient)
+    of_x, *rest = _gradients(long_rows(x), long_rows(gradient), gate, up, down, interpret)
+    hidden, of_gate, of_up = map(joined_rows, rest)
+    rows = joined_rows(x)
+    return of_x.reshape(x.shape), rows.T @ of_gate, rows.T @ of_up, hidden.T @ joined_rows(gradient)
 
 
 gated_feed_forward.defvjp(_forward, _backward)
-
-
-def _long(x: Tokens) -> Float[Array, "r n m"]:
-    """Short rows as one. Long ones stay apart: XLA would write the shifts and scales of each row for all its tokens
-    before it puts rows together."""
-    return x if x.shape[1] >= MOST_ROWS // 2 else x.reshape(1, -1, x.shape[2])
-
-
-def _joined(x: Float[Array, "b l w"]) -> Float[Array, "n w"]:
-    return x.reshape(-1, x.shape[2])
 
 
 def _hidden(x: Tokens, gate: Inwards, up: Inwards, interpret: Interpret) -> Hidden:
@@ -133,8 +106,8 @@ def _hidden(x: Tokens, gate: Inwards, up: Inwards, interpret: Interpret) -> Hidd
     grid = _Grid(x, gate, _FORWARD)
 
     def kernel(x: jax.Ref, gate: jax.Ref, up: jax.Ref, hidden: jax.Ref) -> None:
-        for at in grid.chunks:
-            g, u = (_product(x[at, :], weight[...], 0) for weight in (gate, up))
+        for at in grid.blocks.slices:
+            g, u = (product(x[at, :], weight[...], 0) for weight in (gate, up))
             hidden[at, :] = (g * jax.nn.sigmoid(g) * u).astype(hidden.dtype)
 
     call = grid.call(kernel, NAME, interpret, [grid.row, grid.inwards, grid.inwards], [grid.block], scratch=[])
@@ -157,16 +130,16 @@ def _gradients(
         def _() -> None:
             total[...] = jnp.zeros_like(total)
 
-        for at in grid.chunks:
-            g, u = (_product(x[at, :], weight[...], 0) for weight in (gate, up))
-            back = _product(gradient[at, :], down[...], 1)
+        for at in grid.blocks.slices:
+            g, u = (product(x[at, :], weight[...], 0) for weight in (gate, up))
+            back = product(gradient[at, :], down[...], 1)
             share = jax.nn.sigmoid(g)
             silu = g * share
             hidden[at, :] = (silu * u).astype(hidden.dtype)
             of_g = (back * u * (share + silu * (1 - share))).astype(of_gate.dtype)
             of_u = (back * silu).astype(of_up.dtype)
             of_gate[at, :], of_up[at, :] = of_g, of_u
-            total[at, :] += _product(of_g, gate[...], 1) + _product(of_u, up[...], 1)
+            total[at, :] += product(of_g, gate[...], 1) + product(of_u, up[...], 1)
 
         @pl.when(block == pl.num_programs(2) - 1)
         def _() -> None:
@@ -186,13 +159,12 @@ class _Grid:
         self.chip, self.arrays, self.dtype = known_chip() or UNKNOWN, arrays, x.dtype
         blocks = _cut(length, width, hidden, self.chip, arrays)
         assert blocks is not None  # or `refusal` would have said so
-        self.blocks, self.sizes = blocks, (batch, length, width, hidden)
-        self.steps = (batch, pl.cdiv(length, blocks.rows), hidden // blocks.columns)
-        self.chunks = [slice(start, start + blocks.chunk) for start in range(0, blocks.rows, blocks.chunk)]
+        self.blocks, self.columns, self.sizes = blocks, _columns(hidden), (batch, length, width, hidden)
+        self.steps = (batch, pl.cdiv(length, blocks.rows), hidden // self.columns)
         self.row = pl.BlockSpec((None, blocks.rows, width), lambda b, i, j: (b, i, 0))
-        self.block = pl.BlockSpec((None, blocks.rows, blocks.columns), lambda b, i, j: (b, i, j))
-        self.inwards = pl.BlockSpec((width, blocks.columns), lambda b, i, j: (0, j))
-        self.outwards = pl.BlockSpec((blocks.columns, width), lambda b, i, j: (j, 0))
+        self.block = pl.BlockSpec((None, blocks.rows, self.columns), lambda b, i, j: (b, i, j))
+        self.inwards = pl.BlockSpec((width, self.columns), lambda b, i, j: (0, j))
+        self.outwards = pl.BlockSpec((self.columns, width), lambda b, i, j: (j, 0))
 
     def call(
         self,
@@ -208,7 +180,7 @@ class _Grid:
         moved = tokens * (width * (arrays.tokens + arrays.sums) + hidden * arrays.hidden)
         moved += self.steps[0] * self.steps[1] * weights * arrays.matrices
         widths = [width if one is self.row else hidden for one in outputs]
-        needed = arrays.step_bytes(self.blocks.rows, self.blocks.columns, width)
+        needed = arrays.step_bytes(self.blocks.rows, self.columns, width)
         return pl.pallas_call(
             kernel,
             grid=self.steps,
@@ -230,21 +202,10 @@ class _Grid:
         )
 
 
-def _product(x: Array, weight: Array, dimension: int) -> Array:
-    """The product, float32, over the last axis of `x` and one of the weight."""
-    dimensions = ((1,), (dimension,)), ((), ())
-    return jax.lax.dot_general(x, weight, dimensions, preferred_element_type=jnp.float32)
+def _cut(length: int, width: int, hidden: int, chip: Chip, arrays: _Arrays) -> TokenBlocks | None:
+    return cut(length, chip, lambda rows: arrays.step_bytes(rows, _columns(hidden), width))
 
 
-def _cut(length: int, width: int, hidden: int, chip: Chip, arrays: _Arrays) -> Blocks | None:
-    """Large blocks that cover a row with little beyond it, and take half of the vector memory; None: none does."""
-    columns = next(size for size in COLUMNS if hidden % size == 0)
-    found = []
-    for count in range(1, pl.cdiv(length, CHUNKS[0]) + 1):
-        rows = pl.cdiv(length, count)
-        for chunks in range(pl.cdiv(rows, CHUNKS[1]), max(1, rows // CHUNKS[0]) + 1):
-            blocks = Blocks(pl.cdiv(pl.cdiv(rows, chunks), SUBLANES) * SUBLANES, chunks, columns)
-            fits = 2 * arrays.step_bytes(blocks.rows, columns, width) <= chip.vmem
-            if blocks.rows <= MOST_ROWS and fits:
-                found.append((count * (blocks.rows + STEP), blocks))
-    return min(found, default=(0, None), key=lambda one: one[0])[1]
+def _columns(hidden: int) -> int:
+    """Hidden values of a block."""
+    return next(size for size in COLUMNS if hidden % size == 0)

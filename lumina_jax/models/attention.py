@@ -19,7 +19,7 @@ from lumina_jax.kernels.arguments import Attend, GatedText, Implementation, may_
 from lumina_jax.kernels.attention import attend, attend_text
 from lumina_jax.kernels.flash.call import refusal_here
 from lumina_jax.kernels.rotary import HeadsAffine, RotaryLanes, refusal, rotary_lanes, turned_heads
-from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, zeros
+from lumina_jax.models.layers import Divisible, HeadsNorm, Linear, RMSNorm, normed, param, products, zeros
 from lumina_jax.models.merged_attention import Merging
 from lumina_jax.models.rope import Rotation, turned
 from lumina_jax.models.shared_attention import Sharing
@@ -107,7 +107,7 @@ class Attention(Divisible):
         has_text_norm = has_text_query and config.qk_norm
         self.text_query_norm = HeadsNorm(rngs, heads_width, axis="heads") if has_text_norm else None
         self.head_width, self.query_factor = config.head_width, config.query_factor
-        self.implementation = config.attention
+        self.implementation, self.kernels = config.attention, may_be_kernels(config.attention)
 
     def __call__(
         self,
@@ -117,11 +117,12 @@ class Attention(Divisible):
         attend: Attend,
     ) -> Float[Array, "b l m"]:
         x = self.tensor.share(x)
-        projected = [(self.query(x), self.query_norm), (self.key(x), self.key_norm)]
-        if text is not None and self.text_query is not None:
-            projected.append((self.text_query(x), self.text_query_norm))
+        own_text = [self.text_query] if text is not None and self.text_query is not None else []
+        linears, norms = [self.query, self.key, *own_text], [self.query_norm, self.key_norm, self.text_query_norm]
+        *turning, v = products(x, [*linears, self.value], kernels=self.kernels)
+        projected = list(zip(turning, norms))
         q, k, *text_queries = normed_and_turned(projected, tokens, self.head_width)
-        q, v = scaled(q, self.query_factor), self.value(x).reshape(k.shape)
+        q, v = scaled(q, self.query_factor), v.reshape(k.shape)
         if text is not None and text_queries:
             queries = text_queries[0][:, :, : text.gate.shape[0]]
             text = text._replace(queries=scaled(queries, self.query_factor))

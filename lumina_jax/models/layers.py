@@ -15,7 +15,7 @@ from flax import nnx
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int, Key
 
-from lumina_jax.kernels import feed_forward
+from lumina_jax.kernels import feed_forward, projections
 from lumina_jax.kernels.flash.call import refusal_here
 from lumina_jax.parallel.tensor import ALONE, Tensor
 
@@ -83,6 +83,16 @@ class Linear(nnx.Module):
         y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
         y = tensor.join(y.reshape(*x.shape[:-1], y.shape[-1]))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def products(x: Float[Array, "b l i"], linears: Sequence[Linear], *, kernels: bool) -> list[Float[Array, "b l _"]]:
+    """The same tokens through several linears; by one kernel where it may run and is faster
+    (`kernels/projections.py`)."""
+    weights = [linear.kernel[...].astype(x.dtype) for linear in linears]
+    is_plain = kernels and all(linear.bias is None for linear in linears)
+    if is_plain and refusal_here(auto=True) is None and projections.refusal(x, weights) is None:
+        return list(projections.projections(x, weights))
+    return [linear(x) for linear in linears]
 
 
 class RMSNorm(nnx.Module):

@@ -21,7 +21,7 @@ from typing import Any
 from lumina_jax.chips import MIB, Chip, chip_of_kind
 
 VARIABLE = "LUMINA_TPU_OPTIONS"
-FUSION_VMEM = {"v5e": 32 * MIB, "v5p": 32 * MIB, "v6e": 56 * MIB, "tpu7x": 32 * MIB}
+FUSION_VMEM = {"v5e": 32 * MIB, "v5p": 32 * MIB, "v6e": 52 * MIB, "tpu7x": 32 * MIB}
 """The vector memory that a fusion may take in training; other chips keep libtpu's limit."""
 ASYNCHRONOUS = {
     "xla_enable_async_all_gather": "true",

@@ -166,12 +166,13 @@ def test_of_a_packed_row_a_kernel_counts_the_products_and_the_fetches_of_each_sa
     assert hbm_bytes(moves_only, moves_only.entry, moving, samples=8) == arrays
 
 
-def test_a_kernel_of_the_feed_forward_fills_the_matrix_units_whatever_the_heads_and_the_samples_of_a_row():
-    text = RECORDED.replace("jvp_lumina_flash_forward_", "jvp_lumina_feed_forward_")
+@pytest.mark.parametrize("name", ["jvp_lumina_feed_forward_", "lumina_projections_backward_"])
+def test_a_kernel_of_products_fills_the_matrix_units_whatever_the_heads_and_the_samples_of_a_row(name):
+    text = RECORDED.replace("jvp_lumina_flash_forward_", name)
     done = work(read_hlo(text), samples=8)
-    assert (done.feed_forward_flops, done.kernel_flops) == (225888436224, 0)
+    assert (done.token_product_flops, done.kernel_flops) == (225888436224, 0)
     assert done.hbm_bytes == work(read_hlo(text)).hbm_bytes
-    assert seconds(text, samples=8)["jvp_lumina_feed_forward_.11"] == pytest.approx(225888436224 / PEAK)
+    assert seconds(text, samples=8)[f"{name}.11"] == pytest.approx(225888436224 / PEAK)
 
 
 def test_a_kernel_waits_for_its_first_blocks_and_writes_its_last():

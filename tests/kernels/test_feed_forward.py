@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from lumina_jax.chips import CHIPS
-from lumina_jax.kernels import feed_forward
+from lumina_jax.kernels import feed_forward, token_blocks
 from lumina_jax.kernels.feed_forward import gated_feed_forward
 from lumina_jax.models.adapters import LowRank
 from lumina_jax.models.layers import ParameterKeys, SwiGLU
@@ -44,8 +44,9 @@ def both(tokens, width, hidden, interpret):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for name, value in {"MOST_ROWS": 64, "CHUNKS": (16, 32), "COLUMNS": (256, 128)}.items():
-        monkeypatch.setattr(feed_forward, name, value)
+    monkeypatch.setattr(token_blocks, "MOST_ROWS", 64)
+    monkeypatch.setattr(token_blocks, "CHUNKS", (16, 32))
+    monkeypatch.setattr(feed_forward, "COLUMNS", (256, 128))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +84,7 @@ def test_blocks_cover_the_tokens_with_few_beyond_them_and_leave_half_of_the_vect
         covered = -(-tokens // blocks.rows) * blocks.rows
         assert tokens <= covered < 1.05 * tokens
         assert blocks.chunk % 16 == 0
-        assert blocks.columns == 256
-        assert arrays.step_bytes(blocks.rows, blocks.columns, width) <= chip.vmem / 2
+        assert arrays.step_bytes(blocks.rows, 256, width) <= chip.vmem / 2
 
 
 def test_kernels_serve_plain_weights_and_many_tokens_on_the_chips_where_they_are_faster(monkeypatch):

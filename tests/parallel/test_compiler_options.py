@@ -24,7 +24,7 @@ def test_fusions_may_take_more_vector_memory_than_libtpu_allows_them():
         {kind: (compiler_options(kind, {}, trains=trains) or {}).get(VMEM) for kind in KINDS}
         for trains in (True, False)
     )
-    assert (found["TPU v5"], found["TPU v6 lite"], found["TPU v5 lite"]) == ("32768", "57344", "32768")
+    assert (found["TPU v5"], found["TPU v6 lite"], found["TPU v5 lite"]) == ("32768", "53248", "32768")
     assert (drawing["TPU v5"], drawing["TPU v6 lite"]) == ("32768", "65536")
     assert found["TPU v4"] is drawing["TPU v4"] is None  # 16 MiB are all that it has
 
