@@ -83,6 +83,7 @@ def test_blocks_cover_the_tokens_with_few_beyond_them_and_leave_half_of_the_vect
         blocks = feed_forward._cut(tokens, width, 43 * 256, chip, arrays)
         covered = -(-tokens // blocks.rows) * blocks.rows
         assert tokens <= covered < 1.05 * tokens
+        assert blocks.rows <= token_blocks.MOST_ROWS
         assert blocks.chunk % 16 == 0
         assert arrays.step_bytes(blocks.rows, 256, width) <= chip.vmem / 2
 
