@@ -58,7 +58,7 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize(
     ("tokens", "width", "widths"),
     [
-        (150, 40, (768, 72, 72)),
+        (150, 40, (256, 768, 72)),
         (16, 128, (256, 128)),
         pytest.param(33, 72, (128, 256, 384, 40), marks=pytest.mark.slow),
     ],
