@@ -6,7 +6,7 @@ configs/imagenet_3b.py and configs/imagenet_7b.py. 16 layers of 1536 on latents 
 pictures, the length of the report's 3B run. The parameters have the layout of the released checkpoints.
 Hardware: v5e:4x4 (16 chips), FSDP over all of them; docs/scaling.md has estimates of speed.
 Before: prepare imagenet2012 as array_record (docs/data.md); hf download stabilityai/sd-vae-ft-ema
-Recommended on v5e:4x4: --mesh.fsdp 16 --model.remat dots
+Recommended on v5e:4x4: --mesh.fsdp 16
 Run: lumina train imagenet_600m
 At 512 pixels: lumina train imagenet_600m --data.image-size 512 --run.name imagenet_600m_512
 """

@@ -3,7 +3,7 @@
 32 layers of 4096; the rest as in configs/imagenet_600m.py. For comparison, Large-DiT-7B, the same size trained by DDPM,
 reaches FID-50K 6.09 without guidance; the report trains at 120 pictures a second on 8 A100.
 Hardware: v5p:4x4x4 (64 chips) or more, FSDP over all of them; docs/scaling.md has estimates of speed.
-Recommended on v5p:4x4x4: --mesh.fsdp 32 --mesh.tensor 2 --model.remat none
+Recommended on v5p:4x4x4: --mesh.fsdp 16 --mesh.tensor 4 --model.remat dots
 Run: lumina train imagenet_7b
 At 512 pixels: lumina train imagenet_7b --data.image-size 512 --run.name imagenet_7b_512
 """

@@ -50,7 +50,7 @@ def cut(length: int, chip: Chip, step_bytes: Callable[[int], int]) -> TokenBlock
         rows = pl.cdiv(length, count)
         for chunks in range(pl.cdiv(rows, CHUNKS[1]), max(1, rows // CHUNKS[0]) + 1):
             blocks = TokenBlocks(pl.cdiv(pl.cdiv(rows, chunks), SUBLANES) * SUBLANES, chunks)
-            if blocks.rows <= MOST_ROWS and 2 * step_bytes(blocks.rows) <= chip.vmem:
+            if 2 * step_bytes(blocks.rows) <= chip.vmem:
                 found.append((count * (blocks.rows + STEP), blocks))
     return min(found, default=(0, None), key=lambda one: one[0])[1]
 
