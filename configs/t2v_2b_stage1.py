@@ -9,7 +9,7 @@ each from a random moment on, and fewer of shorter ones.
 Hardware: v5p:4x4x4 (64 chips) or more, FSDP over all of them (docs/scaling.md). Before, on every host:
   hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --include 'vae/*'
   hf download stabilityai/stable-diffusion-xl-base-1.0 --include 'text_encoder*/*' 'tokenizer*/*'
-Recommended on v5p:4x4x4: --mesh.fsdp 32 --mesh.sequence 2 --model.remat none --optimizer.accumulate 4
+Recommended on v5p:4x4x4: --mesh.fsdp 64 --model.remat dots --optimizer.accumulate 2
 Run: lumina train t2v_2b_stage1 --data.path clips
 Next: configs/t2v_2b_stage2.py, which starts from runs/t2v_2b_stage1.
 """

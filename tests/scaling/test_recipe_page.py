@@ -101,6 +101,10 @@ def test_the_factors_of_longer_runs_repeat_from_the_recorded_runs(longer_runs):
         (low, at_low), *_, (high, at_high) = found.at
         ends = f"{at_high:.2f} at {high:.3f} | {at_low:.2f} at {low:.3f}"
         assert f"| {size} | {shown(*found.factor)} | {ends} |" in section("Longer runs")
+    by_all_times = compare(ours, theirs, "loss")
+    assert shown(*by_all_times.factor) in section("Longer runs")
+    lowest = [compare(of_width(ours, width), of_width(theirs, width), "loss").at[0][1] for width in (64, 104, 160)]
+    assert "{:.2f}, {:.2f} and {:.2f} at the lowest loss".format(*lowest) in section("Longer runs")
 
 
 def test_longer_runs_have_the_recorded_losses(longer_runs):
@@ -116,11 +120,14 @@ def test_longer_runs_have_the_recorded_losses(longer_runs):
 
 def test_the_factors_of_longer_runs_by_frechet_distance_repeat_from_the_recorded_runs():
     drawn = by_recipe(STUDY / "longer_pictures.jsonl")
-    for width in (None, 64):
+    for size, width in (("the best of each recipe", None), ("300K", 64), ("1M", 104), ("3M", 160)):
         of, against = (
             runs if width is None else of_width(runs, width) for runs in (drawn["muon_constant"], drawn["dit"])
         )
-        assert shown(*compare(of, against, "frechet").factor) in section("Longer runs"), width
+        found = compare(of, against, "frechet")
+        (low, at_low), *_, (high, at_high) = found.at
+        ends = f"{at_high:.2f} at {high:.1f} | {at_low:.2f} at {low:.1f}"
+        assert f"| {size} | {shown(*found.factor)} | {ends} |" in section("Longer runs")
     for run in [*drawn["dit"], *drawn["muon_constant"]]:
         assert run.metric("drawn") == 390
         assert f"{run.metric('frechet'):.1f} ({run.metric('kernel'):.3f})" in section("Longer runs")
