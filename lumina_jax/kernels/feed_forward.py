@@ -25,9 +25,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from lumina_jax.chips import Chip
+from lumina_jax.kernels import token_blocks
 from lumina_jax.kernels.flash.blocks import UNKNOWN, known_chip
-from lumina_jax.kernels.flash.plan import Interpret, asked_vmem
-from lumina_jax.kernels.token_blocks import CHUNKS, TokenBlocks, Tokens, cut, joined_rows, long_rows, product
+from lumina_jax.kernels.flash.plan import Interpret
+from lumina_jax.kernels.token_blocks import Kernel, TokenBlocks, Tokens, cut, joined_rows, long_rows, product
 
 NAME = "lumina_feed_forward"
 """With which the names of the kernels begin."""
@@ -61,16 +62,10 @@ _FORWARD, _BACKWARD = _Arrays(1, 2, 1, 0), _Arrays(2, 3, 3, 1)
 
 def refusal(x: Tokens, weights: Sequence[Any]) -> str | None:
     """Why the kernels do not compute this feed-forward; None: they do."""
-    chip = known_chip()
-    if chip is None or chip.name not in WITH_KERNELS:
-        return f"they serve {', '.join(WITH_KERNELS)}"
-    if not all(isinstance(weight, jax.Array) for weight in weights):
-        return "a weight has an adapter, or few bits"
-    if x.dtype != jnp.bfloat16:
-        return f"activations are {x.dtype}"
+    reason, chip = token_blocks.refusal(x, weights, WITH_KERNELS), known_chip()
+    if reason is not None or chip is None:
+        return reason
     (_, length, width), hidden = long_rows(x).shape, weights[0].shape[1]
-    if length < CHUNKS[0]:
-        return f"{length} tokens are fewer than {CHUNKS[0]}"
     if hidden % COLUMNS[-1]:
         return f"{hidden} hidden values are no multiple of {COLUMNS[-1]}"
     if _cut(length, width, hidden, chip, _BACKWARD) is None:
@@ -181,25 +176,19 @@ class _Grid:
         moved += self.steps[0] * self.steps[1] * weights * arrays.matrices
         widths = [width if one is self.row else hidden for one in outputs]
         needed = arrays.step_bytes(self.blocks.rows, self.columns, width)
-        return pl.pallas_call(
-            kernel,
+        return Kernel(
             grid=self.steps,
-            in_specs=inputs,
-            out_specs=outputs,
-            out_shape=[jax.ShapeDtypeStruct((batch, length, each), self.dtype) for each in widths],
-            scratch_shapes=scratch,
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"),
-                vmem_limit_bytes=asked_vmem(needed, self.chip),
-            ),
-            cost_estimate=pl.CostEstimate(
+            inputs=inputs,
+            outputs=outputs,
+            results=[jax.ShapeDtypeStruct((batch, length, each), self.dtype) for each in widths],
+            sums=scratch,
+            step_bytes=needed,
+            cost=pl.CostEstimate(
                 flops=2 * tokens * weights * (arrays.matrices + 2 * arrays.sums),
                 transcendentals=tokens * hidden,
                 bytes_accessed=self.dtype.itemsize * moved,
             ),
-            interpret=interpret,
-            name=name,
-        )
+        ).call(kernel, name, self.chip, interpret)
 
 
 def _cut(length: int, width: int, hidden: int, chip: Chip, arrays: _Arrays) -> TokenBlocks | None:

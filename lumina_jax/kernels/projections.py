@@ -24,9 +24,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from lumina_jax.chips import LANES, Chip
+from lumina_jax.kernels import token_blocks
 from lumina_jax.kernels.flash.blocks import UNKNOWN, known_chip
-from lumina_jax.kernels.flash.plan import Interpret, asked_vmem
-from lumina_jax.kernels.token_blocks import CHUNKS, TokenBlocks, Tokens, cut, joined_rows, long_rows, product
+from lumina_jax.kernels.flash.plan import Interpret
+from lumina_jax.kernels.token_blocks import Kernel, TokenBlocks, Tokens, cut, joined_rows, long_rows, product
 
 NAME = "lumina_projections"
 """With which the names of the kernels begin."""
@@ -55,16 +56,10 @@ class _Part(NamedTuple):
 
 def refusal(x: Tokens, weights: Sequence[Any]) -> str | None:
     """Why the kernels do not compute these products; None: they do."""
-    chip = known_chip()
-    if chip is None or chip.name not in WITH_KERNELS:
-        return f"they serve {', '.join(WITH_KERNELS)}"
-    if not all(isinstance(weight, jax.Array) for weight in weights):
-        return "a weight has an adapter, or few bits"
-    if x.dtype != jnp.bfloat16:
-        return f"activations are {x.dtype}"
-    (_, length, _), widths = long_rows(x).shape, [weight.shape[1] for weight in weights]
-    if length < CHUNKS[0]:
-        return f"{length} tokens are fewer than {CHUNKS[0]}"
+    reason, chip = token_blocks.refusal(x, weights, WITH_KERNELS), known_chip()
+    if reason is not None or chip is None:
+        return reason
+    widths = [weight.shape[1] for weight in weights]
     if not all(map(_columns, widths)):
         return f"matrices are {', '.join(map(str, widths))} wide: multiples of {LANES}, or at most {WHOLE}"
     if any(_blocks(x, weights, chip, sums) is None for sums in (0, 1)):
@@ -188,25 +183,19 @@ class _Grid:
         widths = [width] if self.sums else [part.width for part in self.parts]
         moved = tokens * (width + columns) + self.steps[0] * self.steps[1] * width * columns
         needed = _step_bytes(self.blocks.rows, width, self.parts, self.sums)
-        return pl.pallas_call(
-            kernel,
+        return Kernel(
             grid=self.steps,
-            in_specs=inputs,
-            out_specs=outputs,
-            out_shape=[jax.ShapeDtypeStruct((batch, length, each), self.dtype) for each in widths],
-            scratch_shapes=scratch,
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"),
-                vmem_limit_bytes=asked_vmem(needed, self.chip),
-            ),
-            cost_estimate=pl.CostEstimate(
+            inputs=inputs,
+            outputs=outputs,
+            results=[jax.ShapeDtypeStruct((batch, length, each), self.dtype) for each in widths],
+            sums=scratch,
+            step_bytes=needed,
+            cost=pl.CostEstimate(
                 flops=2 * tokens * width * filled,  # with columns that a matrix unit leaves empty
                 transcendentals=0,
                 bytes_accessed=self.dtype.itemsize * moved,
             ),
-            interpret=interpret,
-            name=name,
-        )
+        ).call(kernel, name, self.chip, interpret)
 
 
 def _within(part: _Part, step: Any) -> Any:

@@ -3,15 +3,18 @@
 In: tokens [b l m]. Out: blocks of tokens, each of which is multiplied in a few chunks.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from lumina_jax.chips import Chip
+from lumina_jax.kernels.flash.blocks import known_chip
+from lumina_jax.kernels.flash.plan import Interpret, asked_vmem
 
 MOST_ROWS, CHUNKS = 1408, (384, 768)
 """The most tokens of a block; tokens that are multiplied together, from and to."""
@@ -40,6 +43,54 @@ class TokenBlocks(NamedTuple):
         return [slice(start, start + self.chunk) for start in range(0, self.rows, self.chunk)]
 
 
+def refusal(x: Tokens, weights: Sequence[Any], with_kernels: Sequence[str]) -> str | None:
+    """Why no kernel multiplies these tokens with these matrices; None: one may, on the chips `with_kernels`."""
+    chip, length = known_chip(), long_rows(x).shape[1]
+    if chip is None or chip.name not in with_kernels:
+        return f"they serve {', '.join(with_kernels)}"
+    if not all(isinstance(weight, jax.Array) for weight in weights):
+        return "a weight has an adapter, or few bits"
+    if x.dtype != jnp.bfloat16:
+        return f"activations are {x.dtype}"
+    if length < CHUNKS[0]:
+        return f"{length} tokens are fewer than {CHUNKS[0]}"
+    return None
+
+
+class Kernel(NamedTuple):
+    """A kernel of products over a grid of rows, blocks of tokens and steps that share their sums."""
+
+    grid: tuple[int, int, int]
+    inputs: Sequence[pl.BlockSpec]
+    outputs: Sequence[pl.BlockSpec]
+    results: Sequence[jax.ShapeDtypeStruct]
+    sums: Sequence[Any]
+    """Scratch memory."""
+    step_bytes: int
+    """Vector memory of a grid step."""
+    cost: pl.CostEstimate
+
+    def call(
+        self, body: Callable[..., None], name: str, chip: Chip, interpret: Interpret
+    ) -> Callable[..., Sequence[Array]]:
+        """The call with this body."""
+        return pl.pallas_call(
+            body,
+            grid=self.grid,
+            in_specs=self.inputs,
+            out_specs=self.outputs,
+            out_shape=self.results,
+            scratch_shapes=self.sums,
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary"),
+                vmem_limit_bytes=asked_vmem(self.step_bytes, chip),
+            ),
+            cost_estimate=self.cost,
+            interpret=interpret,
+            name=name,
+        )
+
+
 def cut(length: int, chip: Chip, step_bytes: Callable[[int], int]) -> TokenBlocks | None:
     """Large blocks that cover a row with little beyond it, and take half of the vector memory; None: none does.
 
@@ -50,7 +101,7 @@ def cut(length: int, chip: Chip, step_bytes: Callable[[int], int]) -> TokenBlock
         rows = pl.cdiv(length, count)
         for chunks in range(pl.cdiv(rows, CHUNKS[1]), max(1, rows // CHUNKS[0]) + 1):
             blocks = TokenBlocks(pl.cdiv(pl.cdiv(rows, chunks), SUBLANES) * SUBLANES, chunks)
-            if 2 * step_bytes(blocks.rows) <= chip.vmem:
+            if blocks.rows <= MOST_ROWS and 2 * step_bytes(blocks.rows) <= chip.vmem:
                 found.append((count * (blocks.rows + STEP), blocks))
     return min(found, default=(0, None), key=lambda one: one[0])[1]
 

@@ -88,12 +88,17 @@ def test_blocks_cover_the_tokens_with_few_beyond_them_and_leave_half_of_the_vect
         assert arrays.step_bytes(blocks.rows, 256, width) <= chip.vmem / 2
 
 
+def answer_for(monkeypatch, chip):
+    for module in (feed_forward, token_blocks):
+        monkeypatch.setattr(module, "known_chip", lambda: chip)
+
+
 def test_kernels_serve_plain_weights_and_many_tokens_on_the_chips_where_they_are_faster(monkeypatch):
     x, *weights, _ = case(512, 128, 256, jnp.bfloat16)
     assert "v6e" in feed_forward.refusal(x, weights)
-    monkeypatch.setattr(feed_forward, "known_chip", lambda: CHIPS["v5p"])
+    answer_for(monkeypatch, CHIPS["v5p"])
     assert "v6e" in feed_forward.refusal(x, weights)
-    monkeypatch.setattr(feed_forward, "known_chip", lambda: CHIPS["v6e"])
+    answer_for(monkeypatch, CHIPS["v6e"])
     assert feed_forward.refusal(x, weights) is None
     adapted = LowRank(weights[0], weights[0][:, :2], weights[0][:2])
     assert "adapter" in feed_forward.refusal(x, [adapted, *weights[1:]])
@@ -101,7 +106,7 @@ def test_kernels_serve_plain_weights_and_many_tokens_on_the_chips_where_they_are
     assert "tokens" in feed_forward.refusal(x[:, :150], weights)
     assert "multiple of 128" in feed_forward.refusal(x, [weights[0][:, :200], weights[1][:, :200], weights[2][:200]])
     small = dataclasses.replace(CHIPS["v6e"], vmem=2**20)
-    monkeypatch.setattr(feed_forward, "known_chip", lambda: small)
+    answer_for(monkeypatch, small)
     assert "too wide" in feed_forward.refusal(x, weights)
 
 

@@ -83,18 +83,23 @@ def test_without_a_gradient_no_kernel_runs():
 
 def test_the_estimate_of_a_kernel_counts_the_columns_that_a_matrix_unit_leaves_empty(monkeypatch):
     x, matrices, gradients = case(512, 256, (512, 72))
-    monkeypatch.setattr(projections, "known_chip", lambda: CHIPS["v6e"])
+    answer_for(monkeypatch, CHIPS["v6e"])
     _, pullback = jax.vjp(lambda x: projections.projections(x, matrices, True), x)
     program = str(jax.make_jaxpr(pullback)(gradients))
     assert f"flops={2 * 1024 * 256 * (512 + 256)}" in program
 
 
+def answer_for(monkeypatch, chip):
+    for module in (projections, token_blocks):
+        monkeypatch.setattr(module, "known_chip", lambda: chip)
+
+
 def test_kernels_serve_plain_weights_and_many_tokens_on_the_chips_where_they_are_faster(monkeypatch):
     x, weights, _ = case(512, 128, (256, 72), jnp.bfloat16)
     assert "v6e" in projections.refusal(x, weights)
-    monkeypatch.setattr(projections, "known_chip", lambda: CHIPS["v5p"])
+    answer_for(monkeypatch, CHIPS["v5p"])
     assert "v6e" in projections.refusal(x, weights)
-    monkeypatch.setattr(projections, "known_chip", lambda: CHIPS["v6e"])
+    answer_for(monkeypatch, CHIPS["v6e"])
     assert projections.refusal(x, weights) is None
     adapted = LowRank(weights[0], weights[0][:, :2], weights[0][:2])
     assert "adapter" in projections.refusal(x, [adapted, weights[1]])
@@ -102,7 +107,7 @@ def test_kernels_serve_plain_weights_and_many_tokens_on_the_chips_where_they_are
     assert "tokens" in projections.refusal(x[:, :150], weights)
     assert "1400 wide" in projections.refusal(x, [jnp.zeros((128, 1400), jnp.bfloat16)])
     small = dataclasses.replace(CHIPS["v6e"], vmem=2**20)
-    monkeypatch.setattr(projections, "known_chip", lambda: small)
+    answer_for(monkeypatch, small)
     assert "too wide" in projections.refusal(x, weights)
 
 
