@@ -35,8 +35,8 @@ WITH_KERNELS = ("v6e",)
 """Chips on which they are faster than XLA's program; others were not compared."""
 COLUMNS = (768, 512, 256, LANES)
 """Columns of a block of a matrix, the first of these that divides all."""
-WHOLE = 1280
-"""The widest matrix that may be one block, if none of `COLUMNS` divides it."""
+WHOLE, UNIT = 1280, 256
+"""The widest matrix that is one block, if its columns do not fill whole matrix units of this width."""
 
 Matrix = Float[Array, "m _"]
 Products = tuple[Float[Array, "b l _"], ...]
@@ -206,7 +206,9 @@ def _within(part: _Part, step: Any) -> Any:
 
 def _columns(width: int) -> int:
     """Columns of a block; 0: none will do."""
-    return width if width <= WHOLE and width % 256 else next((size for size in COLUMNS if width % size == 0), 0)
+    if width <= WHOLE and width % UNIT:
+        return width
+    return next((size for size in COLUMNS if width % size == 0), 0)
 
 
 def _step_bytes(rows: int, width: int, parts: Sequence[_Part], sums: int) -> int:
