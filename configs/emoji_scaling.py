@@ -18,7 +18,9 @@ def get_config() -> Config:
     base = load_config("emoji")
     model = dataclasses.replace(base.model, heads=16)
     data = dataclasses.replace(base.data, source=EmojiConfig(emoji_names=1561), batch_rows=16)
-    optimizer = dataclasses.replace(base.optimizer, learning_rate=8e-3, warmup_steps=20, ema_decay=0.99)
+    optimizer = dataclasses.replace(
+        base.optimizer, learning_rate=8e-3, schedule="cosine", warmup_steps=20, ema_decay=0.99
+    )
     run = dataclasses.replace(
         base.run, name="emoji_scaling", sample_every=None, sample_prompts=(), log_every=50, evaluate_samples=96
     )

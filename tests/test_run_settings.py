@@ -16,6 +16,7 @@ from lumina_jax.run import write_config
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 FOLDER = str(ROOT / "configs" / "folder.py")
+DECAYING = [str(ROOT / "configs" / "emoji.py"), "--optimizer.schedule", "cosine"]
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_configuration_that_is_not_there_is_refused_with_those_that_are(tmp_pa
 
 
 def test_a_warmup_that_is_shortened_is_said_with_its_reason_and_saved(tmp_path, capsys):
-    words = [str(ROOT / "configs" / "emoji.py"), "--run.steps", "20", "--run.root", str(tmp_path)]
+    words = [*DECAYING, "--run.steps", "20", "--run.root", str(tmp_path)]
     write_config(parse_config(words, ""))
     assert capsys.readouterr().out == "optimizer.warmup_steps is 2 instead of 50, because run.steps is 20\n"
     saved = json.loads((tmp_path / "emoji" / "config.json").read_text())
@@ -82,7 +83,7 @@ def test_a_warmup_that_is_shortened_is_said_with_its_reason_and_saved(tmp_path, 
 @pytest.mark.parametrize("flag", ["--optimizer.warmup-steps=50", "--optimizer.warmup_steps 50"])
 def test_a_warmup_that_a_flag_asks_for_is_refused_where_it_leaves_no_step(flag):
     with pytest.raises(ValueError, match=r"optimizer.warmup_steps=50 must be less than run.steps=20"):
-        parse_config([str(ROOT / "configs" / "emoji.py"), "--run.steps", "20", *flag.split()], "")
+        parse_config([*DECAYING, "--run.steps", "20", *flag.split()], "")
 
 
 def test_a_long_run_keeps_its_warmup(capsys):

@@ -162,9 +162,13 @@ def test_packed_rows_divided_rows_and_other_norms_are_left_to_xla(served):
     of_tokens = jnp.broadcast_to(gate[:, None], x.shape)
     between(x, BranchOutput(y, of_tokens), BranchInput(a_norm(1), scale[:, None]), kernels=True)
     between(x, BranchOutput(y, gate[:, None]), BranchInput(PlainLayerNorm(EPS), scale[:, None]), kernels=True)
+
+    def traced(x, y, gate):
+        return between(x, BranchOutput(y, gate[:, None]), None, kernels=True)
+
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("sequence",))):
-        between(x, BranchOutput(y, gate[:, None]), None, kernels=True)
+        jax.eval_shape(traced, x, y, gate)
     assert not served
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1), ("fsdp", "sequence"))):
-        between(x, BranchOutput(y, gate[:, None]), None, kernels=True)
+        jax.eval_shape(traced, x, y, gate)
     assert len(served) == 1
