@@ -9,7 +9,7 @@ prepare NAME    fetch a free data set through the package manager's ordinary cli
 
                   furniture         about 140 things of the house, from Debian: views
 
-                  flite-speech      48 words spoken in 9 ways, from Debian: sounds
+                  flite-speech      48 to 1,318 words spoken in 9 ways, from Debian: sounds
 
 render MODELS OUT   draw your own 3-D files from all around: a folder for data.source=folder
 
@@ -57,6 +57,8 @@ class Prepare:
     """Styles of emoji; None: all but openmoji, which is under a share-alike licence."""
     skin_tones: bool = False
     """Whether emoji are also drawn in every skin tone."""
+    words: int | None = None
+    """Words that are spoken, up to 1,318; None: 48, none of which is held out."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Spoken words: 48 English words, said by Debian's flite (CMU) at several speeds and pitches.
+"""Spoken words: English words, said by Debian's flite (CMU) at several speeds and pitches.
 
-The words are far enough apart for a recogniser, and common enough for its dictionary.
+The words are common enough for a recogniser's dictionary, and no two of them sound alike. The first 48 are far apart;
+those after them are from the names of emoji, and one in twelve of them is held out in every manner.
 """
 
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from lumina_jax.data.datasets.packages import fetch_debian, run
-from lumina_jax.data.prepared import Card, PreparedSample
+from lumina_jax.data.held_out import digest_of_name
+from lumina_jax.data.prepared import TRAIN, Card, PreparedSample
 from lumina_jax.mel import load_librosa
 from lumina_jax.modalities.decoding.media import Sound
 
@@ -28,34 +30,57 @@ WORDS = (
 VOICE, RATE = "slt", 16_000
 STRETCHES, PITCHES = (0.9, 1.0, 1.15), (130, 170, 210)
 TRIM_DECIBELS = 40
+HELD_OUT = 12
+"""One in so many words after the first 48 is held out."""
 MEDIA = "sounds"
 """The kind of data.media."""
-SETTINGS: dict[str, int] = {}
+SETTINGS = {"words": len(WORDS)}
 
 
-def card() -> Card:
+def card(words: int) -> Card:
+    chosen = vocabulary(words)
+    held_out = sum(map(is_held_out, chosen))
+    split = f" The split held_out has {held_out} words, which train has in no manner." if held_out else ""
     return Card(
         name="flite-speech",
-        about=f"{len(WORDS)} English words, each spoken at {len(STRETCHES)} speeds and {len(PITCHES)} pitches.",
+        about=f"{words} English words, each spoken at {len(STRETCHES)} speeds and {len(PITCHES)} pitches.{split}",
         origin="Debian flite 2.2",
         licence="CMU Flite (BSD-like)",
         attribution="Language Technologies Institute, Carnegie Mellon University; voice slt of CMU ARCTIC",
-        settings={"voice": VOICE, "samples a second": RATE},
+        settings={"voice": VOICE, "samples a second": RATE, "words": words},
     )
 
 
-def samples() -> Iterator[PreparedSample]:
+def vocabulary(words: int) -> list[str]:
+    """The first so many words.
+
+    Raises:
+      ValueError: there are fewer, or none are wanted.
+    """
+    known = [*WORDS, *(Path(__file__).parent / "spoken_words.txt").read_text().split()]
+    if not 1 <= words <= len(known):
+        raise ValueError(f"{words=} must be between 1 and {len(known)}, the words that flite-speech has")
+    return known[:words]
+
+
+def is_held_out(word: str) -> bool:
+    """Whether no recording of the word is for training."""
+    return word not in WORDS and digest_of_name(word) % HELD_OUT == 0
+
+
+def samples(words: int) -> Iterator[PreparedSample]:
     """Every word in every way, without the silence around it, int16 at 16 kHz, with its mean pitch."""
-    librosa = load_librosa()
+    librosa, chosen = load_librosa(), vocabulary(words)
     with tempfile.TemporaryDirectory() as folder:
         flite = _flite(Path(folder))
         for stretch in STRETCHES:
             for pitch in PITCHES:
-                for word in WORDS:
+                for word in chosen:
+                    split = "held_out" if is_held_out(word) else TRAIN
                     spoken = flite(word, stretch, pitch)
                     trimmed, _ = librosa.effects.trim(spoken.astype(np.float32), top_db=TRIM_DECIBELS)
                     sound = Sound(trimmed.astype(np.int16), RATE)
-                    yield PreparedSample(f"{word} {stretch} {pitch}", word, sound, float(pitch))
+                    yield PreparedSample(f"{word} {stretch} {pitch}", word, sound, float(pitch), split=split)
 
 
 Speak = Callable[[str, float, int], np.ndarray]
