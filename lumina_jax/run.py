@@ -75,9 +75,9 @@ def read_run(folder: str | Path) -> Config:
     """
     file = found_model(folder) / CONFIG_FILE
     if not file.is_file():
-        shipped = "".join(f", or name {name}, which is in the package" for name in shipped_models())
         raise ValueError(
-            f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with `lumina train`{shipped}"
+            f"{folder} is not the folder of a run: it has no {CONFIG_FILE}; train one with `lumina train`, or name one "
+            f"of the models in the package: {', '.join(shipped_models())}"
         )
     if "run" not in read_json(file, dict[str, Any]):
         raise ValueError(f"{folder} holds converted weights, no run; name its configuration with --config FILE")

@@ -126,8 +126,9 @@ def prepare(arguments: Prepare) -> None:
     module = importlib.import_module(f"lumina_jax.data.datasets.{MODULES[arguments.name]}")
     folder = arguments.out / arguments.name
     settings = _settings(arguments, module.SETTINGS)
+    card = module.card(**settings)  # refuses settings that no data set has
     print(f"fetching {arguments.name} ...", flush=True)
-    write_prepared(folder, module.samples(**settings), module.card(**settings))
+    write_prepared(folder, module.samples(**settings), card)
     sheet(PreparedSource(folder, EVERY), folder / SHEET)
     print((folder / README).read_text())
     print(f"{folder} is ready: --data.source prepared --data.path {folder} --data.media {module.MEDIA}")

@@ -290,11 +290,11 @@ def test_aspects_keep_the_number_of_pixels_in_whole_patches(studio):
     assert sized(studio.runs[0], "9:16") == (24, 40)
 
 
-def test_without_a_name_the_latest_run_is_taken_or_the_model_in_the_package(run_folder, tmp_path, monkeypatch):
+def test_without_a_name_the_latest_run_is_taken_or_the_models_in_the_package(run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [shipped] = shown_runs([])
-    assert (shipped.name, shipped.steps()) == ("emoji", [0])
-    assert sources_of(shipped) == Path("samples/emoji/sources")
+    shipped = shown_runs([])
+    assert [(run.name, run.steps(), run.is_sound) for run in shipped] == [("emoji", [0], False), ("speech", [0], True)]
+    assert sources_of(shipped[0]) == Path("samples/emoji/sources")
     (tmp_path / "runs").symlink_to(run_folder.parent)
     assert [run.folder.name for run in shown_runs([])] == ["sounds"]
     with pytest.raises(ValueError, match="is not the folder of a run"):

@@ -40,7 +40,8 @@ SETTINGS = {"words": len(WORDS)}
 def card(words: int) -> Card:
     chosen = vocabulary(words)
     held_out = sum(map(is_held_out, chosen))
-    split = f" The split held_out has {held_out} words, which train has in no manner." if held_out else ""
+    of_words = "1 word" if held_out == 1 else f"{held_out} words"
+    split = f" The split held_out has {of_words} that train has in no manner." if held_out else ""
     return Card(
         name="flite-speech",
         about=f"{words} English words, each spoken at {len(STRETCHES)} speeds and {len(PITCHES)} pitches.{split}",
