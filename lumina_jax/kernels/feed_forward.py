@@ -1,17 +1,19 @@
-"""The gated feed-forward (silu(x G) * (x U)) D by kernels for TPUs, where it is differentiated.
+"""The gated feed-forward (silu(x G) * (x U)) D by kernels for TPUs.
 
 In: tokens [b l m], and the matrices G and U [m f] and D [f m]. Out: [b l m].
 
-XLA writes both input products to memory, reads them again in every product of the backward pass, and computes SiLU and
-its derivative in each. On a v6e that takes longer than the products. Here a kernel computes all products of a block of
-tokens with a block of hidden values, and what follows them, and writes only the factors of other products:
+XLA writes both input products to memory, reads them again in the products that follow, and computes SiLU and its
+derivative in each of these. On a v6e that takes longer than the products. Here a kernel computes all products of a
+block of tokens with a block of hidden values, and what follows them:
 
-    forward     h = silu(x G) * (x U)
+    forward     h = silu(x G) * (x U), and the sum of h D over blocks of hidden values
     backward    h again; the gradients of x G and x U, from those two products and dy D^T; and that of x, from these
 
-so that nothing but x is kept for the backward pass. The other products, with D and of the gradients of the matrices,
-are XLA's, and so is all of it where no gradient is asked for: XLA's program for that is as fast, and needs no x that is
-normed, scaled and written first.
+so that nothing but x is kept for the backward pass, and the forward pass writes no hidden values. The backward kernel
+writes h and both gradients, from which XLA computes those of the matrices.
+
+Where nobody differentiates, the kernel serves matrices that lie in the stack of all layers (`stacked.py`). All others
+have XLA's program then, because XLA gathers matrices from other devices beside its own products only.
 """
 
 import functools
@@ -28,6 +30,7 @@ from lumina_jax.chips import Chip
 from lumina_jax.kernels import token_blocks
 from lumina_jax.kernels.flash.blocks import UNKNOWN, known_chip
 from lumina_jax.kernels.flash.plan import Interpret
+from lumina_jax.kernels.stacked import Matrix, StackedMatrix, block
 from lumina_jax.kernels.token_blocks import Kernel, TokenBlocks, Tokens, cut, joined_rows, long_rows, product
 
 NAME = "lumina_feed_forward"
@@ -38,26 +41,27 @@ COLUMNS = (512, 256, 128)
 """Hidden values of a block, the first of these that divides all."""
 
 Hidden = Float[Array, "b l f"]
-Inwards = Float[Array, "m f"]
-Outwards = Float[Array, "f m"]
+Inwards = StackedMatrix | Float[Array, "m f"]
+Outwards = StackedMatrix | Float[Array, "f m"]
+MATRICES = 3
 
 
-class _Arrays(NamedTuple):
-    """The number of arrays of each kind in a kernel."""
+class _Pass(NamedTuple):
+    """What the kernel of a pass computes of a block of tokens and a block of hidden values, and its arrays."""
 
+    products: int
     tokens: int
-    matrices: int
+    """Inputs of the width of tokens. A result of that width is summed over blocks of hidden values in float32."""
     hidden: int
-    sums: int
-    """Results of the width of tokens, which are summed over blocks of hidden values in float32."""
+    """Results of the width of hidden values."""
 
     def step_bytes(self, rows: int, columns: int, width: int) -> int:
-        """Vector memory of a grid step: two copies of each block of bfloat16, and the sums."""
-        blocks = width * (rows * (self.tokens + self.sums) + columns * self.matrices) + rows * columns * self.hidden
-        return 2 * 2 * blocks + 4 * rows * width * self.sums
+        """Vector memory of a grid step: two copies of each block of bfloat16, and the sum."""
+        blocks = width * (rows * (self.tokens + 1) + columns * MATRICES) + rows * columns * self.hidden
+        return 2 * 2 * blocks + 4 * rows * width
 
 
-_FORWARD, _BACKWARD = _Arrays(1, 2, 1, 0), _Arrays(2, 3, 3, 1)
+_FORWARD, _BACKWARD = _Pass(3, 1, 0), _Pass(5, 2, 3)
 
 
 def refusal(x: Tokens, weights: Sequence[Any]) -> str | None:
@@ -73,19 +77,29 @@ def refusal(x: Tokens, weights: Sequence[Any]) -> str | None:
     return None
 
 
+def gated_feed_forward(
+    x: Tokens, gate: Inwards, up: Inwards, down: Outwards, *, interpret: Interpret = False
+) -> Tokens:
+    """(silu(x gate) * (x up)) down; all arrays have the type of x, and hidden values are a multiple of 128.
+
+    Matrices that lie in the stack of all layers are read there; nobody may differentiate by x then.
+    """
+    if isinstance(gate, StackedMatrix):
+        return _product(x, gate, up, down, interpret)
+    return _differentiable(x, gate, up, down, interpret)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def gated_feed_forward(x: Tokens, gate: Inwards, up: Inwards, down: Outwards, interpret: Interpret = False) -> Tokens:
-    """(silu(x gate) * (x up)) down; all arrays have the type of x, and hidden values are a multiple of 128."""
+def _differentiable(x: Tokens, gate: Array, up: Array, down: Array, interpret: Interpret) -> Tokens:
     rows = joined_rows(x)
     return (jax.nn.silu(rows @ gate) * (rows @ up) @ down).reshape(x.shape)
 
 
-def _forward(x: Tokens, gate: Inwards, up: Inwards, down: Outwards, interpret: Interpret) -> tuple[Tokens, tuple]:
-    hidden = _hidden(long_rows(x), gate, up, interpret)
-    return (joined_rows(hidden) @ down).reshape(x.shape), (x, gate, up, down)
+def _forward(x: Tokens, gate: Array, up: Array, down: Array, interpret: Interpret) -> tuple[Tokens, tuple]:
+    return _product(x, gate, up, down, interpret), (x, gate, up, down)
 
 
-def _backward(interpret: Interpret, saved: tuple, gradient: Tokens) -> tuple[Tokens, Inwards, Inwards, Outwards]:
+def _backward(interpret: Interpret, saved: tuple, gradient: Tokens) -> tuple[Tokens, Array, Array, Array]:
     x, gate, up, down = saved
     of_x, *rest = _gradients(long_rows(x), long_rows(gradient), gate, up, down, interpret)
     hidden, of_gate, of_up = map(joined_rows, rest)
@@ -93,35 +107,46 @@ def _backward(interpret: Interpret, saved: tuple, gradient: Tokens) -> tuple[Tok
     return of_x.reshape(x.shape), rows.T @ of_gate, rows.T @ of_up, hidden.T @ joined_rows(gradient)
 
 
-gated_feed_forward.defvjp(_forward, _backward)
+_differentiable.defvjp(_forward, _backward)
 
 
-def _hidden(x: Tokens, gate: Inwards, up: Inwards, interpret: Interpret) -> Hidden:
-    """silu(x gate) * (x up)."""
-    grid = _Grid(x, gate, _FORWARD)
+def _product(x: Tokens, gate: Inwards, up: Inwards, down: Outwards, interpret: Interpret) -> Tokens:
+    rows = long_rows(x)
+    grid = _Grid(rows, [gate, up, down], _FORWARD)
 
-    def kernel(x: jax.Ref, gate: jax.Ref, up: jax.Ref, hidden: jax.Ref) -> None:
+    def kernel(x: jax.Ref, gate: jax.Ref, up: jax.Ref, down: jax.Ref, out: jax.Ref, total: jax.Ref) -> None:
+        step = pl.program_id(2)
+
+        @pl.when(step == 0)
+        def _() -> None:
+            total[...] = jnp.zeros_like(total)
+
         for at in grid.blocks.slices:
             g, u = (product(x[at, :], weight[...], 0) for weight in (gate, up))
-            hidden[at, :] = (g * jax.nn.sigmoid(g) * u).astype(hidden.dtype)
+            hidden = (g * jax.nn.sigmoid(g) * u).astype(out.dtype)
+            total[at, :] += product(hidden, down[...], 0)
 
-    call = grid.call(kernel, NAME, interpret, [grid.row, grid.inwards, grid.inwards], [grid.block], scratch=[])
-    return call(x, gate, up)[0]
+        @pl.when(step == pl.num_programs(2) - 1)
+        def _() -> None:
+            out[...] = total[...].astype(out.dtype)
+
+    call = grid.call(kernel, NAME, interpret, [grid.row], [grid.row])
+    return call(rows)[0].reshape(x.shape)
 
 
 def _gradients(
     x: Tokens, gradient: Tokens, gate: Inwards, up: Inwards, down: Outwards, interpret: Interpret
 ) -> Sequence[Tokens | Hidden]:
     """The gradient of x, silu(x gate) * (x up), and the gradients of x gate and of x up."""
-    grid = _Grid(x, gate, _BACKWARD)
+    grid = _Grid(x, [gate, up, down], _BACKWARD)
 
     def kernel(
         x: jax.Ref, gradient: jax.Ref, gate: jax.Ref, up: jax.Ref, down: jax.Ref,
         of_x: jax.Ref, hidden: jax.Ref, of_gate: jax.Ref, of_up: jax.Ref, total: jax.Ref,
     ) -> None:  # fmt: skip
-        block = pl.program_id(2)
+        step = pl.program_id(2)
 
-        @pl.when(block == 0)
+        @pl.when(step == 0)
         def _() -> None:
             total[...] = jnp.zeros_like(total)
 
@@ -136,30 +161,29 @@ def _gradients(
             of_gate[at, :], of_up[at, :] = of_g, of_u
             total[at, :] += product(of_g, gate[...], 1) + product(of_u, up[...], 1)
 
-        @pl.when(block == pl.num_programs(2) - 1)
+        @pl.when(step == pl.num_programs(2) - 1)
         def _() -> None:
             of_x[...] = total[...].astype(of_x.dtype)
 
-    inputs = [grid.row, grid.row, grid.inwards, grid.inwards, grid.outwards]
-    sums = [pltpu.VMEM((grid.blocks.rows, x.shape[2]), jnp.float32)]
-    call = grid.call(kernel, f"{NAME}_backward", interpret, inputs, [grid.row, *[grid.block] * 3], scratch=sums)
-    return call(x, gradient, gate, up, down)
+    call = grid.call(kernel, f"{NAME}_backward", interpret, [grid.row, grid.row], [grid.row, *[grid.block] * 3])
+    return call(x, gradient)
 
 
 class _Grid:
     """Steps (row, block of tokens, block of hidden values), and the blocks of arrays."""
 
-    def __init__(self, x: Tokens, gate: Inwards, arrays: _Arrays):
-        (batch, length, width), hidden = x.shape, gate.shape[1]
-        self.chip, self.arrays, self.dtype = known_chip() or UNKNOWN, arrays, x.dtype
-        blocks = _cut(length, width, hidden, self.chip, arrays)
+    def __init__(self, x: Tokens, weights: Sequence[Matrix], which: _Pass):
+        (batch, length, width), hidden = x.shape, weights[0].shape[1]
+        self.chip, self.which, self.dtype, self.weights = known_chip() or UNKNOWN, which, x.dtype, weights
+        blocks = _cut(length, width, hidden, self.chip, which)
         assert blocks is not None  # or `refusal` would have said so
         self.blocks, self.columns, self.sizes = blocks, _columns(hidden), (batch, length, width, hidden)
         self.steps = (batch, pl.cdiv(length, blocks.rows), hidden // self.columns)
-        self.row = pl.BlockSpec((None, blocks.rows, width), lambda b, i, j: (b, i, 0))
-        self.block = pl.BlockSpec((None, blocks.rows, self.columns), lambda b, i, j: (b, i, j))
-        self.inwards = pl.BlockSpec((width, self.columns), lambda b, i, j: (0, j))
-        self.outwards = pl.BlockSpec((self.columns, width), lambda b, i, j: (j, 0))
+        self.row = pl.BlockSpec((None, blocks.rows, width), lambda b, i, j, *_: (b, i, 0))
+        self.block = pl.BlockSpec((None, blocks.rows, self.columns), lambda b, i, j, *_: (b, i, j))
+        *inwards, outwards = weights
+        self.matrices = [block(one, (width, self.columns), lambda b, i, j, *_: (0, j)) for one in inwards]
+        self.matrices.append(block(outwards, (self.columns, width), lambda b, i, j, *_: (j, 0)))
 
     def call(
         self,
@@ -168,31 +192,31 @@ class _Grid:
         interpret: Interpret,
         inputs: Sequence[pl.BlockSpec],
         outputs: Sequence[pl.BlockSpec],
-        scratch: Sequence[Any],
     ) -> Callable[..., Sequence[Array]]:
         batch, length, width, hidden = self.sizes
-        arrays, tokens, weights = self.arrays, batch * length, width * hidden
-        moved = tokens * (width * (arrays.tokens + arrays.sums) + hidden * arrays.hidden)
-        moved += self.steps[0] * self.steps[1] * weights * arrays.matrices
+        which, tokens, weights = self.which, batch * length, width * hidden
+        moved = tokens * (width * (which.tokens + 1) + hidden * which.hidden)
+        moved += self.steps[0] * self.steps[1] * weights * MATRICES
         widths = [width if one is self.row else hidden for one in outputs]
-        needed = arrays.step_bytes(self.blocks.rows, self.columns, width)
         return Kernel(
             grid=self.steps,
             inputs=inputs,
+            weights=self.weights,
+            matrices=self.matrices,
             outputs=outputs,
             results=[jax.ShapeDtypeStruct((batch, length, each), self.dtype) for each in widths],
-            sums=scratch,
-            step_bytes=needed,
+            sums=[pltpu.VMEM((self.blocks.rows, width), jnp.float32)],
+            step_bytes=which.step_bytes(self.blocks.rows, self.columns, width),
             cost=pl.CostEstimate(
-                flops=2 * tokens * weights * (arrays.matrices + 2 * arrays.sums),
+                flops=2 * tokens * weights * which.products,
                 transcendentals=tokens * hidden,
                 bytes_accessed=self.dtype.itemsize * moved,
             ),
         ).call(kernel, name, self.chip, interpret)
 
 
-def _cut(length: int, width: int, hidden: int, chip: Chip, arrays: _Arrays) -> TokenBlocks | None:
-    return cut(length, chip, lambda rows: arrays.step_bytes(rows, _columns(hidden), width))
+def _cut(length: int, width: int, hidden: int, chip: Chip, which: _Pass) -> TokenBlocks | None:
+    return cut(length, chip, lambda rows: which.step_bytes(rows, _columns(hidden), width))
 
 
 def _columns(hidden: int) -> int:

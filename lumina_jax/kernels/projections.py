@@ -1,4 +1,4 @@
-"""Products of the same tokens with several matrices by kernels for TPUs, where they are differentiated.
+"""Products of the same tokens with several matrices by kernels for TPUs.
 
 In: tokens [b l m], and matrices [m w], such as those to queries, keys and values. Out: a product [b l w] for each.
 
@@ -9,8 +9,8 @@ one kernel computes all products of a block of tokens, and one the gradient of t
     forward     y_k = x W_k
     backward    sum_k dy_k W_k^T
 
-Gradients of the matrices are XLA's, and so is all of it where no gradient is asked for: XLA reads the matrices of a
-layer within the stack of all layers, where a kernel needs a copy of them.
+Gradients of the matrices are XLA's. Where nobody differentiates, the kernel serves matrices that lie in the stack of
+all layers (`stacked.py`), as that of the feed-forward does.
 """
 
 import functools
@@ -27,6 +27,7 @@ from lumina_jax.chips import LANES, Chip
 from lumina_jax.kernels import token_blocks
 from lumina_jax.kernels.flash.blocks import UNKNOWN, known_chip
 from lumina_jax.kernels.flash.plan import Interpret
+from lumina_jax.kernels.stacked import Matrix, StackedMatrix, block
 from lumina_jax.kernels.token_blocks import Kernel, TokenBlocks, Tokens, cut, joined_rows, long_rows, product
 
 NAME = "lumina_projections"
@@ -38,7 +39,6 @@ COLUMNS = (768, 512, 256, LANES)
 WHOLE, UNIT = 1280, 256
 """The widest matrix that is one block, if its columns do not fill whole matrix units of this width."""
 
-Matrix = Float[Array, "m _"]
 Products = tuple[Float[Array, "b l _"], ...]
 
 
@@ -67,30 +67,39 @@ def refusal(x: Tokens, weights: Sequence[Any]) -> str | None:
     return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def projections(x: Tokens, weights: Sequence[Matrix], interpret: Interpret = False) -> Products:
-    """x with each of the matrices; all arrays have the type of x."""
+    """x with each of the matrices; all arrays have the type of x.
+
+    Matrices that lie in the stack of all layers are read there; nobody may differentiate by x then.
+    """
+    if isinstance(weights[0], StackedMatrix):
+        return _products(x, weights, interpret)
+    return _differentiable(x, weights, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _differentiable(x: Tokens, weights: Sequence[Array], interpret: Interpret) -> Products:
     rows = joined_rows(x)
     return tuple((rows @ weight).reshape(*x.shape[:2], -1) for weight in weights)
 
 
-def _forward(x: Tokens, weights: Sequence[Matrix], interpret: Interpret) -> tuple[Products, tuple]:
-    products = _products(long_rows(x), weights, interpret)
-    return tuple(one.reshape(*x.shape[:2], -1) for one in products), (x, weights)
+def _forward(x: Tokens, weights: Sequence[Array], interpret: Interpret) -> tuple[Products, tuple]:
+    return _products(x, weights, interpret), (x, weights)
 
 
-def _backward(interpret: Interpret, saved: tuple, gradients: Products) -> tuple[Tokens, list[Matrix]]:
+def _backward(interpret: Interpret, saved: tuple, gradients: Products) -> tuple[Tokens, list[Array]]:
     x, weights = saved
     of_x = _gradient([long_rows(one) for one in gradients], weights, interpret)
     rows = joined_rows(x)
     return of_x.reshape(x.shape), type(weights)(rows.T @ joined_rows(one) for one in gradients)
 
 
-projections.defvjp(_forward, _backward)
+_differentiable.defvjp(_forward, _backward)
 
 
 def _products(x: Tokens, weights: Sequence[Matrix], interpret: Interpret) -> Products:
-    grid = _Grid(x, weights, sums=0)
+    rows = long_rows(x)
+    grid = _Grid(rows, weights, sums=0)
 
     def kernel(x: jax.Ref, *refs: jax.Ref) -> None:
         count = len(refs) // 2
@@ -101,8 +110,8 @@ def _products(x: Tokens, weights: Sequence[Matrix], interpret: Interpret) -> Pro
                 for at in grid.blocks.slices:
                     out[at, :] = product(x[at, :], weight[...], 0).astype(out.dtype)
 
-    call = grid.call(kernel, NAME, interpret, [grid.row, *grid.matrices], grid.columns, scratch=[])
-    return tuple(call(x, *weights))
+    call = grid.call(kernel, NAME, interpret, [grid.row], grid.columns, scratch=[])
+    return tuple(one.reshape(*x.shape[:2], -1) for one in call(rows))
 
 
 def _gradient(gradients: Sequence[Float[Array, "b l _"]], weights: Sequence[Matrix], interpret: Interpret) -> Tokens:
@@ -130,16 +139,15 @@ def _gradient(gradients: Sequence[Float[Array, "b l _"]], weights: Sequence[Matr
             out[...] = total[...].astype(out.dtype)
 
     sums = [pltpu.VMEM((grid.blocks.rows, width), jnp.float32)]
-    inputs = [*grid.columns, *grid.matrices]
-    call = grid.call(kernel, f"{NAME}_backward", interpret, inputs, [grid.row], scratch=sums)
-    return call(*gradients, *weights)[0]
+    call = grid.call(kernel, f"{NAME}_backward", interpret, grid.columns, [grid.row], scratch=sums)
+    return call(*gradients)[0]
 
 
 class _Grid:
     """Steps (row, block of tokens, block of columns of one matrix after another), and the blocks of arrays."""
 
     def __init__(self, tokens: Float[Array, "b l _"], weights: Sequence[Matrix], *, sums: int):
-        self.chip, self.dtype, self.sums = known_chip() or UNKNOWN, tokens.dtype, sums
+        self.chip, self.dtype, self.sums, self.weights = known_chip() or UNKNOWN, tokens.dtype, sums, weights
         batch, length, _ = tokens.shape
         width = weights[0].shape[0]
         self.parts: list[_Part] = []
@@ -152,9 +160,8 @@ class _Grid:
         assert blocks is not None  # or `refusal` would have said so
         self.blocks, self.sizes = blocks, (batch, length, width)
         self.steps = (batch, pl.cdiv(length, blocks.rows), steps)
-        self.row = pl.BlockSpec((None, blocks.rows, width), lambda b, i, j: (b, i, 0))
+        self.row = pl.BlockSpec((None, blocks.rows, width), lambda b, i, j, *_: (b, i, 0))
         self.columns = [self._of_columns(part) for part in self.parts]
-        self.matrices = [self._of_matrix(part, width) for part in self.parts]
 
     def is_of(self, part: _Part) -> Array:
         """Whether this step is one of the matrix."""
@@ -163,10 +170,10 @@ class _Grid:
 
     def _of_columns(self, part: _Part) -> pl.BlockSpec:
         shape = (None, self.blocks.rows, part.columns)
-        return pl.BlockSpec(shape, lambda b, i, j: (b, i, _within(part, j)))
+        return pl.BlockSpec(shape, lambda b, i, j, *_: (b, i, _within(part, j)))
 
-    def _of_matrix(self, part: _Part, width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((width, part.columns), lambda b, i, j: (0, _within(part, j)))
+    def _of_matrix(self, part: _Part, weight: Matrix) -> pl.BlockSpec:
+        return block(weight, (weight.shape[0], part.columns), lambda b, i, j, *_: (0, _within(part, j)))
 
     def call(
         self,
@@ -182,14 +189,15 @@ class _Grid:
         filled = sum(pl.cdiv(part.width, self.chip.matrix_unit) for part in self.parts) * self.chip.matrix_unit
         widths = [width] if self.sums else [part.width for part in self.parts]
         moved = tokens * (width + columns) + self.steps[0] * self.steps[1] * width * columns
-        needed = _step_bytes(self.blocks.rows, width, self.parts, self.sums)
         return Kernel(
             grid=self.steps,
             inputs=inputs,
+            weights=self.weights,
+            matrices=[self._of_matrix(part, weight) for part, weight in zip(self.parts, self.weights)],
             outputs=outputs,
             results=[jax.ShapeDtypeStruct((batch, length, each), self.dtype) for each in widths],
             sums=scratch,
-            step_bytes=needed,
+            step_bytes=_step_bytes(self.blocks.rows, width, self.parts, self.sums),
             cost=pl.CostEstimate(
                 flops=2 * tokens * width * filled,  # with columns that a matrix unit leaves empty
                 transcendentals=0,

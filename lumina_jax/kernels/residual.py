@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
@@ -51,6 +52,8 @@ class Leaving(NamedTuple):
     factor: OfRows
     eps: float | None
     """Added to the mean square of y; None: y is not normed."""
+    kept_as: str | None = None
+    """The name by which y may be kept for the backward pass (`jax.ad_checkpoint.checkpoint_name`)."""
 
 
 class Entering(NamedTuple):
@@ -66,6 +69,7 @@ class _Plan(NamedTuple):
 
     eps_left: float | None
     eps_entered: float
+    kept_as: str | None
     interpret: Interpret
 
 
@@ -126,9 +130,9 @@ def between_branches(
       leaving, entering: at least one.
       interpret: run on any device, slowly.
     """
-    y, left, eps_left = (None, None, None) if leaving is None else leaving
+    y, left, eps_left, kept_as = (None, None, None, None) if leaving is None else leaving
     entered, shift, eps_entered = (None, None, 0.0) if entering is None else entering
-    return _between(_Plan(eps_left, eps_entered, interpret), x, y, _Vectors(left, entered, shift))
+    return _between(_Plan(eps_left, eps_entered, kept_as, interpret), x, y, _Vectors(left, entered, shift))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -162,6 +166,8 @@ def _between_forward(
     plan: _Plan, x: Tokens, y: Tokens | None, vectors: _Vectors
 ) -> tuple[tuple[Tokens, Tokens | None], tuple]:
     out, z = _between(plan, x, y, vectors)
+    if plan.kept_as is not None:
+        y = checkpoint_name(y, plan.kept_as)  # here alone, or JAX would round it again before the kernel reads it
     return (out, z), (y, vectors, None if z is None else out)
 
 

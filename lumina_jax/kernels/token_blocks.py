@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from lumina_jax.chips import Chip
 from lumina_jax.kernels.flash.blocks import known_chip
 from lumina_jax.kernels.flash.plan import Interpret, asked_vmem
+from lumina_jax.kernels.stacked import Matrix, StackedMatrix, array, layer_index
 
 MOST_ROWS, CHUNKS = 1408, (384, 768)
 """The most tokens of a block; tokens that are multiplied together, from and to."""
@@ -48,7 +49,7 @@ def refusal(x: Tokens, weights: Sequence[Any], with_kernels: Sequence[str]) -> s
     chip, length = known_chip(), long_rows(x).shape[1]
     if chip is None or chip.name not in with_kernels:
         return f"they serve {', '.join(with_kernels)}"
-    if not all(isinstance(weight, jax.Array) for weight in weights):
+    if not all(isinstance(weight, jax.Array | StackedMatrix) for weight in weights):
         return "a weight has an adapter, or few bits"
     if x.dtype != jnp.bfloat16:
         return f"activations are {x.dtype}"
@@ -62,6 +63,10 @@ class Kernel(NamedTuple):
 
     grid: tuple[int, int, int]
     inputs: Sequence[pl.BlockSpec]
+    """Of what is multiplied with the matrices."""
+    weights: Sequence[Matrix]
+    matrices: Sequence[pl.BlockSpec]
+    """Of the weights."""
     outputs: Sequence[pl.BlockSpec]
     results: Sequence[jax.ShapeDtypeStruct]
     sums: Sequence[Any]
@@ -73,14 +78,18 @@ class Kernel(NamedTuple):
     def call(
         self, body: Callable[..., None], name: str, chip: Chip, interpret: Interpret
     ) -> Callable[..., Sequence[Array]]:
-        """The call with this body."""
-        return pl.pallas_call(
-            body,
-            grid=self.grid,
-            in_specs=self.inputs,
-            out_specs=self.outputs,
+        """The call with this body, a function of the inputs."""
+        scalars = layer_index(self.weights)
+        called = pl.pallas_call(
+            lambda *refs: body(*refs[len(scalars) :]),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=len(scalars),
+                grid=self.grid,
+                in_specs=[*self.inputs, *self.matrices],
+                out_specs=self.outputs,
+                scratch_shapes=self.sums,
+            ),
             out_shape=self.results,
-            scratch_shapes=self.sums,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"),
                 vmem_limit_bytes=asked_vmem(self.step_bytes, chip),
@@ -89,6 +98,7 @@ class Kernel(NamedTuple):
             interpret=interpret,
             name=name,
         )
+        return lambda *inputs: called(*scalars, *inputs, *map(array, self.weights))
 
 
 def cut(length: int, chip: Chip, step_bytes: Callable[[int], int]) -> TokenBlocks | None:

@@ -60,17 +60,16 @@ def vectors(values: Float[Array, "b s v"], parts: int, segment_ids: Int[Array, "
     return [spread(part, segment_ids) for part in jnp.split(values, parts, axis=-1)]
 
 
+FEED_FORWARD = "feed_forward"
+"""The name by which `model.remat` keeps the output of the feed-forward. The gradients of its gate, or of the norm after
+it, need it, and its last product is among the dearest to compute again."""
+
+
 def branch_norm(rngs: nnx.Rngs, config: ModelConfig) -> RMSNorm | PlainLayerNorm:
     """The norm before attention and before the feed-forward."""
     if config.norm_kind == "layer":
         return PlainLayerNorm(config.norm_eps)
     return RMSNorm(rngs, config.width, config.norm_eps, weight=config.norm_weights)
-
-
-def keepable(y: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
-    """The output of the feed-forward, by the name with which `model.remat` keeps it. The gradients of its gate, or of
-    the norm after it, need it, and its last product is among the dearest to compute again."""
-    return checkpoint_name(y, "feed_forward")
 
 
 class FlagBlock(nnx.Module):
@@ -98,7 +97,7 @@ class FlagBlock(nnx.Module):
         x, z = between(x, None, BranchInput(self.attention_norm, scale, shift), kernels=self.kernels)
         y = self.attention(z, tokens, gated(self.text, text), attend)
         x, z = between(x, BranchOutput(y, gate), BranchInput(self.mlp_norm, mlp_scale, mlp_shift), kernels=self.kernels)
-        return between(x, BranchOutput(keepable(self.mlp(z)), mlp_gate), None, kernels=self.kernels)[0]
+        return between(x, BranchOutput(self.mlp(z), mlp_gate, kept_as=FEED_FORWARD), None, kernels=self.kernels)[0]
 
 
 class NextBlock(nnx.Module):
@@ -130,7 +129,7 @@ class NextBlock(nnx.Module):
         y = self.attention(z, tokens, gated(self.text, text), attend)
         output = BranchOutput(y, jnp.tanh(gate), self.attention_out_norm)
         x, z = between(x, output, BranchInput(self.mlp_norm, mlp_scale), kernels=self.kernels)
-        output = BranchOutput(keepable(self.mlp(z)), jnp.tanh(mlp_gate), self.mlp_out_norm)
+        output = BranchOutput(self.mlp(z), jnp.tanh(mlp_gate), self.mlp_out_norm, FEED_FORWARD)
         return between(x, output, None, kernels=self.kernels)[0]
 
 
@@ -165,7 +164,7 @@ class DiTBlock(nnx.Module):
         if self.text_attention is not None and text is not None:
             x = x + self.text_attention(x, tokens, text)
         y = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * keepable(self.mlp(y))
+        return x + mlp_gate * checkpoint_name(self.mlp(y), FEED_FORWARD)
 
 
 Block = FlagBlock | NextBlock | DiTBlock

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lumina_jax.kernels import residual
@@ -25,6 +26,8 @@ class BranchOutput(NamedTuple):
     y: Float[Array, "b l m"]
     gate: OfSamples
     norm: RMSNorm | None = None
+    kept_as: str | None = None
+    """The name by which `model.remat` keeps y for the backward pass."""
 
 
 class BranchInput(NamedTuple):
@@ -47,7 +50,8 @@ def between(
         out, z = residual.between_branches(x, _leaving(output), _entering(following))
         return out, out if z is None else z
     if output is not None:
-        x = x + output.gate * normed(output.y, output.norm)
+        y = output.y if output.kept_as is None else checkpoint_name(output.y, output.kept_as)
+        x = x + output.gate * normed(y, output.norm)
     if following is None:
         return x, x
     z = following.norm(x) * (1 + following.scale)
@@ -69,7 +73,8 @@ def _leaving(output: BranchOutput | None) -> residual.Leaving | None:
     if output is None:
         return None
     norm = output.norm
-    return residual.Leaving(output.y, _weighted(output.gate, norm), None if norm is None else norm.eps)
+    eps = None if norm is None else norm.eps
+    return residual.Leaving(output.y, _weighted(output.gate, norm), eps, output.kept_as)
 
 
 def _entering(following: BranchInput | None) -> residual.Entering | None:

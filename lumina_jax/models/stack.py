@@ -9,25 +9,20 @@ while it computes the layer below. Gathered weights are never kept for the backw
 differentiates, such as those of a frozen base, have no gradient and no scatter.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from lumina_jax.kernels import cudnn
+from lumina_jax.kernels.flash.call import refusal_here
+from lumina_jax.models.whole_stack import Activations, Differentiated, Index, Layer, count, in_place, primals, scanned
 from lumina_jax.parallel.gather import ShardedWeights
-
-Activations = Float[Array, "b l m"]
-Index = Int[Array, ""] | int
-"""Of a layer."""
-Layer = Callable[[Any, Any, Any, Any], Any]
-"""(activations, parameters of one layer, shared arguments, fixed arguments) -> activations; see `run_layers`."""
 
 _ATTENTION = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
@@ -71,15 +66,9 @@ def run_layers(
     layer = recomputed(layer, remat)
     if weights is not None:
         return _gathered(layer, weights, remat == "offload", unroll, x, stack, shared, fixed)
-    if unroll < _count(stack):
-
-        def body(x: Activations, parameters: Any) -> tuple[Activations, None]:
-            return layer(x, parameters, shared, fixed), None
-
-        return jax.lax.scan(body, x, stack, unroll=unroll)[0]
-    for parameters in unstack(stack):
-        x = layer(x, parameters, shared, fixed)
-    return x
+    if unroll < count(stack) and refusal_here(auto=True) is None:
+        return in_place(layer, unroll, x, stack, shared, fixed)
+    return scanned(layer, unroll, x, stack, shared, fixed)
 
 
 def recomputed(layer: Layer, remat: str) -> Layer:
@@ -110,31 +99,21 @@ def _forward(
 
     def ahead(carry: tuple[Activations, Any], index: Index, _: None) -> tuple[tuple[Activations, Any], None]:
         x, layer_weights = carry
-        x, following = _gathered_after(x, weights, stack, jnp.minimum(index + 1, _count(stack) - 1))
+        x, following = _gathered_after(x, weights, stack, jnp.minimum(index + 1, count(stack) - 1))
         return (layer(x, layer_weights, shared, fixed), following), None
 
-    def in_time(x: Activations, parameters: Any) -> tuple[Activations, None]:
-        return layer(x, weights.gather(parameters), shared, fixed), None
-
     if weights.are_whole:  # to take them ahead would only copy them
-        return jax.lax.scan(in_time, x, stack, unroll=unroll)[0]
+        return in_place(layer, unroll, x, stack, shared, fixed)
     start = x, weights.gather(_at(stack, 0))
-    return _each_layer(ahead, start, _count(stack), None, unroll=unroll)[0][0]
+    return _each_layer(ahead, start, count(stack), None, unroll=unroll)[0][0]
 
 
 def _forward_of_primals(
     layer: Layer, weights: ShardedWeights, offload: bool, unroll: int, x: Any, stack: Any, shared: Any, fixed: Any
 ) -> tuple[Activations, Any]:
     """`_forward_keeping` for arguments that say whether they are differentiated."""
-    leaves, structure = jax.tree.flatten(stack, is_leaf=_is_primal)
-    chosen = Differentiated(tuple(leaf.perturbed for leaf in leaves))
-    x, shared, fixed = jax.tree.map(lambda leaf: leaf.value, (x, shared, fixed), is_leaf=_is_primal)
-    stack = jax.tree.unflatten(structure, [leaf.value for leaf in leaves])
-    return _forward_keeping(layer, weights, offload, unroll, chosen, x, stack, shared, fixed)
-
-
-def _is_primal(node: Any) -> bool:
-    return isinstance(node, CustomVJPPrimal)
+    chosen, arguments = primals(x, stack, shared, fixed)
+    return _forward_keeping(layer, weights, offload, unroll, chosen, *arguments)
 
 
 def _forward_keeping(
@@ -142,7 +121,7 @@ def _forward_keeping(
     weights: ShardedWeights,
     offload: bool,
     unroll: int,
-    chosen: "Differentiated",
+    chosen: Differentiated,
     x: Activations,
     stack: Any,
     shared: Any,
@@ -153,7 +132,7 @@ def _forward_keeping(
 
     def body(carry: tuple[Activations, Any], index: Index, _: None) -> tuple[tuple[Activations, Any], list[Array]]:
         x, layer_weights = carry
-        x, following = _gathered_after(x, weights, stack, jnp.minimum(index + 1, _count(stack) - 1))
+        x, following = _gathered_after(x, weights, stack, jnp.minimum(index + 1, count(stack) - 1))
 
         def call(x: Activations, given: list[Array], shared: Any) -> Activations:
             return layer(x, chosen.put(layer_weights, given), shared, fixed)
@@ -166,7 +145,7 @@ def _forward_keeping(
         return (out, following), [jax.device_put(leaf, jax.memory.Space.Host) for leaf in kept] if offload else kept
 
     start = x, weights.gather(_at(stack, 0))
-    (x, last), kept = _each_layer(body, start, _count(stack), None, unroll=unroll)
+    (x, last), kept = _each_layer(body, start, count(stack), None, unroll=unroll)
     return x, (stack, shared, fixed, last, chosen, jax.tree_util.Partial(restores[-1], kept))
 
 
@@ -175,7 +154,7 @@ def _backward(
 ) -> Any:
     stack, shared, fixed, last, chosen, pullback = residuals
     restore, (kept,) = pullback.func, pullback.args
-    layers, scatter = _count(stack), weights.only(chosen.leaves).scatter
+    layers, scatter = count(stack), weights.only(chosen.leaves).scatter
     gradient = gradient.instantiate() if isinstance(gradient, SymbolicZero) else gradient
 
     def body(carry: tuple, index: Index, kept: list[Array]) -> tuple[tuple, None]:
@@ -199,32 +178,6 @@ def _backward(
 
 
 _gathered.defvjp(_forward_of_primals, _backward, symbolic_zeros=True)
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Differentiated:
-    """Which leaves of a tree of parameters are differentiated."""
-
-    leaves: tuple[bool, ...]
-    """One for each leaf, in the order of `jax.tree.leaves`."""
-
-    def of(self, tree: Any) -> list[Array]:
-        """The chosen leaves."""
-        return [leaf for leaf, is_chosen in zip(jax.tree.leaves(tree), self.leaves, strict=True) if is_chosen]
-
-    def put(self, tree: Any, chosen: list[Array]) -> Any:
-        """The tree with other chosen leaves."""
-        return self._filled(tree, chosen, jax.tree.leaves(tree))
-
-    def alone(self, tree: Any, chosen: list[Array]) -> Any:
-        """The tree with other chosen leaves, and None instead of all others."""
-        return self._filled(tree, chosen, [None] * len(self.leaves))
-
-    def _filled(self, tree: Any, chosen: list[Array], others: list[Any]) -> Any:
-        rest = iter(chosen)
-        leaves = [next(rest) if is_chosen else other for is_chosen, other in zip(self.leaves, others, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _without(pullback: Any, arguments: Any) -> tuple[list[Array], Callable[[list[Array], Any], Any]]:
@@ -307,10 +260,6 @@ def _unwritten(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.empty(leaf.shape, leaf.dtype), tree)
 
 
-def _count(stack: Any) -> int:
-    return jax.tree.leaves(stack)[0].shape[0]
-
-
 def _at(stack: Any, index: Index) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack)
 
@@ -319,18 +268,3 @@ def _put(stack: Any, layer: Any, index: Index) -> Any:
     return jax.tree.map(
         lambda leaf, value: jax.lax.dynamic_update_index_in_dim(leaf, value.astype(leaf.dtype), index, 0), stack, layer
     )
-
-
-@jax.custom_vjp
-def unstack(stacked: Any) -> list[Any]:
-    """The layers of a tree that holds all of them along the first axes of its leaves.
-
-    The gradient of this function is one stack; that of plain indexing is the sum of a whole stack for each layer.
-    """
-    return [jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked) for layer in range(_count(stacked))]
-
-
-unstack.defvjp(
-    lambda stacked: (unstack(stacked), None),
-    lambda _, layers: (jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers),),
-)

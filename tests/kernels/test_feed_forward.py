@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lumina_jax.chips import CHIPS
 from lumina_jax.kernels import feed_forward, token_blocks
 from lumina_jax.kernels.feed_forward import gated_feed_forward
+from lumina_jax.kernels.stacked import StackedMatrix
 from lumina_jax.models.adapters import LowRank
 from lumina_jax.models.layers import ParameterKeys, SwiGLU
 
@@ -34,7 +35,7 @@ def both(tokens, width, hidden, interpret):
     @jax.jit
     def results(*arguments):
         found = []
-        for function in (lambda *given: gated_feed_forward(*given, interpret), defined):
+        for function in (lambda *given: gated_feed_forward(*given, interpret=interpret), defined):
             out, pullback = jax.vjp(function, *arguments)
             found.append((out, *pullback(gradient)))
         return found
@@ -60,7 +61,16 @@ def test_the_kernels_and_their_gradients_are_those_of_the_formula(small_blocks, 
         np.testing.assert_allclose(found, value, rtol=2e-5, atol=2e-5 * float(jnp.abs(value).max()))
 
 
-def test_without_a_gradient_no_kernel_runs():
+@pytest.mark.parametrize("layer", [0, 2])
+def test_matrices_are_read_in_the_stack_of_all_layers(small_blocks, layer):
+    x, *weights, _ = case(150, 40, 768)
+    index = jnp.asarray(layer)
+    stacked = [StackedMatrix(jnp.full((3, *one.shape), jnp.nan).at[layer].set(one), index) for one in weights]
+    found = jax.jit(lambda x, *weights: gated_feed_forward(x, *weights, interpret=True))(x, *stacked)
+    np.testing.assert_allclose(found, defined(x, *weights), rtol=2e-5, atol=2e-5)
+
+
+def test_without_a_gradient_no_kernel_reads_other_matrices():
     *arguments, _ = case(20, 128, 256)
     program = str(jax.make_jaxpr(gated_feed_forward)(*arguments))
     assert "pallas_call" not in program

@@ -3,6 +3,7 @@ kernels serve."""
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lumina_jax.chips import CHIPS
 from lumina_jax.kernels import projections, token_blocks
+from lumina_jax.kernels.stacked import StackedMatrix
 from lumina_jax.models.adapters import LowRank
 from lumina_jax.models.layers import Linear, ParameterKeys, products
 
@@ -73,7 +75,16 @@ def test_the_kernels_write_each_block_once_and_read_nothing_beyond_theirs(small_
     check(128, 24, (256, 72), interpret=pltpu.InterpretParams(detect_races=True, out_of_bounds_reads="raise"))
 
 
-def test_without_a_gradient_no_kernel_runs():
+@pytest.mark.parametrize("layer", [0, 2])
+def test_matrices_are_read_in_the_stack_of_all_layers(small_blocks, layer):
+    x, matrices, _ = case(150, 40, (256, 72))
+    index = jnp.asarray(layer)
+    stacked = [StackedMatrix(jnp.full((3, *one.shape), jnp.nan).at[layer].set(one), index) for one in matrices]
+    found = jax.jit(lambda x, matrices: projections.projections(x, matrices, True))(x, stacked)
+    chex.assert_trees_all_close(found, defined(x, matrices), rtol=2e-5, atol=2e-5)
+
+
+def test_without_a_gradient_no_kernel_reads_other_matrices():
     x, matrices, _ = case(20, 128, (256, 128))
     program = str(jax.make_jaxpr(projections.projections)(x, matrices))
     assert "pallas_call" not in program

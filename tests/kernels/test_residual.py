@@ -172,3 +172,19 @@ def test_packed_rows_divided_rows_and_other_norms_are_left_to_xla(served):
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1), ("fsdp", "sequence"))):
         jax.eval_shape(traced, x, y, gate)
     assert len(served) == 1
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_kept_output_is_not_computed_again_and_the_kernel_reads_it_unrounded(served, kernels):
+    """JAX rounds a kept value again, in a pass of its own, before anything else in the forward pass reads it."""
+    x, y, gate, *_ = case(32, 256, ["y", "left"])
+
+    def loss(y, kept_as):
+        output = BranchOutput(jnp.sin(y), gate[:, None], a_norm(1), kept_as)
+        return jnp.sum(between(x, output, None, kernels=kernels)[0] * x)
+
+    policy = jax.checkpoint_policies.save_only_these_names("kept")
+    layer = jax.checkpoint(loss, policy=policy, static_argnums=1)
+    kept, again = (str(jax.make_jaxpr(jax.grad(layer), static_argnums=1)(y, name)) for name in ("kept", None))
+    assert [program.count(" sin ") for program in (kept, again)] == [1, 2]
+    assert ("reduce_precision" in kept) == (not kernels)

@@ -11,7 +11,8 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 import lumina_jax.models.stack
-from lumina_jax.models.stack import REMAT_POLICIES, Differentiated, _forward_keeping, recomputed, run_layers
+from lumina_jax.models.stack import REMAT_POLICIES, _forward_keeping, recomputed, run_layers
+from lumina_jax.models.whole_stack import Differentiated
 from lumina_jax.parallel.gather import Cut, ShardedWeights
 
 ALONE = ShardedWeights((Cut(0, ()),) * 2, (), jnp.dtype("float32"), None)
