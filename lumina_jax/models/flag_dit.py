@@ -23,7 +23,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lumina_jax.config import ModalityConfig, ModelConfig
-from lumina_jax.kernels.arguments import Attend
+from lumina_jax.kernels.arguments import Attend, may_be_kernels
+from lumina_jax.kernels.flash.blocks import Sizes
+from lumina_jax.kernels.flash.call import row_length
 from lumina_jax.models.attention import (
     LayerText,
     TextKeys,
@@ -53,7 +55,7 @@ from lumina_jax.models.text_layers import CaptionPooling, TextLayers
 from lumina_jax.parallel.columns import DividedColumns
 from lumina_jax.parallel.gather import ShardedWeights
 from lumina_jax.parallel.tensor import ALONE, Tensor
-from lumina_jax.tokens import Kind, TextFeatures, Tokens
+from lumina_jax.tokens import Kind, TextFeatures, Tokens, lengthened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,9 @@ class FlagDiT(nnx.Module):
         chex.assert_equal_shape([tokens.kinds, tokens.segment_ids])
         chex.assert_equal_shape_prefix([tokens.patches, tokens.kinds, tokens.positions], 2)
         chex.assert_axis_dimension(tokens.patches, 2, self.config.patch_values)
-        config, segments = self.config, t.shape[1]
+        config, segments, length = self.config, t.shape[1], tokens.kinds.shape[1]
+        if sharing is None and merging is None:
+            tokens = lengthened(tokens, self._row_length(length, condition))
         dtype = jnp.dtype(config.compute_dtype)
         if isinstance(condition, TextFeatures):
             condition = self._through_text_layers(condition)
@@ -189,7 +193,24 @@ class FlagDiT(nnx.Module):
         predictions = (
             _in_order_of_input(output, modality, keep_sigma) for output, modality in zip(outputs, config.modalities)
         )
-        return _by_modality(tokens, [_padded(prediction, config.patch_values) for prediction in predictions])
+        values = _by_modality(tokens, [_padded(prediction, config.patch_values) for prediction in predictions])
+        return values[:, :length]
+
+    def _row_length(self, tokens: int, condition: Condition) -> int:
+        """The tokens of a row for which attention need not append some in each layer."""
+        config, devices = self.config, self.parallel.tensor.size
+        if self.parallel.row or not may_be_kernels(config.attention):
+            return tokens
+        text = condition.segment_ids.shape[1] if isinstance(condition, TextFeatures | TextContext) else 0
+        sizes = Sizes(
+            length=tokens,
+            text=0 if config.block == "dit" else text,
+            heads=config.heads // devices,
+            key_heads=config.key_heads // devices,
+            width=config.head_width,
+            itemsize=jnp.dtype(config.compute_dtype).itemsize,
+        )
+        return row_length(sizes, auto=config.attention == "auto")
 
     def embed(self, tokens: Tokens) -> Float[Array, "b l m"]:
         """Patches through the input projection of their modality, and the learned tokens of the markers, in float32."""

@@ -1,7 +1,7 @@
 """Latents of any shape to one sequence of tokens, and back."""
 
 from lumina_jax.tokens.grid import Grid, Kind, MarkerLayout, latent_grid
-from lumina_jax.tokens.packing import Fit, Tokens, first_fit, pack, spread, tokens_of, unpack
+from lumina_jax.tokens.packing import Fit, Tokens, first_fit, lengthened, pack, spread, tokens_of, unpack
 from lumina_jax.tokens.patchify import cut_views, patchify, pixels_to_unit, tile_views, unit_to_pixels, unpatchify
 from lumina_jax.tokens.text import TextFeatures, pack_text
 
@@ -15,6 +15,7 @@ __all__ = [
     "cut_views",
     "first_fit",
     "latent_grid",
+    "lengthened",
     "pack",
     "pack_text",
     "patchify",

@@ -153,6 +153,14 @@ def unpack(
     return rows
 
 
+def lengthened(tokens: Tokens, length: int) -> Tokens:
+    """Rows of `length` tokens, with padding at the end."""
+    missing = length - tokens.kinds.shape[1]
+    if not missing:
+        return tokens
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)), tokens)
+
+
 def spread(table: Num[Array, "b s *m"], segment_ids: Int[AnyArray, "b l"]) -> Num[Array, "b _ *m"]:
     """A value for each segment as one for each of its tokens: [b s ...] to [b l ...]; padding gets zeros.
 

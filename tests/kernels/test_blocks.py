@@ -1,11 +1,14 @@
 """Block sizes: what is refused and why, what is chosen, and the ranges of tiles that packed rows need."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lumina_jax.chips import CHIPS
+from lumina_jax.kernels.flash import call
 from lumina_jax.kernels.flash import visits as steering
 from lumina_jax.kernels.flash.blocks import (
     UNKNOWN,
@@ -17,6 +20,8 @@ from lumina_jax.kernels.flash.blocks import (
     least_heads,
     padded_length,
 )
+from lumina_jax.kernels.flash.call import row_length
+from lumina_jax.kernels.flash.plan import rows_in_hbm
 
 VISITS = jax.jit(steering.visits, static_argnames=("block", "tile_q", "tile_kv", "most"))
 RUNS = jax.jit(steering.runs, static_argnames=("block", "tile"))
@@ -172,3 +177,16 @@ def test_every_row_is_in_a_tile_of_its_sample_whatever_the_lengths():
 )
 def test_rows_that_no_list_holds_say_so(ids):
     assert list(listed(ids, block=256, tile=64)[0]) == [-1]
+
+
+@pytest.mark.parametrize("tokens", [150, 4160, 8320, 16512, 33824, 131072])
+@pytest.mark.parametrize("width", [72, 128])
+def test_rows_of_the_length_that_is_asked_for_are_not_lengthened_again(monkeypatch, tokens, width):
+    sizes = Sizes(tokens, 77, 32, 8, width)
+    assert row_length(sizes, auto=True) == tokens  # no TPU here
+    monkeypatch.setattr(call, "refusal_here", lambda auto: None)
+    for chip in CHIPS.values():
+        monkeypatch.setattr(call, "known_chip", lambda chip=chip: chip)
+        longer = dataclasses.replace(sizes, length=row_length(sizes, auto=True))
+        assert tokens <= longer.length < 1.02 * tokens
+        assert rows_in_hbm(longer, choose(longer, chip)) == longer.length

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from lumina_jax.config import ModelConfig
+from lumina_jax.models.attention import attend_with
 from lumina_jax.models.flag_dit import FlagDiT, Parallel, abstract_model
 from lumina_jax.models.layers import ParameterKeys
 from lumina_jax.models.presets import SIZES, preset
@@ -224,3 +225,24 @@ def test_attention_is_told_how_many_samples_share_a_row(count):
     inputs = jax.tree.map(jnp.asarray, (tokens, times[None], pack_text([captions], 16)))
     jax.eval_shape(lambda parameters: nnx.merge(graph, parameters)(*inputs), abstract_model(CONFIG)[1])
     assert set(told) == {count}
+
+
+def test_rows_that_attention_would_lengthen_are_lengthened_once_for_all_layers(packed_gradient, monkeypatch):
+    asked, seen = [], []
+
+    def row_length(sizes, *, auto):
+        asked.append((sizes.length, sizes.text, sizes.heads, sizes.width))
+        return sizes.length + 7
+
+    def attend(q, *arguments, segments, **settings):
+        seen.append(q.shape[1])
+        return plain(q, *arguments, segments=segments, **settings)
+
+    monkeypatch.setattr("lumina_jax.models.flag_dit.row_length", row_length)
+    plain = attend_with(CONFIG)
+    monkeypatch.setattr("lumina_jax.models.flag_dit.attend_with", lambda config: attend)
+    found = value_and_gradient(dataclasses.replace(CONFIG, unroll=2))  # not yet compiled
+    assert set(asked) == {(64, 16, CONFIG.heads, CONFIG.head_width)}
+    assert set(seen) == {71}
+    chex.assert_trees_all_close(found[0], packed_gradient[0], atol=1e-5)
+    chex.assert_trees_all_close(found[1], packed_gradient[1], atol=1e-6 * largest(found[1]), rtol=1e-4)

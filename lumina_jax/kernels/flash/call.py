@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 from lumina_jax.chips import LANES
 from lumina_jax.kernels.arguments import GatedText
 from lumina_jax.kernels.flash.backward import backward
-from lumina_jax.kernels.flash.blocks import BlockSizes, choose, known_chip, padded
+from lumina_jax.kernels.flash.blocks import BlockSizes, Sizes, choose, known_chip, padded
 from lumina_jax.kernels.flash.forward import ForwardOutputs, forward
-from lumina_jax.kernels.flash.plan import Interpret, KernelPlan, PaddedText, kernel_plan, sizes_of
+from lumina_jax.kernels.flash.plan import Interpret, KernelPlan, PaddedText, kernel_plan, rows_in_hbm, sizes_of
 
 MOST_WIDTH = 256
 WIDTH_UNIT = 8
@@ -54,6 +54,17 @@ def refusal_here(*, auto: bool) -> str | None:
     if auto and not alone and not jax.sharding.get_abstract_mesh().are_all_axes_manual:
         return "several devices may share the arrays, and XLA cannot divide a kernel: call it inside jax.shard_map"
     return None
+
+
+def row_length(sizes: Sizes, *, auto: bool) -> int:
+    """The tokens that rows should have where this is traced, so that no call appends some: a few more, or as many."""
+    chip = known_chip()
+    if chip is None or refusal_here(auto=auto):
+        return sizes.length
+    try:
+        return rows_in_hbm(sizes, choose(sizes, chip))
+    except ValueError:  # the kernels cannot serve them
+        return sizes.length
 
 
 def check(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"]) -> None:

@@ -148,6 +148,15 @@ def sizes_of(q: Float[Array, "b l h d"], k: Float[Array, "b l k d"], text_tokens
     return Sizes(q.shape[1], text_tokens, q.shape[2], k.shape[2], q.shape[3], q.dtype.itemsize)
 
 
+def rows_in_hbm(sizes: Sizes, blocks: BlockSizes) -> int:
+    """Tokens of a row in HBM: more than it has only where a block would lie beyond it, or where keys are taken in parts
+    or windows."""
+    length = padded_length(sizes.length)
+    is_whole = blocks.kv == blocks.kv_backward == length
+    fits = length - sizes.length < min(blocks.q, blocks.q_backward)
+    return sizes.length if is_whole and fits else length
+
+
 def asked_vmem(needed: int, chip: Chip) -> int:
     """Bytes of vector memory to ask for, for a kernel whose blocks need this many."""
     return min(int(VMEM_LIMIT * chip.vmem), int(VMEM_MARGIN * needed) + VMEM_SPARE) // VMEM_UNIT * VMEM_UNIT
@@ -190,8 +199,6 @@ def kernel_plan(
 ) -> KernelPlan:
     """The plan of a call with these arrays.
 
-    Rows need padding in HBM only where a block would lie beyond them, or where keys are taken in parts or windows.
-
     Args:
       blocks: how the work is cut; None: the best known for the chip.
 
@@ -202,11 +209,9 @@ def kernel_plan(
     length = padded_length(sizes.length)
     blocks = blocks or choose(sizes, chip)
     blocks.check(length, sizes.key_heads, sizes.width)
-    is_whole = blocks.kv == blocks.kv_backward == length
-    fits = length - sizes.length < min(blocks.q, blocks.q_backward)
     return KernelPlan(
         batch=q.shape[0],
-        rows=sizes.length if is_whole and fits else length,
+        rows=rows_in_hbm(sizes, blocks),
         length=length,
         keys=length,
         text=padded(text_tokens),
