@@ -1,5 +1,7 @@
 """Spoken words from text, as the model in the package was trained, which `lumina sample speech` speaks with.
 
+No PyTorch layout holds the trained model: the authors never released code for speech, with its encoder of phonemes.
+
 1,318 English words, each in nine manners. One word in twelve is never trained on, so that phonemes have to be read.
 The network is that of configs/speech.py. docs/speech-model.md has the numbers.
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
@@ -58,19 +57,6 @@ class StackedMatrix:
 
 
 Matrix = StackedMatrix | Float[Array, "_ _"]
-
-
-def layer_of(stack: Any, index: Int[Array, ""]) -> Any:
-    """One layer of a tree whose leaves have a leading dimension of layers: its matrices stay in the stack."""
-
-    def one(leaf: Any) -> Any:
-        if isinstance(leaf, nnx.Variable):
-            value = leaf.get_value()
-            if isinstance(value, jax.Array) and value.ndim == 3:
-                return leaf.replace(StackedMatrix(value, index))
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), leaf)
-
-    return jax.tree.map(one, stack, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def block(weight: Matrix, shape: tuple[int, int], place: Place) -> pl.BlockSpec:

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from lumina_jax.kernels.stacked import layer_of
+from lumina_jax.kernels.stacked import StackedMatrix
 
 Activations = Float[Array, "b l m"]
 Index = Int[Array, ""] | int
@@ -66,6 +67,19 @@ def _backward(layer: Layer, unroll: int, kept: Any, gradient: Activations) -> An
 in_place.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
+def layer_of(stack: Any, index: Int[Array, ""]) -> Any:
+    """One layer of a tree whose leaves have a leading dimension of layers: its matrices stay in the stack."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, nnx.Variable):
+            value = leaf.get_value()
+            if isinstance(value, jax.Array) and value.ndim == 3:
+                return leaf.replace(StackedMatrix(value, index))
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), leaf)
+
+    return jax.tree.map(one, stack, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Differentiated:
@@ -103,6 +117,7 @@ def _is_primal(node: Any) -> bool:
 
 
 def count(stack: Any) -> int:
+    """The number of layers."""
     return jax.tree.leaves(stack)[0].shape[0]
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lumina_jax.kernels.stacked import StackedMatrix, layer_of
+from lumina_jax.kernels.stacked import StackedMatrix
 from lumina_jax.models.adapters import LowRank
-from lumina_jax.models.whole_stack import in_place, scanned
+from lumina_jax.models.whole_stack import in_place, layer_of, scanned
 
 LAYERS, WIDTH = 3, 5
 
