@@ -1,5 +1,7 @@
 """Layers of a device that has all parameters: their matrices stay in the stack unless somebody differentiates."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lumina_jax.config import ModelConfig
+from lumina_jax.kernels import feed_forward, projections
 from lumina_jax.kernels.stacked import StackedMatrix
 from lumina_jax.models.adapters import LowRank
 from lumina_jax.models.whole_stack import in_place, layer_of, scanned
+from lumina_jax.tokens import pack_text, tokens_of
+from tests.models.random_models import random_model
 
 LAYERS, WIDTH = 3, 5
+LAYOUT = {"patch_size": 2, "nextline": True, "nextframe": False}
+CONFIG = ModelConfig(
+    layers=2, heads=2, width=128, channels=3, text_width=12, mlp_multiple_of=128, compute_dtype="float32", block="next",
+    rope_axes=2, final_shift=False,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +95,40 @@ def test_a_matrix_in_a_stack_can_be_used_like_any_other():
     np.testing.assert_array_equal(matrix.astype(jnp.bfloat16), stack[1].astype(jnp.bfloat16))
     with pytest.raises(TypeError, match="cut_out"):
         matrix[0]
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_a_network_reads_the_stack_by_kernels_unless_it_is_differentiated(monkeypatch, differentiated):
+    """Of its input, as the density of a sample needs it."""
+    random = np.random.default_rng(1)
+    tokens, _ = tokens_of(jnp.asarray(random.standard_normal((2, 1, 8, 6, 3)), jnp.float32), **LAYOUT)
+    captions = [[random.standard_normal((3, 12)).astype(np.float32)] for _ in range(2)]
+    text, t = jax.tree.map(jnp.asarray, pack_text(captions, 4)), jnp.full((2, 1), 0.3)
+    model, read = random_model(CONFIG), []
+
+    def result():
+        def run(patches):
+            return model(tokens._replace(patches=patches), t, text)
+
+        function = jax.grad(lambda patches: jnp.sum(run(patches) ** 2)) if differentiated else run
+        return jax.jit(function)(tokens.patches)
+
+    def noted(function):
+        def called(x, *weights, **settings):
+            read.extend(type(weight) is StackedMatrix for weight in jax.tree.leaves(weights, is_leaf=is_matrix))
+            return function(x, *weights, **settings)
+
+        return called
+
+    def is_matrix(node):
+        return isinstance(node, StackedMatrix)
+
+    plain = result()
+    for module in ("layers", "stack"):
+        monkeypatch.setattr(f"lumina_jax.models.{module}.refusal_here", lambda auto: None)
+    for module, name in ((feed_forward, "gated_feed_forward"), (projections, "projections")):
+        monkeypatch.setattr(module, "refusal", lambda x, weights: None)
+        monkeypatch.setattr(module, name, noted(functools.partial(getattr(module, name), interpret=True)))
+    np.testing.assert_allclose(result(), plain, rtol=1e-4, atol=1e-5 * float(jnp.abs(plain).max()))
+    assert len(read) >= 6
+    assert set(read) == {not differentiated}
