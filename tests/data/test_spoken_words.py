@@ -50,4 +50,4 @@ def test_a_word_that_is_held_out_is_so_in_every_manner(tmp_path, monkeypatch):
     assert spoken["held_out"] == ["fish"] * 9
     assert len(spoken["train"]) == 69 * 9
     assert "fish" not in spoken["train"]
-    assert "The split held_out has 1 word" in (tmp_path / "flite-speech" / "README.md").read_text()
+    assert "The split held_out has 1 word that train" in (tmp_path / "flite-speech" / "README.md").read_text()
