@@ -44,6 +44,7 @@ Hidden = Float[Array, "b l f"]
 Inwards = StackedMatrix | Float[Array, "m f"]
 Outwards = StackedMatrix | Float[Array, "f m"]
 MATRICES = 3
+"""Of a feed-forward."""
 
 
 class _Pass(NamedTuple):
